@@ -1,0 +1,62 @@
+"""The only file that knows torch.distributed. Without a process group every function is the identity.
+
+Nothing here carries a gradient, so torch's autograd collectives, which change names between versions, are not needed:
+the loss knows the gradient of its own rows in closed form (see `matching.py`).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.functional import pad
+
+
+def world_size() -> int:
+    """Workers in the default process group; 1 without one."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def gather_rows(rows: Tensor) -> tuple[Tensor, slice]:
+    """Every worker's rows, in rank order, and where this worker's stand among them.
+
+    Args:
+        rows: (N, D), without a graph; N may differ between workers, D and the dtype may not.
+
+    Returns:
+        (M, D), the same on every worker, and the slice of this worker's N rows. Sends N*D elements (the largest N of
+        all workers) and one count.
+    """
+    workers = world_size()
+    if workers == 1:
+        return rows, slice(0, len(rows))
+    counts = _counts(rows)
+    largest = max(counts)
+    mine = pad(rows, (0, 0, 0, largest - len(rows))).contiguous()
+    everyone = [torch.empty_like(mine) for _ in counts]
+    # As bytes: not every backend knows every floating-point type.
+    dist.all_gather([part.view(torch.uint8) for part in everyone], mine.view(torch.uint8))
+    start = sum(counts[: dist.get_rank()])
+    gathered = torch.cat([part[:count] for part, count in zip(everyone, counts, strict=True)])
+    return gathered, slice(start, start + len(rows))
+
+
+def sum_over_workers(values: Tensor) -> Tensor:
+    """The sum of every worker's `values` (same shape everywhere)."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def _counts(rows: Tensor) -> list[int]:
+    """How many rows each worker has; checks that they are as long, since a collective on unequal rows hangs or lies."""
+    mine = torch.tensor([*rows.shape, rows.element_size()], device=rows.device)
+    everyone = [torch.empty_like(mine) for _ in range(world_size())]
+    dist.all_gather(everyone, mine)
+    shapes = [tuple(shape.tolist()) for shape in everyone]
+    if len({shape[1:] for shape in shapes}) > 1:
+        raise ValueError(
+            f"features: workers bring rows of different length or precision ({', '.join(map(str, shapes))} as "
+            "rows, length, bytes); use the same network, layer, crop size and precision on every worker"
+        )
+    return [shape[0] for shape in shapes]

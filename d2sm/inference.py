@@ -1,0 +1,116 @@
+"""Restoring images of any size, whole or in tiles, with the same result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+
+import torch
+from torch import Tensor, nn
+
+
+def restore(
+    model: nn.Module,
+    noisy: Tensor,
+    sigma: float | Tensor | None = None,
+    *,
+    tile: int | None = None,
+    halo: int | None = None,
+) -> Tensor:
+    """Run a denoiser over a batch without gradients.
+
+    With `tile`, the network sees windows of about `tile + 2 * halo` pixels a side, one at a time, so the
+    memory it needs does not grow with the image. A window takes its margin from the image itself and
+    starts at a multiple of the model's stride; only at the image's own border is there none, and there the
+    network pads as it does on the whole image. Hence the result is that of the whole image, up to the
+    rounding of float32. The image may stay on the CPU while the model is on a GPU: windows travel.
+
+    Args:
+        model: a denoiser with the attributes `blind` (it takes no sigma), `stride` and `receptive_field`
+            (both in pixels).
+        noisy: (B, 3, H, W), nominally in [0, 1], any H and W.
+        sigma: standard deviation of the noise in units of 0..255, one number or (B,). A blind model is not
+            given it.
+        tile: side of the square that is restored at once, in pixels, rounded up to a multiple of the stride;
+            None: the whole image.
+        halo: margin around a tile in pixels, rounded likewise, at least the receptive field; None: the
+            receptive field.
+
+    Returns:
+        restored, (B, 3, H, W) on the device of `noisy`, not clamped.
+
+    Raises:
+        ValueError: sigma missing or not a noise level, tile not positive, halo below the receptive field or
+            without a tile, a model that does not state its stride or receptive field.
+    """
+    if noisy.dim() != 4 or noisy.shape[1] != 3:
+        raise ValueError(f"restore: noisy has shape {tuple(noisy.shape)}: needs (B, 3, H, W)")
+    levels = None if model.blind else _levels(sigma, noisy)
+    with torch.no_grad():
+        if tile is None:
+            if halo is not None:
+                raise ValueError(f"restore: halo={halo} without a tile: give tile, or leave halo out")
+            return _run(model, noisy, levels)
+        restored = torch.empty_like(noisy)
+        for core, window in _tiles(model, noisy.shape[2:], tile, halo):
+            (top, bottom), (left, right) = core
+            (above, below), (before, after) = window
+            piece = _run(model, noisy[..., above:below, before:after], levels)
+            restored[..., top:bottom, left:right] = piece[
+                ..., top - above : bottom - above, left - before : right - before
+            ]
+    return restored
+
+
+def _levels(sigma: float | Tensor | None, noisy: Tensor) -> Tensor:
+    if sigma is None:
+        raise ValueError("restore: sigma is missing and the model is not blind: give the noise level, 0..255")
+    levels = torch.as_tensor(sigma, dtype=torch.float32, device=noisy.device)
+    if levels.dim() == 0:
+        levels = levels.expand(noisy.shape[0])
+    if levels.shape != noisy.shape[:1]:
+        raise ValueError(f"restore: sigma has shape {tuple(levels.shape)}: needs a number or one per image")
+    if not bool(((levels >= 0) & (levels <= 255)).all()):
+        raise ValueError(f"restore: sigma={levels.tolist()}: needs a noise level in 0..255")
+    return levels
+
+
+def _run(model: nn.Module, noisy: Tensor, levels: Tensor | None) -> Tensor:
+    weight = next(model.parameters())
+    inputs = (
+        [noisy.to(weight.device)] if levels is None else [noisy.to(weight.device), levels.to(weight.device)]
+    )
+    restored: Tensor = model(*inputs)
+    return restored.to(noisy.device)
+
+
+Span = tuple[int, int]
+
+
+def _tiles(
+    model: nn.Module, size: torch.Size, tile: int, halo: int | None
+) -> Iterator[tuple[tuple[Span, Span], tuple[Span, Span]]]:
+    """For each tile the rows and columns it fills, and the rows and columns the network sees for it."""
+    stride, reach = _pixels(model, "stride"), _pixels(model, "receptive_field")
+    halo = reach if halo is None else halo
+    if tile < 1:
+        raise ValueError(f"restore: tile={tile}: needs at least 1 pixel")
+    if halo < reach:
+        raise ValueError(f"restore: halo={halo}: needs at least the model's receptive field, {reach} pixels")
+    tile, halo = (-(-side // stride) * stride for side in (tile, halo))
+    spans = [[(at, min(at + tile, side)) for at in range(0, side, tile)] for side in size]
+    for rows, columns in product(*spans):
+        yield (rows, columns), (_widened(rows, halo, size[0]), _widened(columns, halo, size[1]))
+
+
+def _pixels(model: nn.Module, name: str) -> int:
+    value = getattr(model, name, None)
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(
+            f"restore: {type(model).__name__}.{name} is {value!r}: tiles need a number of pixels"
+        )
+    return value
+
+
+def _widened(span: Span, halo: int, side: int) -> Span:
+    return max(0, span[0] - halo), min(side, span[1] + halo)

@@ -1,0 +1,149 @@
+"""D2SM: the distribution of restored images in a pretrained network's feature space matches that of clean images.
+
+    x = G(noisy)                      restored            (B, 3, H, W)
+    y                                 clean               (B, 3, H, W)
+    f^x = Phi(x), f^y = Phi(y)        features            (N, D)      N = B, D = C h w          "w/o Internal"
+                                                          (N, D)      N = B P, D = C (K/s)^2    "w/ Internal"
+    Q^X, Q^Y                          queues              (q, D)      the newest N enter, the oldest N leave   (3)
+
+    k(a, b) = (a.b / (|a| |b|) + 1) / 2                                      cosine kernel, in [0, 1]
+    g'_ij   = k(Q^X_i, Q^X_j) / sum_{k != j} k(Q^X_k, Q^X_j)                 g_ij: the same over Q^Y           (2)
+    L       = sum_j sum_{i != j} g'_ij log(g'_ij / g_ij)                     KL(restored || clean)             (1)
+
+P patches of K x K input pixels a crop; s the stride of Phi. Gradient flows through f^x of this mini-batch only, in its
+similarities to itself and to the history. `matching.py` computes L in O(N q D), `divergence.py` says how.
+
+Source: "Deep Semantic Statistics Matching (D2SM) Denoising Network", ECCV 2022, arXiv 2207.09302, eq. (1) to (3).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from d2sm.divergence import Divergence
+from d2sm.features import features as named_features
+from d2sm.features import patches, wrap
+from d2sm.matching import Reduction, StatisticsMatching
+
+
+class D2SMLoss(nn.Module):
+    """Deep semantic statistics matching of restored and clean images.
+
+    Args:
+        features: Phi: network and layer ("vgg19.conv5_4", "efficientnet_lite0.blocks.4", ...), or any module
+            (B, 3, H, W) -> (B, C, h, w). It is frozen, kept in eval mode and out of `state_dict()`.
+        queue_size: q, samples remembered.
+        patch_size: K, side of an internal patch in input pixels, a multiple of the features' stride; None: one sample
+            a crop.
+        divergence: "kl" (eq. (1)), "inverse_kl" or "jsd".
+        reduction: "mean" divides eq. (1) by the samples present; "sum" is eq. (1).
+        weights: file with Phi's weights, for a named network; None: those at hand, see `features.features`.
+        queue_dtype, gather_dtype: see `StatisticsMatching`.
+
+    Example:
+        >>> loss = D2SMLoss(nn.Conv2d(3, 8, 4, stride=4), queue_size=64, patch_size=8)
+        >>> clean = torch.rand(2, 3, 32, 32)
+        >>> restored = (clean + 0.1 * torch.randn_like(clean)).requires_grad_()
+        >>> loss(restored=restored, clean=clean).backward()
+        >>> restored.grad.abs().sum() > 0
+        tensor(True)
+    """
+
+    def __init__(
+        self,
+        features: str | nn.Module = "vgg19.conv5_4",
+        queue_size: int = 1024,
+        patch_size: int | None = None,
+        divergence: Divergence = "kl",
+        *,
+        reduction: Reduction = "mean",
+        weights: str | Path | None = None,
+        queue_dtype: torch.dtype | None = None,
+        gather_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.features = named_features(features, weights=weights) if isinstance(features, str) else wrap(features)
+        self.patch_size, self._side = patch_size, _side(patch_size, self.features.stride)
+        self.matching = StatisticsMatching(
+            queue_size, divergence, reduction=reduction, queue_dtype=queue_dtype, gather_dtype=gather_dtype
+        )
+        self._restored_seen = False
+        self.register_state_dict_post_hook(_leave_out_features)
+        self.register_load_state_dict_pre_hook(_put_back_features)
+
+    def forward(self, *, restored: Tensor, clean: Tensor) -> Tensor:
+        """Compare, and remember both for later steps (in training mode).
+
+        Args:
+            restored, clean: (B, 3, H, W) RGB in [0, 1]; `restored` may leave the range as far as noise does.
+
+        Returns:
+            A scalar >= 0 in float32, differentiable by `restored`.
+
+        Raises:
+            ValueError: on wrong shapes, devices or ranges, crops that patches do not tile, or queues too small.
+        """
+        self._check(restored, clean)
+        with torch.no_grad():
+            f_y = patches(self.features(clean), side=self._side)
+        f_x = patches(self.features(restored), side=self._side)
+        return self.matching(restored=f_x, clean=f_y)
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode for the queues; Phi stays in eval mode."""
+        super().train(mode)
+        self.features.eval()
+        return self
+
+    def _check(self, restored: Tensor, clean: Tensor) -> None:
+        for name, images in (("restored", restored), ("clean", clean)):
+            if images.ndim != 4 or images.shape[1] != 3:
+                raise ValueError(f"{name}: shape {tuple(images.shape)}; give RGB images as (B, 3, H, W)")
+        if restored.shape != clean.shape:
+            raise ValueError(f"clean: shape {tuple(clean.shape)}, but restored has {tuple(restored.shape)}")
+        if restored.device != clean.device:
+            raise ValueError(f"clean: on {clean.device}, but restored is on {restored.device}; move one of them")
+        for axis, size in zip(("H", "W"), clean.shape[2:], strict=True):
+            if self.patch_size and size % self.patch_size:
+                raise ValueError(
+                    f"patch_size={self.patch_size}: does not divide {axis}={size} of the images; crop them to a multiple"
+                )
+        self._check_range(restored.detach(), clean)
+
+    def _check_range(self, restored: Tensor, clean: Tensor) -> None:
+        # Reading a number back stops an accelerator's queue, so there only the first step is looked at.
+        first, self._restored_seen = not self._restored_seen, True
+        if first or clean.device.type == "cpu":
+            _within("clean", clean, -1e-3, 1 + 1e-3)
+        if first:  # wide, as an untrained network may stray; later on that is the optimizer's business
+            _within("restored", restored, -10.0, 11.0)
+
+
+def _within(name: str, images: Tensor, low: float, high: float) -> None:
+    least, most = images.min().item(), images.max().item()
+    if least < low or most > high:
+        raise ValueError(f"{name}: values from {least:.3g} to {most:.3g}; give images scaled to [0, 1], neither 0..255 nor normalised")
+
+
+def _side(patch_size: int | None, stride: int) -> int | None:
+    """K in cells of the feature map."""
+    if patch_size is None:
+        return None
+    if patch_size < 1 or patch_size % stride:
+        raise ValueError(f"patch_size={patch_size}: must be a positive multiple of the features' stride, {stride}")
+    return patch_size // stride
+
+
+def _leave_out_features(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    for key in [key for key in state if key.startswith(f"{prefix}features.")]:
+        del state[key]
+
+
+def _put_back_features(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Loading is strict all the same: Phi finds its own weights where the saved state has none."""
+    for key, value in module.get_submodule("features").state_dict().items():
+        state.setdefault(f"{prefix}features.{key}", value)

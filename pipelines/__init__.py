@@ -1,0 +1,1 @@
+"""The verbs on Ray, with MLflow: train, evaluate, denoise, register."""

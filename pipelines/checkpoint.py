@@ -1,0 +1,130 @@
+"""What a run is, on disk: a folder a checkpoint, written whole or not at all.
+
+    model.safetensors   the weights to use (the averaged ones where there are any)
+    config.yaml         the configuration that made them
+    state.pt            what training needs to go on: weights, average, optimizer, schedule, queues, random state
+    meta.json           step, epoch, commit, data, and the size of every other file: what does not agree is no checkpoint
+
+The first, second and last make a bundle: enough to use the model, and what the registry keeps.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pipelines import config as configs
+from pipelines.config import Config
+from pipelines.models import build
+
+MODEL, CONFIG, STATE, META = "model.safetensors", "config.yaml", "state.pt", "meta.json"
+
+
+class CheckpointError(ValueError):
+    """A folder that is no checkpoint, or one of another model. One line."""
+
+
+def name_of(step: int) -> str:
+    """The folder of a step's checkpoint; sorts by step."""
+    return f"step-{step:08d}"
+
+
+def write(
+    folder: Path, *, weights: Mapping[str, Tensor], state: Mapping[str, Any], config: Config, meta: Mapping[str, Any]
+) -> None:
+    """Write a checkpoint into an empty folder; the meta file, which vouches for the others, comes last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.detach().contiguous().cpu() for name, tensor in weights.items()}, folder / MODEL)
+    config.save(folder / CONFIG)
+    torch.save(dict(state), folder / STATE)
+    sizes = {name: (folder / name).stat().st_size for name in (MODEL, CONFIG, STATE)}
+    (folder / META).write_text(json.dumps({**meta, "sizes": sizes}, indent=2))
+
+
+def meta(folder: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself.
+
+    Raises:
+        CheckpointError: when the folder is no checkpoint or bundle.
+    """
+    try:
+        found = json.loads((folder / META).read_text())
+    except (OSError, ValueError):
+        raise CheckpointError(f"{folder}: no checkpoint (no readable {META}); give a folder written by `d2sm train`") from None
+    return dict(found)
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether every file is there in full, so that a killed or full-disk write never counts."""
+    try:
+        sizes = meta(folder)["sizes"]
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (CheckpointError, OSError, KeyError):
+        return False
+
+
+def latest(run_dir: Path) -> Path | None:
+    """The last complete checkpoint of a run."""
+    complete = (folder for folder in sorted(run_dir.glob("step-*"), reverse=True) if is_complete(folder))
+    return next(complete, None)
+
+
+def sweep(run_dir: Path) -> list[Path]:
+    """Remove half-written checkpoints; gives those removed."""
+    broken = [folder for folder in run_dir.glob("step-*") if not is_complete(folder)]
+    for folder in broken:
+        shutil.rmtree(folder)
+    return broken
+
+
+def resolve(path: str | Path) -> Path:
+    """A checkpoint from its own folder, or the last one of a run's folder.
+
+    Raises:
+        CheckpointError: when there is none.
+    """
+    folder = Path(path)
+    if (folder / META).exists():
+        return folder
+    found = latest(folder) if folder.is_dir() else None
+    if found is None:
+        raise CheckpointError(f"{folder}: no complete checkpoint there; give a run's folder or one of its step-* folders")
+    return found
+
+
+def load_model(folder: Path) -> tuple[nn.Module, Config]:
+    """The model to use, in eval mode on the CPU, and its configuration.
+
+    Raises:
+        CheckpointError: when files are missing or the weights are those of another model.
+    """
+    if not (folder / MODEL).exists() or not (folder / CONFIG).exists():
+        raise CheckpointError(f"{folder}: holds no {MODEL} with {CONFIG}; give a checkpoint of `d2sm train`")
+    config = configs.load(folder / CONFIG)
+    model = build(config.model)
+    fill(model, load_file(folder / MODEL), folder / MODEL)
+    return model.eval(), config
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """The training state, tensors only (nothing is unpickled that could run)."""
+    state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    return state
+
+
+def fill(model: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
+    """Strictly load weights; another model's give one line."""
+    try:
+        model.load_state_dict(dict(weights))
+    except RuntimeError as error:
+        reason = str(error).split("\n")[1:2] or [str(error)]
+        raise CheckpointError(
+            f"{source}: weights of another model than {type(model).__name__} as configured ({reason[0].strip()[:160]})"
+        ) from None

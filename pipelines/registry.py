@@ -1,0 +1,355 @@
+"""Registered models: put one in, find it again from any program, promote it, compare two.
+
+    lookup("d2sm-ffdnet@champion").load("cuda")
+
+A version carries a bundle: model.safetensors, config.yaml, meta.json and their checksums. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipelines import stores
+from pipelines.config import Config
+from pipelines.stores import redact
+
+if TYPE_CHECKING:
+    import torch
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+
+_SAME = ("evaluated_on", "convention")  # tags that must agree before two numbers may be compared
+_LOWER_IS_BETTER = ("loss", "l1", "d2sm", "lpips")
+
+
+class RegistryError(ValueError):
+    """A model cannot be registered, found, verified or promoted. One line, with near names or both numbers."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One registered version.
+
+    Attributes:
+        name, version: together they name it: "name/3".
+        aliases: such as ("champion",).
+        run_id: MLflow run it came from, or "".
+        tags: what it is: recipe, backbone, objective, psnr.sigma25, ... all as text.
+        uri: of the store, with its password if it has one.
+        source: where MLflow keeps the files.
+        created: UTC.
+    """
+
+    name: str
+    version: int
+    aliases: tuple[str, ...]
+    run_id: str
+    tags: Mapping[str, str]
+    uri: str
+    source: str
+    created: datetime
+
+    @property
+    def label(self) -> str:
+        """The reference of exactly this version, such as "d2sm-ffdnet/3"."""
+        return f"{self.name}/{self.version}"
+
+    def __repr__(self) -> str:
+        return f"Record({self.label}, aliases={list(self.aliases)}, uri={redact(self.uri)})"
+
+    def path(self, cache: Path | None = None) -> Path:
+        """The bundle's folder on this machine, downloaded at first use and verified each time.
+
+        Args:
+            cache: folder for downloads; none: ~/.cache/d2sm/models.
+
+        Raises:
+            RegistryError: when it cannot be downloaded, or differs from what was registered.
+        """
+        from pipelines import bundles
+
+        return bundles.fetch(self, cache)
+
+    def load(self, device: str | torch.device = "cpu", cache: Path | None = None) -> torch.nn.Module:
+        """The network in eval mode on `device`. Raises as `path` does."""
+        from pipelines.checkpoint import load_model
+
+        model: torch.nn.Module = load_model(self.path(cache))[0]
+        return model.to(device)
+
+
+def register(
+    bundle: Path,
+    *,
+    name: str,
+    run_id: str | None,
+    uri: str,
+    alias: str = "",
+    results: Mapping[str, Any] | None = None,
+    example: np.ndarray | None = None,
+) -> Record:
+    """Make a bundle a new version of the model `name`.
+
+    Args:
+        bundle: folder with model.safetensors, config.yaml and meta.json.
+        name: of the registered model; made if new.
+        run_id: MLflow run it came from.
+        uri: of the store.
+        alias: moved to the new version, such as champion.
+        results: numbers such as "psnr.sigma25", and "convention", "segmenter", "data" (fingerprint of what was
+            evaluated); nested mappings are joined with dots. They become tags.
+        example: noisy float32 (B, 3, H, W) in [0, 1], kept with the model; none: a small grey ramp.
+
+    Raises:
+        RegistryError: when the bundle or the name is not usable, or the store does not answer.
+    """
+    from pipelines import bundles
+
+    if not name or re.search(r"[/@:]", name):
+        raise RegistryError(f"tracking.register_as={name!r}: a name without / @ : such as d2sm-ffdnet")
+    uri = stores.absolute(uri)
+    client = _reach(uri, writes=True)
+    if alias:
+        _check_alias(alias)
+    with _plain(uri):
+        source, model_id, tags = bundles.upload(
+            client, bundle, name=name, run_id=run_id, uri=uri, example=example
+        )
+        tags |= _texts(results or {})
+        tags["evaluated_on"] = tags.pop("data", "") or tags.get("data_fingerprint", "")
+        tags = {key: value[:4000] for key, value in tags.items() if value}
+        _make_model(client, name)
+        # A server asks for the model's id. A database without a run would look the id up in MLflow's global store.
+        known = model_id if run_id or uri.startswith("http") else None
+        made = client.create_model_version(
+            name, source, run_id=run_id, tags=tags, await_creation_for=60, model_id=known
+        )
+        if alias:
+            client.set_registered_model_alias(name, alias, made.version)
+        return _record(client.get_model_version(name, made.version), uri)
+
+
+def lookup(reference: str, *, uri: str | None = None) -> Record:
+    """Find one version.
+
+    Args:
+        reference: "name@alias", "name/3" or "name" (the newest version); "models:/" may stand before it.
+        uri: of the store; none: MLFLOW_TRACKING_URI, else runs/mlflow.db.
+
+    Raises:
+        RegistryError: when there is no such name, version or alias (it names the near ones), or no answer.
+    """
+    name, version, alias = _parse(reference)
+    uri = stores.absolute(uri) if uri else stores.uri_of(Config())
+    client = _reach(uri)
+    with _plain(uri):
+        model = _model(client, name, uri)
+        held: dict[str, str] = {key: str(value) for key, value in model.aliases.items()}
+        if alias and alias not in held:
+            raise RegistryError(
+                f"{name}@{alias}: no such alias; {name} has {_list(held) or 'none'}{_near(alias, list(held))}"
+            )
+        versions = [int(found.version) for found in _pages(client.search_model_versions, _filter(name))]
+        wanted = int(held[alias]) if alias else version or max(versions, default=0)
+        if wanted not in versions:
+            raise RegistryError(
+                f"{name}/{wanted}: no such version; "
+                f"{name} has {_list(map(str, sorted(versions))) or 'none yet'}"
+            )
+        return _record(client.get_model_version(name, str(wanted)), uri)
+
+
+def models(uri: str) -> list[Record]:
+    """Every version of every model of a store, by name, the newest version first.
+
+    Raises:
+        RegistryError: when the store does not answer.
+    """
+    uri = stores.absolute(uri)
+    client = _reach(uri)
+    records = []
+    with _plain(uri):
+        for model in _pages(client.search_registered_models, None):
+            for found in _pages(client.search_model_versions, _filter(model.name)):
+                record = _record(found, uri)
+                held = (key for key, value in model.aliases.items() if int(value) == record.version)
+                records.append(replace(record, aliases=tuple(sorted(held))))
+    return sorted(records, key=lambda record: (record.name, -record.version))
+
+
+def promote(reference: str, alias: str, *, if_better: str | None = None, uri: str | None = None) -> Record:
+    """Move an alias to a version.
+
+    Args:
+        reference: as for `lookup`.
+        alias: such as champion.
+        if_better: a metric such as "miou.sigma25": only when it beats the version that has the alias now.
+            Where none has it yet, there is nothing to beat.
+
+    Raises:
+        RegistryError: when it is not better (with both numbers), or was not evaluated the same way.
+    """
+    _check_alias(alias)
+    record = lookup(reference, uri=uri)
+    client = _reach(record.uri, writes=True)
+    if if_better:
+        with _plain(record.uri):
+            holder = _model(client, record.name, record.uri).aliases.get(alias)
+        new = _number(record, if_better)
+        if holder and int(holder) != record.version:
+            _beats(new, record, lookup(f"{record.name}/{holder}", uri=record.uri), if_better, alias)
+    with _plain(record.uri):
+        client.set_registered_model_alias(record.name, alias, str(record.version))
+        return _record(client.get_model_version(record.name, str(record.version)), record.uri)
+
+
+def compare(a: Record, b: Record) -> list[dict[str, str | float | None]]:
+    """Rows for a table, one a tag: {"what", "a", "b", "difference"}; the last is b - a where both are numbers."""
+    rows: list[dict[str, str | float | None]] = []
+    for key in sorted({*a.tags, *b.tags}):
+        left, right = a.tags.get(key, ""), b.tags.get(key, "")
+        difference = None
+        if "." in key:  # metrics; a commit or a checksum may look like a number
+            try:
+                difference = float(right) - float(left)
+            except ValueError:
+                pass
+        rows.append({"what": key, "a": left, "b": right, "difference": difference})
+    return rows
+
+
+def _beats(new: float, record: Record, holder: Record, metric: str, alias: str) -> None:
+    about = f"{record.label} not promoted to {alias}"
+    same = (*_SAME, "segmenter") if metric.startswith("miou") else _SAME
+    for tag in same:
+        ours, theirs = record.tags.get(tag, ""), holder.tags.get(tag, "")
+        if ours != theirs:
+            raise RegistryError(
+                f"{about}: {metric} {new:g} and {holder.label}'s {holder.tags.get(metric, 'none')} were not "
+                f"taken the same way ({tag}: {ours or 'none'}, {theirs or 'none'}); evaluate both alike"
+            )
+    old = _number(holder, metric)
+    lower = metric.split(".")[0] in _LOWER_IS_BETTER
+    if not (new < old if lower else new > old):
+        raise RegistryError(f"{about}: {metric} {new:g} does not beat {holder.label}'s {old:g}")
+
+
+def _number(record: Record, metric: str) -> float:
+    try:
+        return float(record.tags[metric])
+    except (KeyError, ValueError):
+        numbers = [key for key in record.tags if re.search(r"\.sigma", key)]
+        raise RegistryError(
+            f"{metric}: {record.label} has no such number; "
+            f"it has {_list(numbers) or 'none'}{_near(metric, numbers)}"
+        ) from None
+
+
+def _texts(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    texts: dict[str, str] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            texts |= _texts(value, f"{prefix}{key}.")
+        elif value is not None:
+            texts[prefix + key] = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return texts
+
+
+def _parse(reference: str) -> tuple[str, int | None, str]:
+    """Name, version or None, alias or ""."""
+    text = reference.removeprefix("models:/")
+    if found := re.fullmatch(r"([^/@:]+)(?:/(\d+)|@([^/@:]+))?", text):
+        return found[1], int(found[2]) if found[2] else None, found[3] or ""
+    raise RegistryError(f"{reference}: a model is named name, name/3 or name@alias")
+
+
+def _reach(uri: str, *, writes: bool = False) -> MlflowClient:
+    """A client of a store that answers. Reading makes no new database."""
+    path = stores.sqlite_file(uri)
+    if path and not writes and not path.exists():
+        raise RegistryError(
+            f"{redact(uri)}: no such file, so no models; give another with tracking.uri or MLFLOW_TRACKING_URI"
+        )
+    try:
+        return stores.prepare(uri)
+    except stores.TrackingError as error:
+        raise RegistryError(str(error)) from None
+
+
+@contextmanager
+def _plain(uri: str) -> Iterator[None]:
+    with stores.one_line(uri, RegistryError):
+        yield
+
+
+def _model(client: MlflowClient, name: str, uri: str) -> RegisteredModel:
+    """The registered model; its aliases map to versions."""
+    known: dict[str, RegisteredModel] = {m.name: m for m in _pages(client.search_registered_models, None)}
+    if name not in known:
+        raise RegistryError(
+            f"{name}: no such model in {redact(uri)}; "
+            f"it has {_list(known) or 'none'}{_near(name, list(known))}"
+        )
+    return known[name]
+
+
+def _make_model(client: MlflowClient, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _pages(search: Any, text: str | None) -> Iterator[Any]:
+    token = None
+    while True:
+        page = search(filter_string=text, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _record(found: ModelVersion, uri: str) -> Record:
+    return Record(
+        name=found.name,
+        version=int(found.version),
+        aliases=tuple(sorted(found.aliases or ())),
+        run_id=found.run_id or "",
+        tags=dict(found.tags),
+        uri=uri,
+        source=found.source or "",
+        created=datetime.fromtimestamp(found.creation_timestamp / 1000, UTC),
+    )
+
+
+def _check_alias(alias: str) -> None:
+    if not re.fullmatch(r"[\w\-]{1,255}", alias) or alias == "latest" or re.fullmatch(r"v?\d+", alias):
+        raise RegistryError(f"alias {alias!r}: letters, digits, - and _, and neither latest nor a number")
+
+
+def _filter(name: str) -> str:
+    quote = '"' if "'" in name else "'"
+    return f"name = {quote}{name}{quote}"
+
+
+def _list(names: Any, limit: int = 8) -> str:
+    names = list(names)
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def _near(name: str, names: list[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else ""

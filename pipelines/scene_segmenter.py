@@ -1,0 +1,143 @@
+"""Trains the demo's own segmenter, a small ESPNet, on the built-in scenes: plain torch, one process, CPU.
+
+It judges restored pictures where no published weights are at hand (`segmenters.load("espnet-scenes", weights=...)`).
+It takes RGB in [0, 1] as it is. It has seen clean pictures only, as the published networks have.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from d2sm.metrics import CLASSES
+from d2sm.models.espnet import ESPNet
+from pipelines.images import read_labels, read_rgb
+
+Progress = Callable[[int, int, float], None]
+
+
+class SegmenterFitError(ValueError):
+    """Training that cannot begin or has failed: one line with the field or folder and the remedy."""
+
+
+def fit(
+    root: str | Path, *, out: Path, seed: int = 0, steps: int = 300, batch: int = 6,
+    crop: tuple[int, int] = (128, 256), lr: float = 6e-3, p: int = 1, q: int = 2, progress: Progress | None = None,
+) -> Path:  # fmt: skip
+    """Trains on the training split of a set of built-in scenes.
+
+    The same arguments and number of threads give the same weights.
+
+    Args:
+        root: a set in the Cityscapes layout, all pictures of one size (`scenes.write_scenes`).
+        out: the file to write, safetensors with metadata p, q, classes.
+        seed: of the first weights and of the crops.
+        steps, batch, crop, lr: optimizer steps, crops a step, their size in pixels, peak learning rate.
+        p, q: residual blocks of the ESPNet at 1/4 and 1/8.
+        progress: called after every step with (step, steps, loss).
+
+    Returns:
+        `out`.
+
+    Raises:
+        SegmenterFitError: no training pictures, a crop larger than they are, a bad number, a loss that is not finite.
+    """
+    if steps < 1 or batch < 1:
+        raise SegmenterFitError(f"steps={steps}, batch={batch}: both need to be at least 1")
+    images, labels = _read_split(Path(root), "train")
+    if crop[0] > images.shape[2] or crop[1] > images.shape[3]:
+        raise SegmenterFitError(f"crop={crop} is larger than the pictures {tuple(images.shape[2:])}: give a smaller one")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = ESPNet(classes=len(CLASSES), p=p, q=q)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    coarse: list[Tensor] = []
+    hook = network.encoder.classifier.register_forward_hook(lambda *call: coarse.append(call[2]))
+    weight = class_weights(labels)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1, pct_start=0.2)
+    network.train()
+    for step, (image, label) in enumerate(_crops(images, labels, seed, steps, batch, crop), start=1):
+        loss = F.cross_entropy(network(image), label, weight=weight, ignore_index=255)
+        # The encoder's own scores at 1/8 are judged too: it then learns in a third of the steps.
+        rough = F.interpolate(label[:, None].float(), size=coarse[-1].shape[2:], mode="nearest")[:, 0].long()
+        loss = loss + 0.5 * F.cross_entropy(coarse.pop(), rough, weight=weight, ignore_index=255)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(network.parameters(), 2.0)
+        optimizer.step()
+        schedule.step()
+        value = float(loss.detach())
+        if value != value:
+            raise SegmenterFitError(f"step {step}: the loss is not a number: lower lr={lr}")
+        if progress is not None:
+            progress(step, steps, value)
+    hook.remove()
+    return _save(network, Path(out), p, q)
+
+
+def class_weights(labels: Tensor) -> Tensor:
+    """Weights (19,) that lift rare classes: share of pixels to the power -0.4, mean 1 over the pixels; 0 if absent.
+
+    Args:
+        labels: train ids (..., H, W), 255 ignored.
+    """
+    counts = torch.bincount(labels[labels != 255].flatten().long(), minlength=len(CLASSES)).float()
+    share = counts / counts.sum().clamp(min=1)
+    weight = torch.where(counts > 0, share.clamp(min=1e-5) ** -0.4, 0.0)
+    return weight / (weight * share).sum().clamp(min=1e-12)
+
+
+def _read_split(root: Path, split: str) -> tuple[Tensor, Tensor]:
+    """All pictures uint8 (N, 3, H, W) and train ids uint8 (N, H, W) of a split, by name."""
+    paths = sorted((root / "leftImg8bit" / split).glob("*/*_leftImg8bit.png"))
+    if not paths:
+        raise SegmenterFitError(f"root={root} has no leftImg8bit/{split}/*/*_leftImg8bit.png: write the scenes first")
+    images, labels = [], []
+    for path in paths:
+        stem = path.name.removesuffix("_leftImg8bit.png")
+        label = root / "gtFine" / split / path.parent.name / f"{stem}_gtFine_labelIds.png"
+        images.append(torch.from_numpy(read_rgb(path)).permute(2, 0, 1))
+        labels.append(torch.from_numpy(read_labels(label)))
+        if images[-1].shape != images[0].shape or labels[-1].shape != images[0].shape[1:]:
+            raise SegmenterFitError(f"{path}: size {tuple(images[-1].shape[1:])}: all scenes and labels need one size")
+    return torch.stack(images), torch.stack(labels)
+
+
+def _crops(
+    images: Tensor, labels: Tensor, seed: int, steps: int, batch: int, crop: tuple[int, int]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """`steps` batches of random crops, half of them mirrored."""
+    random = torch.Generator().manual_seed(seed)
+    n, _, height, width = images.shape
+    order = torch.cat([torch.randperm(n, generator=random) for _ in range(-(-steps * batch // n))])
+    for picks in order[: steps * batch].split(batch):
+        image = torch.empty(len(picks), 3, *crop)
+        label = torch.empty(len(picks), *crop, dtype=torch.long)
+        for i, pick in enumerate(picks.tolist()):
+            top = int(torch.randint(height - crop[0] + 1, (), generator=random))
+            left = int(torch.randint(width - crop[1] + 1, (), generator=random))
+            box = (slice(top, top + crop[0]), slice(left, left + crop[1]))
+            part, target = images[pick][:, *box], labels[pick][box]
+            if bool(torch.randint(2, (), generator=random)):
+                part, target = part.flip(-1), target.flip(-1)
+            image[i], label[i] = part.float() / 255, target
+        yield image.contiguous(memory_format=torch.channels_last), label
+
+
+def _save(network: nn.Module, out: Path, p: int, q: int) -> Path:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.partial")
+    state = {key: value.contiguous() for key, value in network.state_dict().items()}
+    try:
+        save_file(state, partial, metadata={"p": str(p), "q": str(q), "classes": str(len(CLASSES))})
+        os.replace(partial, out)
+    finally:
+        partial.unlink(missing_ok=True)
+    return out

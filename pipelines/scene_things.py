@@ -1,0 +1,292 @@
+"""What stands on a built-in street: trees, poles, lights, signs, people, bicycles, motorcycles."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pipelines import scene_canvas as sc
+from pipelines.scene_canvas import NEAREST, Array, Canvas, Colour, circle, mix, nearest, smooth, step
+
+SKIN = ((0.86, 0.66, 0.53), (0.62, 0.43, 0.32), (0.42, 0.28, 0.20), (0.93, 0.76, 0.64))
+CLOTH = ((0.70, 0.18, 0.20), (0.16, 0.26, 0.48), (0.86, 0.82, 0.74), (0.24, 0.24, 0.27), (0.82, 0.58, 0.20),
+         (0.26, 0.44, 0.40), (0.52, 0.34, 0.50), (0.46, 0.56, 0.66))  # fmt: skip
+TROUSERS = ((0.17, 0.20, 0.30), (0.22, 0.21, 0.21), (0.47, 0.41, 0.33), (0.30, 0.36, 0.46))
+
+
+def crown(canvas: Canvas, x: float, y: float, z: float, rx: float, ry: float, rng: np.random.Generator) -> None:
+    """A ball of leaves around (x, y, z), radii in metres, lit from the sun's side, ragged at the rim."""
+    cam, (h, w) = canvas.camera, canvas.ids.shape
+    scale = cam.focal / max(z, NEAREST)
+    u, v = cam.cx + x * scale, cam.horizon + (cam.height - y) * scale
+    u0, u1 = max(int(u - 1.3 * rx * scale), 0), min(int(u + 1.3 * rx * scale) + 1, w)
+    v0, v1 = max(int(v - 1.3 * ry * scale), 0), min(int(v + 1.3 * ry * scale) + 1, h)
+    if u1 <= u0 or v1 <= v0:
+        return
+    across = (np.arange(u0, u1, dtype=np.float32) - u)[None, :] / (rx * scale)
+    upward = (v - np.arange(v0, v1, dtype=np.float32))[:, None] / (ry * scale)
+    square = across * across + upward * upward
+    rows, columns = np.nonzero(square < 1.5)
+    dx, dy, square = across[0, columns], upward[rows, 0], square[rows, columns]
+    offset = float(rng.uniform(0, 500))
+    mx, my = dx * rx, dy * ry
+    lump = smooth("cloud", my * 14 + offset, mx * 14)
+    radius = np.sqrt(square) + 0.11 * lump + 0.05 * smooth("grain", my * 8 + offset, mx * 8)
+    solid = (radius < 1.0) & ~((radius > 0.72) & (lump > 1.0))
+    if not solid.any():
+        return
+    at = (rows[solid] + v0, columns[solid] + u0)
+    dx, dy, lump, mx, my = dx[solid], dy[solid], lump[solid], mx[solid], my[solid]
+    fine = max(11.0, scale / 3)
+    leaf = 0.8 * smooth("grain", my * 9 + offset, mx * 9) + 0.7 * nearest("grain", my * fine, mx * fine)
+    tilt = 0.55 * dx * float(np.sign(canvas.sun[0])) + 0.75 * dy
+    bright = 0.46 + 0.34 * tilt - 0.20 * lump + 0.13 * leaf * min(1.0, 24 / z)
+    hue = float(rng.uniform(0, 1))
+    deep, pale = mix((0.07, 0.17, 0.06), (0.12, 0.18, 0.05), hue), mix((0.42, 0.60, 0.20), (0.62, 0.60, 0.20), hue)
+    colour = mix(deep, pale, np.clip(bright, 0, 1.1)[:, None])
+    lit = np.asarray(canvas.mood.sun, np.float32) * 0.75 * step(0.2, 0.8, bright)[:, None]
+    canvas.rgb[at] = canvas.haze(colour * (np.asarray(canvas.mood.ambient) + lit), z)
+    canvas.ids[at] = sc.VEGETATION
+
+
+def tree(canvas: Canvas, x: float, z: float, height: float, rng: np.random.Generator) -> None:
+    """A street tree: shadow, trunk, branches, three or four balls of leaves."""
+    shadow(canvas, x, z, 1.7, height * 0.62)
+    bark = np.asarray((0.34, 0.27, 0.21)) * canvas.light((0, 0, -1)) * 1.1
+    fork = height * 0.5
+    upright(canvas, x, z, 0.0, fork + 0.6, 0.17, bark, sc.VEGETATION, grain=0.10)
+    for dx in (-0.9, 0.8):
+        line3(canvas, (x, fork, z), (x + dx, fork + 1.4, z), 0.14, bark, sc.VEGETATION)
+    r = height * 0.29
+    for dx, dy, k in ((-0.75, 0.62, 0.78), (0.8, 0.66, 0.75), (0.05, 0.86, 0.85), (0.1, 0.62, 0.9)):
+        crown(canvas, x + dx * r, height * dy, z, r * k * 1.1, r * k * 0.95, rng)
+
+
+def shadow(canvas: Canvas, x: float, z: float, radius: float, reach: float) -> None:
+    """The shadow something of this radius and height casts: a dim pool underneath, a streak if the sun shines."""
+    t = np.linspace(0, 2 * np.pi, 18, endpoint=False)
+    pool = np.stack([x + radius * 0.8 * np.cos(t), 0 * t, z + radius * 0.8 * np.sin(t)], axis=1)
+    canvas.soft_shadow(pool, 0.35, blur=0.25)
+    if max(canvas.mood.sun) < 0.5:
+        return
+    lx, ly, lz = (float(c) for c in canvas.sun)
+    cast = np.array([-lx, 0.0, -lz]) / max(ly, 0.2) * reach
+    pool[:, 0] = x + cast[0] * (0.5 + 0.5 * np.cos(t)) + radius * 0.55 * np.sin(t) * abs(lz + 0.3)
+    pool[:, 2] = z + cast[2] * (0.5 + 0.5 * np.cos(t)) + radius * 0.75 * np.sin(t)
+    canvas.soft_shadow(pool, 0.55, blur=0.06)
+
+
+def upright(
+    canvas: Canvas, x: float, z: float, y0: float, y1: float, width: float, colour: Colour, ident: int | None,
+    *, grain: float = 0.0,
+) -> None:  # fmt: skip
+    """A post, round in its shading."""
+    half = width / 2
+    side = float(np.sign(canvas.sun[0])) * 0.55
+    box = np.array([(x - half, y0, z), (x + half, y0, z), (x + half, y1, z), (x - half, y1, z)])
+    canvas.poly3(box, colour, ident, right=side, grain=grain)
+
+
+def line3(
+    canvas: Canvas, a: tuple[float, float, float], b: tuple[float, float, float], width: float, colour: Colour,
+    ident: int | None,
+) -> None:  # fmt: skip
+    """A straight bar between two points, `width` in metres."""
+    ends = canvas.camera.project(np.array([a, b]))
+    along = ends[1] - ends[0]
+    across = np.array([-along[1], along[0]]) / max(float(np.hypot(*along)), 1e-6)
+    across *= width / 2 * canvas.camera.focal / max(a[2], NEAREST)
+    canvas.poly(
+        np.array([ends[0] - across, ends[0] + across, ends[1] + across, ends[1] - across]), colour, ident, z=a[2]
+    )
+
+
+def lamp(canvas: Canvas, x: float, z: float) -> None:
+    """A street lamp leaning over the road; it glows by night."""
+    shadow(canvas, x, z, 0.2, 6.2)
+    iron = np.asarray((0.30, 0.33, 0.35)) * canvas.light((0, 0, -1)) * 1.15
+    upright(canvas, x, z, 0.0, 0.9, 0.24, iron, sc.POLE)
+    upright(canvas, x, z, 0.9, 6.3, 0.19, iron, sc.POLE)
+    to = x - np.sign(x) * 1.5
+    line3(canvas, (x, 6.2, z), (to, 6.55, z), 0.11, iron, sc.POLE)
+    line3(canvas, (to + 0.38, 6.52, z), (to - 0.38, 6.50, z), 0.2, iron, sc.POLE)
+    if canvas.mood.night:
+        line3(canvas, (to + 0.3, 6.43, z), (to - 0.3, 6.41, z), 0.1, (1.0, 0.93, 0.74), None)
+        u, v = canvas.camera.project(np.array([(to, 6.4, z)]))[0]
+        canvas.glow(u, v, 1.7 * canvas.camera.focal / z, (1.0, 0.80, 0.48), 0.9)
+
+
+def traffic_light(canvas: Canvas, x: float, z: float, on: int) -> None:
+    """A signal on a pole; `on` 0, 1, 2 for red, amber, green."""
+    shadow(canvas, x, z, 0.2, 3.4)
+    grey = np.asarray((0.45, 0.47, 0.48)) * canvas.light((0, 0, -1))
+    upright(canvas, x, z, 0.0, 3.4, 0.18, grey, sc.POLE)
+    back = np.array([(x - 0.27, 2.35, z), (x + 0.27, 2.35, z), (x + 0.27, 3.75, z), (x - 0.27, 3.75, z)])
+    canvas.poly3(back, (0.88, 0.86, 0.80), sc.TRAFFIC_LIGHT)
+    canvas.poly3(x_about(back, 0.84, 0.94), (0.09, 0.10, 0.10), sc.TRAFFIC_LIGHT)
+    for k, colour in enumerate(((1.0, 0.18, 0.12), (1.0, 0.70, 0.12), (0.18, 0.95, 0.55))):
+        t = np.linspace(0, 2 * np.pi, 16, endpoint=False)
+        y = 3.48 - 0.43 * k
+        disc = np.stack([x + 0.17 * np.cos(t), y + 0.17 * np.sin(t), 0 * t + z], axis=1)
+        canvas.poly3(disc, np.asarray(colour) * (1.0 if k == on else 0.24), sc.TRAFFIC_LIGHT)
+        if k == on:
+            u, v = canvas.camera.project(np.array([(x, y, z)]))[0]
+            canvas.glow(u, v, (1.1 if canvas.mood.night else 0.6) * canvas.camera.focal / z, colour, 0.6)
+
+
+def x_about(points: Array, kx: float, ky: float) -> Array:
+    """Points scaled about their centre, sideways by kx and upwards by ky."""
+    return points.mean(0) + (points - points.mean(0)) * np.array([kx, ky, 1.0])
+
+
+def sign(canvas: Canvas, x: float, z: float, kind: int) -> None:
+    """A road sign on a pole: ban, warning, order, parking, stop."""
+    shadow(canvas, x, z, 0.15, 2.4)
+    grey = np.asarray((0.55, 0.56, 0.57)) * canvas.light((0, 0, -1))
+    upright(canvas, x, z, 0.0, 2.4, 0.14, grey, sc.POLE)
+    light = np.minimum(canvas.light((0, 0, -1)) * 1.15 + 0.12, 1.1)
+    red, white, blue = (0.78, 0.10, 0.12), (0.96, 0.95, 0.93), (0.08, 0.30, 0.68)
+    n, turn, r = ((24, 0.0, 0.42), (3, np.pi / 2, 0.52), (24, 0.0, 0.42), (4, np.pi / 4, 0.50), (8, np.pi / 8, 0.42))[kind]
+    t = np.linspace(0, 2 * np.pi, n, endpoint=False) + turn
+    plate = np.stack([x + r * np.cos(t), 2.6 + r * np.sin(t), 0 * t + z - 0.05], axis=1)
+    outer, inner = ((red, white), (red, white), (white, blue), (white, blue), (white, red))[kind]
+    canvas.poly3(plate, np.asarray(outer) * light, sc.TRAFFIC_SIGN)
+    canvas.poly3(x_about(plate, 0.70 if kind < 2 else 0.87, 0.70 if kind < 2 else 0.87), np.asarray(inner) * light, sc.TRAFFIC_SIGN)
+    mark = np.asarray((0.12, 0.12, 0.14) if kind < 2 else white) * light
+    tall = ((0.06, 0.2), (0.04, 0.16), (0.07, 0.24), (0.10, 0.26), (0.26, 0.06))[kind]
+    box = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * tall
+    canvas.poly3(np.concatenate([box + (x, 2.58), np.full((4, 1), z - 0.06)], axis=1), mark, sc.TRAFFIC_SIGN)
+
+
+def bin_(canvas: Canvas, x: float, z: float) -> None:
+    """A litter bin (ignored by the train ids)."""
+    shadow(canvas, x, z, 0.4, 0.9)
+    upright(canvas, x, z, 0.0, 0.85, 0.5, np.asarray((0.22, 0.36, 0.26)) * canvas.light((0, 0, -1)), sc.STATIC)
+    upright(canvas, x, z, 0.85, 0.95, 0.56, np.asarray((0.16, 0.17, 0.18)) * canvas.light((0, 1, 0)), sc.STATIC)
+
+
+class _Figure:
+    """Draws flat parts, given in metres sideways and up from a foot point, facing the camera."""
+
+    def __init__(self, canvas: Canvas, x: float, z: float, *, squash: float = 1.0, flip: bool = False) -> None:
+        self.canvas, self.x, self.z = canvas, x, z
+        self.k = -squash if flip else squash
+        self.light = canvas.light((0, 0.3, -0.95)) * 1.05
+        self.side = float(np.sign(canvas.sun[0])) * (0.5 if max(canvas.mood.sun) > 0.5 else 0.2)
+
+    def part(self, points: list[tuple[float, float]] | Array, colour: Colour | None, ident: int | None) -> None:
+        """A polygon."""
+        p = np.asarray(points, float)
+        world = np.stack([self.x + self.k * p[:, 0], p[:, 1], np.full(len(p), self.z)], axis=1)
+        shade = None if colour is None else np.asarray(colour) * self.light
+        self.canvas.poly3(world, shade, ident, right=self.side, down=-0.12, grain=0.03)
+
+    def limb(self, a: tuple[float, float], b: tuple[float, float], wa: float, wb: float, colour: Colour, ident: int) -> None:
+        """A tapering bar with round ends."""
+        p, q = np.array(a), np.array(b)
+        n = np.array([-(q - p)[1], (q - p)[0]]) / max(float(np.hypot(*(q - p))), 1e-6)
+        turn = np.linspace(-np.pi / 2, np.pi / 2, 5)
+        d = (q - p) / max(float(np.hypot(*(q - p))), 1e-6)
+        start = [p - wa * (np.cos(t) * d) + wa * np.sin(t) * -n for t in turn]
+        end = [q + wb * (np.cos(t) * d) + wb * np.sin(t) * n for t in turn]
+        self.part(np.array(start + end), colour, ident)
+
+    def ring(self, x: float, y: float, r: float, tyre: float, ident: int) -> None:
+        """A wheel: a tyre, spokes and a hub; the whole disc bears the label."""
+        canvas, cam = self.canvas, self.canvas.camera
+        u, v = cam.project(np.array([(self.x + self.k * x, y, self.z)]))[0]
+        s = cam.focal / self.z
+        ru = r * s * abs(self.k)
+        outer, inner = circle(u, v, ru, r * s), circle(u, v, ru - tyre * s, (r - tyre) * s)
+        canvas.poly(outer, None, ident, z=self.z)
+        canvas.poly(outer, (0.07, 0.07, 0.08), None, z=self.z, hole=inner)
+        for t in np.linspace(0, np.pi, 5, endpoint=False):
+            dx, dy = r * np.cos(t), r * np.sin(t)
+            ends = (self.x + self.k * (x - dx), y - dy, self.z), (self.x + self.k * (x + dx), y + dy, self.z)
+            line3(canvas, ends[0], ends[1], 0.012, (0.30, 0.30, 0.31), None)
+
+
+def person(canvas: Canvas, x: float, z: float, rng: np.random.Generator) -> None:
+    """Someone walking or waiting."""
+    tall = float(rng.uniform(0.92, 1.08))
+    shadow(canvas, x, z, 0.34, 1.7)
+    fig = _Figure(canvas, x, z, squash=1.0, flip=bool(rng.random() < 0.5))
+    skin, coat = SKIN[int(rng.integers(4))], CLOTH[int(rng.integers(len(CLOTH)))]
+    legs, hair = TROUSERS[int(rng.integers(4))], ((0.12, 0.09, 0.08), (0.40, 0.25, 0.14), (0.70, 0.56, 0.34))[int(rng.integers(3))]
+    stride, dress = float(rng.uniform(0.02, 0.26)), rng.random() < 0.3
+    p = sc.PERSON
+
+    def at(a: float, b: float) -> tuple[float, float]:
+        return a * tall, b * tall
+
+    back, front = at(-stride, 0.06), at(stride, 0.06)
+    fig.limb(at(-0.06, 0.85), back, 0.085, 0.055, skin if dress else np.asarray(legs) * 0.75, p)
+    fig.limb(at(0.06, 0.85), front, 0.09, 0.06, skin if dress else legs, p)
+    for foot in (back, front):
+        fig.limb((foot[0], 0.05), (foot[0] + 0.14, 0.04), 0.05, 0.04, (0.10, 0.09, 0.09), p)
+    fig.limb(at(-0.17, 1.36), at(-0.24 - stride * 0.5, 0.90), 0.06, 0.045, np.asarray(coat) * 0.75, p)
+    hem = at(0.27, 0.52) if dress else at(0.17, 0.80)
+    fig.part([at(-0.12, 1.47), at(0.12, 1.47), at(0.22, 1.38), at(0.18, 1.05), hem, (-hem[0], hem[1]), at(-0.18, 1.05), at(-0.22, 1.38)], coat, p)
+    fig.limb(at(0.18, 1.36), at(0.22 + stride * 0.6, 0.92), 0.06, 0.045, np.asarray(coat) * 1.06, p)
+    fig.part(circle(0.23 + stride * 0.6, 0.88 * tall, 0.05), skin, p)
+    if rng.random() < 0.5:
+        fig.part([at(-0.36, 0.95), at(-0.18, 0.95), at(-0.16, 0.66), at(-0.38, 0.66)], CLOTH[int(rng.integers(8))], p)
+    fig.limb(at(0, 1.45), at(0.01, 1.54), 0.05, 0.05, skin, p)
+    fig.part(circle(-0.01, 1.66 * tall, 0.115, 0.145), hair, p)
+    if rng.random() < 0.6:
+        fig.part(circle(0.03, 1.63 * tall, 0.085, 0.115), skin, p)
+
+
+def _rider(fig: _Figure, seat: tuple[float, float], hand: tuple[float, float], foot: tuple[float, float], rng: np.random.Generator) -> None:
+    coat, legs = CLOTH[int(rng.integers(len(CLOTH)))], TROUSERS[int(rng.integers(4))]
+    skin, r = SKIN[int(rng.integers(4))], sc.RIDER
+    sx, sy = seat
+    knee = (sx + 0.42, sy - 0.10)
+    fig.limb((sx, sy + 0.05), knee, 0.11, 0.085, legs, r)
+    fig.limb(knee, foot, 0.085, 0.055, legs, r)
+    fig.limb(foot, (foot[0] + 0.13, foot[1] - 0.02), 0.05, 0.04, (0.1, 0.09, 0.09), r)
+    neck = (sx + 0.30, sy + 0.58)
+    fig.limb((sx, sy + 0.08), (neck[0] - 0.03, neck[1] - 0.05), 0.15, 0.17, coat, r)
+    fig.limb((neck[0], neck[1] - 0.06), hand, 0.065, 0.05, np.asarray(coat) * 1.08, r)
+    fig.part(circle(hand[0], hand[1], 0.05), skin, r)
+    fig.part(circle(neck[0] + 0.06, neck[1] + 0.19, 0.105, 0.13), skin, r)
+    helmet = circle(neck[0] + 0.05, neck[1] + 0.24, 0.145, 0.13)
+    fig.part(helmet[helmet[:, 1] > neck[1] + 0.17], CLOTH[int(rng.integers(len(CLOTH)))], r)
+
+
+def bicycle(canvas: Canvas, x: float, z: float, rng: np.random.Generator, *, ridden: bool) -> None:
+    """A bicycle seen from the side, with or without its rider."""
+    shadow(canvas, x, z, 0.6, 0.9)
+    fig = _Figure(canvas, x, z, squash=float(rng.uniform(0.8, 1.0)), flip=bool(rng.random() < 0.5))
+    paint, b = CLOTH[int(rng.integers(len(CLOTH)))], sc.BICYCLE
+    for wheel in (-0.52, 0.54):
+        fig.ring(wheel, 0.36, 0.36, 0.055, b)
+    crank, seat, head = (-0.06, 0.34), (-0.20, 0.86), (0.38, 0.84)
+    fig.part([(-0.52, 0.36), crank, head, seat], None, b)
+    for p, q in (((-0.52, 0.36), crank), ((-0.52, 0.36), seat), (crank, seat), (crank, head), (seat, head), (head, (0.54, 0.36)), (head, (0.34, 1.06))):
+        fig.limb(p, q, 0.028, 0.028, paint, b)
+    fig.limb((-0.34, 0.95), (-0.10, 0.95), 0.045, 0.035, (0.1, 0.1, 0.1), b)
+    fig.limb((0.34, 1.06), (0.46, 1.04), 0.03, 0.03, (0.1, 0.1, 0.1), b)
+    if ridden:
+        _rider(fig, (-0.22, 0.98), (0.42, 1.06), (-0.02, 0.22), rng)
+
+
+def motorcycle(canvas: Canvas, x: float, z: float, rng: np.random.Generator, *, ridden: bool) -> None:
+    """A motorcycle seen from the side, with or without its rider."""
+    shadow(canvas, x, z, 0.8, 1.0)
+    fig = _Figure(canvas, x, z, squash=float(rng.uniform(0.8, 1.0)), flip=bool(rng.random() < 0.5))
+    paint = ((0.72, 0.10, 0.10), (0.10, 0.16, 0.36), (0.84, 0.42, 0.08), (0.12, 0.12, 0.13))[int(rng.integers(4))]
+    m = sc.MOTORCYCLE
+    for wheel in (-0.70, 0.74):
+        fig.ring(wheel, 0.33, 0.33, 0.13, m)
+        fig.part(circle(wheel, 0.33, 0.09), (0.66, 0.66, 0.68), m)
+    fig.part([(-0.50, 0.28), (0.32, 0.28), (0.46, 0.62), (-0.50, 0.66)], (0.20, 0.20, 0.22), m)
+    fig.part(circle(0.02, 0.44, 0.20, 0.17), (0.55, 0.55, 0.57), m)
+    fig.limb((-0.15, 0.24), (-0.95, 0.32), 0.045, 0.065, (0.76, 0.76, 0.78), m)
+    fig.limb((0.74, 0.33), (0.48, 0.98), 0.04, 0.04, (0.66, 0.66, 0.68), m)
+    fig.part([(-0.12, 0.66), (0.44, 0.64), (0.46, 0.84), (0.24, 0.93), (-0.02, 0.86)], paint, m)
+    fig.part([(-0.98, 0.82), (-0.90, 0.70), (-0.10, 0.68), (-0.06, 0.80), (-0.62, 0.84)], (0.08, 0.08, 0.09), m)
+    fig.part([(-1.00, 0.66), (-0.55, 0.76), (-0.50, 0.62), (-0.86, 0.60)], paint, m)
+    fig.limb((0.48, 0.98), (0.30, 1.08), 0.03, 0.03, (0.1, 0.1, 0.1), m)
+    fig.part(circle(0.60, 0.86, 0.10), (0.98, 0.95, 0.82), m)
+    if ridden:
+        _rider(fig, (-0.30, 0.86), (0.32, 1.08), (-0.04, 0.24), rng)

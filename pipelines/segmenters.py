@@ -1,0 +1,224 @@
+"""Segmentation networks by name, all with one contract.
+
+`load(name, weights=...)` returns a frozen module in eval mode, (B, 3, H, W) RGB in [0, 1] -> logits
+(B, 19, H, W) of the Cityscapes train ids at the input's size, its own preprocessing inside. Parameters take
+no gradient; the input does.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from d2sm.metrics import CLASSES
+from d2sm.models import ESPNet
+
+ABSENT = -1e4
+"""The logit of a class a network does not know: never the largest, yet finite, also in half precision."""
+
+# CamVid's order of outputs; its twelfth, void, is dropped.
+_CAMVID = (
+    "sky", "building", "pole", "road", "sidewalk", "vegetation",
+    "traffic sign", "fence", "car", "person", "bicycle",
+)  # fmt: skip
+
+
+class SegmenterError(ValueError):
+    """An unknown name, or weights that are missing or do not fit: one line that says which."""
+
+
+class Segmenter(nn.Module):
+    """A network with what happens before and after it.
+
+    Args:
+        network: normalised (B, 3, h, w) -> (B, C, h, w).
+        channels: for the first outputs of the network in turn, the train id each stands for; further
+            outputs (void) are dropped, train ids not named get `ABSENT`.
+        mean: per channel in units of 0..255, in BGR order, as the published networks were trained.
+        std: likewise; the quotient is then divided by 255.
+        size: (h, w) the image is resized to; None: it keeps its size.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        channels: list[int],
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+        size: tuple[int, int] | None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.channels = channels
+        self.size = size
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits (B, 19, H, W) of RGB images (B, 3, H, W) in [0, 1]."""
+        normal = (image.flip(1) * 255 - self.mean) / self.std / 255
+        scores = self.network(_resized(normal, self.size or image.shape[2:]))[:, : len(self.channels)]
+        logits: Tensor = scores.new_full((image.shape[0], len(CLASSES), *image.shape[2:]), ABSENT)
+        logits[:, self.channels] = _resized(scores, image.shape[2:])
+        return logits
+
+
+def load(name: str, *, weights: str | Path | None = None) -> nn.Module:
+    """A segmenter by name.
+
+    Args:
+        name: "espnet-cityscapes" or "espnet-camvid" (the published networks), "espnet-scenes" (the small one
+            the demo trains), or "module:callable", imported, called with `weights=` and expected to return
+            a module of this file's contract.
+        weights: the file of weights; the ESPNets need one, a plain state dict (.pth) or safetensors.
+
+    Raises:
+        SegmenterError: (a ValueError) unknown name; weights missing, unreadable or of another network; a
+            callable that cannot be imported or returns something else.
+    """
+    path = None if weights is None else Path(weights)
+    if name in _BUILT_IN:
+        segmenter: nn.Module = _BUILT_IN[name](name, _existing(name, path))
+    elif ":" in name and "/" not in name:
+        segmenter = _imported(name, path)
+    else:
+        near = difflib.get_close_matches(name, _BUILT_IN, n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise SegmenterError(f"segmenter={name!r}: needs {', '.join(_BUILT_IN)} or module:callable{hint}")
+    return segmenter.eval().requires_grad_(False)
+
+
+def _cityscapes(name: str, path: Path) -> Segmenter:
+    network = _filled(name, ESPNet(classes=20, p=2, q=8, shallow="conv"), path)
+    mean, std = (72.3923111, 82.90893555, 73.15840149), (45.3192215, 46.15289307, 44.91483307)
+    return Segmenter(network, list(range(len(CLASSES))), mean, std, size=(512, 1024))
+
+
+def _camvid(name: str, path: Path) -> Segmenter:
+    network = _filled(name, ESPNet(classes=12, p=2, q=8, shallow="pyramid"), path)
+    # The authors' constants are known to three digits only. The order is B, G, R: the training photographs
+    # at hand have mean (110.3, 108.4, 105.0) and mean deviation within an image (72.2, 72.7, 69.9).
+    mean, std = (110.4, 109.0, 106.1), (71.6, 72.3, 69.7)
+    return Segmenter(network, [CLASSES.index(c) for c in _CAMVID], mean, std, size=(360, 480))
+
+
+def _scenes(name: str, path: Path) -> nn.Module:
+    """The demo's own network: it takes RGB in [0, 1] at any size and knows all 19 classes already."""
+    sizes = _metadata(name, path)
+    if sizes["classes"] != len(CLASSES):
+        raise SegmenterError(f"{name}: {path} has classes={sizes['classes']}: needs {len(CLASSES)}")
+    return _filled(name, ESPNet(**sizes), path)
+
+
+_BUILT_IN: dict[str, Callable[[str, Path], nn.Module]] = {
+    "espnet-cityscapes": _cityscapes,
+    "espnet-camvid": _camvid,
+    "espnet-scenes": _scenes,
+}
+
+
+def _existing(name: str, path: Path | None) -> Path:
+    if path is None:
+        remedy = "the demo writes one" if name == "espnet-scenes" else "sacmehta/ESPNet publishes it"
+        raise SegmenterError(f"segmenter {name} needs weights: give the path of its file ({remedy})")
+    if not path.is_file():
+        raise SegmenterError(f"segmenter {name}: weights={path}: no such file")
+    return path
+
+
+def _state(name: str, path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SegmenterError(f"segmenter {name}: weights={path} cannot be read: {reason}") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise SegmenterError(f"segmenter {name}: weights={path} is not a plain state dict of tensors")
+    return state
+
+
+def _filled(name: str, network: ESPNet, path: Path) -> ESPNet:
+    state = _state(name, path)
+    own = network.state_dict()
+    # Old state dicts have no counter of batches; nothing in eval mode reads it.
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    unknown = [key for key in state if key not in own]
+    wrong = [key for key in state if key in own and state[key].shape != own[key].shape]
+    for keys, what in ((missing, "lacks"), (unknown, "has the unknown"), (wrong, "has another shape of")):
+        if keys:
+            raise SegmenterError(
+                f"segmenter {name}: weights={path} is of another network: it {what} {keys[0]} "
+                f"(and {len(keys) - 1} more)"
+            )
+    network.load_state_dict(state, strict=True)
+    return network
+
+
+def _metadata(name: str, path: Path) -> dict[str, Any]:
+    """p, q and classes as the trainer saved them beside the weights."""
+    if path.suffix != ".safetensors":
+        raise SegmenterError(f"segmenter {name}: weights={path}: needs a .safetensors file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise SegmenterError(f"segmenter {name}: weights={path} cannot be read: {error}") from error
+    try:
+        return {key: int(found[key]) for key in ("p", "q", "classes")}
+    except (KeyError, ValueError) as error:
+        raise SegmenterError(
+            f"segmenter {name}: weights={path}: its metadata {found} needs whole numbers p, q and classes"
+        ) from error
+
+
+def _imported(name: str, path: Path | None) -> nn.Module:
+    module_name, _, attribute = name.partition(":")
+    try:
+        build = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise SegmenterError(f"segmenter={name!r} cannot be imported: {error}") from error
+    if not callable(build):
+        raise SegmenterError(f"segmenter={name!r} is a {type(build).__name__}: needs a callable")
+    segmenter = build(weights=path)
+    if not isinstance(segmenter, nn.Module):
+        raise SegmenterError(
+            f"segmenter={name!r} returned a {type(segmenter).__name__}: needs a torch module"
+        )
+    return _probed(name, segmenter.eval())
+
+
+def _probed(name: str, segmenter: nn.Module) -> nn.Module:
+    """The segmenter, after one small picture has shown that it keeps the contract."""
+    expected = (1, len(CLASSES), 64, 96)
+    try:
+        with torch.no_grad():
+            logits = segmenter(torch.zeros(1, 3, *expected[2:]))
+    except Exception as error:  # whatever a stranger's network raises, in the words of this contract
+        raise SegmenterError(f"segmenter={name!r} fails on an image of (1, 3, 64, 96): {error}") from error
+    found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if found != expected:
+        raise SegmenterError(
+            f"segmenter={name!r} gives {found} for an image of 64x96: needs logits {expected}"
+        )
+    return segmenter
+
+
+def _resized(maps: Tensor, size: tuple[int, ...] | torch.Size) -> Tensor:
+    if maps.shape[2:] == torch.Size(size):
+        return maps
+    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)

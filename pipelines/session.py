@@ -1,0 +1,80 @@
+"""Starting or joining Ray, quietly, with the settings that today's versions need (each says why)."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+
+import ray
+
+from pipelines.config import Config
+
+ENVIRONMENT = {
+    # A report blocks until the controller polls; at the default of 2 s every report would cost that.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_TQDM": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # Ray would otherwise hide the GPUs of tasks that ask for none, and warn about it.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Workers change their folder to a temporary one by default, where relative paths mean something else.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+
+
+class ResourceError(ValueError):
+    """More than the cluster has was asked for. One line."""
+
+
+def cpus_needed(config: Config) -> float:
+    """CPUs that training reserves, those of Ray Data included; without them it would wait for ever."""
+    return config.train.num_workers * config.train.cpus_per_worker + config.train.data_cpus
+
+
+def start(*, cpus: float, verbose: bool = False) -> None:
+    """Join the cluster at RAY_ADDRESS, or start Ray on this machine; does nothing when Ray is already up.
+
+    Args:
+        cpus: CPUs that will be reserved. On this machine alone, up to twice its cores are handed out: a reservation
+            is no more than a number, and ingest and training take turns.
+        verbose: let Ray's own log and warnings through.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if not verbose:
+        for name in ("ray", "ray.data", "ray.train", "ray.tune"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+    if ray.is_initialized():
+        return
+    options = {
+        "log_to_driver": verbose,
+        "logging_level": "INFO" if verbose else "ERROR",
+        "runtime_env": {"env_vars": {name: os.environ[name] for name in ENVIRONMENT}},
+    }
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**options)
+        return
+    cores = os.cpu_count() or 1
+    logical = max(cores, min(math.ceil(cpus), 2 * cores))
+    ray.init(address="local", num_cpus=logical, include_dashboard=False, **options)
+
+
+def check(config: Config) -> None:
+    """Stop before Ray would wait without a word.
+
+    Raises:
+        ResourceError: names what is asked for, what there is, and the keys that change it.
+    """
+    have, need = ray.cluster_resources(), cpus_needed(config)
+    if have.get("CPU", 0) < need:
+        raise ResourceError(
+            f"train.num_workers={config.train.num_workers}: with train.cpus_per_worker={config.train.cpus_per_worker} and "
+            f"train.data_cpus={config.train.data_cpus} training reserves {need:g} CPUs, but Ray has {have.get('CPU', 0):g}; "
+            "lower one of them, or join a larger cluster (RAY_ADDRESS)"
+        )
+    if config.train.use_gpu and have.get("GPU", 0) < config.train.num_workers:
+        raise ResourceError(
+            f"train.use_gpu=true: {config.train.num_workers} workers need a GPU each, but Ray has {have.get('GPU', 0):g}; "
+            "lower train.num_workers, or say train.use_gpu=false"
+        )

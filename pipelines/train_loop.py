@@ -1,0 +1,194 @@
+"""What every Ray Train worker runs: one linear loop over the steps of the run."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from pipelines import checkpoint, data
+from pipelines.config import Config, Train
+from pipelines.models import build
+from pipelines.objective import Objective
+
+
+class TrainingError(ValueError):
+    """Training cannot go on. One line."""
+
+
+def train_loop(job: Mapping[str, Any]) -> None:
+    """Train from the last complete checkpoint to the end of the plan.
+
+    Args:
+        job: config (as saved), run_dir, steps (in all), steps_per_epoch, meta (what checkpoints say of the data),
+            log (handle of the actor that takes log entries).
+    """
+    config = Config.model_validate(job["config"])
+    context = ray.train.get_context()
+    rank, workers = context.get_world_rank(), context.get_world_size()
+    torch.set_num_threads(config.train.threads)
+    worker = Worker(config, job["steps_per_epoch"])
+    last = checkpoint.latest(Path(job["run_dir"]))
+    step = worker.restore(last) if last else 0
+    log = Log(job["log"], step, speaks=rank == 0)
+    for row in _shares(ray.train.get_dataset_shard("train"), log):
+        if (row["step"], row["part"]) != (step, rank % workers):
+            raise TrainingError(f"step {step}: worker {rank} was handed part {row['part']} of step {row['step']}")
+        log.add(worker.step(row, step), step)
+        step += 1
+        final = step == job["steps"]
+        if final or step % config.train.log_every == 0:
+            log.flush(step, lr=worker.schedule.get_last_lr()[0])
+        if final or step % config.train.checkpoint_every == 0:
+            log.check(step)  # a broken state is never saved
+            worker.save(step, final, job["meta"], rank)
+
+
+class Worker:
+    """Network, objective and optimizer of one worker, and the step they make together."""
+
+    def __init__(self, config: Config, steps_per_epoch: int) -> None:
+        self.config, self.steps_per_epoch = config, steps_per_epoch
+        self.device = ray.train.torch.get_device()
+        torch.manual_seed(config.train.seed)
+        network = build(config.model).to(self.device, memory_format=torch.channels_last)
+        self.average = _average(network, config.train.ema)
+        self.model: nn.Module = ray.train.torch.prepare_model(network)
+        self.network = network
+        self.objective = Objective(config.loss).to(self.device).train()
+        self.optimizer = torch.optim.Adam(network.parameters(), lr=config.train.lr, betas=config.train.betas)
+        self.schedule = LambdaLR(self.optimizer, lambda step: rate(config.train, step, steps_per_epoch))
+
+    def step(self, row: data.Row, step: int) -> dict[str, Tensor]:
+        """Descend once; gives the step's numbers, still on the device."""
+        clean, noisy, sigma = data.to_tensors(row, self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16"):
+            restored = self.model(noisy) if self.network.blind else self.model(noisy, sigma)
+            loss, parts = self.objective(restored=restored.float(), clean=clean)
+        if self.device.type == "cpu" and not torch.isfinite(loss):  # elsewhere looking would stop the queue
+            raise TrainingError(_not_finite(f"step {step}"))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.train.clip or float("inf"))
+        self.optimizer.step()
+        self.schedule.step()
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+        return {**parts, "gradient_norm": norm}
+
+    def save(self, step: int, final: bool, about: Mapping[str, Any], rank: int) -> None:
+        """Report a checkpoint: worker 0 writes it, all wait."""
+        metrics = {"step": step}
+        if rank > 0:
+            ray.train.report(metrics, checkpoint=None, checkpoint_dir_name=checkpoint.name_of(step))
+            return
+        with tempfile.TemporaryDirectory(prefix="d2sm-") as folder:
+            weights = self.average.module if self.average is not None else self.network
+            meta = {**about, "step": step, "epoch": step // self.steps_per_epoch, "final": final}
+            checkpoint.write(
+                Path(folder), weights=weights.state_dict(), state=self.state(), config=self.config, meta=meta
+            )
+            saved = ray.train.Checkpoint.from_directory(folder)
+            ray.train.report(metrics, checkpoint=saved, checkpoint_dir_name=checkpoint.name_of(step))
+
+    def state(self) -> dict[str, Any]:
+        """Everything that decides how training goes on. All workers hold the same."""
+        return {
+            "model": self.network.state_dict(),
+            "average": self.average.state_dict() if self.average is not None else None,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": {k: v for k, v in self.schedule.state_dict().items() if k != "lr_lambdas"},
+            "objective": self.objective.state_dict(),
+            "random": torch.get_rng_state(),
+        }
+
+    def restore(self, folder: Path) -> int:
+        """Go on from a checkpoint; gives its step."""
+        state = checkpoint.load_state(folder)
+        checkpoint.fill(self.network, state["model"], folder / checkpoint.STATE)
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict({**state["schedule"], "lr_lambdas": self.schedule.state_dict()["lr_lambdas"]})
+        self.objective.load_state_dict(state["objective"])
+        torch.set_rng_state(state["random"])
+        return int(checkpoint.meta(folder)["step"])
+
+
+class Log:
+    """Sums of the steps' numbers, kept on the device and sent to the driver every `log_every` steps."""
+
+    def __init__(self, actor: Any, step: int, *, speaks: bool) -> None:
+        self.actor, self.speaks, self.since = actor, speaks, step
+        self.sums: dict[str, Tensor] = {}
+        self.waited, self.started = 0.0, time.monotonic()
+
+    def add(self, numbers: dict[str, Tensor], step: int) -> None:
+        self.sums = {name: self.sums.get(name, 0) + number for name, number in numbers.items()}
+
+    def check(self, step: int) -> None:
+        """Stop on NaN or infinity since the last entry."""
+        if "loss" in self.sums and not torch.isfinite(self.sums["loss"]):
+            raise TrainingError(_not_finite(f"steps {self.since} to {step - 1}"))
+
+    def flush(self, step: int, lr: float) -> None:
+        """Send the means since the last entry."""
+        self.check(step)
+        steps, seconds = step - self.since, time.monotonic() - self.started
+        if self.speaks and steps:
+            means = {name: total.item() / steps for name, total in self.sums.items()}
+            means |= {"lr": lr, "steps_per_second": steps / seconds, "data_wait": self.waited / seconds}
+            self.actor.put.remote({"step": step, "metrics": means})
+        self.sums, self.since, self.waited, self.started = {}, step, 0.0, time.monotonic()
+
+    def skipped(self, files: list[list[str]]) -> None:
+        """Say which images could not be read."""
+        if files:
+            self.actor.put.remote({"skipped": files})
+
+
+def rate(train: Train, step: int, steps_per_epoch: int) -> float:
+    """The learning rate at a step, as a share of `train.lr`."""
+    warm = min(1.0, (step + 1) / (train.warmup_steps + 1))
+    if train.schedule == "halve":  # the paper's
+        epoch = step // steps_per_epoch
+        return float(warm * 0.5 ** sum(epoch >= at for at in train.halve_at))
+    if train.schedule == "cosine":
+        total = train.epochs * steps_per_epoch
+        after = max(0, step - train.warmup_steps) / max(1, total - train.warmup_steps)
+        return float(warm * (1 + torch.cos(torch.tensor(torch.pi * min(1.0, after))).item()) / 2)
+    return warm
+
+
+def _shares(shard: Any, log: Log) -> Iterator[dict[str, Any]]:
+    """Rows of the stream for this worker; counts the time spent waiting for them."""
+    batches = iter(shard.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=2))
+    while True:
+        asked = time.monotonic()
+        batch = next(batches, None)
+        if batch is None:
+            return
+        log.waited += time.monotonic() - asked
+        row = {name: column[0] for name, column in batch.items()}
+        log.skipped(data.skipped_files(row.pop("skipped")))
+        yield row
+
+
+def _average(network: nn.Module, decay: float) -> AveragedModel | None:
+    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
+
+
+def _not_finite(where: str) -> str:
+    return (
+        f"{where}: the loss is not finite; training stopped, the last checkpoint is kept. Lower train.lr, set train.clip, "
+        "or lower loss.weight, and start again under the same train.name to go on from it"
+    )

@@ -1,0 +1,134 @@
+"""The same loss for any number of workers: real gloo process groups, different content on each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from d2sm import D2SMLoss, StatisticsMatching
+from d2sm.distributed import gather_rows, sum_over_workers, world_size
+from d2sm.divergence import Divergence
+
+STEPS, QUEUE = 4, 22
+CASES: tuple[tuple[Divergence, bool], ...] = (("kl", False), ("inverse_kl", False), ("jsd", False), ("kl", True))
+
+
+def _network() -> nn.Module:
+    torch.manual_seed(7)
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 3, 3, padding=1)).double()
+
+
+def _phi() -> nn.Module:
+    torch.manual_seed(8)
+    return nn.Conv2d(3, 5, 4, stride=4).double()
+
+
+def _batch(step: int, uneven: bool) -> tuple[torch.Tensor, list[int]]:
+    """Step's images and where four workers' shares begin; the case of one and two workers joins shares."""
+    sizes = [1, 3, 2, 2] if uneven else [2, 2, 2, 2]
+    return torch.rand(sum(sizes), 3, 8, 8, generator=torch.Generator().manual_seed(step), dtype=torch.float64), sizes
+
+
+def _share(sizes: list[int], rank: int, workers: int) -> slice:
+    each = len(sizes) // workers
+    start = sum(sizes[: rank * each])
+    return slice(start, start + sum(sizes[rank * each : (rank + 1) * each]))
+
+
+def _train(rank: int, workers: int, divergence: Divergence, uneven: bool) -> dict[str, Any]:
+    network = _network()
+    model = DistributedDataParallel(network) if workers > 1 else network
+    loss = D2SMLoss(_phi(), queue_size=QUEUE, patch_size=8 if uneven else None, divergence=divergence)
+    optimizer, values = torch.optim.SGD(network.parameters(), lr=0.5), []
+    for step in range(STEPS):  # the queues wrap around in the third step
+        images, sizes = _batch(step, uneven)
+        clean = images[_share(sizes, rank, workers)]
+        value = loss(restored=model(clean), clean=clean)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        values.append(value.item())
+    gradient = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+    weights = torch.cat([p.detach().flatten() for p in network.parameters()])
+    queues = {k: v for k, v in loss.state_dict().items() if isinstance(v, torch.Tensor)}
+    return {"values": values, "gradient": gradient, "weights": weights, "queues": queues}
+
+
+def _bf16_gather(rank: int) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    clean = torch.randn(4, 512, generator=generator)
+    restored = clean + 0.3 * torch.randn(4, 512, generator=generator)
+    part = slice(2 * rank, 2 * rank + 2)
+    coarse = StatisticsMatching(8, gather_dtype=torch.bfloat16)(restored=restored[part], clean=clean[part])
+    return {"coarse": coarse.item(), "rows": gather_rows(restored[part][:, :3])[0], "all": restored[:, :3]}
+
+
+def _mismatch(rank: int) -> str:
+    try:
+        gather_rows(torch.zeros(2, 3 + rank))
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _worker(rank: int, workers: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=workers)
+    results: dict[Any, Any] = {case: _train(rank, workers, *case) for case in CASES}
+    results["total"] = sum_over_workers(torch.tensor([1.0, rank]))
+    if workers == 2:
+        results["bf16"], results["mismatch"] = _bf16_gather(rank), _mismatch(rank)
+    torch.save(results, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def workers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
+    """What each of W workers saw."""
+    folder = tmp_path_factory.mktemp("gloo")
+    mp.spawn(_worker, args=(request.param, str(folder)), nprocs=request.param)
+    # Our own file of a moment ago; weights_only=False because its keys are tuples.
+    return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(request.param)]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_workers_together_equal_one_process(workers: list[dict[Any, Any]], case: tuple[Divergence, bool]) -> None:
+    alone = _train(0, 1, *case)
+    assert max(alone["values"]) > 0 and alone["gradient"].abs().max() > 1e-6
+    for worker in workers:
+        seen = worker[case]
+        assert seen["values"] == workers[0][case]["values"]  # bit for bit among workers
+        assert seen["values"] == pytest.approx(alone["values"], rel=1e-9)
+        torch.testing.assert_close(seen["gradient"], alone["gradient"], rtol=1e-5, atol=1e-12)
+        torch.testing.assert_close(seen["weights"], alone["weights"], rtol=1e-9, atol=1e-12)
+        for name, queue in seen["queues"].items():
+            assert torch.equal(queue, workers[0][case]["queues"][name])
+            torch.testing.assert_close(queue, alone["queues"][name], rtol=1e-8, atol=1e-10)
+
+
+def test_gathering_in_half_precision_and_unequal_rows(workers: list[dict[Any, Any]]) -> None:
+    assert workers[0]["total"].tolist() == [len(workers), sum(range(len(workers)))]
+    if len(workers) != 2:
+        return
+    generator = torch.Generator().manual_seed(0)
+    clean = torch.randn(4, 512, generator=generator)
+    restored = clean + 0.3 * torch.randn(4, 512, generator=generator)
+    full = StatisticsMatching(8)(restored=restored, clean=clean).item()
+    for worker in workers:
+        assert worker["bf16"]["coarse"] == pytest.approx(full, rel=2e-2)
+        assert torch.equal(worker["bf16"]["rows"], worker["bf16"]["all"])
+        assert "rows of different length" in worker["mismatch"]
+
+
+def test_identity_without_a_process_group() -> None:
+    rows = torch.rand(3, 2)
+    gathered, mine = gather_rows(rows)
+    assert world_size() == 1 and gathered is rows and mine == slice(0, 3)
+    assert sum_over_workers(rows) is rows

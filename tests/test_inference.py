@@ -1,0 +1,131 @@
+"""Restoring in tiles gives what restoring whole gives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from d2sm.inference import restore
+from d2sm.models import FFDNet
+
+
+class Blind(nn.Module):
+    """A blind denoiser of stride 4 that zero-pads its border; it counts the pixels it was shown."""
+
+    blind = True
+    stride = 4
+    receptive_field = 12
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(48, 48, 3, padding=1)
+        self.seen: list[tuple[int, int]] = []
+
+    def forward(self, noisy: Tensor) -> Tensor:
+        height, width = noisy.shape[-2:]
+        self.seen.append((height, width))
+        padded = nn.functional.pad(noisy, (0, -width % 4, 0, -height % 4), mode="replicate")
+        out = nn.functional.pixel_shuffle(self.conv(nn.functional.pixel_unshuffle(padded, 4)), 4)
+        return out[..., :height, :width]
+
+
+@pytest.fixture
+def model() -> FFDNet:
+    torch.manual_seed(0)
+    return FFDNet(width=8, depth=4)
+
+
+SIZES = [(64, 64), (61, 97), (97, 60), (31, 33), (5, 3), (1, 70)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("tile", [15, 32, 200])
+def test_tiled_equals_whole(model: FFDNet, size: tuple[int, int], tile: int) -> None:
+    noisy = torch.rand(2, 3, *size)
+    sigma = torch.tensor([15.0, 50.0])
+    whole = restore(model, noisy, sigma)
+    assert whole.shape == noisy.shape
+    torch.testing.assert_close(restore(model, noisy, sigma, tile=tile), whole, rtol=0, atol=1e-6)
+
+
+def test_tiled_equals_whole_at_the_published_size() -> None:
+    # Rounding is relative to the output, which an untrained network leaves anywhere within +-3.
+    torch.manual_seed(1)
+    model, noisy = FFDNet(), torch.rand(1, 3, 81, 107)
+    whole = restore(model, noisy, 25.0)
+    tiled = restore(model, noisy, 25.0, tile=32)
+    torch.testing.assert_close(tiled, whole, rtol=0, atol=2e-6 * float(whole.abs().max()))
+
+
+def test_tiled_equals_whole_but_for_rounding(model: FFDNet) -> None:
+    # In float64 nothing but the order of sums may differ.
+    model, noisy = model.double(), torch.rand(1, 3, 61, 97, dtype=torch.float64)
+    tiled = restore(model, noisy, 25.0, tile=14)
+    torch.testing.assert_close(tiled, restore(model, noisy, 25.0), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_blind_model_of_another_stride(size: tuple[int, int]) -> None:
+    model, noisy = Blind(), torch.rand(1, 3, *size)
+    whole = restore(model, noisy)
+    torch.testing.assert_close(restore(model, noisy, tile=13), whole, rtol=0, atol=1e-6)
+
+
+def test_a_blind_model_is_not_given_sigma() -> None:
+    model, noisy = Blind(), torch.rand(1, 3, 8, 8)
+    torch.testing.assert_close(restore(model, noisy, 25.0), restore(model, noisy))
+
+
+def test_the_network_never_sees_more_than_tile_and_halo() -> None:
+    model = Blind()
+    restore(model, torch.rand(1, 3, 150, 210), tile=16, halo=12)
+    assert max(model.seen) == (40, 40)
+    assert len(model.seen) == 10 * 14
+
+
+def test_a_halo_below_what_a_pixel_depends_on_would_show(model: FFDNet) -> None:
+    # The reason for the check: a margin of a quarter of the receptive field changes the result.
+    noisy = torch.rand(1, 3, 64, 64)
+    whole = restore(model, noisy, 25.0)
+    model.receptive_field //= 4
+    assert (restore(model, noisy, 25.0, tile=16) - whole).abs().max() > 1e-4
+
+
+def test_sigma_as_a_number_is_sigma_for_every_image(model: FFDNet) -> None:
+    noisy = torch.rand(2, 3, 9, 9)
+    torch.testing.assert_close(restore(model, noisy, 25), restore(model, noisy, torch.full((2,), 25.0)))
+
+
+def test_no_gradient_and_no_clamp(model: FFDNet) -> None:
+    restored = restore(model, torch.rand(1, 3, 16, 16) * 20, 25.0)
+    assert not restored.requires_grad
+    assert restored.max() > 1 and restored.min() < 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sigma": None}, "sigma is missing"),
+        ({"sigma": -1.0}, r"sigma=\[-1.0\]: needs a noise level"),
+        ({"sigma": float("nan")}, "needs a noise level"),
+        ({"sigma": torch.ones(3)}, "one per image"),
+        ({"sigma": 25.0, "tile": 0}, "tile=0"),
+        ({"sigma": 25.0, "tile": 32, "halo": 17}, "halo=17.*receptive field, 18 pixels"),
+        ({"sigma": 25.0, "halo": 18}, "halo=18 without a tile"),
+    ],
+)
+def test_wrong_arguments_are_named(model: FFDNet, arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        restore(model, torch.rand(1, 3, 16, 16), **arguments)  # type: ignore[arg-type]
+
+
+def test_a_model_that_does_not_state_its_reach_is_refused_in_tiles(model: FFDNet) -> None:
+    model.receptive_field = None  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="FFDNet.receptive_field is None"):
+        restore(model, torch.rand(1, 3, 16, 16), 25.0, tile=8)
+
+
+def test_wrong_shape_is_named(model: FFDNet) -> None:
+    with pytest.raises(ValueError, match=r"shape \(3, 16, 16\)"):
+        restore(model, torch.rand(3, 16, 16), 25.0)

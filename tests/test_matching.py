@@ -1,0 +1,245 @@
+"""StatisticsMatching against the slow reference: value, gradient, rounding, errors."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from d2sm import StatisticsMatching
+from d2sm.divergence import Divergence
+from tests import reference
+
+DIVERGENCES: tuple[Divergence, ...] = ("kl", "inverse_kl", "jsd")
+
+
+def rows(count: int, length: int = 6, *, seed: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    clean = torch.randn(count, length, generator=generator, dtype=dtype)
+    restored = clean + 0.5 * torch.randn(count, length, generator=generator, dtype=dtype)
+    return restored, clean
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("dtype, relative", [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_value_equals_equation_at_every_step(divergence: Divergence, dtype: torch.dtype, relative: float) -> None:
+    # Partial filling, wrap-around within a batch, changing sizes, a batch as large as the queue, and after it.
+    matching, queue = StatisticsMatching(7, divergence, reduction="sum"), reference.Queue(7)
+    for step, count in enumerate([1, 2, 3, 3, 1, 7, 2, 5, 7, 7, 4, 1, 6]):
+        restored, clean = rows(count, seed=step, dtype=dtype)
+        x, y = queue.enter(restored, clean)
+        expected = reference.eq1(x.double().numpy(), y.double().numpy(), divergence)
+        value = matching(restored=restored, clean=clean)
+        assert value.dtype == dtype
+        assert value.item() == pytest.approx(expected, rel=relative, abs=1e-10)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    size=st.integers(2, 9),
+    fractions=st.lists(st.floats(0.01, 1), min_size=1, max_size=8),
+    divergence=st.sampled_from(DIVERGENCES),
+    seed=st.integers(0, 2**20),
+)
+def test_any_sequence_of_batches(size: int, fractions: list[float], divergence: Divergence, seed: int) -> None:
+    matching, queue = StatisticsMatching(size, divergence), reference.Queue(size)
+    for step, fraction in enumerate(fractions):
+        restored, clean = rows(max(1, round(fraction * size)), seed=seed + step)
+        restored.requires_grad_()
+        x, y = queue.enter(restored, clean)
+        value = matching(restored=restored, clean=clean)
+        if len(x) == 1:  # nothing to compare with
+            assert value.item() == 0
+            continue
+        expected = reference.differentiable(x, y, divergence) / len(x)
+        assert value.item() == pytest.approx(expected.item(), rel=1e-10, abs=1e-12)
+        assert value.item() >= 0
+        (gradient,) = torch.autograd.grad(value, restored, allow_unused=True)
+        (wanted,) = torch.autograd.grad(expected, restored)
+        torch.testing.assert_close(gradient, wanted, rtol=1e-8, atol=1e-11)
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_gradcheck(divergence: Divergence) -> None:
+    history, now = rows(5, seed=1), rows(3, seed=2)
+    matching = StatisticsMatching(6, divergence)
+    matching(restored=history[0], clean=history[1])
+    restored = now[0].requires_grad_()
+
+    def value(features: Tensor) -> Tensor:
+        result: Tensor = copy.deepcopy(matching)(restored=features, clean=now[1])
+        return result
+
+    assert torch.autograd.gradcheck(value, (restored,), atol=1e-7)
+    (gradient,) = torch.autograd.grad(value(restored), restored)
+    assert gradient.abs().min() > 0
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_zero_when_equal_throughout(divergence: Divergence) -> None:
+    matching = StatisticsMatching(5, divergence)
+    for step in range(4):
+        _, clean = rows(3, seed=step, dtype=torch.float32)
+        assert matching(restored=clean.clone(), clean=clean).item() == 0
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_descending_the_gradient_matches_the_distributions(divergence: Divergence) -> None:
+    restored, clean = rows(8, 16, seed=3)
+    free = restored.clone().requires_grad_()
+    optimizer = torch.optim.Adam([free], lr=0.05)
+    values = []
+    for _ in range(60):
+        value = StatisticsMatching(8, divergence)(restored=free, clean=clean)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        values.append(value.item())
+    assert values[-1] < values[0] / 50
+
+
+def test_thousands_of_steps_do_not_drift() -> None:
+    matching, queue = StatisticsMatching(64, reduction="sum"), reference.Queue(64)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(3000):
+        clean = torch.randn(3, 16, generator=generator)
+        restored = clean + 0.3 * torch.randn(3, 16, generator=generator)
+        x, y = queue.enter(restored, clean)
+        value = matching(restored=restored, clean=clean)
+        if step % 500 == 499:
+            expected = reference.differentiable(x.double(), y.double())
+            assert value.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("case", ["zero", "identical", "opposite", "tiny", "huge"])
+def test_no_nan_at_the_edges(divergence: Divergence, case: str) -> None:
+    base = torch.ones(1, 4)
+    restored = {
+        "zero": torch.zeros(4, 4),
+        "identical": base.repeat(4, 1),
+        "opposite": torch.cat([base, -base, base, -base]),
+        "tiny": torch.eye(4) * 1e-30,
+        "huge": torch.eye(4) * 1e15,
+    }[case].requires_grad_()
+    _, clean = rows(4, 4, seed=0, dtype=torch.float32)
+    matching = StatisticsMatching(6, divergence)
+    for _ in range(3):
+        value = matching(restored=restored, clean=clean)
+        (gradient,) = torch.autograd.grad(value, restored)
+        assert value.isfinite() and value >= 0
+        assert gradient.isfinite().all()
+    if case == "zero":
+        assert gradient.abs().max() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_features_are_compared_in_float32(dtype: torch.dtype) -> None:
+    restored, clean = rows(6, 32, seed=5, dtype=torch.float32)
+    restored, clean = restored.to(dtype).requires_grad_(), clean.to(dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = StatisticsMatching(6)(restored=restored, clean=clean)
+    expected = reference.eq1(restored.detach().double().numpy(), clean.double().numpy()) / 6
+    assert value.dtype == torch.float32
+    assert value.item() == pytest.approx(expected, rel=1e-5)
+    value.backward()
+    assert restored.grad is not None and restored.grad.dtype == dtype and restored.grad.abs().sum() > 0
+
+
+def test_half_precision_queues_cost_little_accuracy() -> None:
+    full, half = StatisticsMatching(32), StatisticsMatching(32, queue_dtype=torch.bfloat16)
+    for step in range(12):
+        restored, clean = rows(4, 256, seed=step, dtype=torch.float32)
+        expected, value = (m(restored=restored, clean=clean).item() for m in (full, half))
+    assert half.memory.ring_x.dtype == torch.bfloat16
+    assert value == pytest.approx(expected, rel=5e-3)  # measured here: 1e-3 or so
+    x, y = half.memory.restored.double().numpy(), half.memory.clean.double().numpy()
+    assert value == pytest.approx(reference.eq1(x, y) / 32, rel=2e-3)  # rows of bf16 are not quite of length one
+
+
+def test_eval_compares_without_remembering() -> None:
+    matching = StatisticsMatching(6)
+    matching(**dict(zip(("restored", "clean"), rows(4, seed=0), strict=True)))
+    before = copy.deepcopy(matching.state_dict())
+    restored, clean = rows(3, seed=1)
+    quiet = matching.eval()(restored=restored, clean=clean)
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), matching.state_dict().values(), strict=True)
+               if isinstance(a, Tensor))
+    assert matching.memory.fill == 4
+    assert torch.equal(quiet, matching.train()(restored=restored, clean=clean))
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_state_continues_bit_for_bit(divergence: Divergence) -> None:
+    first, second = StatisticsMatching(9, divergence), StatisticsMatching(9, divergence)
+    for step in range(5):
+        restored, clean = rows(4, seed=step, dtype=torch.float32)
+        first(restored=restored, clean=clean)
+    second.load_state_dict(first.state_dict())
+    for step in range(5, 9):
+        restored, clean = rows(4, seed=step, dtype=torch.float32)
+        assert torch.equal(first(restored=restored, clean=clean), second(restored=restored, clean=clean))
+
+
+def test_mean_is_the_sum_per_sample_present() -> None:
+    restored, clean = rows(5, seed=0)
+    total = StatisticsMatching(16, reduction="sum")(restored=restored, clean=clean)
+    assert StatisticsMatching(16)(restored=restored, clean=clean).item() == pytest.approx(total.item() / 5, rel=1e-12)
+
+
+def test_gradients_of_two_steps_may_be_taken_late() -> None:
+    # Gradient accumulation: the queues move on before backward runs.
+    matching, queue, total, wanted = StatisticsMatching(5), reference.Queue(5), [], []
+    leaves = []
+    for step in range(3):
+        restored, clean = rows(2, seed=step)
+        leaves.append(restored.requires_grad_())
+        x, y = queue.enter(restored, clean)
+        wanted.append(torch.autograd.grad(reference.differentiable(x, y) / len(x), restored)[0])
+        total.append(matching(restored=restored, clean=clean))
+    torch.stack(total).sum().backward()
+    for leaf, gradient in zip(leaves, wanted, strict=True):
+        torch.testing.assert_close(leaf.grad, gradient, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "restored, clean, words",
+    [
+        (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), "restored: shape"),
+        (torch.zeros(2, 3), torch.zeros(3, 3), "clean: shape"),
+        (torch.zeros(0, 3), torch.zeros(0, 3), "at least one"),
+        (torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 3), "floating-point"),
+        (torch.zeros(9, 3), torch.zeros(9, 3), "queue_size=8"),
+        (torch.zeros(2, 3), torch.zeros(2, 3, device="meta"), "clean: on meta"),
+    ],
+)
+def test_bad_input_names_the_argument(restored: Tensor, clean: Tensor, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        StatisticsMatching(8)(restored=restored, clean=clean)
+
+
+def test_bad_options_and_changed_lengths() -> None:
+    with pytest.raises(ValueError, match="queue_size=1"):
+        StatisticsMatching(1)
+    with pytest.raises(ValueError, match="divergence='l2'"):
+        StatisticsMatching(8, "l2")  # type: ignore[arg-type]
+    matching = StatisticsMatching(8)
+    matching(restored=torch.ones(2, 3), clean=torch.ones(2, 3))
+    with pytest.raises(ValueError, match="4 numbers a sample"):
+        matching(restored=torch.ones(2, 4), clean=torch.ones(2, 4))
+    with pytest.raises(ValueError, match="use queue_size=8"):
+        StatisticsMatching(9).load_state_dict(matching.state_dict())
+    with pytest.raises(TypeError):
+        matching(torch.ones(2, 3), torch.ones(2, 3))
+
+
+def test_the_two_references_agree() -> None:
+    x, y = rows(6, seed=4)
+    for divergence in DIVERGENCES:
+        loops = reference.eq1(np.asarray(x), np.asarray(y), divergence)
+        assert reference.differentiable(x, y, divergence).item() == pytest.approx(loops, rel=1e-12)

@@ -1,0 +1,140 @@
+"""The metrics against slow, obvious computations of the same definitions."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from d2sm.metrics import CLASSES, COLOURS, confusion, iou, miou, psnr, ssim
+
+
+@pytest.fixture
+def pair() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    draw = np.random.default_rng(0)
+    clean = np.clip(draw.random((3, 1, 1)) + np.linspace(-0.4, 0.4, 21)[:, None] * draw.random(17), 0, 1)
+    return np.clip(clean + 0.1 * draw.standard_normal(clean.shape), 0, 1), clean
+
+
+def slow_ssim(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """Wang et al. (2004), window by window, over the windows that lie inside the image."""
+    taps = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
+    window = np.outer(taps, taps) / taps.sum() ** 2
+    c1, c2, values = 0.01**2, 0.03**2, []
+    for x, y in zip(a, b, strict=True):
+        for i in range(x.shape[0] - 10):
+            for j in range(x.shape[1] - 10):
+                p, q = x[i : i + 11, j : j + 11], y[i : i + 11, j : j + 11]
+                mp, mq = (window * p).sum(), (window * q).sum()
+                vp, vq = (window * (p - mp) ** 2).sum(), (window * (q - mq) ** 2).sum()
+                cov = (window * (p - mp) * (q - mq)).sum()
+                top = (2 * mp * mq + c1) * (2 * cov + c2)
+                values.append(top / ((mp**2 + mq**2 + c1) * (vp + vq + c2)))
+    return float(np.mean(values))
+
+
+def test_ssim_is_the_definition(pair: tuple[NDArray[np.float64], NDArray[np.float64]]) -> None:
+    restored, clean = pair
+    assert ssim(restored=restored, clean=clean) == pytest.approx(slow_ssim(restored, clean), abs=1e-9)
+
+
+def test_psnr_is_the_definition(pair: tuple[NDArray[np.float64], NDArray[np.float64]]) -> None:
+    restored, clean = pair
+    expected = -10 * math.log10(float(((restored - clean) ** 2).mean()))
+    assert psnr(restored=restored, clean=clean) == pytest.approx(expected, abs=1e-9)
+
+
+def test_psnr_of_a_known_error() -> None:
+    assert psnr(restored=np.full((3, 4, 4), 0.6), clean=np.full((3, 4, 4), 0.5)) == pytest.approx(20.0)
+
+
+def test_identical_images(recwarn: pytest.WarningsRecorder) -> None:
+    image = torch.rand(3, 16, 16)
+    assert psnr(restored=image, clean=image) == math.inf
+    assert ssim(restored=image, clean=image) == pytest.approx(1.0)
+    assert not recwarn.list
+
+
+def test_tensors_and_arrays_agree() -> None:
+    a, b = torch.rand(3, 16, 16), torch.rand(3, 16, 16)
+    assert psnr(restored=a, clean=b) == psnr(restored=a.numpy(), clean=b.numpy())
+    assert ssim(restored=a, clean=b) == ssim(restored=a.numpy(), clean=b.numpy())
+
+
+@pytest.mark.parametrize("metric", [psnr, ssim])
+def test_wrong_images_are_named(metric: object) -> None:
+    image = np.zeros((3, 16, 16))
+    assert callable(metric)
+    for bad, message in (
+        (np.zeros((16, 16, 3)), r"restored has shape \(16, 16, 3\)"),
+        (np.zeros((3, 16, 17)), "must agree"),
+        (np.zeros((3, 16, 16), np.uint8), "restored holds uint8"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            metric(restored=bad, clean=image)
+
+
+def test_an_image_smaller_than_the_window_is_named() -> None:
+    with pytest.raises(ValueError, match="10x16"):
+        ssim(restored=np.zeros((3, 10, 16)), clean=np.zeros((3, 10, 16)))
+
+
+def test_confusion_counts_pixel_by_pixel() -> None:
+    draw = np.random.default_rng(1)
+    label = draw.integers(0, 5, (2, 13, 7)).astype(np.uint8)
+    prediction = draw.integers(0, 5, (2, 13, 7))
+    label[0, :3] = 255
+    expected = np.zeros((5, 5), np.int64)
+    for t, p in zip(label.ravel(), prediction.ravel(), strict=True):
+        if t != 255:
+            expected[t, p] += 1
+    found = confusion(torch.from_numpy(prediction), label, classes=5)
+    assert found.dtype == torch.int64
+    np.testing.assert_array_equal(found.numpy(), expected)
+
+
+def test_iou_by_sets_and_classes_present() -> None:
+    label = np.array([0, 0, 0, 1, 1, 255, 3])
+    prediction = np.array([0, 0, 1, 1, 2, 2, 3])
+    expected = []
+    for c in range(5):
+        t = {i for i, v in enumerate(label) if v == c}
+        p = {i for i, v in enumerate(prediction) if v == c and label[i] != 255}
+        expected.append(len(t & p) / len(t | p) if t else math.nan)  # class 2 is predicted, never true
+    matrix = confusion(prediction, label, classes=5)
+    np.testing.assert_allclose(iou(matrix).numpy(), expected)
+    assert miou(matrix) == pytest.approx((2 / 3 + 1 / 3 + 1) / 3)
+
+
+def test_matrices_of_several_images_add_up() -> None:
+    draw = np.random.default_rng(2)
+    label, prediction = draw.integers(0, 19, (4, 9, 9)), draw.integers(0, 19, (4, 9, 9))
+    parts = sum((confusion(p, t) for p, t in zip(prediction, label, strict=True)), torch.zeros(19, 19).long())
+    assert torch.equal(parts, confusion(prediction, label))
+
+
+def test_nothing_labelled_gives_nan() -> None:
+    assert math.isnan(miou(confusion(np.zeros(4, int), np.full(4, 255))))
+
+
+def test_raw_label_ids_are_refused() -> None:
+    with pytest.raises(ValueError, match="label holds ids from 7 to 33.*map label ids"):
+        confusion(np.array([0, 0]), np.array([7, 33]))
+    with pytest.raises(ValueError, match="must agree"):
+        confusion(np.zeros(3, int), np.zeros(4, int))
+
+
+def test_every_class_has_a_name_and_a_colour_of_its_own() -> None:
+    assert len(set(CLASSES)) == 19
+    assert COLOURS.shape == (19, 3) and COLOURS.dtype == np.uint8
+    assert len({tuple(c) for c in COLOURS.tolist()}) == 19
+
+
+def test_scikit_image_is_not_imported_before_it_is_needed() -> None:
+    code = "import sys, d2sm.metrics; sys.exit('skimage' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,1 @@
+"""Sweeps: a trial is a call of `pipelines.train.fit`."""
