@@ -24,7 +24,13 @@ if TYPE_CHECKING:
 FILES = ("model.safetensors", "config.yaml", "meta.json")
 CHECKSUMS = "checksums.json"
 
-_META = ("step", "epoch", "commit", "data_fingerprint")  # entries of meta.json that become tags
+_META = {
+    "step": "step",
+    "epoch": "epoch",
+    "commit": "commit",
+    "dirty": "dirty",
+    "data": "data_fingerprint",
+}  # -> tags
 _INSIDE = "data/bundle"  # where MLflow puts the bundle within the model
 _NEEDS = ("mlflow", "torch", "numpy", "safetensors", "pydantic", "PyYAML")  # to load and serve, nothing else
 
@@ -131,7 +137,7 @@ def _describe(bundle: Path) -> dict[str, str]:
         "objective": objective,
         "phi": loss.features if loss.weight else "",
         "segmenter": config.evaluate.segmenter or "",
-        **{key: str(meta[key]) for key in _META if meta.get(key) is not None},
+        **{tag: str(meta[key]) for key, tag in _META.items() if meta.get(key) is not None},
     }
 
 

@@ -133,6 +133,8 @@ class Evaluate(Section):
     )
     segmenter_weights: str | None = Field(None, description="the segmenter's weights")
     actors: int = Field(1, ge=1, description="processes that evaluate side by side")
+    threads: int = Field(1, ge=1, description="torch threads of such a process")
+    use_gpu: bool = Field(False, description="one GPU a process")
     limit: int | None = Field(None, ge=1, description="only the first so many images")
     tile: int | None = Field(None, ge=32, description="side of the tiles a large image is restored in; none: whole")
     pictures: int = Field(2, ge=0, description="pictures drawn: noisy, restored, clean, with their segmentation")
@@ -172,6 +174,11 @@ class Config(Section):
         if self.loss.patch_size and self.data.crop_size % self.loss.patch_size:
             raise ValueError(
                 f"loss.patch_size={self.loss.patch_size}: must divide data.crop_size={self.data.crop_size}"
+            )
+        if self.data.layout == "pairs" and len(set(self.noise.sigma)) > 1:
+            raise ValueError(
+                f"noise.sigma={list(self.noise.sigma)}: real pairs have one noise level, which the network is told; "
+                "give it, such as noise.sigma=[25] noise.draw=list"
             )
         if self.loss.weight and self.loss.queue_size < samples:
             raise ValueError(

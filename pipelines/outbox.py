@@ -35,8 +35,8 @@ class Outbox:
     """Sends items in order in a thread of its own.
 
     Args:
-        send: called with up to 500 metrics and tags, or with one artifact or status. Raises `Refused` for what
-            is never going to be taken, anything else to be tried again.
+        send: called with up to 500 metrics and tags, or with one artifact or status. Raises `Refused` for
+            what is never going to be taken, anything else to be tried again.
         folder: the run folder, for what could not be sent.
         every: seconds between two sendings when nobody waits.
     """
@@ -96,7 +96,7 @@ class Outbox:
             shutil.rmtree(self._folder / STAGED, ignore_errors=True)
         else:
             _log.warning(
-                "%d records did not reach MLflow (%s); they are in %s and are sent when the run is started again",
+                "%d records did not reach MLflow (%s); they are in %s, sent when the run is started again",
                 len(left),
                 self._trouble,
                 self._folder / UNSENT,
@@ -139,7 +139,7 @@ class Outbox:
             self._trouble = str(error)
             self._refused += batch
             _log.warning("MLflow refuses %d records: %s", len(batch), error)
-        except Exception as error:  # whatever it is: this thread must live on, the records stay
+        except Exception as error:  # noqa: BLE001 - whatever it is: this thread must live on, the records stay
             self._trouble = str(error)
             self._save([*self._refused, *self.waiting])
             return False

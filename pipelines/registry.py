@@ -32,7 +32,7 @@ _LOWER_IS_BETTER = ("loss", "l1", "d2sm", "lpips")
 
 
 class RegistryError(ValueError):
-    """A model cannot be registered, found, verified or promoted. One line, with near names or both numbers."""
+    """A model cannot be registered, found, verified or promoted. One line: near names, or both numbers."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ def register(
         run_id: MLflow run it came from.
         uri: of the store.
         alias: moved to the new version, such as champion.
-        results: numbers such as "psnr.sigma25", and "convention", "segmenter", "data" (fingerprint of what was
-            evaluated); nested mappings are joined with dots. They become tags.
+        results: numbers such as "psnr.sigma25", and "convention", "segmenter", "data" (fingerprint of what
+            was evaluated); nested mappings are joined with dots. They become tags.
         example: noisy float32 (B, 3, H, W) in [0, 1], kept with the model; none: a small grey ramp.
 
     Raises:
@@ -128,7 +128,7 @@ def register(
         tags["evaluated_on"] = tags.pop("data", "") or tags.get("data_fingerprint", "")
         tags = {key: value[:4000] for key, value in tags.items() if value}
         _make_model(client, name)
-        # A server asks for the model's id. A database without a run would look the id up in MLflow's global store.
+        # A server asks for the model's id; a database without a run looks it up in MLflow's global store.
         known = model_id if run_id or uri.startswith("http") else None
         made = client.create_model_version(
             name, source, run_id=run_id, tags=tags, await_creation_for=60, model_id=known
@@ -213,7 +213,7 @@ def promote(reference: str, alias: str, *, if_better: str | None = None, uri: st
 
 
 def compare(a: Record, b: Record) -> list[dict[str, str | float | None]]:
-    """Rows for a table, one a tag: {"what", "a", "b", "difference"}; the last is b - a where both are numbers."""
+    """Rows for a table, one a tag: {"what", "a", "b", "difference"}; the last is b - a of numbers."""
     rows: list[dict[str, str | float | None]] = []
     for key in sorted({*a.tags, *b.tags}):
         left, right = a.tags.get(key, ""), b.tags.get(key, "")
@@ -277,7 +277,7 @@ def _reach(uri: str, *, writes: bool = False) -> MlflowClient:
     path = stores.sqlite_file(uri)
     if path and not writes and not path.exists():
         raise RegistryError(
-            f"{redact(uri)}: no such file, so no models; give another with tracking.uri or MLFLOW_TRACKING_URI"
+            f"{redact(uri)}: no such file, so no models; give another by tracking.uri or MLFLOW_TRACKING_URI"
         )
     try:
         return stores.prepare(uri)

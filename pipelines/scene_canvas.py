@@ -121,7 +121,7 @@ class Canvas:
         self.camera, self.mood, self.sun = camera, mood, sun
 
     def light(self, normal: Sequence[float], lit: Any = 1.0) -> Array:
-        """RGB light on a surface of this unit normal (3,), or (n, 3) when `lit` (n,) says how much sun gets there."""
+        """RGB light (3,) on a surface of this unit normal; (n, 3) when `lit` (n,) is its share of sun."""
         facing = max(0.0, float(np.dot(self.sun, normal)))
         ambient = np.asarray(self.mood.ambient, np.float32) * (0.84 + 0.16 * normal[1])
         sun = np.asarray(self.mood.sun, np.float32) * facing
@@ -169,7 +169,11 @@ class Canvas:
 
     @staticmethod
     def _gain(
-        box: tuple[slice, slice], edges: tuple[float, float, float, float], down: float, right: float, grain: float
+        box: tuple[slice, slice],
+        edges: tuple[float, float, float, float],
+        down: float,
+        right: float,
+        grain: float,
     ) -> Array:
         v = np.arange(box[0].start, box[0].stop, dtype=np.float32)[:, None]
         u = np.arange(box[1].start, box[1].stop, dtype=np.float32)[None, :]
@@ -199,7 +203,7 @@ class Canvas:
         box += (1.2 - np.minimum(box, 1.2)) * fall[..., None] * np.asarray(colour, np.float32)
 
     def soft_shadow(self, points: Array, strength: float, blur: float = 0.12) -> None:
-        """Darkens the ground under a convex polygon (n, 3) at y = 0, in three shrinking layers for a soft edge."""
+        """Darkens the ground under a convex polygon (n, 3) at y = 0, in three layers for a soft edge."""
         centre = points.mean(0)
         for k in range(3):
             ring = centre + (points - centre) * (1 + blur * (1 - k))

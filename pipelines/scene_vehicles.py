@@ -1,159 +1,15 @@
-"""Vehicles of the built-in scenes: side outlines drawn out to solids, turned, lit face by face."""
+"""Vehicles of the built-in scenes: cars, buses, trams, trucks."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 
 from pipelines import scene_canvas as sc
-from pipelines.scene_canvas import Array, Canvas, Colour, mix
+from pipelines.scene_canvas import Canvas, Colour
+from pipelines.scene_solids import GLASS, Edge, Pose, Solid
 
 PAINT = ((0.62, 0.10, 0.10), (0.15, 0.26, 0.46), (0.78, 0.79, 0.80), (0.20, 0.21, 0.23), (0.90, 0.89, 0.86),
          (0.32, 0.42, 0.40), (0.72, 0.55, 0.25), (0.45, 0.58, 0.70))  # fmt: skip
-RUBBER, GLASS = (0.06, 0.06, 0.07), (0.10, 0.13, 0.16)
-
-
-@dataclass(frozen=True)
-class Pose:
-    """Where a vehicle stands: middle (x, z) in metres, `yaw` 0 pointing away from the camera, turning right."""
-
-    x: float
-    z: float
-    yaw: float
-
-    def world(self, local: Array) -> Array:
-        """(n, 3) of (forward, up, right) -> (n, 3) of (x, y, z)."""
-        s, c = np.sin(self.yaw), np.cos(self.yaw)
-        out = [self.x + local[:, 0] * s + local[:, 2] * c, local[:, 1], self.z + local[:, 0] * c - local[:, 2] * s]
-        return np.stack(out, axis=1)
-
-
-class Solid:
-    """An outline (n, 2) of (forward, up), drawn out to `width`; above `waist` it narrows by `taper` per metre.
-
-    The outline runs from the rear bottom over the roof to the front bottom.
-    """
-
-    def __init__(
-        self, canvas: Canvas, pose: Pose, outline: list[tuple[float, float]], width: float, ident: int,
-        *, waist: float = 99.0, taper: float = 0.0,
-    ) -> None:  # fmt: skip
-        self.canvas, self.pose, self.ident = canvas, pose, ident
-        self.outline, self.width = np.asarray(outline, float), width
-        self.waist, self.taper = waist, taper
-        self.eye = np.array([0.0, canvas.camera.height, 0.0])
-
-    def half(self, y: Array) -> Array:
-        """Half the width at a height."""
-        return np.asarray(self.width / 2 * (1 - self.taper * np.maximum(y - self.waist, 0.0)))
-
-    def side(self, points: list[tuple[float, float]] | Array, right: bool) -> Array:
-        """Points (n, 2) on a flank, in the world."""
-        p = np.asarray(points, float)
-        return self.pose.world(np.stack([p[:, 0], p[:, 1], self.half(p[:, 1]) * (1 if right else -1)], axis=1))
-
-    def strip(self, a: tuple[float, float], b: tuple[float, float], t0: float, t1: float, s0: float, s1: float) -> Array:
-        """Part of the face above the outline's edge a-b: t along the edge, s from -1 (left) to 1 (right)."""
-        rows = []
-        for t, s in ((t0, s0), (t0, s1), (t1, s1), (t1, s0)):
-            f, y = a[0] + (b[0] - a[0]) * t, a[1] + (b[1] - a[1]) * t
-            rows.append((f, y, float(self.half(np.array(y))) * s))
-        return self.pose.world(np.array(rows))
-
-    def normal(self, local: tuple[float, float, float]) -> tuple[float, float, float]:
-        """A local direction in the world."""
-        w = self.pose.world(np.array([local])) - self.pose.world(np.zeros((1, 3)))
-        return (float(w[0, 0]), float(w[0, 1]), float(w[0, 2]))
-
-    def seen(self, face: Array, normal: tuple[float, float, float]) -> bool:
-        """Whether the face looks towards the camera."""
-        return float(np.dot(self.eye - face.mean(0), normal)) > 0
-
-    def put(
-        self, face: Array, colour: Colour, normal: tuple[float, float, float], *, own: float = 0.0, down: float = 0.0
-    ) -> None:
-        """Paints a face; `own` 1 shines by itself (lamps)."""
-        light = self.canvas.light(normal)
-        self.canvas.poly3(face, np.asarray(colour) * mix(light, 1.0, own), self.ident, down=down)
-
-    def body(self, colour: Colour) -> list[tuple[tuple[float, float], tuple[float, float], tuple[float, float, float]]]:
-        """Paints flanks, ends and roof, the farthest first; returns the edges seen, with their normals."""
-        shown, o = [], self.outline
-        faces = []
-        for i in range(len(o) - 1):
-            a, b = (float(o[i, 0]), float(o[i, 1])), (float(o[i + 1, 0]), float(o[i + 1, 1]))
-            d = np.array(b) - np.array(a)
-            n = np.array([-d[1], d[0]]) / max(float(np.hypot(*d)), 1e-6)
-            normal = self.normal((float(n[0]), float(n[1]), 0.0))
-            face = self.strip(a, b, 0, 1, -1, 1)
-            if self.seen(face, normal):
-                faces.append((float(face[:, 2].mean()), face, normal))
-                shown.append((a, b, normal))
-        for _, face, normal in sorted(faces, key=lambda item: -item[0]):
-            self.put(face, colour, normal, down=-0.18)
-        for right in (False, True):
-            face, normal = self.side(o, right), self.normal((0, 0, 1 if right else -1))
-            if self.seen(face, normal):
-                self.put(face, colour, normal, down=-0.30)
-        return shown
-
-    def flanks(self) -> list[tuple[bool, tuple[float, float, float]]]:
-        """The flanks seen: (is it the right one, its normal)."""
-        both = [(right, self.normal((0, 0, 1 if right else -1))) for right in (False, True)]
-        return [(right, n) for right, n in both if self.seen(self.side(self.outline, right), n)]
-
-    def pane(self, face: Array, normal: tuple[float, float, float], tone: Colour = GLASS) -> None:
-        """Window glass: dark, with a paler streak of sky."""
-        mood = self.canvas.mood
-        sky = np.asarray(mix(tone, mood.horizon, 0.22 + 0.18 * max(normal[1], 0.0)))
-        self.canvas.poly3(face, sky, self.ident, down=-0.9)
-        if len(face) == 4:
-            low, high = face[0] * 0.62 + face[1] * 0.38, face[3] * 0.42 + face[2] * 0.58
-            wide = (face[1] - face[0]) * 0.13
-            gleam = np.array([low, low + wide, high + wide, high])
-            self.canvas.poly3(gleam, np.asarray(mood.horizon) * 0.8, None, alpha=0.35)
-
-    def wheel(self, forward: float, radius: float, hub: Colour = (0.62, 0.63, 0.65)) -> None:
-        """A wheel on each flank seen, in its dark arch."""
-        t = np.linspace(0, 2 * np.pi, 20, endpoint=False)
-        ring = np.stack([np.cos(t), np.sin(t)], axis=1)
-        for right, normal in self.flanks():
-            arch = ring[ring[:, 1] > -0.35] * radius * 1.22 + (forward, radius)
-            self.canvas.poly3(self.side(arch, right), (0.05, 0.05, 0.06), self.ident)
-            self.canvas.poly3(self.side(ring * radius + (forward, radius), right), RUBBER, self.ident)
-            self.put(self.side(ring * radius * 0.60 + (forward, radius), right), hub, normal)
-            self.put(self.side(ring * radius * 0.42 + (forward, radius), right), (0.28, 0.28, 0.30), normal)
-            self.put(self.side(ring * radius * 0.16 + (forward, radius), right), hub, normal)
-
-    def ground_shadow(self, length: float, height: float) -> None:
-        """Contact shadow, and the cast one if the sun shines."""
-        w = self.width / 2 * 1.04
-        box = np.array([(-length / 2, 0, -w), (length / 2, 0, -w), (length / 2, 0, w), (-length / 2, 0, w)])
-        base = self.pose.world(box)
-        if max(self.canvas.mood.sun) > 0.5:
-            lx, ly, lz = (float(c) for c in self.canvas.sun)
-            cast = np.array([-lx, 0.0, -lz]) * height / max(ly, 0.2)
-            self.canvas.soft_shadow(_hull(np.concatenate([base, base + cast])), 0.55, blur=0.05)
-        self.canvas.soft_shadow(base, 0.80, blur=0.12)
-
-
-def _hull(points: Array) -> Array:
-    """Convex hull of points (n, 3) on the ground, in order."""
-    order = points[np.lexsort((points[:, 2], points[:, 0]))]
-
-    def half(rows: Array) -> list[Array]:
-        out: list[Array] = []
-        for p in rows:
-            while len(out) > 1:
-                a, b = out[-1] - out[-2], p - out[-2]
-                if a[0] * b[2] - a[2] * b[0] > 0:
-                    break
-                out.pop()
-            out.append(p)
-        return out[:-1]
-
-    return np.array(half(order) + half(order[::-1]))
 
 
 def car(canvas: Canvas, pose: Pose, rng: np.random.Generator) -> None:
@@ -176,17 +32,27 @@ def car(canvas: Canvas, pose: Pose, rng: np.random.Generator) -> None:
     for right, n in s.flanks():
         s.put(s.side([(-2.0, 0.30), (2.05, 0.30), (2.05, 0.38), (-2.0, 0.38)], right), (0.12, 0.12, 0.13), n)
         left = rear[-2][0] * 0.72 + rear[-1][0] * 0.28 + 0.12
-        s.pane(s.side([(left + 0.1, 1.02), (-0.46, 1.02), (-0.46, 1.36), (rear[-1][0] + 0.12, 1.36)], right), n)
+        s.pane(
+            s.side([(left + 0.1, 1.02), (-0.46, 1.02), (-0.46, 1.36), (rear[-1][0] + 0.12, 1.36)], right), n
+        )
         s.pane(s.side([(-0.36, 1.02), (0.80, 1.02), (0.26, 1.36), (-0.36, 1.36)], right), n)
         for f in (-0.42, 0.72):
-            s.put(s.side([(f, 0.40), (f + 0.03, 0.40), (f + 0.03, 1.0), (f, 1.0)], right), np.asarray(colour) * 0.5, n)
-        s.put(s.side([(-0.30, 0.86), (-0.10, 0.86), (-0.10, 0.90), (-0.30, 0.90)], right), (0.75, 0.75, 0.76), n)
+            s.put(
+                s.side([(f, 0.40), (f + 0.03, 0.40), (f + 0.03, 1.0), (f, 1.0)], right),
+                np.asarray(colour) * 0.5,
+                n,
+            )
+        s.put(
+            s.side([(-0.30, 0.86), (-0.10, 0.86), (-0.10, 0.90), (-0.30, 0.90)], right), (0.75, 0.75, 0.76), n
+        )
     s.wheel(-1.30, 0.33)
     s.wheel(1.32, 0.33)
 
 
 def _ends(
-    s: Solid, shown: list[tuple[tuple[float, float], tuple[float, float], tuple[float, float, float]]], split: float
+    s: Solid,
+    shown: list[Edge],
+    split: float,
 ) -> None:
     """Lamps, plates and bumpers of a car."""
     lamp = 0.9 if s.canvas.mood.night else 0.25
@@ -208,7 +74,14 @@ def _ends(
 
 def _box(length: float, low: float, high: float, nose: float = 0.15) -> list[tuple[float, float]]:
     h = length / 2
-    return [(-h, low), (-h, high - nose), (-h + nose, high), (h - nose, high), (h, high - nose * 1.5), (h, low)]
+    return [
+        (-h, low),
+        (-h, high - nose),
+        (-h + nose, high),
+        (h - nose, high),
+        (h, high - nose * 1.5),
+        (h, low),
+    ]
 
 
 def _coach(
@@ -224,13 +97,27 @@ def _coach(
     for right, n in s.flanks():
         s.put(s.side([(-h, 0.35), (h, 0.35), (h, 0.62), (-h, 0.62)], right), (0.16, 0.16, 0.18), n)
         s.put(s.side([(-h, 0.95), (h, 0.95), (h, y0 - 0.08), (-h, y0 - 0.08)], right), stripe, n, down=-0.2)
-        s.put(s.side([(-h + 0.1, y0 - 0.05), (h - 0.1, y0 - 0.05), (h - 0.1, y1), (-h + 0.1, y1)], right), (0.07, 0.08, 0.09), n)
+        s.put(
+            s.side([(-h + 0.1, y0 - 0.05), (h - 0.1, y0 - 0.05), (h - 0.1, y1), (-h + 0.1, y1)], right),
+            (0.07, 0.08, 0.09),
+            n,
+        )
         for f in np.arange(-h + 0.2, h - step + 0.1, step):
-            s.pane(s.side([(f, y0), (f + step - 0.12, y0), (f + step - 0.12, y1 - 0.06), (f, y1 - 0.06)], right), n, warm)
+            s.pane(
+                s.side([(f, y0), (f + step - 0.12, y0), (f + step - 0.12, y1 - 0.06), (f, y1 - 0.06)], right),
+                n,
+                warm,
+            )
         for f in doors:
-            s.put(s.side([(f, 0.40), (f + 1.2, 0.40), (f + 1.2, y1 - 0.04), (f, y1 - 0.04)], right), (0.10, 0.11, 0.12), n)
+            s.put(
+                s.side([(f, 0.40), (f + 1.2, 0.40), (f + 1.2, y1 - 0.04), (f, y1 - 0.04)], right),
+                (0.10, 0.11, 0.12),
+                n,
+            )
             for g in (f + 0.06, f + 0.64):
-                s.pane(s.side([(g, 0.55), (g + 0.5, 0.55), (g + 0.5, y1 - 0.15), (g, y1 - 0.15)], right), n, warm)
+                s.pane(
+                    s.side([(g, 0.55), (g + 0.5, 0.55), (g + 0.5, y1 - 0.15), (g, y1 - 0.15)], right), n, warm
+                )
     for a, b, n in shown:
         if abs(a[0] - b[0]) > 0.05:
             continue
@@ -243,14 +130,21 @@ def _coach(
         s.pane(s.strip(a, b, t0, t1, -0.90, 0.90), n)
         w0, w1 = (0.10, 0.20) if a[0] < 0 else (0.80, 0.90)
         for s0, s1 in ((-0.92, -0.68), (0.68, 0.92)):
-            s.put(s.strip(a, b, w0, w1, s0, s1), (0.86, 0.08, 0.07) if a[0] < 0 else (1.0, 0.97, 0.86), n, own=lamp)
+            s.put(
+                s.strip(a, b, w0, w1, s0, s1),
+                (0.86, 0.08, 0.07) if a[0] < 0 else (1.0, 0.97, 0.86),
+                n,
+                own=lamp,
+            )
         r0, r1 = (0.92, 0.99) if a[0] < 0 else (0.01, 0.09)
         s.put(s.strip(a, b, r0, r1, -0.55, 0.55), (0.98, 0.66, 0.14), n, own=0.6)
 
 
 def bus(canvas: Canvas, pose: Pose, rng: np.random.Generator) -> None:
     """A city bus, red or yellow."""
-    main, stripe = (((0.74, 0.13, 0.12), (0.93, 0.88, 0.78)), ((0.93, 0.68, 0.13), (0.75, 0.30, 0.10)))[int(rng.integers(2))]
+    main, stripe = (((0.74, 0.13, 0.12), (0.93, 0.88, 0.78)), ((0.93, 0.68, 0.13), (0.75, 0.30, 0.10)))[
+        int(rng.integers(2))
+    ]
     s = Solid(canvas, pose, _box(9.6, 0.32, 3.05), 2.45, sc.BUS)
     s.ground_shadow(9.6, 2.8)
     _coach(s, 9.6, (main, stripe), (1.45, 2.55), 1.45, (1.2, -3.4))
@@ -265,11 +159,17 @@ def tram(canvas: Canvas, pose: Pose, rng: np.random.Generator) -> None:
     _coach(s, 14.0, ((0.94, 0.91, 0.80), (0.10, 0.46, 0.42)), (1.35, 2.60), 1.30, (-5.2, -0.6, 4.0))
     for right, n in s.flanks():
         for f in (-4.6, 3.2):
-            s.put(s.side([(f, 0.12), (f + 1.8, 0.12), (f + 1.8, 0.50), (f, 0.50)], right), (0.10, 0.10, 0.11), n)
+            s.put(
+                s.side([(f, 0.12), (f + 1.8, 0.12), (f + 1.8, 0.50), (f, 0.50)], right), (0.10, 0.10, 0.11), n
+            )
     for f in (-1.2, -0.1):
-        arm = s.pose.world(np.array([(f, 3.35, -0.05), (f, 3.35, 0.05), (-0.65, 4.3, 0.05), (-0.65, 4.3, -0.05)]))
+        arm = s.pose.world(
+            np.array([(f, 3.35, -0.05), (f, 3.35, 0.05), (-0.65, 4.3, 0.05), (-0.65, 4.3, -0.05)])
+        )
         canvas.poly3(arm, (0.12, 0.12, 0.13), s.ident)
-    bar = s.pose.world(np.array([(-0.65, 4.28, -0.8), (-0.65, 4.28, 0.8), (-0.65, 4.38, 0.8), (-0.65, 4.38, -0.8)]))
+    bar = s.pose.world(
+        np.array([(-0.65, 4.28, -0.8), (-0.65, 4.28, 0.8), (-0.65, 4.38, 0.8), (-0.65, 4.38, -0.8)])
+    )
     canvas.poly3(bar, (0.12, 0.12, 0.13), s.ident)
 
 
@@ -277,7 +177,13 @@ def truck(canvas: Canvas, pose: Pose, rng: np.random.Generator) -> None:
     """A delivery truck: a pale box behind a coloured cab."""
     cab_paint = ((0.10, 0.28, 0.58), (0.80, 0.38, 0.10), (0.16, 0.42, 0.26))[int(rng.integers(3))]
     hold = Solid(canvas, Pose(*_shifted(pose, -1.1)), _box(5.2, 0.75, 3.35, nose=0.04), 2.40, sc.TRUCK)
-    cab = Solid(canvas, Pose(*_shifted(pose, 2.55)), [(-0.95, 0.35), (-0.95, 2.5), (0.35, 2.55), (0.85, 1.55), (1.0, 0.9), (1.0, 0.35)], 2.2, sc.TRUCK)
+    cab = Solid(
+        canvas,
+        Pose(*_shifted(pose, 2.55)),
+        [(-0.95, 0.35), (-0.95, 2.5), (0.35, 2.55), (0.85, 1.55), (1.0, 0.9), (1.0, 0.35)],
+        2.2,
+        sc.TRUCK,
+    )
     frame = Solid(canvas, pose, _box(6.4, 0.42, 0.80, nose=0.02), 2.0, sc.TRUCK)
     frame.ground_shadow(7.0, 3.0)
     order = [cab, hold] if np.cos(pose.yaw) >= 0 else [hold, cab]
@@ -297,7 +203,7 @@ def _shifted(pose: Pose, forward: float) -> tuple[float, float, float]:
     return float(p[0]), float(p[2]), pose.yaw
 
 
-def _cab(s: Solid, shown: list[tuple[tuple[float, float], tuple[float, float], tuple[float, float, float]]]) -> None:
+def _cab(s: Solid, shown: list[Edge]) -> None:
     for a, b, n in shown:
         if a[0] > 0 and a[1] > 2.4:
             s.pane(s.strip(a, b, 0.12, 0.95, -0.88, 0.88), n)
@@ -310,11 +216,15 @@ def _cab(s: Solid, shown: list[tuple[tuple[float, float], tuple[float, float], t
 
 
 def _hold(
-    s: Solid, shown: list[tuple[tuple[float, float], tuple[float, float], tuple[float, float, float]]], paint: Colour
+    s: Solid,
+    shown: list[Edge],
+    paint: Colour,
 ) -> None:
     for right, n in s.flanks():
         for f in np.arange(-2.5, 2.6, 0.62):
-            s.put(s.side([(f, 0.80), (f + 0.05, 0.80), (f + 0.05, 3.3), (f, 3.3)], right), (0.66, 0.66, 0.65), n)
+            s.put(
+                s.side([(f, 0.80), (f + 0.05, 0.80), (f + 0.05, 3.3), (f, 3.3)], right), (0.66, 0.66, 0.65), n
+            )
         s.put(s.side([(-1.7, 1.75), (1.7, 1.75), (1.5, 2.45), (-1.5, 2.45)], right), paint, n)
     for a, b, n in shown:
         if a[0] < 0 and abs(a[0] - b[0]) < 0.01:

@@ -1,7 +1,7 @@
 """Built-in street scenes in the Cityscapes layout, for whoever has no data set at hand.
 
-A scene is drawn, not photographed: a street in true perspective with all 19 train classes somewhere in the set,
-in several weathers and times of day. A seed gives the same pixels every time. The labels are Cityscapes label ids.
+A scene is drawn, not photographed: a street in true perspective, in one of several weathers and times of day;
+a set shows all 19 train classes. A seed gives the same pixels every time. Labels are Cityscapes label ids.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from pipelines import scene_houses as houses
+from pipelines import scene_people as people
 from pipelines import scene_street as street_
 from pipelines import scene_things as things
 from pipelines import scene_vehicles as vehicles
 from pipelines.images import write_png
 from pipelines.scene_canvas import MOODS, Array, Camera, Canvas
+from pipelines.scene_solids import Pose
 from pipelines.scene_street import Street
 
 VERSION = 1  # of the pictures: raise it whenever the same seed would give other pixels
@@ -52,7 +55,7 @@ def scene(seed: int, height: int = 256, width: int = 512) -> tuple[Array, Array]
     street_.sky(canvas, rng)
     street_.skyline(canvas, rng)
     street_.ground(canvas, street, rng)
-    street_.lots(canvas, street)
+    houses.lots(canvas, street)
     street_.reflect(canvas, canvas.mood.wet)
     for _, draw in sorted(_stage(canvas, street, large, rng), key=lambda item: -item[0]):
         draw()
@@ -66,7 +69,9 @@ def _check(seed: int, height: int, width: int) -> None:
         )
 
 
-def _empty(seed: int, height: int, width: int, rails: bool, rng: np.random.Generator) -> tuple[Canvas, Street]:
+def _empty(
+    seed: int, height: int, width: int, rails: bool, rng: np.random.Generator
+) -> tuple[Canvas, Street]:
     name = list(MOODS)[seed % len(MOODS)] if seed % 7 else "morning"
     focal = 1.45 * width  # the canvas is twice as large: a field of view of 69 degrees
     camera = Camera(
@@ -118,7 +123,7 @@ def _traffic(canvas: Canvas, street: Street, large: tuple[str, str], rng: np.ran
     acts: list[Act] = []
 
     def add(paint: Callable[..., None], x: float, z: float, yaw: float) -> None:
-        pose = vehicles.Pose(x, z, yaw + float(rng.normal(0, 0.02)))
+        pose = Pose(x, z, yaw + float(rng.normal(0, 0.02)))
         acts.append((z, lambda: paint(canvas, pose, rng)))
 
     kinds = {"truck": vehicles.truck, "bus": vehicles.bus, "tram": vehicles.tram}
@@ -152,20 +157,29 @@ def _people(canvas: Canvas, street: Street, rng: np.random.Generator) -> list[Ac
     for side in (-1, 1):
         for _ in range(int(rng.integers(4, 8))):
             z = 9.0 + 30.0 * float(rng.random()) ** 1.6
-            add(side * float(rng.uniform(walk, street.front - 0.4)), z, things.person)
+            add(side * float(rng.uniform(walk, street.front - 0.4)), z, people.person)
     for _ in range(int(rng.integers(1, 4))):
-        add(float(rng.uniform(-0.8, 0.8)) * street.road, street.crossing + float(rng.uniform(0.5, 2.5)), things.person)
+        add(
+            float(rng.uniform(-0.8, 0.8)) * street.road,
+            street.crossing + float(rng.uniform(0.5, 2.5)),
+            people.person,
+        )
     nearby = float(rng.choice([-1.0, 1.0]))
-    add(nearby * float(rng.uniform(2.6, 3.6)), float(rng.uniform(7.5, 9.5)), things.bicycle, ridden=True)
-    add(-nearby * float(rng.uniform(2.4, 3.4)), float(rng.uniform(8.5, 11)), things.motorcycle, ridden=bool(rng.random() < 0.6))
+    add(nearby * float(rng.uniform(2.6, 3.6)), float(rng.uniform(7.5, 9.5)), people.bicycle, ridden=True)
+    add(
+        -nearby * float(rng.uniform(2.4, 3.4)),
+        float(rng.uniform(8.5, 11)),
+        people.motorcycle,
+        ridden=bool(rng.random() < 0.6),
+    )
     if rng.random() < 0.6:
-        add(float(rng.uniform(-1.2, 1.2)), street.crossing + 1.0, things.bicycle, ridden=True)
+        add(float(rng.uniform(-1.2, 1.2)), street.crossing + 1.0, people.bicycle, ridden=True)
     for side in (-1, 1):
         z = float(rng.uniform(8.5, 13))
         for k in range(int(rng.integers(1, 4))):
-            add(side * (walk - 0.2), z + 0.8 * k, things.bicycle, ridden=False)
+            add(side * (walk - 0.2), z + 0.8 * k, people.bicycle, ridden=False)
         z = float(rng.uniform(11, 20))
-        add(side * (street.road - 0.5), z, things.motorcycle, ridden=False)
+        add(side * (street.road - 0.5), z, people.motorcycle, ridden=False)
     return acts
 
 
@@ -199,7 +213,14 @@ def write_scenes(
     if min(train, val) < 1 or max(train, val) > _SPLIT:
         raise SceneError(f"scenes: train={train}, val={val}: both need to be in 1..{_SPLIT}")
     root = Path(root)
-    wanted = {"generator": VERSION, "seed": seed, "train": train, "val": val, "height": height, "width": width}
+    wanted = {
+        "generator": VERSION,
+        "seed": seed,
+        "train": train,
+        "val": val,
+        "height": height,
+        "width": width,
+    }
     names = list(_files(train, val, seed))
     if _complete(root, wanted, names):
         return root
@@ -231,7 +252,9 @@ def _complete(root: Path, wanted: dict[str, int], names: list[tuple[str, str, in
     for manifest in found.values():
         differs = [f"{k}={manifest.get(k)}" for k in wanted if manifest.get(k) != wanted[k]]
         if differs:
-            raise SceneError(f"root={root} holds other built-in scenes ({', '.join(differs)}): give a new folder")
+            raise SceneError(
+                f"root={root} holds other built-in scenes ({', '.join(differs)}): give a new folder"
+            )
     pictures = [root / "leftImg8bit" / folder / f"{stem}_leftImg8bit.png" for folder, stem, _ in names]
     labels = [root / "gtFine" / folder / f"{stem}_gtFine_labelIds.png" for folder, stem, _ in names]
     return MANIFEST in found and all(path.is_file() for path in pictures + labels)

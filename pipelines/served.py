@@ -32,7 +32,7 @@ class Restorer:
         """Restore a batch.
 
         Args:
-            model_input: noisy, numpy float32 (B, 3, H, W), RGB, nominally in [0, 1]; noise may leave that range.
+            model_input: noisy, numpy float32 (B, 3, H, W), RGB, in [0, 1] but for the noise.
             params: {"sigma": noise level in 0..255}; 25 when absent.
 
         Returns:

@@ -1,12 +1,13 @@
 """Which MLflow store is meant, whether it answers, and a client for it.
 
-MLflow's own client tries a dead server for minutes, and its messages hold the password. What leaves this file is
-one line, within seconds, without it. `mlflow` takes about two seconds to import, so it is imported where used.
+MLflow's own client tries a dead server for minutes, and its messages hold the password. What leaves this file
+is one line, within seconds, without it. `mlflow` takes two seconds to import, so it is imported where used.
 """
 
 from __future__ import annotations
 
 import contextlib
+import http.client
 import logging
 import os
 import re
@@ -66,11 +67,12 @@ def absolute(uri: str, *, asked_by: str = "tracking.uri") -> str:
     if scheme in ("", "file"):
         raise TrackingError(
             f"{asked_by}={uri}: MLflow 3 no longer writes to a folder of files; "
-            f"give sqlite:///<folder>/mlflow.db or the http:// address of a server (`mlflow migrate-filestore` moves an old folder)"
+            f"give sqlite:///<folder>/mlflow.db or the http:// address of a server "
+            f"(`mlflow migrate-filestore` moves an old folder)"
         )
     raise TrackingError(
         f"{asked_by}={redact(uri)}: unknown kind of store; "
-        f"give sqlite:///<folder>/mlflow.db, the http:// address of a server, or a postgresql:// or mysql:// URI"
+        f"give sqlite:///<folder>/mlflow.db, a server's http:// address, or a postgresql:// or mysql:// URI"
     )
 
 
@@ -88,7 +90,7 @@ def redact(text: str) -> str:
 
 
 def check(uri: str, *, timeout: float = 5.0) -> None:
-    """Make sure that a server answers, in seconds where MLflow's own retries take minutes. Files need no check.
+    """Make sure that a server answers, in seconds where MLflow's retries take minutes; files need no check.
 
     Raises:
         TrackingError: when nothing answers within `timeout` seconds.
@@ -101,7 +103,7 @@ def check(uri: str, *, timeout: float = 5.0) -> None:
         elif kind in _PORTS:
             port = parts.port or _PORTS[kind]
             socket.create_connection((parts.hostname or "localhost", port), timeout).close()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:  # the last: it speaks no HTTP
         reason = getattr(error, "reason", None) or error
         raise TrackingError(
             f"{redact(uri)}: the tracking server does not answer ({_line(str(reason))}); "
@@ -127,6 +129,7 @@ def client(uri: str) -> MlflowClient:
     """
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # it prints the password with the address
     from mlflow import MlflowClient
 
     for noisy in ("mlflow.store.db.utils", "mlflow.system_metrics", "mlflow.pyfunc", "alembic"):

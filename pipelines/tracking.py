@@ -153,8 +153,8 @@ class Run:
     def finish(self, status: Status = "FINISHED", *, timeout: float | None = None) -> None:
         """End the run; a second call does nothing.
 
-        What a dead server does not take within `timeout` (none: 60 s, 15 s after a failure) is kept in the run
-        folder, said in one line, and sent when the run is started again.
+        What a dead server does not take within `timeout` (none: 60 s, 15 s after a failure) is kept in the
+        run folder, said in one line, and sent when the run is started again.
         """
         if self._finished:
             return
@@ -197,7 +197,7 @@ class Run:
         except MlflowException as error:
             text = redact(" ".join(str(error).split())[:300])
             raise (Refused if error.error_code in _FINAL else TrackingError)(text) from None
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the network has many, and the outbox keeps the records
             raise TrackingError(redact(" ".join(str(error).split())[:300])) from None
 
     def _request(self, batch: list[Item]) -> None:
@@ -222,7 +222,7 @@ class Run:
             self._client.log_batch(self.id, metrics=metrics, tags=tags)
 
     def _system(self) -> None:
-        """MLflow's own gauges, read every 10 s, sent by the outbox: MLflow's thread ends at its first failure."""
+        """MLflow's own gauges, sent by the outbox: MLflow's own thread ends at its first failure."""
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
         gauges: Any = SystemMetricsMonitor(self.id, tracking_uri=self.uri)  # type: ignore[no-untyped-call]
@@ -240,7 +240,9 @@ def commit() -> tuple[str, bool]:
     root = Path(__file__).resolve().parents[1]
 
     def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10)
+        done = subprocess.run(
+            ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=False
+        )
         return done.stdout.strip()
 
     try:

@@ -42,12 +42,11 @@ class Trained:
     metrics: Mapping[str, float]
 
 
-def fit(config: Config, *, run: tracking.Run | None = None, quiet: bool = False, verbose: bool = False) -> Trained:
+def fit(config: Config, *, quiet: bool = False, verbose: bool = False) -> Trained:
     """Train, or go on with the run of this name.
 
     Args:
         config: the whole run. An empty `train.name` is filled from recipe and time.
-        run: MLflow run to write to, left open; None: one is opened and finished here.
         quiet: no progress line.
         verbose: let Ray's own log through.
 
@@ -65,10 +64,8 @@ def fit(config: Config, *, run: tracking.Run | None = None, quiet: bool = False,
     run_dir = open_folder(config, fingerprint)
     session.start(cpus=session.cpus_needed(config), verbose=verbose)
     session.check(config)
-    if run is not None:
+    with open_run(config, run_dir) as run:
         return _train(config, items, run_dir, fingerprint, run, quiet)
-    with open_run(config, run_dir, fingerprint) as own:
-        return _train(config, items, run_dir, fingerprint, own, quiet)
 
 
 def named(config: Config) -> Config:
@@ -119,11 +116,11 @@ def open_folder(config: Config, fingerprint: str) -> Path:
     return run_dir
 
 
-def open_run(config: Config, run_dir: Path, fingerprint: str) -> tracking.Run:
+def open_run(config: Config, run_dir: Path) -> tracking.Run:
     """The run's MLflow record, continued when there is one."""
-    run_id = read_run(run_dir).get("run_id")
-    tags = {"d2sm.recipe": config.recipe, "d2sm.data": fingerprint, "d2sm.folder": str(run_dir)}
-    run = tracking.open_run(config, run_dir=run_dir, tags=tags, run_id=run_id)
+    known = read_run(run_dir)
+    tags = {"d2sm.recipe": config.recipe, "d2sm.data": known["fingerprint"], "d2sm.folder": str(run_dir)}
+    run = tracking.open_run(config, run_dir=run_dir, tags=tags, run_id=known.get("run_id"))
     write_run(run_dir, run_id=run.id)
     return run
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 from typing import Self
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    """A port below those the system hands to outgoing connections, so that none gets it meanwhile."""
+    while True:
+        port = random.SystemRandom().randrange(20000, 30000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def wait_for(address: str, process: subprocess.Popen[bytes], log: Path, seconds: float = 120) -> None:
@@ -25,7 +31,7 @@ def wait_for(address: str, process: subprocess.Popen[bytes], log: Path, seconds:
         try:
             urllib.request.urlopen(address, timeout=2).close()
             return
-        except OSError:
+        except (OSError, HTTPException):
             time.sleep(0.2)
     raise AssertionError(f"{address} does not answer: {log.read_text()[-2000:]}")
 

@@ -26,16 +26,23 @@ from pipelines.tracking import open_run
 from tests.mlflow_server import Server, free_port, stop, wait_for
 
 SMALL = {"model.width": 8, "model.depth": 3}
-RESULTS = {"psnr": {"sigma25": 30.0}, "miou.sigma25": 0.5, "convention": "ssim gaussian 11", "data": "camvid-val"}
+RESULTS = {
+    "psnr": {"sigma25": 30.0},
+    "miou.sigma25": 0.5,
+    "convention": "ssim gaussian 11",
+    "data": "camvid-val",
+}
 
 
-def write_bundle(folder: Path, seed: int = 0, **changes: object) -> Path:
+def write_bundle(folder: Path, seed: int = 0, uri: str = "") -> Path:
     torch.manual_seed(seed)
     folder.mkdir(parents=True)
     save_file(FFDNet(width=8, depth=3).state_dict(), folder / "model.safetensors")
-    config = Config().replace(SMALL | {"recipe": "demo", "evaluate.segmenter": "espnet-camvid"} | changes)
+    config = Config().replace(
+        SMALL | {"recipe": "demo", "evaluate.segmenter": "espnet-camvid", "tracking.uri": uri}
+    )
     config.save(folder / "config.yaml")
-    meta = {"step": 7, "epoch": 1, "name": "test", "commit": "abc123", "data_fingerprint": "f00d"}
+    meta = {"step": 7, "epoch": 1, "name": "test", "commit": "abc123", "data": "f00d"}
     (folder / "meta.json").write_text(json.dumps(meta))
     return folder
 
@@ -66,7 +73,13 @@ def first(store: str, tmp_path_factory: pytest.TempPathFactory) -> Record:
         run.log(7, {"loss": 1.0})
     bundle = write_bundle(folder / "bundle")
     return register(
-        bundle, name="denoiser", run_id=run.id, uri=store, alias="champion", results=RESULTS, example=noisy_batch()
+        bundle,
+        name="denoiser",
+        run_id=run.id,
+        uri=store,
+        alias="champion",
+        results=RESULTS,
+        example=noisy_batch(),
     )
 
 
@@ -102,7 +115,9 @@ def test_a_version_says_what_it_is(first: Record) -> None:
     }
     assert {key: first.tags.get(key) for key in expected} == expected
     assert len(first.tags["weights.sha256"]) == 64
-    logged = stores.client(first.uri).get_run(first.run_id).outputs.model_outputs
+    outputs = stores.client(first.uri).get_run(first.run_id).outputs
+    assert outputs is not None
+    logged = outputs.model_outputs
     assert len(logged) == 1 and logged[0].model_id in first.source  # the run's page shows the model
 
 
@@ -155,7 +170,9 @@ def test_a_changed_model_is_not_loaded(first: Record, tmp_path: Path) -> None:
     good = weights.read_bytes()
     try:
         weights.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
-        with pytest.raises(RegistryError, match=r"denoiser/1: model.safetensors differs from what was registered"):
+        with pytest.raises(
+            RegistryError, match=r"denoiser/1: model.safetensors differs from what was registered"
+        ):
             first.path(tmp_path)
         assert list(tmp_path.iterdir()) == []  # nothing bad is kept
     finally:
@@ -173,13 +190,17 @@ def test_promotion_only_when_better(first: Record, second: Record) -> None:
     uri = first.uri
     with pytest.raises(RegistryError, match=r"miou.sigma25 0.4 does not beat denoiser/1's 0.5"):
         promote("denoiser/2", "champion", if_better="miou.sigma25", uri=uri)
-    with pytest.raises(RegistryError, match=r"ssim.sigma25: denoiser/2 has no such number; it has .*psnr.sigma25"):
+    with pytest.raises(
+        RegistryError, match=r"ssim.sigma25: denoiser/2 has no such number; it has .*psnr.sigma25"
+    ):
         promote("denoiser/2", "champion", if_better="ssim.sigma25", uri=uri)
     assert lookup("denoiser@champion", uri=uri).version == 1
     assert promote("denoiser/2", "champion", if_better="psnr.sigma25", uri=uri).aliases == ("champion",)
     assert lookup("denoiser@champion", uri=uri).version == 2
     assert promote("denoiser/1", "champion", uri=uri).version == 1  # unconditionally, back again
-    assert promote("denoiser/2", "first-ever", if_better="miou.sigma25", uri=uri).version == 2  # nothing to beat
+    assert (
+        promote("denoiser/2", "first-ever", if_better="miou.sigma25", uri=uri).version == 2
+    )  # nothing to beat
     with pytest.raises(RegistryError, match="alias 'latest'"):
         promote("denoiser/2", "latest", uri=uri)
 
@@ -190,7 +211,9 @@ def test_numbers_taken_differently_are_not_compared(first: Record, tmp_path: Pat
         bundle = write_bundle(tmp_path / f"bundle{alias}")
         register(bundle, name="another", run_id=None, uri=first.uri, alias=alias, results=results)
         results = RESULTS
-    with pytest.raises(RegistryError, match=r"psnr.sigma25 40 and another/2's 30 .*evaluated_on: other-set, camvid-val"):
+    with pytest.raises(
+        RegistryError, match=r"psnr.sigma25 40 and another/2's 30 .*evaluated_on: other-set, camvid-val"
+    ):
         promote("another/1", "champion", if_better="psnr.sigma25", uri=first.uri)
 
 
@@ -211,7 +234,7 @@ def test_what_cannot_be_registered(store: str, tmp_path: Path) -> None:
 
 
 def test_a_password_is_not_registered(store: str, tmp_path: Path) -> None:
-    bundle = write_bundle(tmp_path / "bundle", **{"tracking.uri": "http://me:secret@host"})
+    bundle = write_bundle(tmp_path / "bundle", uri="http://me:secret@host")
     record = register(bundle, name="discreet", run_id=None, uri=store)
     folder = record.path(tmp_path / "cache")
     assert "secret" not in (folder / "config.yaml").read_text()
@@ -272,7 +295,12 @@ def test_it_loads_elsewhere(first: Record, tmp_path: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment |= {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "MLFLOW_TRACKING_URI": first.uri}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        check=False,
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().endswith("code/pipelines/__init__.py")
@@ -300,7 +328,17 @@ def test_a_server_keeps_models(server: Server, tmp_path: Path) -> None:
 @pytest.mark.timeout(300)
 def test_a_real_http_request(first: Record, tmp_path: Path) -> None:
     port, log = free_port(), tmp_path / "serve.log"
-    words = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/denoiser/1", "--env-manager", "local"]
+    words = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "models",
+        "serve",
+        "-m",
+        "models:/denoiser/1",
+        "--env-manager",
+        "local",
+    ]
     environment = os.environ | {
         "MLFLOW_TRACKING_URI": first.uri,
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",

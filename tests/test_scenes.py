@@ -1,4 +1,4 @@
-"""Built-in scenes: same bytes every time, Cityscapes layout, all classes, and a root that is never overwritten."""
+"""Built-in scenes: same bytes every time, Cityscapes layout, all classes, no root overwritten."""
 
 from __future__ import annotations
 
@@ -61,7 +61,9 @@ def test_the_layout_is_that_of_cityscapes(small: Path) -> None:
     assert len(train | val) >= 3
 
 
-def test_validation_scenes_do_not_depend_on_the_number_of_training_scenes(small: Path, tmp_path: Path) -> None:
+def test_validation_scenes_do_not_depend_on_the_number_of_training_scenes(
+    small: Path, tmp_path: Path
+) -> None:
     more = scenes.write_scenes(tmp_path / "more", **{**SMALL, "train": 4})
     assert {k: v for k, v in _digests(more).items() if "/val/" in k} == {
         k: v for k, v in _digests(small).items() if "/val/" in k
@@ -91,7 +93,7 @@ def test_picture_and_labels_agree(seed: int) -> None:
     road, sky, green = ids == 7, ids == SKY, ids == VEGETATION
     assert rows[sky].max() < rows[road].min()
     colour = picture.astype(float)
-    blueness = (colour[..., 2] - colour[..., 0])
+    blueness = colour[..., 2] - colour[..., 0]
     assert blueness[sky].mean() > blueness[road].mean() + 3
     greenness = colour[..., 1] - colour[..., [0, 2]].mean(-1)
     assert greenness[green].mean() > greenness[road].mean() + 8
@@ -114,7 +116,11 @@ def test_a_finished_set_is_left_alone(small: Path) -> None:
 
 
 def test_the_manifest_names_the_arguments(small: Path) -> None:
-    assert json.loads((small / scenes.MANIFEST).read_text()) == {**SMALL, "seed": 0, "generator": scenes.VERSION}
+    assert json.loads((small / scenes.MANIFEST).read_text()) == {
+        **SMALL,
+        "seed": 0,
+        "generator": scenes.VERSION,
+    }
 
 
 def test_an_interrupted_set_is_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,7 +54,9 @@ def test_where_the_store_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("uri", ["mlruns", "/data/mlruns", "file:///data/mlruns", "ftp://me:secret@h/x", "sqlite://"])
+@pytest.mark.parametrize(
+    "uri", ["mlruns", "/data/mlruns", "file:///data/mlruns", "ftp://me:secret@h/x", "sqlite://"]
+)
 def test_a_store_that_mlflow_does_not_take(uri: str) -> None:
     with pytest.raises(TrackingError, match="tracking.uri=.*give sqlite:///<folder>/mlflow.db") as caught:
         uri_of(Config().replace({"tracking.uri": uri}))
@@ -98,7 +100,9 @@ def test_a_run_from_start_to_end(template: Config, tmp_path: Path) -> None:
     assert found.info.status == "FINISHED" and found.info.run_name == "first"
     assert points(run, "loss") == [(step, 1 / step) for step in range(1, 1201)]
     assert points(run, "psnr.sigma25") == [(1200, 31.5)]
-    assert found.data.params["loss.queue_size"] == "1024" and found.data.params["noise.sigma"] == "[0.0, 75.0]"
+    assert (
+        found.data.params["loss.queue_size"] == "1024" and found.data.params["noise.sigma"] == "[0.0, 75.0]"
+    )
     assert set(found.data.params) == set(template.flat())
     assert found.data.tags["demo"] == "yes"
     if commit()[0]:
@@ -128,9 +132,7 @@ def test_a_resumed_run_has_no_point_twice(template: Config, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("error", "status"), [(RuntimeError, "FAILED"), (KeyboardInterrupt, "KILLED")])
-def test_how_a_run_ends(
-    template: Config, tmp_path: Path, error: type[BaseException], status: str
-) -> None:
+def test_how_a_run_ends(template: Config, tmp_path: Path, error: type[BaseException], status: str) -> None:
     with pytest.raises(error), open_run(template, run_dir=tmp_path, tags={}) as run:
         run.log(1, {"loss": 1.0})
         raise error
@@ -159,7 +161,7 @@ def test_refused_values(template: Config, tmp_path: Path) -> None:
         run.log(1, {"psnr@25": 1.0})
 
 
-@pytest.mark.parametrize("kind", ["closed", "silent"])
+@pytest.mark.parametrize("kind", ["closed", "silent", "no http"])
 def test_a_server_that_does_not_answer(kind: str, tmp_path: Path) -> None:
     import socket
 
@@ -167,6 +169,8 @@ def test_a_server_that_does_not_answer(kind: str, tmp_path: Path) -> None:
         port = listener.getsockname()[1]
         if kind == "closed":
             listener.close()
+        if kind == "no http":
+            threading.Thread(target=lambda: listener.accept()[0].sendall(b"\0binary\n"), daemon=True).start()
         config = Config().replace({"tracking.uri": f"http://me:secret@127.0.0.1:{port}"})
         began = time.monotonic()
         with pytest.raises(TrackingError, match="does not answer.*start it, or give another") as caught:

@@ -45,8 +45,8 @@ class FFDNet(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        # PyTorch's default shrinks the signal about 2.4 times a layer; a dozen layers without
-        # normalisation then start as good as dead. He's scale keeps it.
+        # PyTorch's default shrinks the signal about 2.4 times a layer, too much for a dozen layers without
+        # normalisation; He's scale keeps it.
         for module in self.body:
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")

@@ -1,0 +1,69 @@
+"""The demo: the whole pipeline on built-in street scenes, with nothing but this repository."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pipelines import denoise, registry, scene_segmenter, tracking
+from pipelines.job import Outcome, run
+from pipelines.progress import Line
+from pipelines.recipes import recipe
+from pipelines.scenes import write_scenes
+
+TRAIN, VAL = 24, 6
+MODEL, ALIAS = "d2sm-demo", "champion"
+
+
+def demo(folder: Path, *, say: Callable[[str], None] = print, verbose: bool = False) -> Outcome:
+    """Scenes, segmenter, two training workers, evaluation, registry, look-up and denoising, in `folder`.
+
+    Run again, it goes on where it stopped.
+    """
+    started, folder = time.monotonic(), folder.absolute()
+    scenes = write_scenes(folder / "scenes", train=TRAIN, val=VAL)
+    say(f"scenes     {TRAIN} to train on, {VAL} to evaluate on: {scenes}")
+    weights = folder / "segmenter.safetensors"
+    if not weights.exists():
+        fit_segmenter(scenes, weights)
+    say(f"segmenter  a small ESPNet trained on them: {weights}")
+    config = recipe("demo").replace(
+        {
+            "data.root": str(scenes),
+            "evaluate.segmenter_weights": str(weights),
+            "train.name": "demo",
+            "train.storage": str(folder / "runs"),
+            "tracking.register_as": MODEL,
+            "tracking.alias": ALIAS,
+        }
+    )
+    outcome = run(config, verbose=verbose)
+    record = registry.lookup(f"{MODEL}@{ALIAS}", uri=outcome.trained.uri)
+    say(f"registry   {MODEL}@{ALIAS} is version {record.version} of {MODEL}")
+    restored = denoise.denoise(
+        scenes / "leftImg8bit" / "val", folder / "denoised", model=record.load(), add=35.0, quiet=True
+    )
+    say(f"denoised   {len(restored)} pictures with the looked-up model: {folder / 'denoised'}")
+    say(f"\n{outcome.results.table('L1 + D2SM')}\n")
+    for path in outcome.pictures:
+        say(f"picture    {path}  (noisy | restored | clean, segmentation below)")
+    say(f"MLflow     {tracking.ui_command(outcome.trained.uri)}  then open http://127.0.0.1:5000/{outcome.page}")
+    say(f"time       {time.monotonic() - started:.0f} s")
+    return outcome
+
+
+def fit_segmenter(scenes: Path, weights: Path) -> None:
+    """Train the demo's segmenter, with a progress line."""
+    line: list[Line] = []
+
+    def progress(step: int, steps: int, loss: float) -> None:
+        if not line:
+            line.append(Line("segmenter", steps))
+        line[0].to(step, {"loss": loss})
+
+    try:
+        scene_segmenter.fit(scenes, out=weights, progress=progress)
+    finally:
+        for opened in line:
+            opened.bar.close()

@@ -1,0 +1,247 @@
+"""PSNR, SSIM and MIoU of restored images, between the noisy floor and the clean ceiling, over a pool of actors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from d2sm import metrics
+from d2sm.inference import restore
+from d2sm.noise import add_noise, seed_of
+from pipelines import checkpoint, cityscapes, segmenters, session
+from pipelines.config import Config
+from pipelines.images import read_labels, read_rgb
+from pipelines.progress import Line
+
+CONVENTION = (
+    "RGB in [0, 1]; Gaussian noise of sigma/255, not clipped, seeded by file name; restored (and noisy, where it is "
+    "measured) clamped to [0, 1]; PSNR and SSIM (scikit-image, Gaussian window 11, sigma 1.5, data range 1) per image, "
+    "then averaged; MIoU from one confusion matrix over all images, classes present, label 255 ignored"
+)
+RESULTS = "results.json"
+
+
+class EvaluationError(ValueError):
+    """Evaluation cannot be done as asked. One line."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What is measured of one kind of image at one noise level. None: not measured (no labels or segmenter)."""
+
+    psnr: float | None
+    ssim: float | None
+    miou: float | None
+    iou: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Results:
+    """All numbers of an evaluation. `noisy` and `restored` by noise level, such as "25"."""
+
+    images: int
+    split: str
+    data: str
+    segmenter: str
+    convention: str
+    noisy: Mapping[str, Score]
+    restored: Mapping[str, Score]
+    clean: Score
+
+    def flat(self) -> dict[str, float]:
+        """MLflow's names: psnr.sigma25 of the restored, noisy.psnr.sigma25, clean.miou."""
+        found = {}
+        for prefix, by_level in (("", self.restored), ("noisy.", self.noisy)):
+            for level, score in by_level.items():
+                for name in ("psnr", "ssim", "miou"):
+                    found[f"{prefix}{name}.sigma{level}"] = getattr(score, name)
+        found["clean.miou"] = self.clean.miou
+        return {name: value for name, value in found.items() if value is not None}
+
+    def save(self, path: Path) -> None:
+        """Write results.json."""
+        path.write_text(json.dumps(asdict(self), indent=2))
+
+    def table(self, title: str = "restored") -> str:
+        """The numbers as text: a row for noisy, restored and clean, three columns a noise level."""
+        levels = list(self.restored)
+        head = ["PSNR dB / SSIM / MIoU", *(f"sigma {level}" for level in levels)]
+        rows = [head]
+        for name, by_level in (("noisy", self.noisy), (title, self.restored)):
+            rows.append([name, *(_cell(by_level[level]) for level in levels)])
+        rows.append(["clean (ceiling)", *([f"- / - / {_number(self.clean.miou, 3)}"] * len(levels))])
+        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def evaluate(
+    model: str | Path, config: Config | None = None, *, quiet: bool = False, verbose: bool = False
+) -> Results:
+    """Measure a model on the evaluation split.
+
+    Args:
+        model: a run's folder, one of its checkpoints, or the folder of a registered model.
+        config: data and evaluate sections to use; None: those the model was trained with.
+        quiet: no progress line.
+        verbose: let Ray's own log through.
+
+    Raises:
+        CheckpointError, DataError, SegmenterError, EvaluationError: one line each.
+    """
+    bundle = checkpoint.resolve(model)
+    checkpoint.load_model(bundle)  # a broken one is said here, not by an actor
+    config = config or checkpoint.load_model(bundle)[1]
+    items = images(config)
+    segmenter = config.evaluate.segmenter
+    if segmenter:
+        segmenters.load(segmenter, weights=config.evaluate.segmenter_weights)
+    session.start(cpus=config.evaluate.actors + 1, verbose=verbose)
+    rows = _stream(bundle, config, items, quiet)
+    labelled = segmenter is not None and items["label"].null_count < items.num_rows
+    return _summary(config, rows, items.num_rows, cityscapes.fingerprint(items), segmenter if labelled else None)
+
+
+def images(config: Config) -> pa.Table:
+    """The table of images that evaluation reads."""
+    labels = "optional" if config.evaluate.segmenter else "ignore"
+    items = cityscapes.index(config.data.root, config.data.val_split, layout=config.data.layout, labels=labels)
+    return items.slice(0, config.evaluate.limit or items.num_rows)
+
+
+def _stream(bundle: Path, config: Config, items: pa.Table, quiet: bool) -> list[dict[str, Any]]:
+    """Every image's measurements, from a pool of actors that read the images themselves."""
+    evaluate = config.evaluate
+    if ray.cluster_resources().get("CPU", 0) < evaluate.actors:
+        raise EvaluationError(f"evaluate.actors={evaluate.actors}: Ray has fewer CPUs; lower it")
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    pool = ray.data.from_arrow([items.slice(i, 1) for i in range(items.num_rows)]).map_batches(
+        _Evaluator,
+        fn_constructor_kwargs={"bundle": bundle, "config": config},
+        batch_size=1,
+        batch_format="numpy",
+        compute=ray.data.ActorPoolStrategy(size=evaluate.actors),
+        num_cpus=1,
+        num_gpus=1 if evaluate.use_gpu else 0,
+    )
+    done: set[str] = set()
+    rows = []
+    with Line("evaluate", items.num_rows, quiet=quiet) as line:
+        for row in pool.iter_rows():
+            rows.append(row)
+            done.add(row["name"])
+            line.to(len(done))
+    return sorted(rows, key=lambda row: (row["name"], row["kind"], row["level"]))
+
+
+class _Evaluator:
+    """One actor: model and segmenter loaded once, an image at a time."""
+
+    def __init__(self, bundle: Path, config: Config) -> None:
+        torch.set_num_threads(config.evaluate.threads)
+        self.device = torch.device("cuda" if config.evaluate.use_gpu else "cpu")
+        self.config, self.model = config, checkpoint.load_model(bundle)[0].to(self.device)
+        name = config.evaluate.segmenter
+        self.segmenter = (
+            segmenters.load(name, weights=config.evaluate.segmenter_weights).to(self.device) if name else None
+        )
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
+        name, clean = batch["name"][0], tensor(read_rgb(batch["image"][0]))
+        path = batch["label"][0]
+        label = torch.from_numpy(read_labels(path)) if self.segmenter is not None and path is not None else None
+        rows = [self._measure(name, "clean", "", clean, clean, label)]
+        for level, sigma, noisy in noisy_images(self.config, name, batch["noisy"][0], clean):
+            restored = restore(self.model, noisy.to(self.device), sigma, tile=self.config.evaluate.tile).cpu()
+            rows.append(self._measure(name, "noisy", level, noisy, clean, label))
+            rows.append(self._measure(name, "restored", level, restored, clean, label))
+        return {key: [row[key] for row in rows] for key in rows[0]}
+
+    def _measure(
+        self, name: str, kind: str, level: str, image: Tensor, clean: Tensor, label: Tensor | None
+    ) -> dict[str, Any]:
+        image = image.clamp(0, 1)
+        compare = kind != "clean"
+        confusion = torch.zeros(19, 19, dtype=torch.int64)
+        if label is not None and self.segmenter is not None:
+            with torch.no_grad():
+                prediction = self.segmenter(image.to(self.device)).argmax(1)[0].cpu()
+            confusion = metrics.confusion(prediction, label)
+        return {
+            "name": name,
+            "kind": kind,
+            "level": level,
+            "psnr": metrics.psnr(restored=image[0], clean=clean[0]) if compare else float("nan"),
+            "ssim": metrics.ssim(restored=image[0], clean=clean[0]) if compare else float("nan"),
+            "confusion": confusion.flatten().tolist(),
+        }
+
+
+def noisy_images(
+    config: Config, name: str, pair: str | None, clean: Tensor
+) -> list[tuple[str, float, Tensor]]:
+    """(level, sigma, noisy (1, 3, H, W)) to restore: one a noise level, or the photographed one of a pair."""
+    if pair is not None:
+        return [("pair", config.noise.sigma[0], tensor(read_rgb(pair)))]
+    levels = torch.tensor(config.evaluate.sigmas)
+    return [
+        (f"{sigma:g}", sigma, add_noise(clean, sigma=torch.tensor([sigma]), seeds=[seed_of(name)]))
+        for sigma in levels.tolist()
+    ]
+
+
+def tensor(pixels: NDArray[np.uint8]) -> Tensor:
+    """(H, W, 3) uint8 -> (1, 3, H, W) float32 in [0, 1]."""
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+
+
+def _summary(
+    config: Config, rows: Sequence[Mapping[str, Any]], images: int, fingerprint: str, segmenter: str | None
+) -> Results:
+    levels = list(dict.fromkeys(row["level"] for row in rows if row["kind"] == "restored"))
+    levels.sort(key=lambda level: float(level) if level != "pair" else 0)
+
+    def score(kind: str, level: str) -> Score:
+        return _score([r for r in rows if r["kind"] == kind and r["level"] == level], segmenter is not None)
+
+    return Results(
+        images=images,
+        split=config.data.val_split,
+        data=fingerprint,
+        segmenter=segmenter or "",
+        convention=CONVENTION,
+        noisy={level: score("noisy", level) for level in levels},
+        restored={level: score("restored", level) for level in levels},
+        clean=score("clean", ""),
+    )
+
+
+def _score(rows: Sequence[Mapping[str, Any]], segmented: bool) -> Score:
+    confusion = torch.tensor(np.sum([row["confusion"] for row in rows], axis=0)).view(19, 19)
+    iou = metrics.iou(confusion)
+    clean = rows[0]["kind"] == "clean"
+    return Score(
+        psnr=None if clean else float(np.mean([row["psnr"] for row in rows])),
+        ssim=None if clean else float(np.mean([row["ssim"] for row in rows])),
+        miou=metrics.miou(confusion) if segmented else None,
+        iou={name: float(v) for name, v in zip(metrics.CLASSES, iou, strict=True) if segmented and not v.isnan()},
+    )
+
+
+def _cell(score: Score) -> str:
+    return f"{_number(score.psnr, 2)} / {_number(score.ssim, 3)} / {_number(score.miou, 3)}"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

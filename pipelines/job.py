@@ -1,0 +1,85 @@
+"""The main job, end to end: train, evaluate, draw, register; each part is also a verb of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines import checkpoint, config as configs, pictures, registry, tracking, train
+from pipelines.config import Config
+from pipelines.evaluate import RESULTS, Results, evaluate
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a job leaves behind."""
+
+    trained: train.Trained
+    results: Results
+    pictures: list[Path]
+    record: registry.Record | None
+    page: str
+
+
+def run(config: Config, *, quiet: bool = False, verbose: bool = False) -> Outcome:
+    """Train (or go on), evaluate on the evaluation split, and register under `tracking.register_as` if it is set."""
+    trained = train.fit(config, quiet=quiet, verbose=verbose)
+    results = evaluate(trained.checkpoint, trained.config, quiet=quiet, verbose=verbose)
+    drawn = pictures.draw(trained.checkpoint, trained.config, trained.run_dir / "pictures")
+    record = None
+    with train.open_run(trained.config, trained.run_dir) as run:
+        keep(run, trained.run_dir, results, drawn)
+        if trained.config.tracking.register_as:
+            run.flush()
+            record = register(trained.checkpoint, trained.config, results, run)
+    return Outcome(trained, results, drawn, record, run.page)
+
+
+def keep(run: tracking.Run, run_dir: Path, results: Results, drawn: list[Path]) -> None:
+    """Put an evaluation into the run's folder and its MLflow record."""
+    results.save(run_dir / RESULTS)
+    run.results(results.flat())
+    run.file(run_dir / RESULTS)
+    run.text(results.table(), "results.txt")
+    for path in drawn:
+        run.file(path, "pictures")
+
+
+def evaluate_run(
+    model: Path, config: Config | None = None, *, out: Path | None = None, quiet: bool = False, verbose: bool = False
+) -> tuple[Results, Path]:
+    """Evaluate a checkpoint; a run's own folder also gets the numbers into its MLflow record.
+
+    Returns:
+        The results and the file they were written to.
+    """
+    folder = checkpoint.resolve(model)
+    config = config or configs.load(folder / checkpoint.CONFIG)
+    results = evaluate(folder, config, quiet=quiet, verbose=verbose)
+    run_dir = folder.parent
+    if out is None and (run_dir / train.RUN).exists():
+        with train.open_run(configs.load(run_dir / checkpoint.CONFIG), run_dir) as run:
+            keep(run, run_dir, results, [])
+        return results, run_dir / RESULTS
+    out = out or Path(RESULTS)
+    results.save(out)
+    return results, out
+
+
+def register(folder: Path, config: Config, results: Results, run: tracking.Run) -> registry.Record:
+    """Make a checkpoint a version of the registered model."""
+    facts = {
+        **results.flat(),
+        "data": results.data,
+        "convention": results.convention,
+        "segmenter": results.segmenter,
+        "split": results.split,
+    }
+    return registry.register(
+        folder,
+        name=config.tracking.register_as,
+        run_id=run.id,
+        uri=run.uri,
+        alias=config.tracking.alias,
+        results=facts,
+    )

@@ -1,0 +1,62 @@
+"""Pictures to look at: noisy | restored | clean, with what the segmenter sees under each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from d2sm import metrics
+from d2sm.inference import restore
+from pipelines import checkpoint, segmenters
+from pipelines.config import Config
+from pipelines.evaluate import images, noisy_images, tensor
+from pipelines.images import read_rgb, write_png
+
+_GAP = 6  # white pixels between the parts
+
+
+def draw(bundle: Path, config: Config, folder: Path) -> list[Path]:
+    """Write `evaluate.pictures` pictures of the evaluation split, at its middle noise level."""
+    model = checkpoint.load_model(bundle)[0]
+    name = config.evaluate.segmenter
+    segmenter = segmenters.load(name, weights=config.evaluate.segmenter_weights) if name else None
+    items = images(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    chosen = np.linspace(0, items.num_rows - 1, min(config.evaluate.pictures, items.num_rows)).round().astype(int)
+    for index in dict.fromkeys(chosen.tolist()):
+        row = items.slice(index, 1).to_pylist()[0]
+        clean = tensor(read_rgb(row["image"]))
+        levels = noisy_images(config, row["name"], row["noisy"], clean)
+        level, sigma, noisy = levels[len(levels) // 2]
+        restored = restore(model, noisy, sigma, tile=config.evaluate.tile)
+        path = folder / f"{row['name'].replace('/', '-')}_sigma{level}.png"
+        write_png(path, grid([noisy, restored, clean], segmenter))
+        written.append(path)
+    return written
+
+
+def grid(parts: list[Tensor], segmenter: nn.Module | None) -> NDArray[np.uint8]:
+    """(1, 3, H, W) images side by side as uint8 (h, w, 3), their segmentation under them."""
+    rows = [_beside([pixels(part) for part in parts])]
+    if segmenter is not None:
+        with torch.no_grad():
+            classes = [segmenter(part.clamp(0, 1)).argmax(1)[0].numpy() for part in parts]
+        rows.append(_beside([metrics.COLOURS[c] for c in classes]))
+    gap = np.full((_GAP, rows[0].shape[1], 3), 255, np.uint8)
+    return np.concatenate(rows[:1] + [x for row in rows[1:] for x in (gap, row)])
+
+
+def pixels(image: Tensor) -> NDArray[np.uint8]:
+    """(1, 3, H, W) in [0, 1] -> uint8 (H, W, 3), clamped."""
+    array: NDArray[np.uint8] = (image[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    return array
+
+
+def _beside(parts: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    gap = np.full((parts[0].shape[0], _GAP, 3), 255, np.uint8)
+    return np.concatenate(parts[:1] + [x for part in parts[1:] for x in (gap, part)], axis=1)
