@@ -5,8 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipelines.config import Config
+    from pipelines.job import Outcome
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """All verbs and their options."""
     top = argparse.ArgumentParser(
-        prog="d2sm", description="D2SM image restoration: train, evaluate, denoise and look models up, on Ray with MLflow."
+        prog="d2sm",
+        description="D2SM image restoration: train, evaluate, denoise and look models up, on Ray with MLflow.",
     )
     verbs = top.add_subparsers(title="verbs", required=True, metavar="VERB")
     _demo(verbs)
@@ -48,7 +54,10 @@ def _verb(verbs: argparse._SubParsersAction, name: str, help: str, run: object) 
 
 def _overrides(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="dotted keys, such as loss.queue_size=1024 train.num_workers=8"
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="dotted keys, such as loss.queue_size=1024 train.num_workers=8",
     )
 
 
@@ -76,9 +85,7 @@ def _scenes(verbs: argparse._SubParsersAction) -> None:  # type: ignore[type-arg
 def run_scenes(args: argparse.Namespace) -> None:
     from pipelines.scenes import write_scenes
 
-    root = write_scenes(
-        args.root, train=args.train, val=args.val, height=args.height, width=args.width, seed=args.seed
-    )
+    root = write_scenes(args.root, train=args.train, val=args.val, height=args.height, width=args.width, seed=args.seed)
     print(f"{args.train} + {args.val} scenes in {root}; train on them with data.root={root}")
 
 
@@ -122,7 +129,7 @@ def run_train(args: argparse.Namespace) -> None:
     _report(outcome)
 
 
-def _report(outcome) -> None:  # type: ignore[no-untyped-def]
+def _report(outcome: Outcome) -> None:
     from pipelines.tracking import ui_command
 
     print(f"\n{outcome.results.table(outcome.trained.config.recipe or 'restored')}\n\n({outcome.results.convention})")
@@ -174,9 +181,13 @@ def run_denoise(args: argparse.Namespace) -> None:
 
     uri = _uri(args.tracking_uri) if args.model.startswith("models:") or "@" in args.model else None
     written = denoise(
-        args.source, args.target, model=load(args.model, uri=uri, device=args.device), sigma=args.sigma,
-        add=args.add_noise, tile=args.tile or None,
-    )  # fmt: skip
+        args.source,
+        args.target,
+        model=load(args.model, uri=uri, device=args.device),
+        sigma=args.sigma,
+        add=args.add_noise,
+        tile=args.tile or None,
+    )
     print(f"{len(written)} restored: {args.target}")
 
 
@@ -204,8 +215,16 @@ def run_list(args: argparse.Namespace) -> None:
     rows = [["model", "version", "aliases", "recipe", "psnr.sigma25", "miou.sigma25"]]
     for record in found:
         tags = record.tags
-        rows.append([record.name, str(record.version), " ".join(record.aliases), tags.get("recipe", ""),
-                     _short(tags.get("psnr.sigma25")), _short(tags.get("miou.sigma25"))])  # fmt: skip
+        rows.append(
+            [
+                record.name,
+                str(record.version),
+                " ".join(record.aliases),
+                tags.get("recipe", ""),
+                _short(tags.get("psnr.sigma25")),
+                _short(tags.get("miou.sigma25")),
+            ]
+        )
     print(_columns(rows) if found else "no registered models")
 
 
@@ -220,9 +239,7 @@ def run_show(args: argparse.Namespace) -> None:
 def run_promote(args: argparse.Namespace) -> None:
     from pipelines import registry
 
-    record = registry.promote(
-        args.reference, args.alias, if_better=args.if_better, uri=_uri(args.tracking_uri)
-    )
+    record = registry.promote(args.reference, args.alias, if_better=args.if_better, uri=_uri(args.tracking_uri))
     print(f"{record.name}@{args.alias} is now version {record.version}")
 
 
@@ -260,12 +277,12 @@ def _keys() -> str:
     return "\n".join(lines)
 
 
-def _recipes(known: dict[str, object]) -> str:
+def _recipes(known: Mapping[str, Config]) -> str:
     from pipelines.config import Config
 
     plain, lines = Config().flat(), []
     for name, config in known.items():
-        changed = [f"{k}={v}" for k, v in config.flat().items() if v != plain[k] and k != "recipe"]  # type: ignore[attr-defined]
+        changed = [f"{k}={v}" for k, v in config.flat().items() if v != plain[k] and k != "recipe"]
         lines += [name, textwrap.indent(textwrap.fill(" ".join(changed), 100), "    ")]
     return "\n".join(lines)
 

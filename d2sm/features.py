@@ -38,9 +38,7 @@ class Features(nn.Module):
     mean: Tensor | None
     std: Tensor | None
 
-    def __init__(
-        self, net: nn.Module, *, name: str, stride: int, channels: int, scale: Scale | None = None
-    ) -> None:
+    def __init__(self, net: nn.Module, *, name: str, stride: int, channels: int, scale: Scale | None = None) -> None:
         super().__init__()
         self.net, self.name, self.stride, self.channels = net, name, stride, channels
         for key, values in zip(("mean", "std"), scale or (None, None)):
@@ -57,8 +55,10 @@ class Features(nn.Module):
             raise ValueError(f"images: expected (B, 3, H, W) floating point RGB in [0, 1], got {got}")
         if min(images.shape[2:]) < self.stride:
             size = f"{images.shape[2]}x{images.shape[3]}"
-            raise ValueError(f"images: {size} pixels are fewer than one feature cell of {self.name} "
-                             f"(stride {self.stride}); use larger crops or an earlier layer")
+            raise ValueError(
+                f"images: {size} pixels are fewer than one feature cell of {self.name} "
+                f"(stride {self.stride}); use larger crops or an earlier layer"
+            )
         if self.mean is not None and self.std is not None:
             # The buffers have the weights' dtype: half images go up to float32 here, float64 ones down to it.
             images = ((images - self.mean) / self.std).to(self.mean.dtype)
@@ -135,8 +135,9 @@ def _nearest(word: str, valid: Mapping[str, object]) -> str:
     return f"; did you mean {close[0]!r}? Valid: {', '.join(valid)}"
 
 
-def _probe(net: nn.Module, name: str, *, device: torch.device | str, dtype: torch.dtype = torch.float32,
-           side: int = 96) -> tuple[int, int]:
+def _probe(
+    net: nn.Module, name: str, *, device: torch.device | str, dtype: torch.dtype = torch.float32, side: int = 96
+) -> tuple[int, int]:
     """(stride, channels) from two runs; on the meta device they cost nothing."""
     with torch.no_grad():
         small, large = (net(torch.zeros(1, 3, n, n, device=device, dtype=dtype)) for n in (side, 2 * side))
@@ -179,8 +180,10 @@ def _match(state: dict[str, Tensor], target: dict[str, Tensor], path: Path) -> d
         kinds_agree = key.rpartition(".")[2] == source.rpartition(".")[2]
         if source not in state or not kinds_agree or state[source].shape != target[key].shape:
             found = f"{source} {tuple(state[source].shape)}" if source in state else "nothing"
-            raise ValueError(f"features: {path} has {found} for {key} {tuple(target[key].shape)}; "
-                             "give the weights of this very network")
+            raise ValueError(
+                f"features: {path} has {found} for {key} {tuple(target[key].shape)}; "
+                "give the weights of this very network"
+            )
     zeros = {key: torch.zeros((), dtype=torch.long) for key in counters}
     return zeros | {key: state[source].float() for key, source in pairs.items()}
 
@@ -237,7 +240,21 @@ def _vgg19() -> Built:
 def _squeezenet() -> Built:
     with torch.device("meta"):
         whole = torchvision.models.squeezenet1_0(weights=None)
-    names = "conv1 relu1 pool1 fire2 fire3 fire4 pool4 fire5 fire6 fire7 fire8 pool8 fire9".split()
+    names = [
+        "conv1",
+        "relu1",
+        "pool1",
+        "fire2",
+        "fire3",
+        "fire4",
+        "pool4",
+        "fire5",
+        "fire6",
+        "fire7",
+        "fire8",
+        "pool8",
+        "fire9",
+    ]
     return whole, dict(zip(names, whole.features, strict=True)), IMAGENET
 
 

@@ -77,9 +77,7 @@ def _levels(sigma: float | Tensor | None, noisy: Tensor) -> Tensor:
 
 def _run(model: nn.Module, noisy: Tensor, levels: Tensor | None) -> Tensor:
     weight = next(model.parameters())
-    inputs = (
-        [noisy.to(weight.device)] if levels is None else [noisy.to(weight.device), levels.to(weight.device)]
-    )
+    inputs = [noisy.to(weight.device)] if levels is None else [noisy.to(weight.device), levels.to(weight.device)]
     restored: Tensor = model(*inputs)
     return restored.to(noisy.device)
 
@@ -106,9 +104,7 @@ def _tiles(
 def _pixels(model: nn.Module, name: str) -> int:
     value = getattr(model, name, None)
     if not isinstance(value, int) or value < 1:
-        raise ValueError(
-            f"restore: {type(model).__name__}.{name} is {value!r}: tiles need a number of pixels"
-        )
+        raise ValueError(f"restore: {type(model).__name__}.{name} is {value!r}: tiles need a number of pixels")
     return value
 
 

@@ -110,7 +110,7 @@ class D2SMLoss(nn.Module):
         for axis, size in zip(("H", "W"), clean.shape[2:], strict=True):
             if self.patch_size and size % self.patch_size:
                 raise ValueError(
-                    f"patch_size={self.patch_size}: does not divide {axis}={size} of the images; crop them to a multiple"
+                    f"patch_size={self.patch_size}: does not divide {axis}={size} of the images; crop them so"
                 )
         self._check_range(restored.detach(), clean)
 
@@ -126,7 +126,9 @@ class D2SMLoss(nn.Module):
 def _within(name: str, images: Tensor, low: float, high: float) -> None:
     least, most = images.min().item(), images.max().item()
     if least < low or most > high:
-        raise ValueError(f"{name}: values from {least:.3g} to {most:.3g}; give images scaled to [0, 1], neither 0..255 nor normalised")
+        raise ValueError(
+            f"{name}: values from {least:.3g} to {most:.3g}; give images in [0, 1], not 0..255 or normalised"
+        )
 
 
 def _side(patch_size: int | None, stride: int) -> int | None:

@@ -67,8 +67,7 @@ class Memory(nn.Module):
             )
         if self.ring_x.device != rows.device:
             raise ValueError(
-                f"features: on {rows.device}, but the queues are on {self.ring_x.device}; call .to({str(rows.device)!r}) "
-                "on the loss"
+                f"features: on {rows.device}, but the queues are on {self.ring_x.device}; move the loss with .to(...)"
             )
 
     def get_extra_state(self) -> dict[str, int]:

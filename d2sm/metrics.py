@@ -135,9 +135,7 @@ def _pair(restored: Image, clean: Image) -> tuple[NDArray[np.float64], NDArray[n
     for name, image in (("restored", restored), ("clean", clean)):
         array = image.detach().float().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
         if array.dtype.kind != "f":
-            raise ValueError(
-                f"{name} holds {array.dtype}: needs floating point in [0, 1]; divide by 255 first"
-            )
+            raise ValueError(f"{name} holds {array.dtype}: needs floating point in [0, 1]; divide by 255 first")
         if array.ndim != 3 or array.shape[0] != 3:
             raise ValueError(f"{name} has shape {array.shape}: needs one image, (3, H, W)")
         arrays.append(array.astype(np.float64))

@@ -50,9 +50,7 @@ def upload(
         copy = Path(scratch) / "bundle"
         tags = _seal(bundle, copy)
         _save(copy, Path(scratch) / "model", example)
-        logged = client.create_logged_model(
-            _experiment(client, run_id, copy, uri), name=name, source_run_id=run_id
-        )
+        logged = client.create_logged_model(_experiment(client, run_id, copy, uri), name=name, source_run_id=run_id)
         try:
             repository = get_artifact_repository(logged.artifact_location, tracking_uri=uri, registry_uri=uri)
             repository.log_artifacts(str(Path(scratch) / "model"))  # type: ignore[no-untyped-call]

@@ -2,8 +2,8 @@
 
     model.safetensors   the weights to use (the averaged ones where there are any)
     config.yaml         the configuration that made them
-    state.pt            what training needs to go on: weights, average, optimizer, schedule, queues, random state
-    meta.json           step, epoch, commit, data, and the size of every other file: what does not agree is no checkpoint
+    state.pt            what training needs to go on: weights, average, optimizer, schedule, queues, randomness
+    meta.json           step, epoch, commit, data, and the size of every other file, which must agree
 
 The first, second and last make a bundle: enough to use the model, and what the registry keeps.
 """
@@ -57,7 +57,9 @@ def meta(folder: Path) -> dict[str, Any]:
     try:
         found = json.loads((folder / META).read_text())
     except (OSError, ValueError):
-        raise CheckpointError(f"{folder}: no checkpoint (no readable {META}); give a folder written by `d2sm train`") from None
+        raise CheckpointError(
+            f"{folder}: no checkpoint (no readable {META}); give a folder written by `d2sm train`"
+        ) from None
     return dict(found)
 
 
@@ -95,7 +97,9 @@ def resolve(path: str | Path) -> Path:
         return folder
     found = latest(folder) if folder.is_dir() else None
     if found is None:
-        raise CheckpointError(f"{folder}: no complete checkpoint there; give a run's folder or one of its step-* folders")
+        raise CheckpointError(
+            f"{folder}: no complete checkpoint there; give a run's folder or one of its step-* folders"
+        )
     return found
 
 

@@ -22,8 +22,14 @@ Labels = Literal["required", "optional", "ignore"]
 OnBad = Literal["stop", "skip"]
 
 SCHEMA = pa.schema(
-    [("name", pa.string()), ("image", pa.string()), ("label", pa.string()), ("noisy", pa.string())]
-    + [("height", pa.int32()), ("width", pa.int32())]
+    [
+        ("name", pa.string()),
+        ("image", pa.string()),
+        ("label", pa.string()),
+        ("noisy", pa.string()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+    ]
 )
 
 _THREADS = 16
@@ -55,14 +61,10 @@ def index(
     layouts.one_of("labels", labels or "required", get_args(Labels))
     layouts.one_of("on_bad", on_bad, get_args(OnBad))
     if layout != "cityscapes" and labels in ("required", "optional"):
-        raise DataError(
-            f'labels="{labels}": layout="{layout}" has no labels; leave it out or use layout="cityscapes"'
-        )
+        raise DataError(f'labels="{labels}": layout="{layout}" has no labels; leave it out or use layout="cityscapes"')
     base = layouts.open_root(root)
     if split in (".", "..") or "/" in split or "\\" in split:
-        raise DataError(
-            f"split {split!r} is not the name of a folder; give a plain name, such as train or val"
-        )
+        raise DataError(f"split {split!r} is not the name of a folder; give a plain name, such as train or val")
     find = {"cityscapes": layouts.cityscapes, "folder": layouts.folder, "pairs": layouts.pairs}[layout]
     items = find(base, split, labels or "required")
     return _table(items, base, on_bad)
@@ -99,17 +101,13 @@ def _table(items: list[Item], root: Path, on_bad: str) -> pa.Table:
         else:
             good.append((item, result))
     if bad and (on_bad == "stop" or not good):
-        hint = (
-            ' (on_bad="skip" leaves such files out)' if good else f", and no usable image is left in {root}"
-        )
+        hint = ' (on_bad="skip" leaves such files out)' if good else f", and no usable image is left in {root}"
         raise DataError(f"{bad[0]['why']}{layouts.more(bad)}{hint}")
     rows = [
         (i.name, str(i.image), i.label and str(i.label), i.noisy and str(i.noisy), height, width)
         for i, (height, width) in good
     ]
-    columns = [
-        pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), SCHEMA, strict=True)
-    ]
+    columns = [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), SCHEMA, strict=True)]
     return pa.Table.from_arrays(columns, schema=SCHEMA.with_metadata({b"skipped": json.dumps(bad).encode()}))
 
 

@@ -101,7 +101,9 @@ class Train(Section):
     storage: str = Field("runs", description="folder for runs: checkpoints, configuration, results")
     seed: int = Field(0, ge=0, lt=2**31, description="of weights, order, crops and noise")
     epochs: int = Field(1, ge=1, description="passes over the training split")
-    max_steps: int | None = Field(None, ge=1, description="stop after so many steps; the schedule still spans all epochs")
+    max_steps: int | None = Field(
+        None, ge=1, description="stop after so many steps; the schedule still spans all epochs"
+    )
     batch_size: int = Field(16, ge=1, description="crops in a step, over all workers")
     lr: float = Field(1e-4, gt=0, description="Adam's learning rate at the start")
     betas: tuple[float, float] = Field((0.9, 0.999), description="Adam's betas")
@@ -111,7 +113,9 @@ class Train(Section):
     halve_at: tuple[int, ...] = Field((80, 160, 240, 320, 400), description="epochs at which the rate is halved")
     warmup_steps: int = Field(0, ge=0, description="steps over which the rate rises linearly at the start")
     clip: float | None = Field(None, gt=0, description="largest norm of the gradient")
-    ema: float = Field(0.0, ge=0, lt=1, description="decay of the averaged weights, which are then the ones used; 0: none")
+    ema: float = Field(
+        0.0, ge=0, lt=1, description="decay of the averaged weights, which are then the ones used; 0: none"
+    )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of network and Phi; the losses stay in float32")
     num_workers: int = Field(1, ge=1, description="Ray Train workers")
     use_gpu: bool = Field(False, description="one GPU a worker (nccl); otherwise CPU (gloo)")
@@ -143,9 +147,7 @@ class Evaluate(Section):
 class Tracking(Section):
     """Where MLflow keeps its records."""
 
-    uri: str = Field(
-        "", description="tracking URI; empty: MLFLOW_TRACKING_URI, else a sqlite file in train.storage"
-    )
+    uri: str = Field("", description="tracking URI; empty: MLFLOW_TRACKING_URI, else a sqlite file in train.storage")
     experiment: str = Field("d2sm", description="MLflow experiment")
     register_as: str = Field("", description="name in the model registry; empty: not registered")
     alias: str = Field("", description="alias set on the registered version, such as champion")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,7 @@ def _runs(config: Config, items: int, first_step: int, total: int) -> list[tuple
     }
     edges = {edge for edge in edges if edge > first_step} | {first_step}
     ordered = sorted(edges)
-    return list(zip(ordered, ordered[1:], strict=False))
+    return list(pairwise(ordered))
 
 
 class _Prepare:
@@ -81,7 +82,9 @@ class _Prepare:
         config, an_epoch = self.config, plan.steps_per_epoch(self.config, self.items.num_rows)
         epoch = first // an_epoch
         table = _epoch(config, self.items.num_rows, epoch)
-        rows = table.slice((first - epoch * an_epoch) * config.train.batch_size, (last - first) * config.train.batch_size)
+        rows = table.slice(
+            (first - epoch * an_epoch) * config.train.batch_size, (last - first) * config.train.batch_size
+        )
         crops, skipped = cut(config, self.items, rows)
         share = config.train.batch_size // config.train.num_workers
         for number in range(len(rows) // share):
@@ -129,7 +132,9 @@ def cut(config: Config, items: pa.Table, rows: pa.Table) -> tuple[dict[str, NDAr
                 crops[channel, index] = _crop(image, wanted[index], size)
         waiting, last = [], images
     if waiting and len(skipped) == len(order):
-        raise DataError(f"{skipped[0][0]}: {len(skipped)} images in a row cannot be read, none is left: {skipped[0][1]}")
+        raise DataError(
+            f"{skipped[0][0]}: {len(skipped)} images in a row cannot be read, none is left: {skipped[0][1]}"
+        )
     for index in waiting:
         for channel, image in enumerate(last):
             crops[channel, index] = _crop(image, wanted[index], size)

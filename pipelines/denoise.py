@@ -63,7 +63,9 @@ def denoise(
     """
     level = add if add is not None else sigma
     if level is None and not model.blind:
-        raise DenoiseError(f"sigma: {type(model).__name__} is told the noise level; give --sigma (0 to 255) or --add-noise")
+        raise DenoiseError(
+            f"sigma: {type(model).__name__} is told the noise level; give --sigma (0 to 255) or --add-noise"
+        )
     jobs = list(_jobs(Path(source), Path(target)))
     device = next(model.parameters()).device
     with Line("denoise", len(jobs), quiet=quiet or len(jobs) == 1) as line:

@@ -85,9 +85,7 @@ class Results:
         return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
-def evaluate(
-    model: str | Path, config: Config | None = None, *, quiet: bool = False, verbose: bool = False
-) -> Results:
+def evaluate(model: str | Path, config: Config | None = None, *, quiet: bool = False, verbose: bool = False) -> Results:
     """Measure a model on the evaluation split.
 
     Args:
@@ -114,8 +112,12 @@ def evaluate(
 
 def images(config: Config) -> pa.Table:
     """The table of images that evaluation reads."""
-    labels = "optional" if config.evaluate.segmenter else "ignore"
-    items = cityscapes.index(config.data.root, config.data.val_split, layout=config.data.layout, labels=labels)
+    items = cityscapes.index(
+        config.data.root,
+        config.data.val_split,
+        layout=config.data.layout,
+        labels="optional" if config.evaluate.segmenter else "ignore",
+    )
     return items.slice(0, config.evaluate.limit or items.num_rows)
 
 
@@ -188,9 +190,7 @@ class _Evaluator:
         }
 
 
-def noisy_images(
-    config: Config, name: str, pair: str | None, clean: Tensor
-) -> list[tuple[str, float, Tensor]]:
+def noisy_images(config: Config, name: str, pair: str | None, clean: Tensor) -> list[tuple[str, float, Tensor]]:
     """(level, sigma, noisy (1, 3, H, W)) to restore: one a noise level, or the photographed one of a pair."""
     if pair is not None:
         return [("pair", config.noise.sigma[0], tensor(read_rgb(pair)))]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines import checkpoint, config as configs, pictures, registry, tracking, train
+from pipelines import checkpoint, pictures, registry, tracking, train
+from pipelines import config as configs
 from pipelines.config import Config
 from pipelines.evaluate import RESULTS, Results, evaluate
 

@@ -40,9 +40,7 @@ def cityscapes(root: Path, split: str, labels: str) -> list[Item]:
     _known_split(split, top)
     images = _named(top / split, _IMAGE)
     if not images:
-        raise DataError(
-            f"{top / split}: no <city>/*{_IMAGE} there, only {_listing(top / split)}; unpack the images"
-        )
+        raise DataError(f"{top / split}: no <city>/*{_IMAGE} there, only {_listing(top / split)}; unpack the images")
     found = {} if labels == "ignore" else _named(root / "gtFine" / split, _LABEL)
     missing = sorted(set(images) - set(found))
     if labels == "required" and missing:
@@ -96,13 +94,9 @@ def open_root(root: str | Path) -> Path:
     path = Path(os.path.abspath(Path(root).expanduser()))
     if not path.is_dir():
         what = "is a file, not a folder" if path.exists() else "does not exist"
-        raise DataError(
-            f"{path}: {what}; give the folder of the data (`d2sm scenes <folder>` writes one to try)"
-        )
+        raise DataError(f"{path}: {what}; give the folder of the data (`d2sm scenes <folder>` writes one to try)")
     if not any(path.iterdir()):
-        raise DataError(
-            f"{path}: is empty; unpack or mount the data there (`d2sm scenes <folder>` writes some to try)"
-        )
+        raise DataError(f"{path}: is empty; unpack or mount the data there (`d2sm scenes <folder>` writes some to try)")
     return path
 
 
@@ -124,9 +118,7 @@ def _unreadable(error: OSError) -> None:
 def _named(top: Path, ending: str) -> dict[str, Path]:
     if not top.is_dir():
         return {}
-    return _unique(
-        top, (path for path in _walk(top) if path.name.endswith(ending)), lambda p: p[: -len(ending)]
-    )
+    return _unique(top, (path for path in _walk(top) if path.name.endswith(ending)), lambda p: p[: -len(ending)])
 
 
 def _images(top: Path) -> dict[str, Path]:
@@ -179,9 +171,7 @@ def _wrong_layout(root: Path, layout: str, looked_for: str) -> DataError:
         remedy = f'layout="{fits}" fits'
     else:
         remedy = "no layout fits: see the README for the three that do"
-    return DataError(
-        f'{root}: not layout="{layout}": looked for {looked_for}, found {_listing(root)}; {remedy}'
-    )
+    return DataError(f'{root}: not layout="{layout}": looked for {looked_for}, found {_listing(root)}; {remedy}')
 
 
 def _listing(folder: Path) -> str:

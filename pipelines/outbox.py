@@ -139,7 +139,7 @@ class Outbox:
             self._trouble = str(error)
             self._refused += batch
             _log.warning("MLflow refuses %d records: %s", len(batch), error)
-        except Exception as error:  # noqa: BLE001 - whatever it is: this thread must live on, the records stay
+        except Exception as error:
             self._trouble = str(error)
             self._save([*self._refused, *self.waiting])
             return False

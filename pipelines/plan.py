@@ -74,7 +74,9 @@ def step_rows(table: pa.Table, config: Config, step: int) -> pa.Table:
 def _order(config: Config, items: int, rng: np.random.Generator) -> np.ndarray:
     each = config.data.crops_per_image
     crops = rng.permutation(items)[:, None] * each + np.arange(each)
-    groups = np.split(crops.reshape(-1), range(config.data.shuffle_images * each, items * each, config.data.shuffle_images * each))
+    groups = np.split(
+        crops.reshape(-1), range(config.data.shuffle_images * each, items * each, config.data.shuffle_images * each)
+    )
     return np.concatenate([rng.permutation(group) for group in groups])
 
 

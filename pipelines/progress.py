@@ -33,7 +33,7 @@ class Reader:
 
     def __init__(self, on_entry: Callable[[Entry], None], *, every: float = 0.5) -> None:
         self.on_entry, self.every = on_entry, every
-        self.mailbox = Mailbox.remote()
+        self.mailbox = Mailbox.remote()  # type: ignore[attr-defined]
         self.done = threading.Event()
         self.thread = threading.Thread(target=self._loop, name="progress", daemon=True)
 
@@ -70,8 +70,9 @@ class Line:
             desc=what,
             disable=quiet,
             mininterval=0.2 if terminal else 30,
-            bar_format="{desc} {n_fmt}/{total_fmt} |{bar:20}| {elapsed}<{remaining}{postfix}" if terminal else
-            "{desc} {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}",
+            bar_format="{desc} {n_fmt}/{total_fmt} |{bar:20}| {elapsed}<{remaining}{postfix}"
+            if terminal
+            else "{desc} {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}",
         )
 
     def __enter__(self) -> Line:

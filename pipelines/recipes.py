@@ -62,7 +62,9 @@ def recipes() -> dict[str, Config]:
     found["ffdnet_d2sm_internal"] = found["ffdnet_d2sm"].replace({"loss.patch_size": 128, "loss.queue_size": 4096})
     found["ffdnet_l1_cpu"] = found["ffdnet_l1"].replace(_CPU)
     found["ffdnet_d2sm_cpu"] = found["ffdnet_l1_cpu"].replace(_D2SM)
-    found["ffdnet_d2sm_internal_cpu"] = found["ffdnet_d2sm_cpu"].replace({"loss.patch_size": 32, "loss.queue_size": 1152})
+    found["ffdnet_d2sm_internal_cpu"] = found["ffdnet_d2sm_cpu"].replace(
+        {"loss.patch_size": 32, "loss.queue_size": 1152}
+    )
     found["demo"] = found["ffdnet_d2sm_cpu"].replace(_DEMO)
     return {name: config.replace({"recipe": name}) for name, config in found.items()}
 

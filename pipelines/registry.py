@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -121,9 +121,7 @@ def register(
     if alias:
         _check_alias(alias)
     with _plain(uri):
-        source, model_id, tags = bundles.upload(
-            client, bundle, name=name, run_id=run_id, uri=uri, example=example
-        )
+        source, model_id, tags = bundles.upload(client, bundle, name=name, run_id=run_id, uri=uri, example=example)
         tags |= _texts(results or {})
         tags["evaluated_on"] = tags.pop("data", "") or tags.get("data_fingerprint", "")
         tags = {key: value[:4000] for key, value in tags.items() if value}
@@ -162,8 +160,7 @@ def lookup(reference: str, *, uri: str | None = None) -> Record:
         wanted = int(held[alias]) if alias else version or max(versions, default=0)
         if wanted not in versions:
             raise RegistryError(
-                f"{name}/{wanted}: no such version; "
-                f"{name} has {_list(map(str, sorted(versions))) or 'none yet'}"
+                f"{name}/{wanted}: no such version; {name} has {_list(map(str, sorted(versions))) or 'none yet'}"
             )
         return _record(client.get_model_version(name, str(wanted)), uri)
 
@@ -219,10 +216,8 @@ def compare(a: Record, b: Record) -> list[dict[str, str | float | None]]:
         left, right = a.tags.get(key, ""), b.tags.get(key, "")
         difference = None
         if "." in key:  # metrics; a commit or a checksum may look like a number
-            try:
+            with suppress(ValueError):
                 difference = float(right) - float(left)
-            except ValueError:
-                pass
         rows.append({"what": key, "a": left, "b": right, "difference": difference})
     return rows
 
@@ -249,8 +244,7 @@ def _number(record: Record, metric: str) -> float:
     except (KeyError, ValueError):
         numbers = [key for key in record.tags if re.search(r"\.sigma", key)]
         raise RegistryError(
-            f"{metric}: {record.label} has no such number; "
-            f"it has {_list(numbers) or 'none'}{_near(metric, numbers)}"
+            f"{metric}: {record.label} has no such number; it has {_list(numbers) or 'none'}{_near(metric, numbers)}"
         ) from None
 
 
@@ -296,8 +290,7 @@ def _model(client: MlflowClient, name: str, uri: str) -> RegisteredModel:
     known: dict[str, RegisteredModel] = {m.name: m for m in _pages(client.search_registered_models, None)}
     if name not in known:
         raise RegistryError(
-            f"{name}: no such model in {redact(uri)}; "
-            f"it has {_list(known) or 'none'}{_near(name, list(known))}"
+            f"{name}: no such model in {redact(uri)}; it has {_list(known) or 'none'}{_near(name, list(known))}"
         )
     return known[name]
 

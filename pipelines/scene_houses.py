@@ -29,10 +29,7 @@ def _surface(canvas: Canvas, street: Street, lot: Lot, *, gable: bool) -> None:
     """Finds the pixels of a lot's front (or gable), traces them to metres and colours them."""
     cam, (h, w) = canvas.camera, canvas.ids.shape
     face = lot.side * lot.x
-    if lot.kind == "glass" or not lot.built:
-        roof = 0.0
-    else:
-        roof = 1.9
+    roof = 0.0 if lot.kind == "glass" or not lot.built else 1.9
     top = (lot.height if lot.built else (2.3 if lot.kind == "fence" else 2.0)) + (0.0 if gable else roof)
     if gable:
         corners = np.array([(face, 0, lot.z0), (face + lot.side * 10, top, lot.z0)])
@@ -107,9 +104,7 @@ def _house(canvas: Canvas, lot: Lot, a: Array, y: Array, near: Array, gable: boo
     return colour
 
 
-def _windows(
-    canvas: Canvas, lot: Lot, colour: Array, ok: Array, storey: Array, col: Array, b: Array, f: Array
-) -> None:
+def _windows(canvas: Canvas, lot: Lot, colour: Array, ok: Array, storey: Array, col: Array, b: Array, f: Array) -> None:
     """Paints frames, panes, sills, doors and shop windows into a house front's colours."""
     shop = (storey < 1) & (lot.seed % 3 > 0) & (lot.kind != "glass")
     half = np.where(shop, 0.44, 0.46 if lot.kind == "glass" else 0.27)
@@ -146,12 +141,8 @@ def _windows(
         0.0,
     )
     sign = shop & ok & (b > 0.76) & (b < 0.93)
-    colour[sign, :3] = ((0.16, 0.28, 0.38), (0.55, 0.16, 0.15), (0.18, 0.34, 0.24), (0.78, 0.62, 0.28))[
-        lot.seed % 4
-    ]
-    letters = (
-        sign & (b > 0.805) & (b < 0.885) & (dist < 0.3) & (nearest("grain", f * 24 + col * 31, storey) > -0.2)
-    )
+    colour[sign, :3] = ((0.16, 0.28, 0.38), (0.55, 0.16, 0.15), (0.18, 0.34, 0.24), (0.78, 0.62, 0.28))[lot.seed % 4]
+    letters = sign & (b > 0.805) & (b < 0.885) & (dist < 0.3) & (nearest("grain", f * 24 + col * 31, storey) > -0.2)
     colour[letters, :3] = (0.95, 0.92, 0.82)
     awning = shop & ok & (b > 0.60) & (b <= 0.76) & (lot.seed % 5 < 2)
     stripes = np.mod(f * 7, 1) < 0.5
@@ -166,9 +157,7 @@ def _crown(lot: Lot, colour: Array, a: Array, y: Array, near: Array) -> None:
     colour[(y > h - 0.58) & (y <= h - 0.45), :3] *= 0.55
     roof = y >= h
     tile = np.asarray(ROOF[lot.seed % 3], np.float32)
-    tone = (
-        1 + 0.13 * nearest("grain", y * 5, a * 3.5 + lot.seed) * near - 0.3 * (np.mod(y, 0.22) < 0.05) * near
-    )
+    tone = 1 + 0.13 * nearest("grain", y * 5, a * 3.5 + lot.seed) * near - 0.3 * (np.mod(y, 0.22) < 0.05) * near
     colour[roof, :3] = (tile * tone[:, None])[roof]
     dormer = roof & (np.abs(np.mod(a, 4.4) - 2.2) < 0.6) & (y < h + 1.4)
     colour[dormer, :3] = (0.82, 0.79, 0.73)

@@ -17,17 +17,13 @@ TROUSERS = ((0.17, 0.20, 0.30), (0.22, 0.21, 0.21), (0.47, 0.41, 0.33), (0.30, 0
 class _Figure:
     """Draws flat parts, given in metres sideways and up from a foot point, facing the camera."""
 
-    def __init__(
-        self, canvas: Canvas, x: float, z: float, *, squash: float = 1.0, flip: bool = False
-    ) -> None:
+    def __init__(self, canvas: Canvas, x: float, z: float, *, squash: float = 1.0, flip: bool = False) -> None:
         self.canvas, self.x, self.z = canvas, x, z
         self.k = -squash if flip else squash
         self.light = canvas.light((0, 0.3, -0.95)) * 1.05
         self.side = float(np.sign(canvas.sun[0])) * (0.5 if max(canvas.mood.sun) > 0.5 else 0.2)
 
-    def part(
-        self, points: list[tuple[float, float]] | Array, colour: Colour | None, ident: int | None
-    ) -> None:
+    def part(self, points: list[tuple[float, float]] | Array, colour: Colour | None, ident: int | None) -> None:
         """A polygon."""
         p = np.asarray(points, float)
         world = np.stack([self.x + self.k * p[:, 0], p[:, 1], np.full(len(p), self.z)], axis=1)
@@ -164,9 +160,7 @@ def motorcycle(canvas: Canvas, x: float, z: float, rng: np.random.Generator, *, 
     """A motorcycle seen from the side, with or without its rider."""
     shadow(canvas, x, z, 0.8, 1.0)
     fig = _Figure(canvas, x, z, squash=float(rng.uniform(0.8, 1.0)), flip=bool(rng.random() < 0.5))
-    paint = ((0.72, 0.10, 0.10), (0.10, 0.16, 0.36), (0.84, 0.42, 0.08), (0.12, 0.12, 0.13))[
-        int(rng.integers(4))
-    ]
+    paint = ((0.72, 0.10, 0.10), (0.10, 0.16, 0.36), (0.84, 0.42, 0.08), (0.12, 0.12, 0.13))[int(rng.integers(4))]
     m = sc.MOTORCYCLE
     for wheel in (-0.70, 0.74):
         fig.ring(wheel, 0.33, 0.33, 0.13, m)
@@ -176,9 +170,7 @@ def motorcycle(canvas: Canvas, x: float, z: float, rng: np.random.Generator, *, 
     fig.limb((-0.15, 0.24), (-0.95, 0.32), 0.045, 0.065, (0.76, 0.76, 0.78), m)
     fig.limb((0.74, 0.33), (0.48, 0.98), 0.04, 0.04, (0.66, 0.66, 0.68), m)
     fig.part([(-0.12, 0.66), (0.44, 0.64), (0.46, 0.84), (0.24, 0.93), (-0.02, 0.86)], paint, m)
-    fig.part(
-        [(-0.98, 0.82), (-0.90, 0.70), (-0.10, 0.68), (-0.06, 0.80), (-0.62, 0.84)], (0.08, 0.08, 0.09), m
-    )
+    fig.part([(-0.98, 0.82), (-0.90, 0.70), (-0.10, 0.68), (-0.06, 0.80), (-0.62, 0.84)], (0.08, 0.08, 0.09), m)
     fig.part([(-1.00, 0.66), (-0.55, 0.76), (-0.50, 0.62), (-0.86, 0.60)], paint, m)
     fig.limb((0.48, 0.98), (0.30, 1.08), 0.03, 0.03, (0.1, 0.1, 0.1), m)
     fig.part(circle(0.60, 0.86, 0.10), (0.98, 0.95, 0.82), m)

@@ -62,9 +62,7 @@ def fit(
     network.to(memory_format=torch.channels_last)
     weight = class_weights(labels)
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, lr, total_steps=steps + 1, pct_start=0.1, div_factor=4
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1, pct_start=0.1, div_factor=4)
     network.train()
     for step, (image, label) in enumerate(_crops(images, labels, seed, steps, batch, crop), start=1):
         loss = _loss(network, image, label, weight)
@@ -82,7 +80,7 @@ def fit(
 
 
 def _loss(network: ESPNet, image: Tensor, label: Tensor, weight: Tensor) -> Tensor:
-    """Cross entropy of the logits plus half that of the encoder's own scores at 1/8, which steadies the start."""
+    """Cross entropy of the logits plus half that of the encoder's own scores at 1/8."""
     coarse: list[Tensor] = []
     hook = network.encoder.classifier.register_forward_hook(lambda *call: coarse.append(call[2]))
     fine = F.cross_entropy(network(image), label, weight=weight, ignore_index=255)
@@ -107,9 +105,7 @@ def read_split(root: Path, split: str) -> tuple[Tensor, Tensor]:
     """All pictures uint8 (N, 3, H, W) and train ids uint8 (N, H, W) of a split, by name."""
     paths = sorted((root / "leftImg8bit" / split).glob("*/*_leftImg8bit.png"))
     if not paths:
-        raise SegmenterFitError(
-            f"root={root} has no leftImg8bit/{split}/*/*_leftImg8bit.png: write the scenes first"
-        )
+        raise SegmenterFitError(f"root={root} has no leftImg8bit/{split}/*/*_leftImg8bit.png: write the scenes first")
     images, labels = [], []
     for path in paths:
         stem = path.name.removesuffix("_leftImg8bit.png")
@@ -117,9 +113,7 @@ def read_split(root: Path, split: str) -> tuple[Tensor, Tensor]:
         images.append(torch.from_numpy(read_rgb(path)).permute(2, 0, 1))
         labels.append(torch.from_numpy(read_labels(label)))
         if images[-1].shape != images[0].shape or labels[-1].shape != images[0].shape[1:]:
-            raise SegmenterFitError(
-                f"{path}: size {tuple(images[-1].shape[1:])}: all scenes and labels need one size"
-            )
+            raise SegmenterFitError(f"{path}: size {tuple(images[-1].shape[1:])}: all scenes and labels need one size")
     return torch.stack(images), torch.stack(labels)
 
 

@@ -54,9 +54,7 @@ class Solid:
     def side(self, points: list[tuple[float, float]] | Array, right: bool) -> Array:
         """Points (n, 2) on a flank, in the world."""
         p = np.asarray(points, float)
-        return self.pose.world(
-            np.stack([p[:, 0], p[:, 1], self.half(p[:, 1]) * (1 if right else -1)], axis=1)
-        )
+        return self.pose.world(np.stack([p[:, 0], p[:, 1], self.half(p[:, 1]) * (1 if right else -1)], axis=1))
 
     def strip(
         self, a: tuple[float, float], b: tuple[float, float], t0: float, t1: float, s0: float, s1: float

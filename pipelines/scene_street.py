@@ -76,9 +76,7 @@ def plan(rng: np.random.Generator, *, rails: bool) -> Street:
             height = float(rng.integers(2, 6)) * 3.2 + 1.0
             bay = float(rng.uniform(1.9, 2.8))
             first = 8.0 if n == 0 else length
-            lots.append(
-                Lot(int(side), front, z, z + first, kind, height, colour, bay, int(rng.integers(400)))
-            )
+            lots.append(Lot(int(side), front, z, z + first, kind, height, colour, bay, int(rng.integers(400))))
             z, n = z + first, n + 1
     crossing = float(rng.uniform(12, 19))
     return Street(road, verge, front, crossing, -1.9 if rails else None, tuple(lots))
@@ -100,9 +98,7 @@ def sky(canvas: Canvas, rng: np.random.Generator) -> None:
     shade = 0.82 + 0.2 * step(-0.8, 1.2, smooth("cloud", cv * 3.1 + 9, cu * 3.1) + (shape - threshold) * 0.7)
     out = mix(out, np.asarray(mood.cloud, np.float32) * shade[..., None], (cover * 0.93)[..., None])
     canvas.rgb[:rows] = out
-    canvas.glow(
-        cam.cx + float(canvas.sun[0]) * cam.focal, cam.horizon * 0.55, cam.focal * 0.7, mood.sun, 0.33
-    )
+    canvas.glow(cam.cx + float(canvas.sun[0]) * cam.focal, cam.horizon * 0.55, cam.focal * 0.7, mood.sun, 0.33)
 
 
 def skyline(canvas: Canvas, rng: np.random.Generator) -> None:
@@ -147,18 +143,14 @@ def ground(canvas: Canvas, street: Street, rng: np.random.Generator) -> None:
     across = (ids == sc.TERRAIN) & (ax < slabs) & (np.abs(z - street.crossing - 1.5) < 2.2)
     ids[across] = sc.SIDEWALK
     out[across] = _slabs(x[across], z[across], near[across], grain[across])
-    gutter = (
-        1 - 0.35 * np.exp(-(((ax - kerb + 0.12) / 0.14) ** 2)) - 0.3 * np.exp(-((ax - street.front) ** 2) * 3)
-    )
+    gutter = 1 - 0.35 * np.exp(-(((ax - kerb + 0.12) / 0.14) ** 2)) - 0.3 * np.exp(-((ax - street.front) ** 2) * 3)
     lit = sunlit(canvas, street, x, z)
     shade = canvas.light((0, 1, 0), lit.ravel()).reshape(out.shape)
     canvas.rgb[first:] = canvas.haze(out * gutter[..., None] * shade, z)
     canvas.ids[first:] = ids
 
 
-def _asphalt(
-    street: Street, x: Array, z: Array, near: Array, patch: Array, grain: Array, off: float
-) -> Array:
+def _asphalt(street: Street, x: Array, z: Array, near: Array, patch: Array, grain: Array, off: float) -> Array:
     tone = 0.46 + 0.035 * patch + 0.045 * near * grain
     lane = np.abs(np.abs(x) - street.road * 0.5)
     tone = tone - 0.045 * np.exp(-(((lane - 0.75) / 0.3) ** 2))
@@ -167,11 +159,7 @@ def _asphalt(
     worn = 0.80 + 0.12 * np.clip(patch, -2, 2) * near
     dash = (np.abs(x) < 0.09) & (np.mod(z, 4.5) < 2.4)
     edge = np.abs(np.abs(x) - street.road + 0.38) < 0.06
-    zebra = (
-        (np.abs(z - street.crossing - 1.5) < 1.5)
-        & (np.mod(x + 0.25, 1.0) < 0.5)
-        & (np.abs(x) < street.road - 0.2)
-    )
+    zebra = (np.abs(z - street.crossing - 1.5) < 1.5) & (np.mod(x + 0.25, 1.0) < 0.5) & (np.abs(x) < street.road - 0.2)
     stop = (np.abs(z - street.crossing + 1.1) < 0.2) & (x > 0) & (x < street.road - 0.4)
     calm = np.abs(z - street.crossing - 0.7) > 2.9
     tone = np.where((dash & calm) | (edge & calm) | zebra | stop, worn, tone)
@@ -196,9 +184,7 @@ def _slabs(x: Array, z: Array, near: Array, grain: Array) -> Array:
     row = z / 0.7
     col = x / 0.7 + 0.5 * (np.floor(row) % 2)
     tone = (
-        0.62
-        + 0.045 * np.clip(nearest("grain", row, col), -1.6, 1.6) * np.clip(near * 1.6, 0, 1)
-        + 0.025 * grain * near
+        0.62 + 0.045 * np.clip(nearest("grain", row, col), -1.6, 1.6) * np.clip(near * 1.6, 0, 1) + 0.025 * grain * near
     )
     joint = (np.mod(row, 1) < 0.07) | (np.mod(col, 1) < 0.07)
     tone = np.where(joint, tone * (1 - 0.32 * near), tone)
@@ -208,9 +194,7 @@ def _slabs(x: Array, z: Array, near: Array, grain: Array) -> Array:
 def _grass(x: Array, z: Array, near: Array, off: float) -> Array:
     blades = nearest("grain", z * 13 + off, x * 30) * near
     tone = 1 + 0.20 * smooth("cloud", z * 5 + off, x * 8) + 0.26 * blades
-    colour = mix(
-        (0.36, 0.50, 0.16), (0.50, 0.52, 0.22), step(0.2, 1.8, smooth("cloud", z * 3, x * 3 + 50))[:, None]
-    )
+    colour = mix((0.36, 0.50, 0.16), (0.50, 0.52, 0.22), step(0.2, 1.8, smooth("cloud", z * 3, x * 3 + 50))[:, None])
     return np.asarray(colour * np.clip(tone, 0.35, 1.7)[:, None], np.float32)
 
 

@@ -8,9 +8,7 @@ from pipelines import scene_canvas as sc
 from pipelines.scene_canvas import NEAREST, Array, Canvas, Colour, mix, nearest, smooth, step
 
 
-def crown(
-    canvas: Canvas, x: float, y: float, z: float, rx: float, ry: float, rng: np.random.Generator
-) -> None:
+def crown(canvas: Canvas, x: float, y: float, z: float, rx: float, ry: float, rng: np.random.Generator) -> None:
     """A ball of leaves around (x, y, z), radii in metres, lit from the sun's side, ragged at the rim."""
     cam, (h, w) = canvas.camera, canvas.ids.shape
     scale = cam.focal / max(z, NEAREST)
@@ -167,15 +165,11 @@ def sign(canvas: Canvas, x: float, z: float, kind: int) -> None:
     mark = np.asarray((0.12, 0.12, 0.14) if kind < 2 else white) * light
     tall = ((0.06, 0.2), (0.04, 0.16), (0.07, 0.24), (0.10, 0.26), (0.26, 0.06))[kind]
     box = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * tall
-    canvas.poly3(np.concatenate([box + (x, 2.58), np.full((4, 1), z - 0.06)], axis=1), mark, sc.TRAFFIC_SIGN)
+    canvas.poly3(np.concatenate([(*box, x, 2.58), np.full((4, 1), z - 0.06)], axis=1), mark, sc.TRAFFIC_SIGN)
 
 
 def bin_(canvas: Canvas, x: float, z: float) -> None:
     """A litter bin (ignored by the train ids)."""
     shadow(canvas, x, z, 0.4, 0.9)
-    upright(
-        canvas, x, z, 0.0, 0.85, 0.5, np.asarray((0.22, 0.36, 0.26)) * canvas.light((0, 0, -1)), sc.STATIC
-    )
-    upright(
-        canvas, x, z, 0.85, 0.95, 0.56, np.asarray((0.16, 0.17, 0.18)) * canvas.light((0, 1, 0)), sc.STATIC
-    )
+    upright(canvas, x, z, 0.0, 0.85, 0.5, np.asarray((0.22, 0.36, 0.26)) * canvas.light((0, 0, -1)), sc.STATIC)
+    upright(canvas, x, z, 0.85, 0.95, 0.56, np.asarray((0.16, 0.17, 0.18)) * canvas.light((0, 1, 0)), sc.STATIC)

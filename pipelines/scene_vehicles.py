@@ -32,9 +32,7 @@ def car(canvas: Canvas, pose: Pose, rng: np.random.Generator) -> None:
     for right, n in s.flanks():
         s.put(s.side([(-2.0, 0.30), (2.05, 0.30), (2.05, 0.38), (-2.0, 0.38)], right), (0.12, 0.12, 0.13), n)
         left = rear[-2][0] * 0.72 + rear[-1][0] * 0.28 + 0.12
-        s.pane(
-            s.side([(left + 0.1, 1.02), (-0.46, 1.02), (-0.46, 1.36), (rear[-1][0] + 0.12, 1.36)], right), n
-        )
+        s.pane(s.side([(left + 0.1, 1.02), (-0.46, 1.02), (-0.46, 1.36), (rear[-1][0] + 0.12, 1.36)], right), n)
         s.pane(s.side([(-0.36, 1.02), (0.80, 1.02), (0.26, 1.36), (-0.36, 1.36)], right), n)
         for f in (-0.42, 0.72):
             s.put(
@@ -42,9 +40,7 @@ def car(canvas: Canvas, pose: Pose, rng: np.random.Generator) -> None:
                 np.asarray(colour) * 0.5,
                 n,
             )
-        s.put(
-            s.side([(-0.30, 0.86), (-0.10, 0.86), (-0.10, 0.90), (-0.30, 0.90)], right), (0.75, 0.75, 0.76), n
-        )
+        s.put(s.side([(-0.30, 0.86), (-0.10, 0.86), (-0.10, 0.90), (-0.30, 0.90)], right), (0.75, 0.75, 0.76), n)
     s.wheel(-1.30, 0.33)
     s.wheel(1.32, 0.33)
 
@@ -115,9 +111,7 @@ def _coach(
                 n,
             )
             for g in (f + 0.06, f + 0.64):
-                s.pane(
-                    s.side([(g, 0.55), (g + 0.5, 0.55), (g + 0.5, y1 - 0.15), (g, y1 - 0.15)], right), n, warm
-                )
+                s.pane(s.side([(g, 0.55), (g + 0.5, 0.55), (g + 0.5, y1 - 0.15), (g, y1 - 0.15)], right), n, warm)
     for a, b, n in shown:
         if abs(a[0] - b[0]) > 0.05:
             continue
@@ -159,17 +153,11 @@ def tram(canvas: Canvas, pose: Pose, rng: np.random.Generator) -> None:
     _coach(s, 14.0, ((0.94, 0.91, 0.80), (0.10, 0.46, 0.42)), (1.35, 2.60), 1.30, (-5.2, -0.6, 4.0))
     for right, n in s.flanks():
         for f in (-4.6, 3.2):
-            s.put(
-                s.side([(f, 0.12), (f + 1.8, 0.12), (f + 1.8, 0.50), (f, 0.50)], right), (0.10, 0.10, 0.11), n
-            )
+            s.put(s.side([(f, 0.12), (f + 1.8, 0.12), (f + 1.8, 0.50), (f, 0.50)], right), (0.10, 0.10, 0.11), n)
     for f in (-1.2, -0.1):
-        arm = s.pose.world(
-            np.array([(f, 3.35, -0.05), (f, 3.35, 0.05), (-0.65, 4.3, 0.05), (-0.65, 4.3, -0.05)])
-        )
+        arm = s.pose.world(np.array([(f, 3.35, -0.05), (f, 3.35, 0.05), (-0.65, 4.3, 0.05), (-0.65, 4.3, -0.05)]))
         canvas.poly3(arm, (0.12, 0.12, 0.13), s.ident)
-    bar = s.pose.world(
-        np.array([(-0.65, 4.28, -0.8), (-0.65, 4.28, 0.8), (-0.65, 4.38, 0.8), (-0.65, 4.38, -0.8)])
-    )
+    bar = s.pose.world(np.array([(-0.65, 4.28, -0.8), (-0.65, 4.28, 0.8), (-0.65, 4.38, 0.8), (-0.65, 4.38, -0.8)]))
     canvas.poly3(bar, (0.12, 0.12, 0.13), s.ident)
 
 
@@ -222,9 +210,7 @@ def _hold(
 ) -> None:
     for right, n in s.flanks():
         for f in np.arange(-2.5, 2.6, 0.62):
-            s.put(
-                s.side([(f, 0.80), (f + 0.05, 0.80), (f + 0.05, 3.3), (f, 3.3)], right), (0.66, 0.66, 0.65), n
-            )
+            s.put(s.side([(f, 0.80), (f + 0.05, 0.80), (f + 0.05, 3.3), (f, 3.3)], right), (0.66, 0.66, 0.65), n)
         s.put(s.side([(-1.7, 1.75), (1.7, 1.75), (1.5, 2.45), (-1.5, 2.45)], right), paint, n)
     for a, b, n in shown:
         if a[0] < 0 and abs(a[0] - b[0]) < 0.01:

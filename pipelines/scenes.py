@@ -69,9 +69,7 @@ def _check(seed: int, height: int, width: int) -> None:
         )
 
 
-def _empty(
-    seed: int, height: int, width: int, rails: bool, rng: np.random.Generator
-) -> tuple[Canvas, Street]:
+def _empty(seed: int, height: int, width: int, rails: bool, rng: np.random.Generator) -> tuple[Canvas, Street]:
     name = list(MOODS)[seed % len(MOODS)] if seed % 7 else "morning"
     focal = 1.45 * width  # the canvas is twice as large: a field of view of 69 degrees
     camera = Camera(
@@ -252,9 +250,7 @@ def _complete(root: Path, wanted: dict[str, int], names: list[tuple[str, str, in
     for manifest in found.values():
         differs = [f"{k}={manifest.get(k)}" for k in wanted if manifest.get(k) != wanted[k]]
         if differs:
-            raise SceneError(
-                f"root={root} holds other built-in scenes ({', '.join(differs)}): give a new folder"
-            )
+            raise SceneError(f"root={root} holds other built-in scenes ({', '.join(differs)}): give a new folder")
     pictures = [root / "leftImg8bit" / folder / f"{stem}_leftImg8bit.png" for folder, stem, _ in names]
     labels = [root / "gtFine" / folder / f"{stem}_gtFine_labelIds.png" for folder, stem, _ in names]
     return MANIFEST in found and all(path.is_file() for path in pictures + labels)

@@ -196,9 +196,7 @@ def _imported(name: str, path: Path | None) -> nn.Module:
         raise SegmenterError(f"segmenter={name!r} is a {type(build).__name__}: needs a callable")
     segmenter = build(weights=path)
     if not isinstance(segmenter, nn.Module):
-        raise SegmenterError(
-            f"segmenter={name!r} returned a {type(segmenter).__name__}: needs a torch module"
-        )
+        raise SegmenterError(f"segmenter={name!r} returned a {type(segmenter).__name__}: needs a torch module")
     return _probed(name, segmenter.eval())
 
 
@@ -212,9 +210,7 @@ def _probed(name: str, segmenter: nn.Module) -> nn.Module:
         raise SegmenterError(f"segmenter={name!r} fails on an image of (1, 3, 64, 96): {error}") from error
     found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if found != expected:
-        raise SegmenterError(
-            f"segmenter={name!r} gives {found} for an image of 64x96: needs logits {expected}"
-        )
+        raise SegmenterError(f"segmenter={name!r} gives {found} for an image of 64x96: needs logits {expected}")
     return segmenter
 
 

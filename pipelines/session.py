@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+from typing import Any
 
 import ray
 
@@ -47,7 +48,7 @@ def start(*, cpus: float, verbose: bool = False) -> None:
             logging.getLogger(name).setLevel(logging.ERROR)
     if ray.is_initialized():
         return
-    options = {
+    options: dict[str, Any] = {
         "log_to_driver": verbose,
         "logging_level": "INFO" if verbose else "ERROR",
         "runtime_env": {"env_vars": {name: os.environ[name] for name in ENVIRONMENT}},
@@ -69,12 +70,12 @@ def check(config: Config) -> None:
     have, need = ray.cluster_resources(), cpus_needed(config)
     if have.get("CPU", 0) < need:
         raise ResourceError(
-            f"train.num_workers={config.train.num_workers}: with train.cpus_per_worker={config.train.cpus_per_worker} and "
-            f"train.data_cpus={config.train.data_cpus} training reserves {need:g} CPUs, but Ray has {have.get('CPU', 0):g}; "
-            "lower one of them, or join a larger cluster (RAY_ADDRESS)"
+            f"train.num_workers={config.train.num_workers}: at train.cpus_per_worker={config.train.cpus_per_worker:g}, "
+            f"train.data_cpus={config.train.data_cpus:g} training reserves {need:g} CPUs, but Ray has "
+            f"{have.get('CPU', 0):g}; lower one of them, or join a larger cluster (RAY_ADDRESS)"
         )
     if config.train.use_gpu and have.get("GPU", 0) < config.train.num_workers:
         raise ResourceError(
-            f"train.use_gpu=true: {config.train.num_workers} workers need a GPU each, but Ray has {have.get('GPU', 0):g}; "
-            "lower train.num_workers, or say train.use_gpu=false"
+            f"train.use_gpu=true: {config.train.num_workers} workers need a GPU each, but Ray has "
+            f"{have.get('GPU', 0):g}; lower train.num_workers, or say train.use_gpu=false"
         )

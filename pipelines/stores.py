@@ -58,9 +58,7 @@ def absolute(uri: str, *, asked_by: str = "tracking.uri") -> str:
     if scheme == "sqlite":
         path = uri.partition(":///")[2].partition("?")[0]
         if not path or path == ":memory:":
-            raise TrackingError(
-                f"{asked_by}={uri}: a database in memory is lost; give sqlite:///<folder>/mlflow.db"
-            )
+            raise TrackingError(f"{asked_by}={uri}: a database in memory is lost; give sqlite:///<folder>/mlflow.db")
         return uri if path.startswith("/") else uri.replace(":///", f":///{Path.cwd()}/", 1)
     if scheme in ("http", "https", "databricks", *_PORTS):
         return uri

@@ -180,9 +180,7 @@ class Run:
         for key, value in metrics.items():
             if not _NAME.fullmatch(key):
                 raise TrackingError(f"metric {key!r}: MLflow takes letters, digits, and _ - . : / in a name")
-            items.append(
-                {"kind": "metric", "key": key, "value": float(value), "step": step, "timestamp": now}
-            )
+            items.append({"kind": "metric", "key": key, "value": float(value), "step": step, "timestamp": now})
         self._outbox.put(items)
 
     def _artifact(self, copy: Path, folder: str) -> None:
@@ -197,7 +195,7 @@ class Run:
         except MlflowException as error:
             text = redact(" ".join(str(error).split())[:300])
             raise (Refused if error.error_code in _FINAL else TrackingError)(text) from None
-        except Exception as error:  # noqa: BLE001 - the network has many, and the outbox keeps the records
+        except Exception as error:
             raise TrackingError(redact(" ".join(str(error).split())[:300])) from None
 
     def _request(self, batch: list[Item]) -> None:
@@ -240,9 +238,7 @@ def commit() -> tuple[str, bool]:
     root = Path(__file__).resolve().parents[1]
 
     def git(*words: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=False
-        )
+        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=False)
         return done.stdout.strip()
 
     try:

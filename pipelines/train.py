@@ -16,16 +16,32 @@ from ray.train import CheckpointConfig, DataConfig, FailureConfig, LoggingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from d2sm.features import features
-from pipelines import checkpoint, cityscapes, config as configs, data, plan, session, tracking
+from pipelines import checkpoint, cityscapes, data, plan, session, tracking
+from pipelines import config as configs
 from pipelines.config import Config
 from pipelines.progress import Entry, Line, Reader
 from pipelines.train_loop import TrainingError, train_loop
 
 RUN = "run.json"  # in a run's folder: its MLflow run and data
 # Keys that a resumed run may have changed: none of them alters the weights it ends with, but for a longer schedule.
-_FREE = ("recipe", "train.max_steps", "train.num_workers", "train.use_gpu", "train.cpus_per_worker", "train.threads",
-         "train.data_cpus", "train.max_failures", "train.log_every", "train.checkpoint_every", "train.keep",
-         "train.storage", "data.root", "evaluate.", "tracking.", "loss.features_weights")  # fmt: skip
+_FREE = (
+    "recipe",
+    "train.max_steps",
+    "train.num_workers",
+    "train.use_gpu",
+    "train.cpus_per_worker",
+    "train.threads",
+    "train.data_cpus",
+    "train.max_failures",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep",
+    "train.storage",
+    "data.root",
+    "evaluate.",
+    "tracking.",
+    "loss.features_weights",
+)
 
 
 @dataclass(frozen=True)
@@ -55,9 +71,12 @@ def fit(config: Config, *, quiet: bool = False, verbose: bool = False) -> Traine
     """
     config = named(config)
     items = cityscapes.index(
-        config.data.root, config.data.train_split, layout=config.data.layout, labels="optional",
+        config.data.root,
+        config.data.train_split,
+        layout=config.data.layout,
+        labels="optional",
         on_bad=config.data.bad_images,
-    )  # fmt: skip
+    )
     data.check_sizes(config, items)
     check_features(config)
     fingerprint = cityscapes.fingerprint(items)
@@ -88,7 +107,7 @@ def check_features(config: Config) -> None:
         phi = features(config.loss.features, weights=config.loss.features_weights)
         if config.loss.patch_size and config.loss.patch_size % phi.stride:
             raise configs.ConfigError(
-                f"loss.patch_size={config.loss.patch_size}: must be a multiple of the stride of {config.loss.features}, "
+                f"loss.patch_size={config.loss.patch_size}: must be a multiple of {config.loss.features}'s stride, "
                 f"{phi.stride}"
             )
 
@@ -149,9 +168,7 @@ def _same(saved: Config, config: Config) -> None:
             )
 
 
-def _train(
-    config: Config, items: pa.Table, run_dir: Path, fingerprint: str, run: tracking.Run, quiet: bool
-) -> Trained:
+def _train(config: Config, items: pa.Table, run_dir: Path, fingerprint: str, run: tracking.Run, quiet: bool) -> Trained:
     steps = plan.total_steps(config, items.num_rows)
     last = checkpoint.latest(run_dir)
     start = int(checkpoint.meta(last)["step"]) if last else 0
@@ -167,14 +184,10 @@ def _train(
     if done is None:
         raise TrainingError(f"{run_dir}: training ended without a checkpoint")
     run.tag("d2sm.checkpoint", str(done))
-    return Trained(
-        config, run_dir, done, int(checkpoint.meta(done)["step"]), run.id, run.uri, fingerprint, seen
-    )  # fmt: skip
+    return Trained(config, run_dir, done, int(checkpoint.meta(done)["step"]), run.id, run.uri, fingerprint, seen)
 
 
-def _fit_trainer(
-    config: Config, items: pa.Table, run_dir: Path, steps: int, fingerprint: str, mailbox: Any
-) -> None:
+def _fit_trainer(config: Config, items: pa.Table, run_dir: Path, steps: int, fingerprint: str, mailbox: Any) -> None:
     commit, dirty = tracking.commit()
     about = {"name": config.train.name, "data": fingerprint, "commit": commit, "dirty": dirty, "steps": steps}
     train = config.train
@@ -186,9 +199,13 @@ def _fit_trainer(
     trainer = TorchTrainer(
         train_loop,
         train_loop_config={
-            "config": config.model_dump(mode="json"), "run_dir": str(run_dir), "steps": steps, "meta": about,
-            "steps_per_epoch": plan.steps_per_epoch(config, items.num_rows), "log": mailbox,
-        },  # fmt: skip
+            "config": config.model_dump(mode="json"),
+            "run_dir": str(run_dir),
+            "steps": steps,
+            "meta": about,
+            "steps_per_epoch": plan.steps_per_epoch(config, items.num_rows),
+            "log": mailbox,
+        },
         torch_config=TorchConfig(backend="nccl" if train.use_gpu else "gloo", timeout_s=300),
         scaling_config=ScalingConfig(
             num_workers=train.num_workers,
@@ -242,9 +259,7 @@ class _Record:
     def __init__(self, run: tracking.Run, line: Line, seen: dict[str, float], run_dir: Path) -> None:
         self.run, self.line, self.seen = run, line, seen
         self.skipped_file = run_dir / "skipped.json"
-        self.skipped: dict[str, str] = (
-            json.loads(self.skipped_file.read_text()) if self.skipped_file.exists() else {}
-        )
+        self.skipped: dict[str, str] = json.loads(self.skipped_file.read_text()) if self.skipped_file.exists() else {}
         self.warned = False
 
     def __call__(self, entry: Entry) -> None:

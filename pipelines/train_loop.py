@@ -47,7 +47,7 @@ def train_loop(job: Mapping[str, Any]) -> None:
         step += 1
         final = step == job["steps"]
         if final or step % config.train.log_every == 0:
-            log.flush(step, lr=worker.schedule.get_last_lr()[0])
+            log.flush(step, lr=float(worker.schedule.get_last_lr()[0]))
         if final or step % config.train.checkpoint_every == 0:
             log.check(step)  # a broken state is never saved
             worker.save(step, final, job["meta"], rank)
@@ -60,7 +60,7 @@ class Worker:
         self.config, self.steps_per_epoch = config, steps_per_epoch
         self.device = ray.train.torch.get_device()
         torch.manual_seed(config.train.seed)
-        network = build(config.model).to(self.device, memory_format=torch.channels_last)
+        network = build(config.model).to(self.device).to(memory_format=torch.channels_last)
         self.average = _average(network, config.train.ema)
         self.model: nn.Module = ray.train.torch.prepare_model(network)
         self.network = network
@@ -189,6 +189,6 @@ def _average(network: nn.Module, decay: float) -> AveragedModel | None:
 
 def _not_finite(where: str) -> str:
     return (
-        f"{where}: the loss is not finite; training stopped, the last checkpoint is kept. Lower train.lr, set train.clip, "
-        "or lower loss.weight, and start again under the same train.name to go on from it"
+        f"{where}: the loss is not finite; training stopped and the last checkpoint is kept. Lower train.lr or "
+        "loss.weight, or set train.clip, under another train.name"
     )

@@ -57,9 +57,7 @@ class Server:
         words += ["--artifacts-destination", str(self.folder / "artifacts")]
         log = self.folder / "server.log"
         with log.open("ab") as out:
-            self._process = subprocess.Popen(
-                words, cwd=self.folder, stdout=out, stderr=out, start_new_session=True
-            )
+            self._process = subprocess.Popen(words, cwd=self.folder, stdout=out, stderr=out, start_new_session=True)
         wait_for(f"{self.uri}/health", self._process, log)
 
     def kill(self) -> None:

@@ -41,7 +41,7 @@ def refusal(*args: Any, **kwargs: Any) -> str:
     with pytest.raises(DataError) as caught:
         index(*args, **kwargs)
     line = str(caught.value)
-    assert "\n" not in line and ";" in line or "only mounted" in line, line
+    assert ("\n" not in line and ";" in line) or "only mounted" in line, line
     return line
 
 

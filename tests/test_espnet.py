@@ -18,9 +18,7 @@ PUBLISHED: list[tuple[str, int, Shallow]] = [
 
 
 @pytest.mark.parametrize(("stem", "classes", "shallow"), PUBLISHED)
-def test_published_weights_load_with_strict_keys(
-    shared: Path, stem: str, classes: int, shallow: Shallow
-) -> None:
+def test_published_weights_load_with_strict_keys(shared: Path, stem: str, classes: int, shallow: Shallow) -> None:
     model = ESPNet(classes, shallow=shallow)
     state = torch.load(shared / "data/weights" / f"{stem}.pth", weights_only=True)
     model.load_state_dict(state, strict=True)
@@ -28,9 +26,7 @@ def test_published_weights_load_with_strict_keys(
 
 
 @pytest.mark.parametrize(("stem", "classes", "shallow"), PUBLISHED)
-def test_keys_and_shapes_are_the_published_list(
-    shared: Path, stem: str, classes: int, shallow: Shallow
-) -> None:
+def test_keys_and_shapes_are_the_published_list(shared: Path, stem: str, classes: int, shallow: Shallow) -> None:
     model = ESPNet(classes, shallow=shallow)
     lines = (shared / "data/weights" / f"{stem}.keys.txt").read_text().splitlines()
     listed = dict(line.split("\t") for line in lines)

@@ -45,13 +45,24 @@ def write(path: Path, state: object) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name, stride, channels", [
-    ("vgg19.conv1_1", 1, 64), ("vgg19.relu1_1", 1, 64), ("vgg19.pool1", 2, 64), ("vgg19.relu2_2", 2, 128),
-    ("vgg19.conv5_4", 16, 512), ("vgg19.pool5", 32, 512), ("efficientnet_lite0.conv_stem", 2, 32),
-    ("efficientnet_lite0.blocks.2", 8, 40), ("efficientnet_lite0.blocks.4", 16, 112),
-    ("efficientnet_lite0.blocks.6", 32, 320), ("squeezenet1_0.conv1", 2, 96), ("squeezenet1_0.fire8", 8, 512),
-    ("squeezenet1_0.fire9", 16, 512),
-])
+@pytest.mark.parametrize(
+    "name, stride, channels",
+    [
+        ("vgg19.conv1_1", 1, 64),
+        ("vgg19.relu1_1", 1, 64),
+        ("vgg19.pool1", 2, 64),
+        ("vgg19.relu2_2", 2, 128),
+        ("vgg19.conv5_4", 16, 512),
+        ("vgg19.pool5", 32, 512),
+        ("efficientnet_lite0.conv_stem", 2, 32),
+        ("efficientnet_lite0.blocks.2", 8, 40),
+        ("efficientnet_lite0.blocks.4", 16, 112),
+        ("efficientnet_lite0.blocks.6", 32, 320),
+        ("squeezenet1_0.conv1", 2, 96),
+        ("squeezenet1_0.fire8", 8, 512),
+        ("squeezenet1_0.fire9", 16, 512),
+    ],
+)
 def test_stride_and_channels(name: str, stride: int, channels: int) -> None:
     phi = features(name, weights="random")
     out = phi(random_images(1, 3, 64, 96))
@@ -147,9 +158,7 @@ def test_frozen_and_in_eval_whatever_the_parent_does(name: str) -> None:
     assert all(torch.equal(value, before[key]) for key, value in phi.state_dict().items())
 
 
-@pytest.mark.parametrize(
-    "name", ["vgg19.conv2_1", "vgg19.relu2_1", "efficientnet_lite0.bn1", "squeezenet1_0.fire2"]
-)
+@pytest.mark.parametrize("name", ["vgg19.conv2_1", "vgg19.relu2_1", "efficientnet_lite0.bn1", "squeezenet1_0.fire2"])
 def test_the_map_may_be_used_twice(name: str) -> None:
     phi = features(name, weights="random")
     images = random_images(1, 3, 32, 32).requires_grad_()
@@ -201,9 +210,9 @@ def test_copies_and_state(lite: Features) -> None:
     assert lite.mean is not None and lite.mean.dtype == torch.float32
 
 
-@pytest.mark.parametrize("images", [
-    torch.zeros(3, 32, 32), torch.zeros(1, 1, 32, 32), torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
-])
+@pytest.mark.parametrize(
+    "images", [torch.zeros(3, 32, 32), torch.zeros(1, 1, 32, 32), torch.zeros(1, 3, 32, 32, dtype=torch.uint8)]
+)
 def test_wrong_images(lite: Features, images: Tensor) -> None:
     with pytest.raises(ValueError, match=r"images: expected \(B, 3, H, W\)"):
         lite(images)
@@ -259,8 +268,9 @@ def test_wrong_weight_files(tmp_path: Path) -> None:
 
 
 def test_wrap() -> None:
-    module = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(3, 8, 7, stride=3), nn.BatchNorm2d(8),
-                           nn.Conv2d(8, 5, 3, stride=2, padding=1))
+    module = nn.Sequential(
+        nn.ReLU(inplace=True), nn.Conv2d(3, 8, 7, stride=3), nn.BatchNorm2d(8), nn.Conv2d(8, 5, 3, stride=2, padding=1)
+    )
     phi = wrap(module)
     assert (phi.stride, phi.channels, phi.name) == (6, 5, "Sequential") and phi.mean is None
     images = random_images(1, 3, 40, 40) - 0.5
@@ -283,7 +293,9 @@ def test_patches_against_a_slow_loop() -> None:
     maps, side = random_images(2, 3, 4, 6), 2
     slow = [
         maps[b, :, y : y + side, x : x + side].reshape(-1)
-        for b in range(2) for y in range(0, 4, side) for x in range(0, 6, side)
+        for b in range(2)
+        for y in range(0, 4, side)
+        for x in range(0, 6, side)
     ]
     for layout in (maps, maps.to(memory_format=torch.channels_last)):
         assert torch.equal(patches(layout, side=side), torch.stack(slow))

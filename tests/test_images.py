@@ -115,9 +115,7 @@ def test_missing_or_foreign_files(tmp_path: Path, read: Callable[[Path], object]
     assert "not a PNG or JPEG" in refusal(read, put(tmp_path, b"GIF89a" + bytes(60)))
 
 
-@pytest.mark.parametrize(
-    "keep", [10, 20, 32, 33, 40, 500, len(PNG) // 2, len(PNG) - 1, len(PNG) - 12, len(PNG) - 14]
-)
+@pytest.mark.parametrize("keep", [10, 20, 32, 33, 40, 500, len(PNG) // 2, len(PNG) - 1, len(PNG) - 12, len(PNG) - 14])
 def test_truncated_png_is_refused_wherever_it_ends(tmp_path: Path, keep: int) -> None:
     path = put(tmp_path, PNG[:keep])
     assert "is truncated" in refusal(read_rgb, path)
@@ -253,9 +251,7 @@ def test_the_palette_remedy_keeps_the_ids(tmp_path: Path) -> None:
     assert np.array_equal(read_labels(path), TRAIN_IDS[ids])
 
 
-@pytest.mark.parametrize(
-    ("label_id", "train_id"), [(7, 0), (8, 1), (11, 2), (23, 10), (26, 13), (28, 15), (33, 18)]
-)
+@pytest.mark.parametrize(("label_id", "train_id"), [(7, 0), (8, 1), (11, 2), (23, 10), (26, 13), (28, 15), (33, 18)])
 def test_label_ids_known_answers(label_id: int, train_id: int) -> None:
     assert TRAIN_IDS[label_id] == train_id
 
@@ -290,9 +286,7 @@ def test_write_png_round_trip(tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(image), PIXELS[:, ::-1])
 
 
-@pytest.mark.parametrize(
-    "array", [PIXELS / 255, PIXELS[..., :2], PIXELS[None], PIXELS[:0], PIXELS.astype(np.int64)]
-)
+@pytest.mark.parametrize("array", [PIXELS / 255, PIXELS[..., :2], PIXELS[None], PIXELS[:0], PIXELS.astype(np.int64)])
 def test_write_png_refuses_what_it_cannot_write(tmp_path: Path, array: np.ndarray) -> None:
     path = tmp_path / "street.png"
     assert "uint8" in refusal(lambda p: write_png(p, array), path)

@@ -168,8 +168,11 @@ def test_eval_compares_without_remembering() -> None:
     before = copy.deepcopy(matching.state_dict())
     restored, clean = rows(3, seed=1)
     quiet = matching.eval()(restored=restored, clean=clean)
-    assert all(torch.equal(a, b) for a, b in zip(before.values(), matching.state_dict().values(), strict=True)
-               if isinstance(a, Tensor))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(before.values(), matching.state_dict().values(), strict=True)
+        if isinstance(a, Tensor)
+    )
     assert matching.memory.fill == 4
     assert torch.equal(quiet, matching.train()(restored=restored, clean=clean))
 

@@ -38,9 +38,7 @@ def write_bundle(folder: Path, seed: int = 0, uri: str = "") -> Path:
     torch.manual_seed(seed)
     folder.mkdir(parents=True)
     save_file(FFDNet(width=8, depth=3).state_dict(), folder / "model.safetensors")
-    config = Config().replace(
-        SMALL | {"recipe": "demo", "evaluate.segmenter": "espnet-camvid", "tracking.uri": uri}
-    )
+    config = Config().replace(SMALL | {"recipe": "demo", "evaluate.segmenter": "espnet-camvid", "tracking.uri": uri})
     config.save(folder / "config.yaml")
     meta = {"step": 7, "epoch": 1, "name": "test", "commit": "abc123", "data": "f00d"}
     (folder / "meta.json").write_text(json.dumps(meta))
@@ -170,9 +168,7 @@ def test_a_changed_model_is_not_loaded(first: Record, tmp_path: Path) -> None:
     good = weights.read_bytes()
     try:
         weights.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
-        with pytest.raises(
-            RegistryError, match=r"denoiser/1: model.safetensors differs from what was registered"
-        ):
+        with pytest.raises(RegistryError, match=r"denoiser/1: model.safetensors differs from what was registered"):
             first.path(tmp_path)
         assert list(tmp_path.iterdir()) == []  # nothing bad is kept
     finally:
@@ -190,17 +186,13 @@ def test_promotion_only_when_better(first: Record, second: Record) -> None:
     uri = first.uri
     with pytest.raises(RegistryError, match=r"miou.sigma25 0.4 does not beat denoiser/1's 0.5"):
         promote("denoiser/2", "champion", if_better="miou.sigma25", uri=uri)
-    with pytest.raises(
-        RegistryError, match=r"ssim.sigma25: denoiser/2 has no such number; it has .*psnr.sigma25"
-    ):
+    with pytest.raises(RegistryError, match=r"ssim.sigma25: denoiser/2 has no such number; it has .*psnr.sigma25"):
         promote("denoiser/2", "champion", if_better="ssim.sigma25", uri=uri)
     assert lookup("denoiser@champion", uri=uri).version == 1
     assert promote("denoiser/2", "champion", if_better="psnr.sigma25", uri=uri).aliases == ("champion",)
     assert lookup("denoiser@champion", uri=uri).version == 2
     assert promote("denoiser/1", "champion", uri=uri).version == 1  # unconditionally, back again
-    assert (
-        promote("denoiser/2", "first-ever", if_better="miou.sigma25", uri=uri).version == 2
-    )  # nothing to beat
+    assert promote("denoiser/2", "first-ever", if_better="miou.sigma25", uri=uri).version == 2  # nothing to beat
     with pytest.raises(RegistryError, match="alias 'latest'"):
         promote("denoiser/2", "latest", uri=uri)
 

@@ -61,9 +61,7 @@ def test_the_layout_is_that_of_cityscapes(small: Path) -> None:
     assert len(train | val) >= 3
 
 
-def test_validation_scenes_do_not_depend_on_the_number_of_training_scenes(
-    small: Path, tmp_path: Path
-) -> None:
+def test_validation_scenes_do_not_depend_on_the_number_of_training_scenes(small: Path, tmp_path: Path) -> None:
     more = scenes.write_scenes(tmp_path / "more", **{**SMALL, "train": 4})
     assert {k: v for k, v in _digests(more).items() if "/val/" in k} == {
         k: v for k, v in _digests(small).items() if "/val/" in k

@@ -54,9 +54,7 @@ def test_where_the_store_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "uri", ["mlruns", "/data/mlruns", "file:///data/mlruns", "ftp://me:secret@h/x", "sqlite://"]
-)
+@pytest.mark.parametrize("uri", ["mlruns", "/data/mlruns", "file:///data/mlruns", "ftp://me:secret@h/x", "sqlite://"])
 def test_a_store_that_mlflow_does_not_take(uri: str) -> None:
     with pytest.raises(TrackingError, match="tracking.uri=.*give sqlite:///<folder>/mlflow.db") as caught:
         uri_of(Config().replace({"tracking.uri": uri}))
@@ -100,9 +98,7 @@ def test_a_run_from_start_to_end(template: Config, tmp_path: Path) -> None:
     assert found.info.status == "FINISHED" and found.info.run_name == "first"
     assert points(run, "loss") == [(step, 1 / step) for step in range(1, 1201)]
     assert points(run, "psnr.sigma25") == [(1200, 31.5)]
-    assert (
-        found.data.params["loss.queue_size"] == "1024" and found.data.params["noise.sigma"] == "[0.0, 75.0]"
-    )
+    assert found.data.params["loss.queue_size"] == "1024" and found.data.params["noise.sigma"] == "[0.0, 75.0]"
     assert set(found.data.params) == set(template.flat())
     assert found.data.tags["demo"] == "yes"
     if commit()[0]:

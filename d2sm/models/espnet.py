@@ -63,9 +63,7 @@ class _Pyramid(nn.Module):
         super().__init__()
         n = c_out // 5
         if n < 1:
-            raise ValueError(
-                f"ESPNet: a block with {c_out} channels: needs at least 5, one for each dilation"
-            )
+            raise ValueError(f"ESPNet: a block with {c_out} channels: needs at least 5, one for each dilation")
         self.c1 = _Conv(c_in, n, kernel, stride=stride)
         self.d1 = _Conv(n, c_out - 4 * n, 3)
         self.d2 = _Conv(n, n, 3, dilation=2)
@@ -150,9 +148,7 @@ class ESPNet(nn.Module):
             (the Cityscapes weights), or "pyramid", these and the halved image, 19 channels (CamVid's).
     """
 
-    def __init__(
-        self, classes: int = 20, p: int = 2, q: int = 8, shallow: Literal["conv", "pyramid"] = "conv"
-    ) -> None:
+    def __init__(self, classes: int = 20, p: int = 2, q: int = 8, shallow: Literal["conv", "pyramid"] = "conv") -> None:
         super().__init__()
         if classes < 5 or p < 1 or q < 1:
             raise ValueError(f"ESPNet: classes={classes}, p={p}, q={q}: needs classes >= 5, p >= 1, q >= 1")

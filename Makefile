@@ -1,0 +1,37 @@
+# make demo   the whole pipeline on built-in street scenes
+# make test   lint, types and the suite            make test-fast   without the slow tests
+# make bench  ratios, side by side, on this machine
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-fast lint bench clean
+
+demo: .venv/demo
+	$(BIN)/d2sm demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+test-fast: lint
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/dev
+	$(BIN)/python -m tests.benchmarks
+
+# Markers say which extras are installed; a changed pyproject.toml or pin installs again.
+.venv/demo: pyproject.toml pins.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c pins.txt -e ".[pipelines]"
+	touch $@
+
+.venv/dev: .venv/demo
+	$(BIN)/python -m pip install --quiet -c pins.txt -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
