@@ -8,6 +8,9 @@ import importlib.util
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,9 +20,8 @@ from pipelines import config as configs
 from pipelines.stores import one_line, redact
 
 if TYPE_CHECKING:
+    import torch
     from mlflow import MlflowClient
-
-    from pipelines.registry import Record
 
 FILES = ("model.safetensors", "config.yaml", "meta.json")
 CHECKSUMS = "checksums.json"
@@ -33,6 +35,60 @@ _META = {
 }  # -> tags
 _INSIDE = "data/bundle"  # where MLflow puts the bundle within the model
 _NEEDS = ("mlflow", "torch", "numpy", "safetensors", "pydantic", "PyYAML")  # to load and serve, nothing else
+
+
+class RegistryError(ValueError):
+    """A model cannot be registered, found, verified or promoted. One line: near names, or both numbers."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One registered version.
+
+    Attributes:
+        name, version: together they name it: "name/3".
+        aliases: such as ("champion",).
+        run_id: MLflow run it came from, or "".
+        tags: what it is: recipe, backbone, objective, psnr.sigma25, ... all as text.
+        uri: of the store, with its password if it has one.
+        source: where MLflow keeps the files.
+        created: UTC.
+    """
+
+    name: str
+    version: int
+    aliases: tuple[str, ...]
+    run_id: str
+    tags: Mapping[str, str]
+    uri: str
+    source: str
+    created: datetime
+
+    @property
+    def label(self) -> str:
+        """The reference of exactly this version, such as "d2sm-ffdnet/3"."""
+        return f"{self.name}/{self.version}"
+
+    def __repr__(self) -> str:
+        return f"Record({self.label}, aliases={list(self.aliases)}, uri={redact(self.uri)})"
+
+    def path(self, cache: Path | None = None) -> Path:
+        """The bundle's folder on this machine, downloaded at first use and verified each time.
+
+        Args:
+            cache: folder for downloads; none: ~/.cache/d2sm/models.
+
+        Raises:
+            RegistryError: when it cannot be downloaded, or differs from what was registered.
+        """
+        return fetch(self, cache)
+
+    def load(self, device: str | torch.device = "cpu", cache: Path | None = None) -> torch.nn.Module:
+        """The network in eval mode on `device`. Raises as `path` does."""
+        from pipelines.checkpoint import load_model
+
+        model: torch.nn.Module = load_model(self.path(cache))[0]
+        return model.to(device)
 
 
 def upload(
@@ -65,8 +121,6 @@ def upload(
 
 def fetch(record: Record, cache: Path | None) -> Path:
     """The verified bundle of a version, from the cache or downloaded into it. See `Record.path`."""
-    from pipelines.registry import RegistryError
-
     seal = record.tags.get("bundle.sha256", "")
     if not seal or not record.tags.get("weights.sha256"):
         raise RegistryError(f"{record.label}: has no checksums; give a model that d2sm registered")
@@ -91,7 +145,6 @@ def _download(record: Record, scratch: Path) -> Path:
     from mlflow.artifacts import download_artifacts
 
     from pipelines import stores
-    from pipelines.registry import RegistryError
 
     with one_line(record.uri, RegistryError):
         stores.check(record.uri)
@@ -108,8 +161,6 @@ def _download(record: Record, scratch: Path) -> Path:
 
 def _seal(bundle: Path, copy: Path) -> dict[str, str]:
     """Copy the bundle with its checksums; the tags that follow from it."""
-    from pipelines.registry import RegistryError
-
     copy.mkdir()
     for name in FILES:
         if not (bundle / name).is_file():

@@ -55,12 +55,12 @@ def meta(folder: Path) -> dict[str, Any]:
         CheckpointError: when the folder is no checkpoint or bundle.
     """
     try:
-        found = json.loads((folder / META).read_text())
-    except (OSError, ValueError):
+        found = dict(json.loads((folder / META).read_text()))
+    except (OSError, ValueError, TypeError):
         raise CheckpointError(
             f"{folder}: no checkpoint (no readable {META}); give a folder written by `d2sm train`"
         ) from None
-    return dict(found)
+    return found
 
 
 def is_complete(folder: Path) -> bool:
@@ -68,7 +68,7 @@ def is_complete(folder: Path) -> bool:
     try:
         sizes = meta(folder)["sizes"]
         return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (CheckpointError, OSError, KeyError):
+    except (CheckpointError, OSError, KeyError, AttributeError):
         return False
 
 

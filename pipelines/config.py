@@ -23,7 +23,9 @@ class ConfigError(ValueError):
 class Section(BaseModel):
     """What all sections share: no unknown keys, no change after construction."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, protected_namespaces=()
+    )
 
 
 class Data(Section):
@@ -143,6 +145,12 @@ class Evaluate(Section):
     tile: int | None = Field(None, ge=32, description="side of the tiles a large image is restored in; none: whole")
     pictures: int = Field(2, ge=0, description="pictures drawn: noisy, restored, clean, with their segmentation")
 
+    @model_validator(mode="after")
+    def _levels(self) -> Self:
+        if min(self.sigmas) < 0 or max(self.sigmas) > 255:
+            raise ValueError(f"evaluate.sigmas={list(self.sigmas)}: one or more numbers from 0 to 255")
+        return self
+
 
 class Tracking(Section):
     """Where MLflow keeps its records."""
@@ -229,7 +237,7 @@ def load(path: str | Path) -> Config:
         tree = yaml.safe_load(Path(path).read_text())
     except OSError as error:
         raise ConfigError(f"configuration {path}: {error.strerror}; give a file written by `d2sm train`") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"configuration {path}: no valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"configuration {path}: holds no sections; give a file written by `d2sm train`")
@@ -247,7 +255,7 @@ def from_tree(tree: Mapping[str, Any]) -> Config:
 
 
 def parse(overrides: Iterable[str]) -> dict[str, Any]:
-    """`["loss.queue_size=1024"]` -> `{"loss.queue_size": 1024}`; values are read as YAML.
+    """`["loss.queue_size=1024"]` -> `{"loss.queue_size": 1024}`; values are read as YAML, text is taken as it is.
 
     Raises:
         ConfigError: when an override has no `=`, or names an unknown key.
@@ -259,7 +267,7 @@ def parse(overrides: Iterable[str]) -> dict[str, Any]:
             raise ConfigError(f"{override}: an override is written key=value, such as train.epochs=2")
         _check_key(key)
         try:
-            changes[key] = yaml.safe_load(text) if text else ""
+            changes[key] = text if keys()[key].annotation is str or not text else yaml.safe_load(text)
         except yaml.YAMLError:
             raise ConfigError(f"{key}={text}: the value is no valid YAML") from None
     return changes

@@ -3,6 +3,9 @@
 The whole run is one streaming pass. A row of the stream is one worker's share of one step, so with order preserved the
 splitter deals row k to worker k mod W, which checks it. An ingest task decodes each of its images once for all crops
 that its steps cut from it. Noise is added in the worker: crops travel as uint8, an eighth of clean and noisy float32.
+
+Ingest tasks import this file, so torch waits until `to_tensors`, in the worker: without it a task's process starts in a
+fraction of the time and memory.
 """
 
 from __future__ import annotations
@@ -11,20 +14,21 @@ import json
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import ray.data
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from d2sm.noise import add_noise
 from pipelines import plan
 from pipelines.cityscapes import DataError
 from pipelines.config import Config
 from pipelines.images import ImageError, read_rgb
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 Row = dict[str, NDArray[Any]]
 _MAX_TASKS = 2000  # Ray holds a description of each; beyond, a task prepares several runs of steps
@@ -34,7 +38,7 @@ def stream(config: Config, items: pa.Table, first_step: int = 0) -> ray.data.Dat
     """The run's shares from `first_step` to its end, in order: worker 0's of a step, worker 1's, and so on.
 
     Columns, a share of b = batch_size / num_workers crops a row: step, part (int64), clean (b, h, w, 3) uint8,
-    noisy the same (pairs only), sigma (b,) float32, seed (b,) int64, skipped (JSON list of [file, why]).
+    noisy the same (pairs only), sigma (b,) float32, seed (b,) int64, skipped (JSON list of [name, why]).
     """
     context = ray.data.DataContext.get_current().copy()
     context.target_max_block_size = 1  # every row its own block, so that the splitter deals rows, not heaps of them
@@ -108,7 +112,7 @@ def cut(config: Config, items: pa.Table, rows: pa.Table) -> tuple[dict[str, NDAr
     An unreadable image stops the run (`data.bad_images=stop`), or its crops come from the next image of these rows.
 
     Returns:
-        clean (and noisy, for pairs), sigma and seed, and the [file, why] of what was skipped.
+        clean (and noisy, for pairs), sigma and seed, and the [name, why] of what was skipped.
     """
     size = config.data.crop_size
     names = ["image", "noisy"] if items["noisy"].null_count < items.num_rows else ["image"]
@@ -151,6 +155,10 @@ def _crop(image: NDArray[Any], row: dict[str, Any], size: int) -> NDArray[Any]:
 
 def to_tensors(row: Row, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """A share as the network takes it: clean, noisy (b, 3, h, w) in channels-last memory, sigma (b,)."""
+    import torch
+
+    from d2sm.noise import add_noise
+
     sigma = torch.from_numpy(row["sigma"].copy()).to(device)
     clean = _images(row["clean"], device)
     if "noisy" in row:  # a real pair: its noise level is not known
@@ -159,6 +167,8 @@ def to_tensors(row: Row, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _images(pixels: NDArray[Any], device: torch.device) -> Tensor:
+    import torch
+
     tensor = torch.from_numpy(pixels.copy()).to(device, non_blocking=True)
     return tensor.permute(0, 3, 1, 2).float() / 255
 
@@ -182,5 +192,11 @@ def check_sizes(config: Config, items: pa.Table) -> None:
 
 
 def skipped_files(text: str) -> list[list[str]]:
-    """The [file, why] pairs that a row carries."""
+    """The [name, why] pairs that a row carries."""
     return list(json.loads(text))
+
+
+def left_out(items: pa.Table) -> list[list[str]]:
+    """The [name, why] of the images that indexing found unusable already (`data.bad_images=skip`)."""
+    found = json.loads((items.schema.metadata or {}).get(b"skipped", b"[]"))
+    return [[bad["name"], bad["why"]] for bad in found]

@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pipelines import denoise, registry, scene_segmenter, tracking
+from pipelines import denoise, registry, tracking
 from pipelines.job import Outcome, run
 from pipelines.progress import Line
 from pipelines.recipes import recipe
-from pipelines.scenes import write_scenes
+from pipelines.scenes import segmenter, write_scenes
 
 TRAIN, VAL = 24, 6
 MODEL, ALIAS = "d2sm-demo", "champion"
@@ -63,7 +63,7 @@ def fit_segmenter(scenes: Path, weights: Path) -> None:
         line[0].to(step, {"loss": loss})
 
     try:
-        scene_segmenter.fit(scenes, out=weights, progress=progress)
+        segmenter.fit(scenes, out=weights, progress=progress)
     finally:
         for opened in line:
             opened.bar.close()

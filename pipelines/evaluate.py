@@ -112,12 +112,17 @@ def evaluate(model: str | Path, config: Config | None = None, *, quiet: bool = F
 
 def images(config: Config) -> pa.Table:
     """The table of images that evaluation reads."""
+    labelled = config.evaluate.segmenter and config.data.layout == "cityscapes"
     items = cityscapes.index(
         config.data.root,
         config.data.val_split,
         layout=config.data.layout,
-        labels="optional" if config.evaluate.segmenter else "ignore",
+        labels="optional" if labelled else "ignore",
     )
+    missing = items["label"].null_count
+    if labelled and 0 < missing < items.num_rows:
+        name = items.filter(pa.compute.is_null(items["label"]))["name"][0]
+        raise cityscapes.DataError(f"{name}: has no label, nor have {missing - 1} more; unpack all of gtFine, or none of it")
     return items.slice(0, config.evaluate.limit or items.num_rows)
 
 

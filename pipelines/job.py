@@ -30,8 +30,9 @@ def run(config: Config, *, quiet: bool = False, verbose: bool = False) -> Outcom
     record = None
     with train.open_run(trained.config, trained.run_dir) as run:
         keep(run, trained.run_dir, results, drawn)
+        for name in (checkpoint.MODEL, checkpoint.CONFIG, checkpoint.META):
+            run.file(trained.checkpoint / name, "model")
         if trained.config.tracking.register_as:
-            run.flush()
             record = register(trained.checkpoint, trained.config, results, run)
     return Outcome(trained, results, drawn, record, run.page)
 

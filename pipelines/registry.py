@@ -11,80 +11,26 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines import stores
+from pipelines import bundles, stores
+from pipelines.bundles import Record, RegistryError
 from pipelines.config import Config
 from pipelines.stores import redact
 
 if TYPE_CHECKING:
-    import torch
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
+__all__ = ["Record", "RegistryError", "compare", "lookup", "models", "promote", "register"]
+
 _SAME = ("evaluated_on", "convention")  # tags that must agree before two numbers may be compared
 _LOWER_IS_BETTER = ("loss", "l1", "d2sm", "lpips")
-
-
-class RegistryError(ValueError):
-    """A model cannot be registered, found, verified or promoted. One line: near names, or both numbers."""
-
-
-@dataclass(frozen=True)
-class Record:
-    """One registered version.
-
-    Attributes:
-        name, version: together they name it: "name/3".
-        aliases: such as ("champion",).
-        run_id: MLflow run it came from, or "".
-        tags: what it is: recipe, backbone, objective, psnr.sigma25, ... all as text.
-        uri: of the store, with its password if it has one.
-        source: where MLflow keeps the files.
-        created: UTC.
-    """
-
-    name: str
-    version: int
-    aliases: tuple[str, ...]
-    run_id: str
-    tags: Mapping[str, str]
-    uri: str
-    source: str
-    created: datetime
-
-    @property
-    def label(self) -> str:
-        """The reference of exactly this version, such as "d2sm-ffdnet/3"."""
-        return f"{self.name}/{self.version}"
-
-    def __repr__(self) -> str:
-        return f"Record({self.label}, aliases={list(self.aliases)}, uri={redact(self.uri)})"
-
-    def path(self, cache: Path | None = None) -> Path:
-        """The bundle's folder on this machine, downloaded at first use and verified each time.
-
-        Args:
-            cache: folder for downloads; none: ~/.cache/d2sm/models.
-
-        Raises:
-            RegistryError: when it cannot be downloaded, or differs from what was registered.
-        """
-        from pipelines import bundles
-
-        return bundles.fetch(self, cache)
-
-    def load(self, device: str | torch.device = "cpu", cache: Path | None = None) -> torch.nn.Module:
-        """The network in eval mode on `device`. Raises as `path` does."""
-        from pipelines.checkpoint import load_model
-
-        model: torch.nn.Module = load_model(self.path(cache))[0]
-        return model.to(device)
 
 
 def register(
@@ -112,8 +58,6 @@ def register(
     Raises:
         RegistryError: when the bundle or the name is not usable, or the store does not answer.
     """
-    from pipelines import bundles
-
     if not name or re.search(r"[/@:]", name):
         raise RegistryError(f"tracking.register_as={name!r}: a name without / @ : such as d2sm-ffdnet")
     uri = stores.absolute(uri)

@@ -74,7 +74,7 @@ def fit(config: Config, *, quiet: bool = False, verbose: bool = False) -> Traine
         config.data.root,
         config.data.train_split,
         layout=config.data.layout,
-        labels="optional",
+        labels="optional" if config.data.layout == "cityscapes" else None,
         on_bad=config.data.bad_images,
     )
     data.check_sizes(config, items)
@@ -176,6 +176,8 @@ def _train(config: Config, items: pa.Table, run_dir: Path, fingerprint: str, run
     if start < steps:
         with Line(config.train.name, steps, start, quiet=quiet) as line:
             record = _Record(run, line, seen, run_dir)
+            if left_out := data.left_out(items):
+                record({"skipped": left_out})
             with Reader(record) as reader:
                 _fit_trainer(config, items, run_dir, steps, fingerprint, reader.mailbox)
     elif not quiet:

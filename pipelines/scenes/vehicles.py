@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipelines import scene_canvas as sc
-from pipelines.scene_canvas import Canvas, Colour
-from pipelines.scene_solids import GLASS, Edge, Pose, Solid
+from pipelines.scenes import canvas as sc
+from pipelines.scenes.canvas import Canvas, Colour
+from pipelines.scenes.solids import GLASS, Edge, Pose, Solid
 
 PAINT = ((0.62, 0.10, 0.10), (0.15, 0.26, 0.46), (0.78, 0.79, 0.80), (0.20, 0.21, 0.23), (0.90, 0.89, 0.86),
          (0.32, 0.42, 0.40), (0.72, 0.55, 0.25), (0.45, 0.58, 0.70))  # fmt: skip

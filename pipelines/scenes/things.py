@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipelines import scene_canvas as sc
-from pipelines.scene_canvas import NEAREST, Array, Canvas, Colour, mix, nearest, smooth, step
+from pipelines.scenes import canvas as sc
+from pipelines.scenes.canvas import NEAREST, Array, Canvas, Colour, mix, nearest, smooth, step
 
 
 def crown(canvas: Canvas, x: float, y: float, z: float, rx: float, ry: float, rng: np.random.Generator) -> None:
@@ -165,7 +165,7 @@ def sign(canvas: Canvas, x: float, z: float, kind: int) -> None:
     mark = np.asarray((0.12, 0.12, 0.14) if kind < 2 else white) * light
     tall = ((0.06, 0.2), (0.04, 0.16), (0.07, 0.24), (0.10, 0.26), (0.26, 0.06))[kind]
     box = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * tall
-    canvas.poly3(np.concatenate([(*box, x, 2.58), np.full((4, 1), z - 0.06)], axis=1), mark, sc.TRAFFIC_SIGN)
+    canvas.poly3(np.concatenate([box + np.array((x, 2.58)), np.full((4, 1), z - 0.06)], axis=1), mark, sc.TRAFFIC_SIGN)
 
 
 def bin_(canvas: Canvas, x: float, z: float) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.scene_canvas import Array, Canvas, Colour, mix
+from pipelines.scenes.canvas import Array, Canvas, Colour, mix
 
 RUBBER, GLASS = (0.06, 0.06, 0.07), (0.10, 0.13, 0.16)
 Edge = tuple[tuple[float, float], tuple[float, float], tuple[float, float, float]]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipelines import scene_canvas as sc
-from pipelines.scene_canvas import Array, Canvas, Colour, circle
-from pipelines.scene_things import line3, shadow
+from pipelines.scenes import canvas as sc
+from pipelines.scenes.canvas import Array, Canvas, Colour, circle
+from pipelines.scenes.things import line3, shadow
 
 SKIN = ((0.86, 0.66, 0.53), (0.62, 0.43, 0.32), (0.42, 0.28, 0.20), (0.93, 0.76, 0.64))
 CLOTH = ((0.70, 0.18, 0.20), (0.16, 0.26, 0.48), (0.86, 0.82, 0.74), (0.24, 0.24, 0.27), (0.82, 0.58, 0.20),

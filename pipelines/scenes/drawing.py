@@ -1,4 +1,4 @@
-"""Built-in street scenes in the Cityscapes layout, for whoever has no data set at hand.
+"""One built-in street: where things stand, and in which order they are painted.
 
 A scene is drawn, not photographed: a street in true perspective, in one of several weathers and times of day;
 a set shows all 19 train classes. A seed gives the same pixels every time. Labels are Cityscapes label ids.
@@ -6,28 +6,18 @@ a set shows all 19 train classes. A seed gives the same pixels every time. Label
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from pipelines import scene_houses as houses
-from pipelines import scene_people as people
-from pipelines import scene_street as street_
-from pipelines import scene_things as things
-from pipelines import scene_vehicles as vehicles
-from pipelines.images import write_png
-from pipelines.scene_canvas import MOODS, Array, Camera, Canvas
-from pipelines.scene_solids import Pose
-from pipelines.scene_street import Street
+from pipelines.scenes import houses, people, things, vehicles
+from pipelines.scenes import street as street_
+from pipelines.scenes.canvas import MOODS, Array, Camera, Canvas
+from pipelines.scenes.solids import Pose
+from pipelines.scenes.street import Street
 
 VERSION = 1  # of the pictures: raise it whenever the same seed would give other pixels
-MANIFEST, STARTED = "scenes.json", "scenes.partial.json"
-CITY = "scenes"
-_SPLIT = 300_000  # seeds a split may use: a multiple of 3 (large vehicles) and 6 (moods)
 _SUN = {"noon": 1.1, "morning": 0.75, "evening": 0.55}
 
 
@@ -48,7 +38,7 @@ def scene(seed: int, height: int = 256, width: int = 512) -> tuple[Array, Array]
     Raises:
         SceneError: a seed below 0, or a size too small to show anything.
     """
-    _check(seed, height, width)
+    check_size(seed, height, width)
     rng = np.random.default_rng([VERSION, seed])
     large = (("truck", "bus"), ("tram", "truck"), ("bus", "tram"))[seed % 3]
     canvas, street = _empty(seed, height, width, "tram" in large, rng)
@@ -62,7 +52,7 @@ def scene(seed: int, height: int = 256, width: int = 512) -> tuple[Array, Array]
     return _finish(canvas, height, width)
 
 
-def _check(seed: int, height: int, width: int) -> None:
+def check_size(seed: int, height: int, width: int) -> None:
     if seed < 0 or height < 64 or width < 96:
         raise SceneError(
             f"scenes: seed={seed}, height={height}, width={width}: needs seed >= 0, height >= 64, width >= 96"
@@ -189,85 +179,3 @@ def _finish(canvas: Canvas, height: int, width: int) -> tuple[Array, Array]:
     toned = np.maximum(np.where(small < 0.72, small, shoulder), 0.0) ** 0.94
     picture = np.clip(np.rint(toned * 255), 0, 255).astype(np.uint8)
     return picture, np.ascontiguousarray(canvas.ids[::2, ::2])
-
-
-def write_scenes(
-    root: str | Path, *, train: int = 24, val: int = 6, height: int = 256, width: int = 512, seed: int = 0
-) -> Path:
-    """Writes a set of scenes in the Cityscapes layout and returns its root.
-
-    A root that already holds this very set is left as it is; an interrupted set is written anew.
-
-    Args:
-        root: a folder that is new, empty, or holds scenes of the same arguments.
-        train, val: scenes per split, at least 1. The validation scenes do not depend on `train`.
-        height, width: pixels.
-        seed: which set; sets of different seeds share no scene.
-
-    Raises:
-        SceneError: a bad number, or a root that holds anything else.
-    """
-    _check(seed, height, width)
-    if min(train, val) < 1 or max(train, val) > _SPLIT:
-        raise SceneError(f"scenes: train={train}, val={val}: both need to be in 1..{_SPLIT}")
-    root = Path(root)
-    wanted = {
-        "generator": VERSION,
-        "seed": seed,
-        "train": train,
-        "val": val,
-        "height": height,
-        "width": width,
-    }
-    names = list(_files(train, val, seed))
-    if _complete(root, wanted, names):
-        return root
-    _store(root / STARTED, wanted)
-    for folder, stem, scene_seed in names:
-        picture, ids = scene(scene_seed, height, width)
-        write_png(root / "leftImg8bit" / folder / f"{stem}_leftImg8bit.png", picture)
-        write_png(root / "gtFine" / folder / f"{stem}_gtFine_labelIds.png", ids)
-    os.replace(root / STARTED, root / MANIFEST)
-    return root
-
-
-def _files(train: int, val: int, seed: int) -> Iterator[tuple[str, str, int]]:
-    """(split/city, stem, scene seed) of every scene of a set."""
-    for split, count, first in (("train", train, 0), ("val", val, _SPLIT)):
-        for i in range(count):
-            yield f"{split}/{CITY}", f"{CITY}_{seed:06d}_{i:06d}", 2 * _SPLIT * seed + first + i
-
-
-def _complete(root: Path, wanted: dict[str, int], names: list[tuple[str, str, int]]) -> bool:
-    """Whether the very set is there; raises where something else is."""
-    if root.exists() and not root.is_dir():
-        raise SceneError(f"root={root} is a file: give a new or empty folder")
-    if not root.exists() or not any(root.iterdir()):
-        return False
-    found = {name: _read(root / name) for name in (MANIFEST, STARTED) if (root / name).is_file()}
-    if not found:
-        raise SceneError(f"root={root} holds files that are no built-in scenes: give a new or empty folder")
-    for manifest in found.values():
-        differs = [f"{k}={manifest.get(k)}" for k in wanted if manifest.get(k) != wanted[k]]
-        if differs:
-            raise SceneError(f"root={root} holds other built-in scenes ({', '.join(differs)}): give a new folder")
-    pictures = [root / "leftImg8bit" / folder / f"{stem}_leftImg8bit.png" for folder, stem, _ in names]
-    labels = [root / "gtFine" / folder / f"{stem}_gtFine_labelIds.png" for folder, stem, _ in names]
-    return MANIFEST in found and all(path.is_file() for path in pictures + labels)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise SceneError(f"{path} is no manifest of built-in scenes: give a new folder, or remove this one")
-    return found
-
-
-def _store(path: Path, manifest: dict[str, int]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".tmp")
-    partial.write_text(json.dumps(manifest, indent=2) + "\n")
-    os.replace(partial, path)

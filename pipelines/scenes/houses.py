@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipelines import scene_canvas as sc
-from pipelines.scene_canvas import Array, Canvas, mix, nearest, smooth
-from pipelines.scene_street import Lot, Street, sunlit
-from pipelines.scene_things import crown
+from pipelines.scenes import canvas as sc
+from pipelines.scenes.canvas import Array, Canvas, mix, nearest, smooth
+from pipelines.scenes.street import Lot, Street, sunlit
+from pipelines.scenes.things import crown
 
 ROOF = ((0.45, 0.24, 0.19), (0.30, 0.31, 0.36), (0.38, 0.28, 0.25))
 

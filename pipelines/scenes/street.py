@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import scene_canvas as sc
-from pipelines.scene_canvas import Array, Canvas, mix, nearest, smooth, step
+from pipelines.scenes import canvas as sc
+from pipelines.scenes.canvas import Array, Canvas, mix, nearest, smooth, step
 
 FAR = 130.0
 BRICK = ((0.66, 0.33, 0.25), (0.58, 0.29, 0.24), (0.72, 0.45, 0.33), (0.55, 0.36, 0.30))

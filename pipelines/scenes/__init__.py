@@ -1,0 +1,6 @@
+"""Built-in street scenes, and the small segmenter that learns them: where a user has no data."""
+
+from pipelines.scenes.drawing import VERSION, SceneError, scene
+from pipelines.scenes.writing import MANIFEST, STARTED, write_scenes
+
+__all__ = ["MANIFEST", "STARTED", "VERSION", "SceneError", "scene", "write_scenes"]

@@ -1,0 +1,98 @@
+"""Built-in street scenes in the Cityscapes layout, for whoever has no data set at hand."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipelines.images import write_png
+from pipelines.scenes.drawing import VERSION, SceneError, check_size, scene
+
+MANIFEST, STARTED = "scenes.json", "scenes.partial.json"
+CITY = "scenes"
+_SPLIT = 300_000  # seeds a split may use: a multiple of 3 (large vehicles) and 6 (moods)
+
+
+def write_scenes(
+    root: str | Path, *, train: int = 24, val: int = 6, height: int = 256, width: int = 512, seed: int = 0
+) -> Path:
+    """Writes a set of scenes in the Cityscapes layout and returns its root.
+
+    A root that already holds this very set is left as it is; an interrupted set is written anew.
+
+    Args:
+        root: a folder that is new, empty, or holds scenes of the same arguments.
+        train, val: scenes per split, at least 1. The validation scenes do not depend on `train`.
+        height, width: pixels.
+        seed: which set; sets of different seeds share no scene.
+
+    Raises:
+        SceneError: a bad number, or a root that holds anything else.
+    """
+    check_size(seed, height, width)
+    if min(train, val) < 1 or max(train, val) > _SPLIT:
+        raise SceneError(f"scenes: train={train}, val={val}: both need to be in 1..{_SPLIT}")
+    root = Path(root)
+    wanted = {
+        "generator": VERSION,
+        "seed": seed,
+        "train": train,
+        "val": val,
+        "height": height,
+        "width": width,
+    }
+    names = list(_files(train, val, seed))
+    if _complete(root, wanted, names):
+        return root
+    _store(root / STARTED, wanted)
+    for folder, stem, scene_seed in names:
+        picture, ids = scene(scene_seed, height, width)
+        write_png(root / "leftImg8bit" / folder / f"{stem}_leftImg8bit.png", picture)
+        write_png(root / "gtFine" / folder / f"{stem}_gtFine_labelIds.png", ids)
+    os.replace(root / STARTED, root / MANIFEST)
+    return root
+
+
+def _files(train: int, val: int, seed: int) -> Iterator[tuple[str, str, int]]:
+    """(split/city, stem, scene seed) of every scene of a set."""
+    for split, count, first in (("train", train, 0), ("val", val, _SPLIT)):
+        for i in range(count):
+            yield f"{split}/{CITY}", f"{CITY}_{seed:06d}_{i:06d}", 2 * _SPLIT * seed + first + i
+
+
+def _complete(root: Path, wanted: dict[str, int], names: list[tuple[str, str, int]]) -> bool:
+    """Whether the very set is there; raises where something else is."""
+    if root.exists() and not root.is_dir():
+        raise SceneError(f"root={root} is a file: give a new or empty folder")
+    if not root.exists() or not any(root.iterdir()):
+        return False
+    found = {name: _read(root / name) for name in (MANIFEST, STARTED) if (root / name).is_file()}
+    if not found:
+        raise SceneError(f"root={root} holds files that are no built-in scenes: give a new or empty folder")
+    for manifest in found.values():
+        differs = [f"{k}={manifest.get(k)}" for k in wanted if manifest.get(k) != wanted[k]]
+        if differs:
+            raise SceneError(f"root={root} holds other built-in scenes ({', '.join(differs)}): give a new folder")
+    pictures = [root / "leftImg8bit" / folder / f"{stem}_leftImg8bit.png" for folder, stem, _ in names]
+    labels = [root / "gtFine" / folder / f"{stem}_gtFine_labelIds.png" for folder, stem, _ in names]
+    return MANIFEST in found and all(path.is_file() for path in pictures + labels)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise SceneError(f"{path} is no manifest of built-in scenes: give a new folder, or remove this one")
+    return found
+
+
+def _store(path: Path, manifest: dict[str, int]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".tmp")
+    partial.write_text(json.dumps(manifest, indent=2) + "\n")
+    os.replace(partial, path)
