@@ -255,8 +255,10 @@ def _folder(model: str, changes: dict[str, object]) -> Path:
     """The folder of a model: a path, or the download of a registered version."""
     if Path(model).exists() and not model.startswith("models:"):
         return Path(model)
-    from pipelines import registry
+    from pipelines import checkpoint, registry
 
+    if not model.startswith("models:") and "@" not in model:
+        raise checkpoint.CheckpointError(f"model={model}: no such folder, and no reference like models:/name@alias")
     return registry.lookup(model, uri=_uri(str(changes.get("tracking.uri", "")))).path()
 
 

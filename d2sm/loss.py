@@ -116,16 +116,17 @@ class D2SMLoss(nn.Module):
 
     def _check_range(self, restored: Tensor, clean: Tensor) -> None:
         # Reading a number back stops an accelerator's queue, so there only the first step is looked at.
-        first, self._restored_seen = not self._restored_seen, True
+        first = not self._restored_seen
         if first or clean.device.type == "cpu":
             _within("clean", clean, -1e-3, 1 + 1e-3)
         if first:  # wide, as an untrained network may stray; later on that is the optimizer's business
             _within("restored", restored, -10.0, 11.0)
+            self._restored_seen = True
 
 
 def _within(name: str, images: Tensor, low: float, high: float) -> None:
     least, most = images.min().item(), images.max().item()
-    if least < low or most > high:
+    if not (low <= least and most <= high):  # so that NaN is caught too
         raise ValueError(
             f"{name}: values from {least:.3g} to {most:.3g}; give images in [0, 1], not 0..255 or normalised"
         )

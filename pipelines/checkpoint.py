@@ -11,12 +11,14 @@ The first, second and last make a bundle: enough to use the model, and what the 
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -113,13 +115,27 @@ def load_model(folder: Path) -> tuple[nn.Module, Config]:
         raise CheckpointError(f"{folder}: holds no {MODEL} with {CONFIG}; give a checkpoint of `d2sm train`")
     config = configs.load(folder / CONFIG)
     model = build(config.model)
-    fill(model, load_file(folder / MODEL), folder / MODEL)
+    try:
+        weights = load_file(folder / MODEL)
+    except SafetensorError as error:
+        raise CheckpointError(f"{folder / MODEL}: is damaged ({error}); copy it again") from None
+    fill(model, weights, folder / MODEL)
     return model.eval(), config
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """The training state, tensors only (nothing is unpickled that could run)."""
-    state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    """The training state, tensors only (nothing is unpickled that could run).
+
+    Raises:
+        CheckpointError: when it is damaged or holds anything else.
+    """
+    try:
+        state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(
+            f"{folder / STATE}: cannot be read as plain tensors ({type(error).__name__}); remove the folder to go on "
+            "from the checkpoint before it"
+        ) from None
     return state
 
 

@@ -46,6 +46,7 @@ def stream(config: Config, items: pa.Table, first_step: int = 0) -> ray.data.Dat
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = 300
+    context.raise_original_map_exception = True  # else the reason is lost: only its text comes through
     total = plan.total_steps(config, items.num_rows)
     runs = _runs(config, items.num_rows, first_step, total)
     before = ray.data.DataContext.get_current()
@@ -109,7 +110,7 @@ def _epoch(config: Config, items: int, epoch: int) -> pa.Table:
 def cut(config: Config, items: pa.Table, rows: pa.Table) -> tuple[dict[str, NDArray[Any]], list[list[str]]]:
     """Decode the images that some rows of the plan name, each once, and cut their crops.
 
-    An unreadable image stops the run (`data.bad_images=stop`), or its crops come from the next image of these rows.
+    An unreadable image stops the run (`data.bad_images=stop`), or its crops come from the next image by name.
 
     Returns:
         clean (and noisy, for pairs), sigma and seed, and the [name, why] of what was skipped.
@@ -118,32 +119,32 @@ def cut(config: Config, items: pa.Table, rows: pa.Table) -> tuple[dict[str, NDAr
     names = ["image", "noisy"] if items["noisy"].null_count < items.num_rows else ["image"]
     wanted = rows.to_pylist()
     crops = np.empty((len(names), len(wanted), size, size, 3), np.uint8)
-    order = list(dict.fromkeys(row["item"] for row in wanted))
     skipped: list[list[str]] = []
-    waiting: list[int] = []  # rows whose image could not be read
-    for item in order:
-        mine = [index for index, row in enumerate(wanted) if row["item"] == item]
+    for item in dict.fromkeys(row["item"] for row in wanted):
+        images, bad = _decode(config, items, names, item)
+        skipped += bad
+        for index, row in enumerate(wanted):
+            if row["item"] == item:
+                for channel, image in enumerate(images):
+                    crops[channel, index] = _crop(image, row, size)
+    columns = {"clean": crops[0], "sigma": rows["sigma"].to_numpy(), "seed": rows["seed"].to_numpy()}
+    return columns | ({"noisy": crops[1]} if len(names) > 1 else {}), skipped
+
+
+def _decode(config: Config, items: pa.Table, names: list[str], item: int) -> tuple[list[NDArray[Any]], list[list[str]]]:
+    """An item's image (and its noisy one), or those of the next that can be read, and what was skipped for it.
+
+    The next by name, so that neither the tasks nor the step at which a run was resumed make a difference.
+    """
+    skipped: list[list[str]] = []
+    for number in (*range(item, items.num_rows), *range(item)):
         try:
-            images = [read_rgb(items[name][item].as_py()) for name in names]
+            return [read_rgb(items[name][number].as_py()) for name in names], skipped
         except ImageError as error:
             if config.data.bad_images == "stop":
                 raise
-            skipped.append([items["name"][item].as_py(), str(error)])
-            waiting += mine
-            continue
-        for index in mine + waiting:
-            for channel, image in enumerate(images):
-                crops[channel, index] = _crop(image, wanted[index], size)
-        waiting, last = [], images
-    if waiting and len(skipped) == len(order):
-        raise DataError(
-            f"{skipped[0][0]}: {len(skipped)} images in a row cannot be read, none is left: {skipped[0][1]}"
-        )
-    for index in waiting:
-        for channel, image in enumerate(last):
-            crops[channel, index] = _crop(image, wanted[index], size)
-    columns = {"clean": crops[0], "sigma": rows["sigma"].to_numpy(), "seed": rows["seed"].to_numpy()}
-    return columns | ({"noisy": crops[1]} if len(names) > 1 else {}), skipped
+            skipped.append([items["name"][number].as_py(), str(error)])
+    raise DataError(f"{skipped[0][0]}: none of {items.num_rows} images can be read: {skipped[0][1]}")
 
 
 def _crop(image: NDArray[Any], row: dict[str, Any], size: int) -> NDArray[Any]:

@@ -25,6 +25,9 @@ class DenoiseError(ValueError):
 
 def load(model: str, *, uri: str | None = None, device: str = "cpu") -> nn.Module:
     """A model from a run's folder, a checkpoint, or a registry reference such as models:/name@alias."""
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        have = "cpu or cuda" if torch.cuda.is_available() else "cpu (torch finds no GPU)"
+        raise DenoiseError(f"device={device}: there is {have}")
     folder = Path(model)
     if folder.exists() and not model.startswith("models:"):
         return checkpoint.load_model(checkpoint.resolve(folder))[0].to(device)
@@ -92,7 +95,10 @@ def _jobs(source: Path, target: Path) -> Iterator[tuple[Path, Path]]:
         pairs = [(path, (target / path.relative_to(source)).with_suffix(".png")) for path in found]
     if not pairs:
         raise DenoiseError(f"{source}: holds no {', '.join(ENDINGS)} file")
+    taken: dict[Path, Path] = {}
     for read, write in pairs:
+        if (other := taken.setdefault(write, read)) != read:
+            raise DenoiseError(f"{read}: would be written to {write}, as {other} is; rename one")
         if read.resolve() == write.resolve():
             raise DenoiseError(f"{write}: would be written over its source; choose another target")
     yield from pairs

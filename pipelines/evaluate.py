@@ -121,8 +121,10 @@ def images(config: Config) -> pa.Table:
     )
     missing = items["label"].null_count
     if labelled and 0 < missing < items.num_rows:
-        name = items.filter(pa.compute.is_null(items["label"]))["name"][0]
-        raise cityscapes.DataError(f"{name}: has no label, nor have {missing - 1} more; unpack all of gtFine, or none of it")
+        name = next(row["name"] for row in items.to_pylist() if row["label"] is None)
+        raise cityscapes.DataError(
+            f"{name}: one of {missing} images without a label in gtFine; unpack all, or set evaluate.segmenter=null"
+        )
     return items.slice(0, config.evaluate.limit or items.num_rows)
 
 
@@ -133,6 +135,7 @@ def _stream(bundle: Path, config: Config, items: pa.Table, quiet: bool) -> list[
         raise EvaluationError(f"evaluate.actors={evaluate.actors}: Ray has fewer CPUs; lower it")
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
+    context.raise_original_map_exception = True  # else the reason is lost: only its text comes through
     pool = ray.data.from_arrow([items.slice(i, 1) for i in range(items.num_rows)]).map_batches(
         _Evaluator,
         fn_constructor_kwargs={"bundle": bundle, "config": config},
@@ -144,11 +147,17 @@ def _stream(bundle: Path, config: Config, items: pa.Table, quiet: bool) -> list[
     )
     done: set[str] = set()
     rows = []
-    with Line("evaluate", items.num_rows, quiet=quiet) as line:
-        for row in pool.iter_rows():
-            rows.append(row)
-            done.add(row["name"])
-            line.to(len(done))
+    try:
+        with Line("evaluate", items.num_rows, quiet=quiet) as line:
+            for row in pool.iter_rows():
+                rows.append(row)
+                done.add(row["name"])
+                line.to(len(done))
+    except Exception as error:  # Ray wraps what an actor raised in several layers
+        reason = session.cause(error)
+        if isinstance(reason, (ValueError, OSError)):
+            raise EvaluationError(" ".join(str(reason).split())[:600]) from error
+        raise
     return sorted(rows, key=lambda row: (row["name"], row["kind"], row["level"]))
 
 

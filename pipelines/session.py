@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import ray
@@ -44,8 +45,11 @@ def start(*, cpus: float, verbose: bool = False) -> None:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if not verbose:
+        # Ray's native log, which else reaches the terminal; what matters also comes as an exception.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         for name in ("ray", "ray.data", "ray.train", "ray.tune"):
             logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors come as exceptions, which are shown
     if ray.is_initialized():
         return
     options: dict[str, Any] = {
@@ -79,3 +83,18 @@ def check(config: Config) -> None:
             f"train.use_gpu=true: {config.train.num_workers} workers need a GPU each, but Ray has "
             f"{have.get('GPU', 0):g}; lower train.num_workers, or say train.use_gpu=false"
         )
+
+
+def cause(error: BaseException) -> BaseException:
+    """The innermost reason of an error that crossed processes."""
+    for inner in _inside(error):
+        return cause(inner)
+    return error
+
+
+def _inside(error: BaseException) -> Iterator[BaseException]:
+    yield from (getattr(error, "worker_failures", None) or {}).values()
+    for name in ("cause", "__cause__", "training_failed_error"):
+        inner = getattr(error, name, None)
+        if isinstance(inner, BaseException) and inner is not error:
+            yield inner

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -228,7 +228,7 @@ def _fit_trainer(config: Config, items: pa.Table, run_dir: Path, steps: int, fin
     try:
         trainer.fit()
     except Exception as error:  # Ray wraps what a worker raised in several layers
-        reason = cause(error)
+        reason = session.cause(error)
         if isinstance(reason, (ValueError, OSError)):
             raise TrainingError(f"{train.name}: {' '.join(str(reason).split())[:600]}") from error
         raise
@@ -238,21 +238,6 @@ def _in_order() -> ray.data.ExecutionOptions:
     options = ray.data.ExecutionOptions()
     options.preserve_order = True
     return options
-
-
-def cause(error: BaseException) -> BaseException:
-    """The innermost reason of an error that crossed processes."""
-    for inner in _inside(error):
-        return cause(inner)
-    return error
-
-
-def _inside(error: BaseException) -> Iterator[BaseException]:
-    yield from (getattr(error, "worker_failures", None) or {}).values()
-    for name in ("cause", "__cause__", "training_failed_error"):
-        inner = getattr(error, name, None)
-        if isinstance(inner, BaseException) and inner is not error:
-            yield inner
 
 
 class _Record:

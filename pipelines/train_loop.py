@@ -13,12 +13,14 @@ import ray.train.torch
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from pipelines import checkpoint, data
 from pipelines.config import Config, Train
 from pipelines.models import build
 from pipelines.objective import Objective
+
+_Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 class TrainingError(ValueError):
@@ -136,9 +138,10 @@ class Log:
         self.sums = {name: self.sums.get(name, 0) + number for name, number in numbers.items()}
 
     def check(self, step: int) -> None:
-        """Stop on NaN or infinity since the last entry."""
-        if "loss" in self.sums and not torch.isfinite(self.sums["loss"]):
-            raise TrainingError(_not_finite(f"steps {self.since} to {step - 1}"))
+        """Stop on NaN or infinity since the last entry; after such a gradient the weights are lost too."""
+        for name, what in (("loss", "the loss"), ("gradient_norm", "the gradient")):
+            if name in self.sums and not torch.isfinite(self.sums[name]):
+                raise TrainingError(_not_finite(f"steps {self.since} to {step - 1}", what))
 
     def flush(self, step: int, lr: float) -> None:
         """Send the means since the last entry."""
@@ -184,11 +187,18 @@ def _shares(shard: Any, log: Log) -> Iterator[dict[str, Any]]:
 
 
 def _average(network: nn.Module, decay: float) -> AveragedModel | None:
-    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
+    """The averaged weights. The decay rises to its value, so that a short run does not remember its random start."""
+
+    @torch.no_grad()
+    def update(averaged: _Tensors, current: _Tensors, number: Tensor | int) -> None:
+        done = int(number)  # AveragedModel counts on the CPU
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + done) / (10 + done)))
+
+    return AveragedModel(network, multi_avg_fn=update) if decay else None
 
 
-def _not_finite(where: str) -> str:
+def _not_finite(where: str, what: str = "the loss") -> str:
     return (
-        f"{where}: the loss is not finite; training stopped and the last checkpoint is kept. Lower train.lr or "
+        f"{where}: {what} is not finite; training stopped and the last checkpoint is kept. Lower train.lr or "
         "loss.weight, or set train.clip, under another train.name"
     )

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from pipelines.config import Config
+
+# Ray and MLflow read these at import; a test that wants one sets it itself.
+for _name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
+    os.environ.pop(_name, None)
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +23,40 @@ def shared() -> Path:
     if not (path / "data").is_dir():
         pytest.skip(f"needs real photographs in {path}/data, which are not on this machine")
     return path
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One Ray for the whole suite: starting it costs more than most tests."""
+    from pipelines import session
+
+    session.start(cpus=4)
+    import ray
+
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def scenes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six training and two evaluation scenes of 96 x 192 pixels, in the Cityscapes layout. Never write to it."""
+    from pipelines.scenes import write_scenes
+
+    return write_scenes(tmp_path_factory.mktemp("data") / "scenes", train=6, val=2, height=96, width=192)
+
+
+def tiny_config(root: Path, storage: Path, **changes: Any) -> Config:
+    """A run of seconds: 2 epochs of 3 steps, a small network, random Phi.
+
+    Args:
+        changes: dotted keys with `__` for the dot, such as train__lr=1e-3.
+    """
+    tiny = {
+        "data.root": str(root), "data.crop_size": 64, "data.crops_per_image": 2, "data.shuffle_images": 6,
+        "model.width": 8, "model.depth": 3,
+        "loss.features": "squeezenet1_0.fire3", "loss.features_weights": "random", "loss.queue_size": 32,
+        "train.name": "tiny", "train.storage": str(storage), "train.epochs": 2, "train.batch_size": 4,
+        "train.lr": 1e-3, "train.num_workers": 2, "train.cpus_per_worker": 0.5,
+        "tracking.uri": f"sqlite:///{storage}/mlflow.db",
+    }  # fmt: skip
+    return Config().replace(tiny | {key.replace("__", "."): value for key, value in changes.items()})

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from d2sm.metrics import CLASSES, confusion, miou
 from d2sm.noise import add_noise, seed_of
-from pipelines import scene_segmenter, segmenters
+from pipelines import segmenters
+from pipelines.scenes import segmenter as scene_segmenter
 from pipelines.scenes import write_scenes
 
 FEW: dict[str, Any] = {"steps": 12, "batch": 2, "crop": (64, 96), "p": 1, "q": 1}

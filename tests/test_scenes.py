@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from pipelines import scenes
+from pipelines.scenes import writing
 from pipelines.images import TRAIN_IDS, read_labels, read_rgb
-from pipelines.scene_canvas import SKY, VEGETATION
+from pipelines.scenes.canvas import SKY, VEGETATION
 
 SMALL = {"train": 3, "val": 2, "height": 64, "width": 128}
 
@@ -126,7 +127,7 @@ def test_an_interrupted_set_is_written_anew(tmp_path: Path, monkeypatch: pytest.
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(scenes, "scene", stop)
+        patch.setattr(writing, "scene", stop)
         scenes.write_scenes(tmp_path, **SMALL)
     assert not (tmp_path / scenes.MANIFEST).exists()
     scenes.write_scenes(tmp_path, **SMALL)

@@ -1,0 +1,177 @@
+"""The configuration: every key explained, every mistake one line, and a file that reproduces it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from pipelines.config import Config, ConfigError, keys, load, parse
+
+
+def test_every_key_is_explained() -> None:
+    assert [key for key, field in keys().items() if not field.description] == []
+
+
+def test_flat_keys_are_the_dotted_ones() -> None:
+    flat = Config().flat()
+    assert list(flat) == list(keys())
+    assert flat["loss.queue_size"] == 1024
+    assert flat["noise.sigma"] == [0.0, 75.0]
+    assert Config().replace(flat) == Config()
+
+
+CHANGES: dict[str, Any] = {
+    "recipe": "mine",
+    "data.root": "/data/Straßen: #1",
+    "data.flip": False,
+    "noise.draw": "list",
+    "noise.sigma": (15, 25, 50),
+    "loss.patch_size": 32,
+    "loss.queue_size": 4096,
+    "train.name": "007",
+    "train.max_steps": 3,
+    "train.betas": (0.5, 0.9),
+    "train.clip": 1e-3,
+    "evaluate.sigmas": (12.5,),
+    "evaluate.segmenter": "my.module:build",
+    "tracking.alias": "null",
+}
+
+
+def test_a_saved_file_reproduces_it(tmp_path: Path) -> None:
+    config = Config().replace(CHANGES)
+    config.save(tmp_path / "config.yaml")
+    assert load(tmp_path / "config.yaml") == config
+    assert load(tmp_path / "config.yaml").flat() == config.flat()
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(name=st.text(), root=st.text(), lr=st.floats(1e-12, 1e3), sigma=st.lists(st.floats(0, 255), min_size=1))
+def test_any_text_and_number_survives_the_file(
+    tmp_path_factory: pytest.TempPathFactory, name: str, root: str, lr: float, sigma: list[float]
+) -> None:
+    config = Config().replace(
+        {"tracking.experiment": name, "data.root": root, "train.lr": lr, "noise.sigma": sigma, "noise.draw": "list"}
+    )
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    config.save(path)
+    assert load(path) == config
+
+
+def test_a_file_may_leave_keys_out(tmp_path: Path) -> None:
+    (tmp_path / "short.yaml").write_text("train: {epochs: 7}\n")
+    assert load(tmp_path / "short.yaml") == Config().replace({"train.epochs": 7})
+
+
+def test_it_is_frozen() -> None:
+    config = Config()
+    with pytest.raises(ValidationError):
+        config.train.lr = 1.0  # type: ignore[misc]
+    assert hash(config) == hash(Config())
+    changed = config.replace({"train.lr": 1.0})
+    assert (config.train.lr, changed.train.lr) == (1e-4, 1.0)
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"loss.queue_sise": 5}, ["loss.queue_sise", "loss.queue_size"]),
+        ({"queue_size": 5}, ["queue_size", "loss.queue_size"]),
+        ({"los.weight": 5}, ["los.weight", "loss.weight"]),
+        ({"train": 3}, ["train: no such key"]),
+        ({"train.epochs": "many"}, ["train.epochs='many'", "integer"]),
+        ({"train.epochs": 1.5}, ["train.epochs=1.5", "integer"]),
+        ({"train.use_gpu": "perhaps"}, ["train.use_gpu='perhaps'"]),
+        ({"train.betas": [0.9]}, ["train.betas"]),
+        ({"data.layout": "citiscapes"}, ["data.layout='citiscapes'", "'cityscapes', 'folder' or 'pairs'"]),
+        ({"loss.divergence": "tv"}, ["loss.divergence='tv'", "'kl', 'inverse_kl' or 'jsd'"]),
+        ({"train.lr": 0}, ["train.lr=0", "greater than 0"]),
+        ({"train.lr": float("nan")}, ["train.lr=nan"]),
+        ({"train.lr": float("inf")}, ["train.lr=inf"]),
+        ({"train.ema": 1.0}, ["train.ema=1.0", "less than 1"]),
+        ({"data.crop_size": 8}, ["data.crop_size=8", "16"]),
+        ({"noise.sigma": [0, 300]}, ["noise.sigma", "300", "0 to 255"]),
+        ({"noise.sigma": [50, 10]}, ["noise.sigma", "low first"]),
+        ({"noise.sigma": [float("nan"), 75]}, ["noise.sigma", "nan"]),
+        ({"noise.sigma": []}, ["noise.sigma"]),
+        ({"evaluate.sigmas": []}, ["evaluate.sigmas"]),
+        ({"evaluate.sigmas": [-25]}, ["evaluate.sigmas", "-25"]),
+        ({"loss.queue_size": 15}, ["loss.queue_size=15", "16 samples"]),
+        ({"loss.patch_size": 32, "loss.queue_size": 255}, ["loss.queue_size=255", "256 samples"]),
+        ({"loss.patch_size": 48}, ["loss.patch_size=48", "data.crop_size=128"]),
+        ({"train.num_workers": 3}, ["train.batch_size=16", "train.num_workers=3"]),
+        ({"data.layout": "pairs"}, ["noise.sigma", "pairs"]),
+    ],
+)
+def test_a_mistake_is_one_line(changes: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        Config().replace(changes)
+    text = str(error.value)
+    assert "\n" not in text
+    assert all(word in text for word in words), text
+
+
+def test_a_queue_may_be_short_where_there_is_none() -> None:
+    assert Config().replace({"loss.queue_size": 2, "loss.weight": 0}).loss.queue_size == 2
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("loss: {queue_sise: 5}", ["loss.queue_sise", "loss.queue_size"]),
+        ("train: {lr: -1}", ["train.lr=-1"]),
+        ("train: 3", ["train"]),
+        ("a: [1", ["no valid YAML"]),
+        ("just words", ["no sections"]),
+        ("", ["no sections"]),
+        ("3: 4", ["3"]),
+        ("!!python/object/apply:os.system ['true']", ["no valid YAML"]),
+    ],
+)
+def test_a_bad_file_is_one_line(tmp_path: Path, text: str, words: list[str]) -> None:
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path / "bad.yaml")
+    assert "\n" not in str(error.value)
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "binary.yaml").write_bytes(b"\x89PNG\xff\x00")
+    for path in (tmp_path / "none.yaml", tmp_path, tmp_path / "binary.yaml"):
+        with pytest.raises(ConfigError, match=str(path)) as error:
+            load(path)
+        assert "\n" not in str(error.value)
+
+
+def test_overrides_of_the_command_line() -> None:
+    changes = parse(
+        [
+            "train.lr=1e-3",
+            "noise.sigma=[15, 25]",
+            "train.clip=null",
+            "train.name=007",
+            "data.root=a=b",
+            "tracking.alias=",
+        ]
+    )
+    config = Config().replace(changes)
+    assert config.train.lr == 1e-3
+    assert config.noise.sigma == (15, 25)
+    assert config.train.clip is None
+    assert config.train.name == "007"  # text stays as it was typed
+    assert config.data.root == "a=b"
+    assert config.tracking.alias == ""
+
+
+@pytest.mark.parametrize("text", ["train.lr", "lr", "", "train.epoch=3", "noise.sigma=[1", "=3"])
+def test_a_bad_override_is_one_line(text: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        Config().replace(parse([text]))
+    assert "\n" not in str(error.value)
+    assert text.partition("=")[0] in str(error.value)

@@ -1,0 +1,241 @@
+"""The stream of crops, through real Ray Data: the same crops however they are dealt, and those of the plan."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+
+from pipelines import cityscapes, data, plan
+from pipelines.config import Config
+from pipelines.data import DataError
+from pipelines.images import ImageError, write_png
+from tests.conftest import tiny_config
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def items(scenes_root: Path) -> pa.Table:
+    return cityscapes.index(scenes_root, "train", labels="ignore")
+
+
+def dealt(config: Config, items: pa.Table, first: int = 0) -> list[list[dict[str, Any]]]:
+    """What each worker is handed, taken side by side as Ray Train does."""
+    splits = data.stream(config, items, first).streaming_split(config.train.num_workers, equal=True)
+    got: list[list[dict[str, Any]]] = [[] for _ in splits]
+
+    def take(worker: int) -> None:
+        for batch in splits[worker].iter_batches(batch_size=1, batch_format="numpy"):
+            got[worker].append({name: column[0] for name, column in batch.items()})
+
+    threads = [threading.Thread(target=take, args=(worker,)) for worker in range(len(splits))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    return got
+
+
+def steps(config: Config, items: pa.Table, first: int = 0) -> list[dict[str, np.ndarray]]:
+    """The batches of all workers, put together; checks that each got its own parts in order."""
+    got = dealt(config, items, first)
+    wanted = list(range(first, plan.total_steps(config, items.num_rows)))
+    for worker, rows in enumerate(got):
+        assert [(int(row["step"]), int(row["part"])) for row in rows] == [(step, worker) for step in wanted]
+    return [
+        {name: np.concatenate([row[name] for row in parts]) for name in ("clean", "sigma", "seed")}
+        for parts in zip(*got, strict=True)
+    ]
+
+
+def same(a: list[dict[str, np.ndarray]], b: list[dict[str, np.ndarray]]) -> None:
+    assert len(a) == len(b)
+    for one, other in zip(a, b, strict=True):
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name])
+
+
+def reference(config: Config, items: pa.Table) -> list[dict[str, np.ndarray]]:
+    """The whole run by a plain loop and PIL's decoder."""
+    batches = []
+    size, an_epoch = config.data.crop_size, plan.steps_per_epoch(config, items.num_rows)
+    for step in range(plan.total_steps(config, items.num_rows)):
+        table = plan.epoch_table(config, items.num_rows, step // an_epoch)
+        rows = plan.step_rows(table, config, step % an_epoch).to_pylist()
+        crops = []
+        for row in rows:
+            with Image.open(items["image"][row["item"]].as_py()) as image:
+                pixels = np.asarray(image)
+            top = int(row["down"] * (pixels.shape[0] - size + 1))
+            left = int(row["across"] * (pixels.shape[1] - size + 1))
+            crop = pixels[top : top + size, left : left + size]
+            crops.append(crop[:, ::-1] if row["flip"] else crop)
+        sigma, seed = (np.array([row[name] for row in rows]) for name in ("sigma", "seed"))
+        batches.append({"clean": np.stack(crops), "sigma": sigma.astype(np.float32), "seed": seed})
+    return batches
+
+
+@pytest.mark.slow
+def test_the_workers_get_the_crops_of_the_plan(
+    ray_session: None, scenes_root: Path, items: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit; for one and two workers; in few or many tasks; from the start and from within an epoch."""
+    config = tiny_config(scenes_root, tmp_path, data__shuffle_images=3)
+    expected = reference(config, items)
+    assert len(expected) == 6
+    same(steps(config, items), expected)
+    same(steps(config.replace({"train.num_workers": 1}), items), expected)
+    same(steps(config, items, first=4), expected[4:])
+    monkeypatch.setattr(data, "_MAX_TASKS", 2)
+    same(steps(config, items, first=1), expected[1:])
+    other = config.replace({"data.shuffle_images": 6, "train.num_workers": 4})
+    same(steps(other, items, first=2), reference(other, items)[2:])
+
+
+def prepared(config: Config, items: pa.Table, first: int, last: int) -> list[data.Row]:
+    """What one ingest task emits for some steps, without Ray."""
+    return list(data._Prepare(config, items)({"first": np.array([first]), "last": np.array([last])}))
+
+
+def test_noise_does_not_depend_on_the_share(scenes_root: Path, items: pa.Table, tmp_path: Path) -> None:
+    def noisy(workers: int) -> torch.Tensor:
+        config = tiny_config(scenes_root, tmp_path, train__num_workers=workers)
+        rows = [{k: v[0] for k, v in row.items()} for row in prepared(config, items, 0, 2)]
+        return torch.cat([data.to_tensors(row, CPU)[1] for row in rows])
+
+    assert torch.equal(noisy(1), noisy(2))
+    assert torch.equal(noisy(1), noisy(4))
+    assert noisy(1).shape == (8, 3, 64, 64)
+
+
+def test_noise_has_the_level_of_the_plan(scenes_root: Path, items: pa.Table, tmp_path: Path) -> None:
+    config = tiny_config(scenes_root, tmp_path, train__num_workers=1)
+    (row,) = prepared(config, items, 0, 1)
+    clean, noisy, sigma = data.to_tensors({name: column[0] for name, column in row.items()}, CPU)
+    assert (clean.dtype, clean.min() >= 0, clean.max() <= 1) == (torch.float32, True, True)
+    found = (noisy - clean).std(dim=(1, 2, 3)) * 255
+    # 12,288 samples a crop: the standard deviation is known to 1 / sqrt(2 n) = 0.64 %; five of these.
+    torch.testing.assert_close(found, sigma, rtol=0.032, atol=0)
+    assert noisy.max() > 1 or noisy.min() < 0  # not clipped
+
+
+def test_an_image_is_read_once_a_task(
+    scenes_root: Path, items: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    real = data.read_rgb
+    monkeypatch.setattr(data, "read_rgb", lambda path: read.append(path) or real(path))
+    prepared(tiny_config(scenes_root, tmp_path), items, 0, 3)
+    assert sorted(read) == items["image"].to_pylist()
+
+
+@pytest.fixture
+def damaged(scenes_root: Path, tmp_path: Path) -> Path:
+    """A copy of the scenes where one training image is cut short; its name comes second."""
+    root = shutil.copytree(scenes_root, tmp_path / "scenes")
+    bad = sorted(root.glob("leftImg8bit/train/*/*.png"))[1]
+    bad.write_bytes(bad.read_bytes()[:2000])
+    return bad
+
+
+def table_of(items: pa.Table, before: Path, after: Path) -> pa.Table:
+    """The index of the whole files, for those of another root."""
+    moved = [path.replace(str(before), str(after)) for path in items["image"].to_pylist()]
+    return items.set_column(1, "image", pa.array(moved))
+
+
+def test_a_truncated_image_stops_the_run(damaged: Path, scenes_root: Path, items: pa.Table, tmp_path: Path) -> None:
+    root = damaged.parents[3]
+    table = table_of(items, scenes_root, root)
+    with pytest.raises(ImageError, match=f"{damaged}.*truncated") as error:
+        prepared(tiny_config(root, tmp_path), table, 0, 3)
+    assert "\n" not in str(error.value)
+
+
+def test_a_truncated_image_is_skipped_listed_and_replaced(
+    damaged: Path, scenes_root: Path, items: pa.Table, tmp_path: Path
+) -> None:
+    root = damaged.parents[3]
+    table = table_of(items, scenes_root, root)
+    config = tiny_config(root, tmp_path, data__bad_images="skip", train__num_workers=1)
+    rows, good = prepared(config, table, 0, 3), prepared(config, items, 0, 3)
+    listed = [entry for row in rows for entry in data.skipped_files(str(row["skipped"][0]))]
+    assert [name for name, _ in listed] == [items["name"][1].as_py()]
+    assert str(damaged) in listed[0][1]
+    assert "truncated" in listed[0][1]
+    order = plan.epoch_table(config, items.num_rows, 0)["item"].to_numpy()
+    crops, expected = (np.concatenate([row["clean"][0] for row in found]) for found in (rows, good))
+    for item, crop, wanted in zip(order, crops, expected, strict=True):
+        assert np.array_equal(crop, wanted) == (item != 1)
+    # In their place stand real crops of other images: none is empty.
+    assert (crops.reshape(len(crops), -1).std(axis=1) > 5).all()
+    np.testing.assert_array_equal([row["seed"] for row in rows], [row["seed"] for row in good])
+
+
+def test_what_replaces_a_bad_image_depends_on_no_task(
+    damaged: Path, scenes_root: Path, items: pa.Table, tmp_path: Path
+) -> None:
+    """Also a run that is resumed within a task, where other images lie beside the bad one, sees the same crops."""
+    root = damaged.parents[3]
+    table = table_of(items, scenes_root, root)
+    for seed in range(4):
+        config = tiny_config(root, tmp_path, data__bad_images="skip", train__num_workers=1, train__seed=seed)
+        whole = prepared(config, table, 0, 3)
+        for step in range(3):
+            (alone,) = prepared(config, table, step, step + 1)
+            np.testing.assert_array_equal(alone["clean"], whole[step]["clean"])
+
+
+def test_nothing_but_bad_images(damaged: Path, items: pa.Table, tmp_path: Path) -> None:
+    table = items.set_column(1, "image", pa.array([str(damaged)] * items.num_rows))
+    config = tiny_config(damaged.parents[3], tmp_path, data__bad_images="skip")
+    with pytest.raises(DataError, match=f"none of 6 images can be read: {damaged}"):
+        prepared(config, table, 0, 3)
+
+
+def test_a_crop_larger_than_the_image(scenes_root: Path, items: pa.Table, tmp_path: Path) -> None:
+    config = tiny_config(scenes_root, tmp_path, data__crop_size=97)
+    with pytest.raises(DataError, match=r"scenes/.*: 192x96 pixels hold no crop of data.crop_size=97"):
+        data.check_sizes(config, items)
+    data.check_sizes(config.replace({"data.crop_size": 96}), items)  # the very size fits
+
+
+def test_a_crop_of_the_very_size_of_the_image(scenes_root: Path, items: pa.Table, tmp_path: Path) -> None:
+    config = tiny_config(scenes_root, tmp_path, data__crop_size=96)
+    assert all(row["clean"].shape == (1, 2, 96, 96, 3) for row in prepared(config, items, 0, 3))
+
+
+def test_a_batch_larger_than_the_split(scenes_root: Path, items: pa.Table, tmp_path: Path) -> None:
+    config = tiny_config(scenes_root, tmp_path, train__batch_size=16)
+    with pytest.raises(DataError, match="train.batch_size=16: the split has only 12 crops"):
+        data.check_sizes(config, items)
+
+
+def test_pairs_are_cut_at_the_same_place_and_get_no_more_noise(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        clean = rng.integers(0, 200, (80, 100, 3), dtype=np.uint8)
+        write_png(tmp_path / f"pairs/train/clean/{number}.png", clean)
+        write_png(tmp_path / f"pairs/train/noisy/{number}.png", clean + np.uint8(number + 1))
+    table = cityscapes.index(tmp_path / "pairs", "train", layout="pairs")
+    config = tiny_config(
+        tmp_path / "pairs", tmp_path, data__layout="pairs", noise__sigma=[25], noise__draw="list", train__num_workers=1
+    )
+    rows = prepared(config, table, 0, 2)
+    for row in rows:
+        share = {name: column[0] for name, column in row.items()}
+        clean, noisy, sigma = data.to_tensors(share, CPU)
+        difference = (noisy - clean) * 255
+        assert (sigma == 25).all()
+        torch.testing.assert_close(
+            difference, difference.mean((1, 2, 3), keepdim=True).expand_as(difference), atol=1e-4, rtol=0
+        )
+        assert set(difference.mean((1, 2, 3)).round().int().tolist()) <= {1, 2, 3, 4}
