@@ -33,6 +33,7 @@ from d2sm.distributed import gather_rows, sum_over_workers
 
 Divergence = Literal["kl", "inverse_kl", "jsd"]
 EPS = torch.finfo(torch.float32).eps  # kernel of two opposite rows; one float32 step
+_TINY = torch.finfo(torch.float64).tiny
 
 
 def kernel(rows: Tensor, queue: Tensor) -> Tensor:
@@ -97,8 +98,8 @@ class ColumnSums(nn.Module):
 
     def _terms(self, kx: Tensor, ky: Tensor) -> Tensor:
         """What a pair adds to S, T and C."""
-        logs = _log(kx) - _log(ky)
-        return torch.stack([kx, ky, -ky * logs if self.inverse else kx * logs])
+        first, second = (ky, kx) if self.inverse else (kx, ky)
+        return torch.stack([kx, ky, first * (_log(first) - _log(second))])
 
 
 class Pairwise(nn.Module):
@@ -155,5 +156,5 @@ class Pairwise(nn.Module):
 
 
 def _log(values: Tensor) -> Tensor:
-    """Logarithm, and 0 on the diagonal, which is no sample of the distribution and is kept at 0."""
-    return torch.where(values > 0, values, 1).log()
+    """Logarithm; finite on the diagonal, which is kept at 0 and so adds 0 * log."""
+    return values.clamp(min=_TINY).log()

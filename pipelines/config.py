@@ -116,7 +116,10 @@ class Train(Section):
     warmup_steps: int = Field(0, ge=0, description="steps over which the rate rises linearly at the start")
     clip: float | None = Field(None, gt=0, description="largest norm of the gradient")
     ema: float = Field(
-        0.0, ge=0, lt=1, description="decay of the averaged weights, which are then the ones used; it rises to this; 0: none"
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay of the averaged weights, which are then the ones used; it rises to this; 0: none",
     )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of network and Phi; the losses stay in float32")
     num_workers: int = Field(1, ge=1, description="Ray Train workers")

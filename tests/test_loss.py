@@ -56,8 +56,9 @@ def test_internal_patches_are_one_sample_each() -> None:
 
     def cut(maps: Tensor) -> Tensor:
         """8 pixels are 2 cells: 2 x 3 patches of a 4 x 6 map."""
-        return torch.stack([maps[b, :, i : i + 2, j : j + 2].flatten()
-                            for b in range(len(maps)) for i in (0, 2) for j in (0, 2, 4)])
+        return torch.stack(
+            [maps[b, :, i : i + 2, j : j + 2].flatten() for b in range(len(maps)) for i in (0, 2) for j in (0, 2, 4)]
+        )
 
     for step in range(3):
         restored, clean = images(seed=step)
@@ -202,20 +203,27 @@ def test_phi_stays_in_eval_mode() -> None:
 RESTORED, CLEAN = images()
 
 
-@pytest.mark.parametrize("restored, clean, words", [
-    (RESTORED[0], CLEAN[0], "restored: shape .*B, 3, H, W"),
-    (RESTORED[:, :1], CLEAN, "restored: shape .*B, 3, H, W"),
-    (RESTORED, CLEAN[:, :1], "clean: shape .*B, 3, H, W"),
-    (RESTORED[:1], CLEAN, "clean: shape .* but restored has"),
-    (RESTORED, CLEAN[..., :16], "clean: shape .* but restored has"),
-    (RESTORED, CLEAN.to("meta"), "clean: on meta, but restored is on cpu"),
-    (RESTORED, CLEAN * 255, r"clean: values from .*\[0, 1\]"),
-    (RESTORED, CLEAN * 2 - 1, r"clean: values from .*\[0, 1\]"),
-    (RESTORED * 255, CLEAN, r"restored: values from .*\[0, 1\]"),
-    (RESTORED[:, :, :12], CLEAN[:, :, :12], "patch_size=8: does not divide H=12 .* crop"),
-    (RESTORED[..., :20], CLEAN[..., :20], "patch_size=8: does not divide W=20 .* crop"),
-    (RESTORED.repeat(2, 1, 1, 1), CLEAN.repeat(2, 1, 1, 1), "queue_size=12: smaller than the 24 samples .* raise it"),
-])
+@pytest.mark.parametrize(
+    "restored, clean, words",
+    [
+        (RESTORED[0], CLEAN[0], "restored: shape .*B, 3, H, W"),
+        (RESTORED[:, :1], CLEAN, "restored: shape .*B, 3, H, W"),
+        (RESTORED, CLEAN[:, :1], "clean: shape .*B, 3, H, W"),
+        (RESTORED[:1], CLEAN, "clean: shape .* but restored has"),
+        (RESTORED, CLEAN[..., :16], "clean: shape .* but restored has"),
+        (RESTORED, CLEAN.to("meta"), "clean: on meta, but restored is on cpu"),
+        (RESTORED, CLEAN * 255, r"clean: values from .*\[0, 1\]"),
+        (RESTORED, CLEAN * 2 - 1, r"clean: values from .*\[0, 1\]"),
+        (RESTORED * 255, CLEAN, r"restored: values from .*\[0, 1\]"),
+        (RESTORED[:, :, :12], CLEAN[:, :, :12], "patch_size=8: does not divide H=12 .* crop"),
+        (RESTORED[..., :20], CLEAN[..., :20], "patch_size=8: does not divide W=20 .* crop"),
+        (
+            RESTORED.repeat(2, 1, 1, 1),
+            CLEAN.repeat(2, 1, 1, 1),
+            "queue_size=12: smaller than the 24 samples .* raise it",
+        ),
+    ],
+)
 def test_bad_images_name_the_argument_and_change_nothing(restored: Tensor, clean: Tensor, words: str) -> None:
     loss = D2SMLoss(phi(), queue_size=12, patch_size=8)
     with pytest.raises(ValueError, match=words):
@@ -230,15 +238,18 @@ def test_noise_may_leave_the_range() -> None:
     assert D2SMLoss(phi(), 8)(restored=clean + 75 / 255 * noise, clean=clean) > 0
 
 
-@pytest.mark.parametrize("options, words", [
-    ({"patch_size": 6}, "patch_size=6: must be a positive multiple of the features' stride, 4"),
-    ({"patch_size": 0}, "patch_size=0"),
-    ({"patch_size": -4}, "patch_size=-4"),
-    ({"queue_size": 1}, "queue_size=1"),
-    ({"divergence": "l2"}, "divergence='l2': must be one of kl"),
-    ({"reduction": "none"}, "reduction='none': must be one of mean"),
-    ({"features": "vgg19.conv9_9"}, "no layer 'conv9_9'"),
-])
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"patch_size": 6}, "patch_size=6: must be a positive multiple of the features' stride, 4"),
+        ({"patch_size": 0}, "patch_size=0"),
+        ({"patch_size": -4}, "patch_size=-4"),
+        ({"queue_size": 1}, "queue_size=1"),
+        ({"divergence": "l2"}, "divergence='l2': must be one of kl"),
+        ({"reduction": "none"}, "reduction='none': must be one of mean"),
+        ({"features": "vgg19.conv9_9"}, "no layer 'conv9_9'"),
+    ],
+)
 def test_bad_options_name_the_argument(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         D2SMLoss(**{"features": phi(), "queue_size": 8} | options)
@@ -271,10 +282,13 @@ def test_memory_format_makes_no_difference(patch_size: int | None) -> None:
     plain, last = D2SMLoss(LITE, 16, patch_size), D2SMLoss(LITE, 16, patch_size).to(memory_format=torch.channels_last)
     restored, clean = images(4, 64, 64)
     leaves = [restored.clone().requires_grad_() for _ in range(2)]
-    values = [plain(restored=leaves[0], clean=clean), last(
-        restored=leaves[1].contiguous(memory_format=torch.channels_last),
-        clean=clean.contiguous(memory_format=torch.channels_last),
-    )]
+    values = [
+        plain(restored=leaves[0], clean=clean),
+        last(
+            restored=leaves[1].contiguous(memory_format=torch.channels_last),
+            clean=clean.contiguous(memory_format=torch.channels_last),
+        ),
+    ]
     gradients = [torch.autograd.grad(value, leaf)[0] for value, leaf in zip(values, leaves, strict=True)]
     assert values[1].item() == pytest.approx(values[0].item(), rel=1e-4)
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-3 * gradients[0].abs().max().item())

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from pipelines import scenes
-from pipelines.scenes import writing
 from pipelines.images import TRAIN_IDS, read_labels, read_rgb
+from pipelines.scenes import writing
 from pipelines.scenes.canvas import SKY, VEGETATION
 
 SMALL = {"train": 3, "val": 2, "height": 64, "width": 128}

@@ -121,14 +121,18 @@ def main() -> None:
                 rows.append(cells)
     memory = ["ours: peak MiB", "full: peak MiB"] if device.type == "cuda" else []
     print(table(["divergence", "q", "ours, ms", "full recomputation, ms", "ratio", *memory], rows))
-    print(f"\nLeft out, as q x q matrices need too much memory: full recomputation above q = {LARGEST_FULL}, JSD above "
-          f"{LARGEST_JSD}.")
+    print(
+        f"\nLeft out, as q x q matrices need too much memory: full recomputation above q = {LARGEST_FULL}, JSD above "
+        f"{LARGEST_JSD}."
+    )
     if {("kl", 1024), ("kl", 4096)} <= cost.keys():
         print(f"cost(4096) / cost(1024), kl: {cost['kl', 4096] / cost['kl', 1024]:.2f}")
     forward = vgg_forward(device)
     cheaper = [q for (divergence, q), time in cost.items() if divergence == "kl" and time < forward]
-    print(f"VGG-19 conv5_4 forward of {N} crops {VGG_CROP} x {VGG_CROP}: {ms(forward)} ms; largest q measured whose "
-          f"step (kl) costs less: {max(cheaper, default='none')}")
+    print(
+        f"VGG-19 conv5_4 forward of {N} crops {VGG_CROP} x {VGG_CROP}: {ms(forward)} ms; largest q measured whose "
+        f"step (kl) costs less: {max(cheaper, default='none')}"
+    )
 
 
 if __name__ == "__main__":

@@ -71,7 +71,10 @@ def row(size: str, name: str, device: torch.device, rounds: int, budget: float) 
     weights = "random" if name.startswith("vgg19") else None  # VGG's weights need a download and change no cost
     phi = features(name, weights=weights).to(device)
     losses = {
-        "l1": l1, "perceptual": perceptual(phi), "whole": d2sm(phi, None, device), "patches": d2sm(phi, PATCH, device)
+        "l1": l1,
+        "perceptual": perceptual(phi),
+        "whole": d2sm(phi, None, device),
+        "patches": d2sm(phi, PATCH, device),
     }
     model = FFDNet(width=width, depth=depth).to(device)
     steps = {key: training_step(model, loss, device) for key, loss in losses.items()}
@@ -92,8 +95,14 @@ def main() -> None:
     torch.manual_seed(0)
     print(f"{machine(device)}; batch {BATCH}, crops {CROP} x {CROP}, q = {QUEUE}, float32, medians\n")
     rows = [row(size, name, device, args.rounds, args.budget) for name in args.features for size in args.models]
-    header = ["ms a training step", "features", "L1", "L1 + perceptual", "L1 + D2SM w/o internal",
-              f"L1 + D2SM w/ internal, K = {PATCH}"]
+    header = [
+        "ms a training step",
+        "features",
+        "L1",
+        "L1 + perceptual",
+        "L1 + D2SM w/o internal",
+        f"L1 + D2SM w/ internal, K = {PATCH}",
+    ]
     print(table(header, rows))
     print("\nIn brackets: against L1 + perceptual on the same features.")
 
