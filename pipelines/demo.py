@@ -63,7 +63,7 @@ def fit_segmenter(scenes: Path, weights: Path) -> None:
         line[0].to(step, {"loss": loss})
 
     try:
-        segmenter.fit(scenes, out=weights, progress=progress)
+        segmenter.fit(scenes, out=weights, steps=1000, progress=progress)
     finally:
         for opened in line:
             opened.bar.close()

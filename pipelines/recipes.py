@@ -43,12 +43,13 @@ _CPU: dict[str, Any] = {
     "evaluate.actors": 2,
 }
 _DEMO: dict[str, Any] = {
-    "data.crops_per_image": 16,
+    "data.crop_size": 64,
+    "data.crops_per_image": 32,
     "data.shuffle_images": 12,
     "model.width": 24,
     "model.depth": 7,
     "loss.queue_size": 256,
-    "train.epochs": 14,
+    "train.epochs": 12,
     "evaluate.segmenter": "espnet-scenes",
 }
 _L1: dict[str, Any] = {"loss.weight": 0.0}

@@ -45,8 +45,6 @@ def start(*, cpus: float, verbose: bool = False) -> None:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if not verbose:
-        # Ray's native log, which else reaches the terminal; what matters also comes as an exception.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         for name in ("ray", "ray.data", "ray.train", "ray.tune"):
             logging.getLogger(name).setLevel(logging.ERROR)
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors come as exceptions, which are shown

@@ -20,12 +20,13 @@ from pipelines.evaluate import tensor
 from pipelines.images import ImageError, read_rgb, write_png
 from pipelines.pictures import pixels
 from pipelines.registry import RegistryError
+from tests.networks import stirred
 
 
 @pytest.fixture(scope="module")
 def model() -> nn.Module:
     torch.manual_seed(0)
-    return FFDNet(width=8, depth=3).eval()
+    return stirred(FFDNet(width=8, depth=3)).eval()
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from pipelines.registry import Record, RegistryError, compare, lookup, models, p
 from pipelines.served import Restorer, ServedError
 from pipelines.tracking import open_run
 from tests.mlflow_server import Server, free_port, stop, wait_for
+from tests.networks import stirred
 
 SMALL = {"model.width": 8, "model.depth": 3}
 RESULTS = {
@@ -37,7 +38,7 @@ RESULTS = {
 def write_bundle(folder: Path, seed: int = 0, uri: str = "") -> Path:
     torch.manual_seed(seed)
     folder.mkdir(parents=True)
-    save_file(FFDNet(width=8, depth=3).state_dict(), folder / "model.safetensors")
+    save_file(stirred(FFDNet(width=8, depth=3)).state_dict(), folder / "model.safetensors")
     config = Config().replace(SMALL | {"recipe": "demo", "evaluate.segmenter": "espnet-camvid", "tracking.uri": uri})
     config.save(folder / "config.yaml")
     meta = {"step": 7, "epoch": 1, "name": "test", "commit": "abc123", "data": "f00d"}
@@ -53,7 +54,7 @@ def noisy_batch(height: int = 20, width: int = 33) -> np.ndarray:
 def direct(bundle_seed: int, noisy: np.ndarray, sigma: float) -> np.ndarray:
     """What the network of `write_bundle` says, with nothing of MLflow between."""
     torch.manual_seed(bundle_seed)
-    model = FFDNet(width=8, depth=3).eval()
+    model = stirred(FFDNet(width=8, depth=3)).eval()
     return restore(model, torch.from_numpy(noisy), sigma).clamp(0, 1).numpy()
 
 
@@ -266,12 +267,12 @@ def _files(place: str) -> list[Path]:
 )
 def test_input_that_is_no_batch_of_images(noisy: object, message: str) -> None:
     with pytest.raises(ServedError, match=message):
-        Restorer(FFDNet(width=8, depth=3)).predict(noisy)
+        Restorer(stirred(FFDNet(width=8, depth=3))).predict(noisy)
 
 
 def test_a_sigma_out_of_range() -> None:
     with pytest.raises(ServedError, match="sigma=300"):
-        Restorer(FFDNet(width=8, depth=3)).predict(noisy_batch(), {"sigma": 300})
+        Restorer(stirred(FFDNet(width=8, depth=3))).predict(noisy_batch(), {"sigma": 300})
 
 
 @pytest.mark.slow
