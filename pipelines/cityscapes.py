@@ -101,7 +101,7 @@ def _table(items: list[Item], root: Path, on_bad: str) -> pa.Table:
         else:
             good.append((item, result))
     if bad and (on_bad == "stop" or not good):
-        hint = ' (on_bad="skip" leaves such files out)' if good else f", and no usable image is left in {root}"
+        hint = " (data.bad_images=skip leaves such files out)" if good else f", and no usable image is left in {root}"
         raise DataError(f"{bad[0]['why']}{layouts.more(bad)}{hint}")
     rows = [
         (i.name, str(i.image), i.label and str(i.label), i.noisy and str(i.noisy), height, width)

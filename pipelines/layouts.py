@@ -168,10 +168,10 @@ def _wrong_layout(root: Path, layout: str, looked_for: str) -> DataError:
     if near and layout == "cityscapes":
         remedy = f"give {near[0]} as the root"
     elif fits and fits != layout:
-        remedy = f'layout="{fits}" fits'
+        remedy = f"data.layout={fits} fits"
     else:
         remedy = "no layout fits: see the README for the three that do"
-    return DataError(f'{root}: not layout="{layout}": looked for {looked_for}, found {_listing(root)}; {remedy}')
+    return DataError(f"{root}: not data.layout={layout}: looked for {looked_for}, found {_listing(root)}; {remedy}")
 
 
 def _listing(folder: Path) -> str:

@@ -35,16 +35,19 @@ class Reader:
         self.on_entry, self.every = on_entry, every
         self.mailbox = Mailbox.remote()  # type: ignore[attr-defined]
         self.done = threading.Event()
+        self.error: Exception | None = None
         self.thread = threading.Thread(target=self._loop, name="progress", daemon=True)
 
     def __enter__(self) -> Reader:
         self.thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.done.set()
         self.thread.join()
         ray.kill(self.mailbox)
+        if self.error is not None and kind is None:
+            raise self.error
 
     def _loop(self) -> None:
         while True:
@@ -53,8 +56,12 @@ class Reader:
                 entries = ray.get(self.mailbox.take.remote(), timeout=30)
             except ray.exceptions.RayError:
                 entries = []  # the node of the mailbox is gone; training says so itself
-            for entry in entries:
-                self.on_entry(entry)
+            try:
+                for entry in entries:
+                    self.on_entry(entry)
+            except Exception as error:  # raised where the block ends; a thread's own would be lost
+                self.error = error
+                return
             if last:
                 return
 

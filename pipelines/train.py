@@ -38,6 +38,7 @@ _FREE = (
     "train.keep",
     "train.storage",
     "data.root",
+    "data.bad_images",
     "evaluate.",
     "tracking.",
     "loss.features_weights",
@@ -80,9 +81,9 @@ def fit(config: Config, *, quiet: bool = False, verbose: bool = False) -> Traine
     data.check_sizes(config, items)
     check_features(config)
     fingerprint = cityscapes.fingerprint(items)
-    run_dir = open_folder(config, fingerprint)
     session.start(cpus=session.cpus_needed(config), verbose=verbose)
     session.check(config)
+    run_dir = open_folder(config, fingerprint)
     with open_run(config, run_dir) as run:
         return _train(config, items, run_dir, fingerprint, run, quiet)
 
@@ -120,7 +121,10 @@ def open_folder(config: Config, fingerprint: str) -> Path:
     """
     run_dir = folder_of(config)
     saved = run_dir / checkpoint.CONFIG
-    if saved.exists():
+    checkpoint.sweep(run_dir)
+    if saved.exists() and checkpoint.latest(run_dir) is None and configs.load(saved) != config:
+        (run_dir / RUN).unlink(missing_ok=True)  # it never came to a checkpoint: nothing to go on with, start anew
+    elif saved.exists():
         _same(configs.load(saved), config)
         known = read_run(run_dir).get("fingerprint", fingerprint)
         if known != fingerprint:
@@ -128,7 +132,6 @@ def open_folder(config: Config, fingerprint: str) -> Path:
                 f"train.name={config.train.name}: that run was trained on other data ({known}, now {fingerprint}); "
                 "choose another train.name"
             )
-        checkpoint.sweep(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     config.save(saved)
     write_run(run_dir, fingerprint=fingerprint)

@@ -116,12 +116,12 @@ def test_wrong_layout_says_which_fits(city: Path, tmp_path: Path) -> None:
     (tmp_path / "text").mkdir()
     (tmp_path / "text/readme.md").write_text("nothing here")
     line = refusal(tmp_path / "plain", "train")
-    assert "looked for leftImg8bit/" in line and "found a.png" in line and 'layout="folder" fits' in line
-    assert 'layout="pairs" fits' in refusal(tmp_path / "two", "train")
-    assert 'layout="pairs" fits' in refusal(tmp_path / "two", "train", layout="folder")
-    assert 'layout="cityscapes" fits' in refusal(city, "train", layout="folder")
-    assert 'layout="cityscapes" fits' in refusal(city, "train", layout="pairs")
-    assert 'layout="folder" fits' in refusal(tmp_path / "plain", "train", layout="pairs")
+    assert "looked for leftImg8bit/" in line and "found a.png" in line and "data.layout=folder fits" in line
+    assert "data.layout=pairs fits" in refusal(tmp_path / "two", "train")
+    assert "data.layout=pairs fits" in refusal(tmp_path / "two", "train", layout="folder")
+    assert "data.layout=cityscapes fits" in refusal(city, "train", layout="folder")
+    assert "data.layout=cityscapes fits" in refusal(city, "train", layout="pairs")
+    assert "data.layout=folder fits" in refusal(tmp_path / "plain", "train", layout="pairs")
     assert "no layout fits" in refusal(tmp_path / "text", "train")
     assert "found readme.md" in refusal(tmp_path / "text", "train", layout="folder")
 
