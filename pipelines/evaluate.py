@@ -144,8 +144,6 @@ def _stream(bundle: Path, config: Config, items: pa.Table, quiet: bool) -> list[
         compute=ray.data.ActorPoolStrategy(size=evaluate.actors),
         num_cpus=1,
         num_gpus=1 if evaluate.use_gpu else 0,
-        max_restarts=0,  # with restarts Ray prints an error on every start (ray-project/ray#53727)
-        max_task_retries=0,
     )
     done: set[str] = set()
     rows = []

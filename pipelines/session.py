@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -81,6 +84,20 @@ def check(config: Config) -> None:
             f"train.use_gpu=true: {config.train.num_workers} workers need a GPU each, but Ray has "
             f"{have.get('GPU', 0):g}; lower train.num_workers, or say train.use_gpu=false"
         )
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C be a KeyboardInterrupt again: Ray Train stops its workers on it, but then exits the process with 0."""
+    ours = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT) if ours else None
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
 
 
 def cause(error: BaseException) -> BaseException:

@@ -229,7 +229,8 @@ def _fit_trainer(config: Config, items: pa.Table, run_dir: Path, steps: int, fin
         dataset_config=DataConfig(execution_options=_in_order(), enable_shard_locality=False),
     )
     try:
-        trainer.fit()
+        with session.interruptible():
+            trainer.fit()
     except Exception as error:  # Ray wraps what a worker raised in several layers
         reason = session.cause(error)
         if isinstance(reason, (ValueError, OSError)):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -249,3 +253,27 @@ def test_models_of_no_store(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
     for argv in (["list"], ["show", "a@b"], ["promote", "a/1"], ["compare", "a/1", "a/2"]):
         assert "runs/mlflow.db: no such file" in refused(capsys, "models", *argv)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_run_as_killed_and_keeps_the_checkpoint(scenes_root: Path, tmp_path: Path) -> None:
+    words = ["train", "--recipe", "demo", "--no-evaluate", f"data.root={scenes_root}", f"train.storage={tmp_path}"]
+    words += ["train.name=stopped", "train.epochs=400", "train.checkpoint_every=2", "train.log_every=2"]
+    words += ["loss.weight=0"]
+    command = [sys.executable, "-c", "import sys; from cluster.cli import main; sys.exit(main())", *words]
+    environment = {k: v for k, v in os.environ.items() if k not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            deadline = time.monotonic() + 200
+            while checkpoint.latest(tmp_path / "stopped") is None and time.monotonic() < deadline:
+                assert process.poll() is None, process.stderr and process.stderr.read()
+                time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=90)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert "d2sm: stopped; the last complete checkpoint is kept" in errors and "Traceback" not in errors
+    assert checkpoint.latest(tmp_path / "stopped") is not None
+    with sqlite3.connect(tmp_path / "mlflow.db") as store:
+        assert store.execute("select status from runs").fetchall() == [("KILLED",)]
