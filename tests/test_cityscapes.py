@@ -169,7 +169,7 @@ def test_bad_files_stop_or_are_skipped_and_listed(city: Path) -> None:
     cut.write_bytes(cut.read_bytes()[:-20])
     text.write_text("not a picture")
     line = refusal(city, "train")
-    assert f"{cut}: is truncated" in line and "(and 1 more)" in line and 'on_bad="skip"' in line
+    assert f"{cut}: is truncated" in line and "(and 1 more)" in line and "data.bad_images=skip" in line
     table = index(city, "train", on_bad="skip")
     assert names(table) == ["ulm/ulm_1"]
     skipped = json.loads(table.slice(0, 1).schema.metadata[b"skipped"])
