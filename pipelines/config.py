@@ -138,7 +138,8 @@ class Evaluate(Section):
 
     sigmas: tuple[float, ...] = Field((25.0, 35.0, 50.0), min_length=1, description="noise levels, in 0..255")
     segmenter: str | None = Field(
-        None, description="espnet-cityscapes, espnet-camvid, espnet-scenes or module:callable; none: no MIoU"
+        None,
+        description="espnet-cityscapes, -camvid or -scenes, module:callable or models:/name@alias; none: no MIoU",
     )
     segmenter_weights: str | None = Field(None, description="the segmenter's weights")
     actors: int = Field(1, ge=1, description="processes that evaluate side by side")

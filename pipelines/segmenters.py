@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -81,7 +82,8 @@ def load(name: str, *, weights: str | Path | None = None) -> nn.Module:
     Args:
         name: "espnet-cityscapes" or "espnet-camvid" (the published networks), "espnet-scenes" (the small one
             the demo trains), or "module:callable", imported, called with `weights=` and expected to return
-            a module of this file's contract.
+            a module of this file's contract, or "models:/name@alias": a network that MLflow's pytorch flavour
+            keeps as an exported program ("pt2", its default) in the store at MLFLOW_TRACKING_URI. Nothing is unpickled.
         weights: the file of weights; the ESPNets need one, a plain state dict (.pth) or safetensors.
 
     Raises:
@@ -91,12 +93,16 @@ def load(name: str, *, weights: str | Path | None = None) -> nn.Module:
     path = None if weights is None else Path(weights)
     if name in _BUILT_IN:
         segmenter: nn.Module = _BUILT_IN[name](name, _existing(name, path))
+    elif name.startswith("models:/"):
+        segmenter = _registered(name)
     elif ":" in name and "/" not in name:
         segmenter = _imported(name, path)
     else:
         near = difflib.get_close_matches(name, _BUILT_IN, n=1, cutoff=0.4)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise SegmenterError(f"segmenter={name!r}: needs {', '.join(_BUILT_IN)} or module:callable{hint}")
+        raise SegmenterError(
+            f"segmenter={name!r}: needs {', '.join(_BUILT_IN)}, module:callable or models:/name@alias{hint}"
+        )
     return segmenter.eval().requires_grad_(False)
 
 
@@ -198,6 +204,29 @@ def _imported(name: str, path: Path | None) -> nn.Module:
     if not isinstance(segmenter, nn.Module):
         raise SegmenterError(f"segmenter={name!r} returned a {type(segmenter).__name__}: needs a torch module")
     return _probed(name, segmenter.eval())
+
+
+class _Program(nn.Module):
+    """An exported network, which refuses `eval` and `train`: it was exported in the mode it has."""
+
+    def __init__(self, program: nn.Module) -> None:
+        super().__init__()
+        self.forward = program.forward
+
+
+def _registered(name: str) -> nn.Module:
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        raise SegmenterError(f"segmenter={name!r}: say where it is registered: set MLFLOW_TRACKING_URI")
+    os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    try:
+        mlflow.set_tracking_uri(uri)
+        return _probed(name, _Program(mlflow.pytorch.load_model(name)))
+    except MlflowException as error:
+        raise SegmenterError(f"segmenter={name!r}: {' '.join(str(error).split())[:300]}") from None
 
 
 def _probed(name: str, segmenter: nn.Module) -> nn.Module:
