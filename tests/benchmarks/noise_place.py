@@ -56,7 +56,7 @@ def in_the_task(config: Config, items: pa.Table) -> int:
 def main(root: str | None) -> None:
     folder = Path(root) if root else write_scenes(Path(tempfile.mkdtemp()) / "scenes")
     changes = {"data.root": str(folder), "data.crop_size": 128, "data.crops_per_image": 8, "train.num_workers": 1}
-    config = recipe("ffdnet_d2sm_cpu").replace({**changes, "train.epochs": 4})
+    config = recipe("ffdnet_d2sm_cpu").replace({**changes, "train.epochs": 2})
     items = cityscapes.index(folder, "train")
     session.start(cpus=3)
     crops = config.train.epochs * (items.num_rows * 8 // config.train.batch_size) * config.train.batch_size
