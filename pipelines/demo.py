@@ -12,7 +12,7 @@ from pipelines.progress import Line
 from pipelines.recipes import recipe
 from pipelines.scenes import segmenter, write_scenes
 
-TRAIN, VAL = 24, 6
+TRAIN, VAL, SEGMENTER_STEPS = 24, 6, 1000
 MODEL, ALIAS = "d2sm-demo", "champion"
 
 
@@ -55,15 +55,7 @@ def demo(folder: Path, *, say: Callable[[str], None] = print, verbose: bool = Fa
 
 def fit_segmenter(scenes: Path, weights: Path) -> None:
     """Train the demo's segmenter, with a progress line."""
-    line: list[Line] = []
-
-    def progress(step: int, steps: int, loss: float) -> None:
-        if not line:
-            line.append(Line("segmenter", steps))
-        line[0].to(step, {"loss": loss})
-
-    try:
-        segmenter.fit(scenes, out=weights, steps=1000, progress=progress)
-    finally:
-        for opened in line:
-            opened.bar.close()
+    with Line("segmenter", SEGMENTER_STEPS) as line:
+        segmenter.fit(
+            scenes, out=weights, steps=SEGMENTER_STEPS, progress=lambda step, _, loss: line.to(step, {"loss": loss})
+        )

@@ -98,8 +98,8 @@ def evaluate(model: str | Path, config: Config | None = None, *, quiet: bool = F
         CheckpointError, DataError, SegmenterError, EvaluationError: one line each.
     """
     bundle = checkpoint.resolve(model)
-    checkpoint.load_model(bundle)  # a broken one is said here, not by an actor
-    config = config or checkpoint.load_model(bundle)[1]
+    _, trained_with = checkpoint.load_model(bundle)  # a broken one is said here, not by an actor
+    config = config or trained_with
     items = images(config)
     segmenter = config.evaluate.segmenter
     if segmenter:
