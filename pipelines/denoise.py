@@ -12,11 +12,9 @@ from d2sm.inference import restore
 from d2sm.noise import add_noise, seed_of
 from pipelines import checkpoint, registry
 from pipelines.evaluate import tensor
-from pipelines.images import read_rgb, write_png
+from pipelines.images import ENDINGS, read_rgb, write_png
 from pipelines.pictures import pixels
 from pipelines.progress import Line
-
-ENDINGS = (".png", ".jpg", ".jpeg")
 
 
 class DenoiseError(ValueError):

@@ -44,6 +44,9 @@ TRAIN_IDS[list(_LABEL_IDS)] = np.arange(19, dtype=np.uint8)
 TRAIN_IDS.setflags(write=False)
 
 
+ENDINGS = (".png", ".jpg", ".jpeg")  # of the files taken for images
+
+
 class ImageError(ValueError):
     """A picture that cannot be used: one line with the file, what is wrong with it, and the remedy."""
 

@@ -8,10 +8,9 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from pipelines.images import Kind
+from pipelines.images import ENDINGS, Kind
 
 _IMAGE, _LABEL = "_leftImg8bit.png", "_gtFine_labelIds.png"
-_SUFFIXES = (".png", ".jpg", ".jpeg")
 _SPLITS = {"train", "val", "test"}
 
 
@@ -122,7 +121,7 @@ def _named(top: Path, ending: str) -> dict[str, Path]:
 
 
 def _images(top: Path) -> dict[str, Path]:
-    wanted = (path for path in _walk(top) if path.suffix.lower() in _SUFFIXES)
+    wanted = (path for path in _walk(top) if path.suffix.lower() in ENDINGS)
     return _unique(top, wanted, lambda name: os.path.splitext(name)[0])
 
 
@@ -159,7 +158,7 @@ def _fits(root: Path) -> str | None:
         return "cityscapes"
     if any(_has_pairs(folder) for folder in (root, *_folders(root))):
         return "pairs"
-    return "folder" if any(path.suffix.lower() in _SUFFIXES for path in _walk(root)) else None
+    return "folder" if any(path.suffix.lower() in ENDINGS for path in _walk(root)) else None
 
 
 def _wrong_layout(root: Path, layout: str, looked_for: str) -> DataError:
