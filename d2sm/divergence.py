@@ -6,7 +6,7 @@
     L    = sum_j D(P_.j || Q_.j)            eq. (1), P of the restored rows (kx), Q of the clean rows (ky)
 
 Shapes:  n rows filled, N new rows of this worker, M new rows of all workers; matrices are symmetric, so a row's sum is
-its column's sum. `rows` names the N x n block of kernels between this worker's new rows and every row.
+its column's sum. `k` holds kx and ky between this worker's new rows and every row: (2, N, n).
 
 For KL and inverse KL the divergence of a column needs three sums only:
 
@@ -36,16 +36,16 @@ EPS = torch.finfo(torch.float32).eps  # kernel of two opposite rows; one float32
 _TINY = torch.finfo(torch.float64).tiny
 
 
-def kernel(rows: Tensor, queue: Tensor) -> Tensor:
-    """k of every row with every queue entry: (N, D), (n, D) -> (N, n) float64, at least EPS."""
-    return ((_cosines(rows, queue).double() + 1) / 2).clamp(min=EPS)
+def kernel(pairs: Tensor, queues: Tensor) -> Tensor:
+    """k of every row with every queue entry, restored and clean: (2, N, D), (2, n, D) -> (2, N, n) float64, >= EPS."""
+    return _cosines(pairs, queues).double().add_(1).div_(2).clamp_(min=EPS)
 
 
-def _cosines(rows: Tensor, queue: Tensor) -> Tensor:
-    if queue.dtype == rows.dtype:
-        return (queue @ rows.T).T  # the tall factor first: 1.5x as fast as rows @ queue.T on a CPU (16 x 8192, MKL)
+def _cosines(pairs: Tensor, queues: Tensor) -> Tensor:
+    if queues.dtype == pairs.dtype:
+        return (queues @ pairs.mT).mT  # the tall factor first: 5 % faster than pairs @ queues.mT on a CPU (MKL)
     # A queue stored in half precision is multiplied in full: its products would keep 8 bits otherwise.
-    return torch.cat([part.to(rows.dtype) @ rows.T for part in queue.split(512)]).T
+    return torch.cat([part.to(pairs.dtype) @ pairs.mT for part in queues.split(512, dim=1)], dim=1).mT
 
 
 class ColumnSums(nn.Module):
@@ -61,16 +61,16 @@ class ColumnSums(nn.Module):
         self.register_buffer("sums", torch.zeros(3, queue_size, dtype=torch.float64))  # S_j, T_j, C_j
         self.sums: Tensor
 
-    def update(self, kx: Tensor, ky: Tensor, gone_x: Tensor, gone_y: Tensor, new: Tensor, own: Tensor) -> None:
+    def update(self, k: Tensor, gone: Tensor, new: Tensor, own: Tensor) -> None:
         """Exchange leaving for entering samples.
 
         Args:
-            kx, ky: (N, n) kernels of this worker's entering rows; 0 at each row's own column.
-            gone_x, gone_y: (at most N, n) kernels of the leaving rows that this worker answers for.
+            k: (2, N, n) kernels kx, ky of this worker's entering rows; 0 at each row's own column.
+            gone: (2, at most N, n) kernels of the leaving rows that this worker answers for.
             new, own: (M,), (N,) slots that all workers' and this worker's rows entered.
         """
-        entering = self._terms(kx, ky)  # (3, N, n)
-        change = entering.sum(1) - self._terms(gone_x, gone_y).sum(1)
+        entering = self._terms(k)  # (3, N, n)
+        change = entering.sum(1) - self._terms(gone).sum(1)
         change[:, new] = 0  # a new column is no change of the old one, but
         change[:, own] = entering.sum(2)  # counted afresh by the worker that brought it
         self.sums = self.sums.to(change.device)
@@ -83,23 +83,24 @@ class ColumnSums(nn.Module):
         s, t = (t, s) if self.inverse else (s, t)
         return (c / s - s.log() + t.log()).clamp(min=0).sum()
 
-    def slope(self, kx: Tensor, ky: Tensor, own: Tensor) -> Tensor:
+    def slope(self, k: Tensor, own: Tensor) -> Tensor:
         """dL/ds between this worker's new rows and every row: (N, n) float64."""
-        s, t, c = self.sums[:, : kx.shape[1]]
+        kx, ky = k
+        s, t, c = self.sums[:, : k.shape[2]]
         if self.inverse:  # g = -Q/P, whose mean under P is -1
             ratio = ky / kx.clamp(min=EPS)
             columns = (1 - ratio * (s / t)) / s
             rows = (1 - ratio * (s / t)[own, None]) / s[own, None]
         else:  # g = log(P/Q) + 1: the parts that only depend on the column fall out
-            logs = _log(kx) - _log(ky)
+            logs = _log_ratio(k)
             columns = (logs - c / s) / s
             rows = (logs - (c / s)[own, None]) / s[own, None]
         return torch.where(kx > EPS, (columns + rows) / 2, 0)  # flat where the kernel is clamped, and on the diagonal
 
-    def _terms(self, kx: Tensor, ky: Tensor) -> Tensor:
-        """What a pair adds to S, T and C."""
-        first, second = (ky, kx) if self.inverse else (kx, ky)
-        return torch.stack([kx, ky, first * (_log(first) - _log(second))])
+    def _terms(self, k: Tensor) -> Tensor:
+        """What a pair adds to S, T and C: (3, N, n)."""
+        c = -k[1] * _log_ratio(k) if self.inverse else k[0] * _log_ratio(k)
+        return torch.cat([k, c[None]])
 
 
 class Pairwise(nn.Module):
@@ -117,10 +118,10 @@ class Pairwise(nn.Module):
         self.register_buffer("kernels", torch.zeros(2, queue_size, queue_size, dtype=torch.float64))
         self.kernels: Tensor
 
-    def update(self, kx: Tensor, ky: Tensor, gone_x: Tensor, gone_y: Tensor, new: Tensor, own: Tensor) -> None:
+    def update(self, k: Tensor, gone: Tensor, new: Tensor, own: Tensor) -> None:
         """Exchange leaving for entering samples (arguments as in `ColumnSums`)."""
-        self.kernels = self.kernels.to(kx.device)
-        for matrix, own_rows in zip(self.kernels, (kx, ky), strict=True):
+        self.kernels = self.kernels.to(k.device)
+        for matrix, own_rows in zip(self.kernels, k, strict=True):
             rows, _ = gather_rows(own_rows)  # (M, n)
             matrix[new, : rows.shape[1]] = rows
             matrix[: rows.shape[1], new] = rows.T
@@ -135,13 +136,13 @@ class Pairwise(nn.Module):
             total += parts.clamp(min=0).sum()
         return total
 
-    def slope(self, kx: Tensor, ky: Tensor, own: Tensor) -> Tensor:
+    def slope(self, k: Tensor, own: Tensor) -> Tensor:
         """dL/ds between this worker's new rows and every row: (N, n) float64."""
-        n = kx.shape[1]
-        everyone = torch.arange(n, device=kx.device)
+        n = k.shape[2]
+        everyone = torch.arange(n, device=k.device)
         columns = [self._by_column(block, n)[:, own] for block in everyone.split(self.BLOCK)]
         half = (torch.cat(columns).T + self._by_column(own, n)) / 2
-        return torch.where(kx > EPS, half, 0)
+        return torch.where(k[0] > EPS, half, 0)
 
     def _by_column(self, columns: Tensor, n: int) -> Tensor:
         """dL/dkx_ij for some columns j, one a row: (J, n). g = log(P/M) / 2."""
@@ -158,3 +159,9 @@ class Pairwise(nn.Module):
 def _log(values: Tensor) -> Tensor:
     """Logarithm; finite on the diagonal, which is kept at 0 and so adds 0 * log."""
     return values.clamp(min=_TINY).log()
+
+
+def _log_ratio(k: Tensor) -> Tensor:
+    """log kx - log ky of (2, N, n) kernels."""
+    logs = _log(k)
+    return logs[0] - logs[1]

@@ -100,45 +100,48 @@ class StatisticsMatching(nn.Module):
 
     def _step(self, restored: Tensor, clean: Tensor, *, with_gradient: bool) -> tuple[Tensor, Tensor | None]:
         """The loss, and its gradient by the restored features, computed here since the queues move on."""
-        x, inverse_norm = _unit(restored)
-        y, _ = _unit(clean)
-        own, kx, ky = self._enter(x, y)
-        n = self.memory.fill
+        pairs, inverse_norm = _unit(torch.stack([restored, clean]))
+        own, k = self._enter(pairs)
+        n, x = self.memory.fill, pairs[0]
         scale = 1 / n if self.reduction == "mean" else 1.0
         if n < 2:  # nobody to compare with
             return x.new_zeros(()), torch.zeros_like(restored)
         value = (self.divergence.value(n) * scale).to(x.dtype)
         if not with_gradient:
             return value, None
-        slope = (self.divergence.slope(kx, ky, own) * (scale * world_size())).to(x.dtype)
+        slope = (self.divergence.slope(k, own) * (scale * world_size())).to(x.dtype)
         by_unit = _product(slope, self.memory.restored)
         # Through the normalisation: only the part of the gradient across the row changes its direction.
-        by_row = (by_unit - x * (x * by_unit).sum(1, keepdim=True)) * inverse_norm
+        along = torch.linalg.vecdot(x, by_unit)[:, None]
+        by_row = torch.addcmul(by_unit, x, along, value=-1) * inverse_norm[0]
         return value, by_row.to(restored.dtype)
 
-    def _enter(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Let every worker's rows enter; give this worker's slots and kernel rows: (N,), (N, n), (N, n)."""
-        rows, mine = gather_rows(torch.cat([x, y], dim=1).to(self.gather_dtype or x.dtype))
+    def _enter(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
+        """Let every worker's rows enter; give this worker's slots and kernels: (N,), (2, N, n)."""
+        count = pairs.shape[1]
+        everyone, mine = self._gather(pairs)
+        memory = self.memory
+        memory.allocate(everyone)
+        new = memory.slots(everyone.shape[1])
+        own = new[mine]
+        entering, leaving = everyone[:, mine].to(memory.rings.dtype), memory.rings[:, memory.leaving(own)]
+        memory.write(everyone)
+        # One product for entering and leaving rows: each reads the whole queue, which is what it costs.
+        rows = torch.cat([entering, leaving], dim=1).to(pairs.dtype)
+        k, gone = kernel(rows, memory.filled).tensor_split([count], dim=1)
+        k[:, torch.arange(count, device=own.device), own] = 0  # i != j
+        self.divergence.update(k, gone, new, own)
+        return own, k
+
+    def _gather(self, pairs: Tensor) -> tuple[Tensor, slice]:
+        """Every worker's rows, (2, M, D), and where this worker's stand among them."""
+        rows, mine = gather_rows(pairs.transpose(0, 1).flatten(1).to(self.gather_dtype or pairs.dtype))
         if len(rows) > self.queue_size:
             raise ValueError(
                 f"queue_size={self.queue_size}: smaller than the {len(rows)} samples this step brings; raise it, or "
                 "take smaller batches or larger patches"
             )
-        new_x, new_y = rows.to(x.dtype).chunk(2, dim=1)
-        memory = self.memory
-        memory.allocate(new_x)
-        new = memory.slots(len(rows))
-        own, gone = new[mine], new[mine][memory.leaving(len(rows))[mine]]
-        gone_x, gone_y = memory.ring_x[gone], memory.ring_y[gone]
-        memory.write(new_x, new_y)
-        # One product for entering and leaving rows: each reads the whole queue, which is what it costs.
-        kx = kernel(torch.cat([memory.ring_x[own], gone_x]).to(x.dtype), memory.restored)
-        ky = kernel(torch.cat([memory.ring_y[own], gone_y]).to(y.dtype), memory.clean)
-        here = torch.arange(len(own), device=own.device)
-        kx[here, own] = ky[here, own] = 0  # i != j
-        size = len(own)
-        self.divergence.update(kx[:size], ky[:size], kx[size:], ky[size:], new, own)
-        return own, kx[:size], ky[:size]
+        return rows.to(pairs.dtype).unflatten(1, (2, -1)).transpose(0, 1), mine
 
 
 class _WithGradient(torch.autograd.Function):
@@ -159,7 +162,7 @@ class _WithGradient(torch.autograd.Function):
 def _unit(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Rows of length one, in float32 at least, and their inverse lengths; zero rows stay zero, with zero gradient."""
     rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-    norm = rows.norm(dim=1, keepdim=True)
+    norm = rows.norm(dim=-1, keepdim=True)
     inverse = torch.where(norm > torch.finfo(rows.dtype).tiny, 1 / norm, 0)
     return rows * inverse, inverse
 
@@ -167,7 +170,7 @@ def _unit(rows: Tensor) -> tuple[Tensor, Tensor]:
 def _product(slope: Tensor, queue: Tensor) -> Tensor:
     """(N, n) @ (n, D), part by part when the queue is stored in another precision."""
     if queue.dtype == slope.dtype:
-        # By 8 blocks of D where it divides: as one product, MKL shares so few rows badly among cores (1.6x the time).
+        # By 8 blocks of D where it divides: as one product, MKL shares so few rows badly among cores (1.4x the time).
         blocks = math.gcd(8, queue.shape[1])
         parts = torch.bmm(slope.expand(blocks, -1, -1), queue.unflatten(1, (blocks, -1)).transpose(0, 1))
         return parts.transpose(0, 1).flatten(1)

@@ -23,52 +23,59 @@ class Memory(nn.Module):
         super().__init__()
         self.queue_size, self.dtype = queue_size, dtype
         self.fill, self.position = 0, 0
-        self.register_buffer("ring_x", torch.empty(queue_size, 0))
-        self.register_buffer("ring_y", torch.empty(queue_size, 0))
-        self.ring_x: Tensor
-        self.ring_y: Tensor
+        self.register_buffer("rings", torch.empty(2, queue_size, 0))  # Q^X, Q^Y
+        self.rings: Tensor
+
+    @property
+    def filled(self) -> Tensor:
+        """Q^X and Q^Y: (2, n, D), the n <= q rows filled so far."""
+        return self.rings[:, : self.fill]
 
     @property
     def restored(self) -> Tensor:
-        """Q^X: (n, D), the n <= q rows filled so far."""
-        return self.ring_x[: self.fill]
+        """Q^X: (n, D)."""
+        return self.filled[0]
 
     @property
     def clean(self) -> Tensor:
         """Q^Y: (n, D)."""
-        return self.ring_y[: self.fill]
+        return self.filled[1]
 
     def slots(self, count: int) -> Tensor:
         """Where the next `count` rows will stand: the empty slots, then those of the oldest rows. (count,) int64."""
-        return (torch.arange(count, device=self.ring_x.device) + self.position) % self.queue_size
+        return (torch.arange(count, device=self.rings.device) + self.position) % self.queue_size
 
-    def leaving(self, count: int) -> Tensor:
-        """Which of the next `count` slots hold a row that has to go. (count,) bool."""
-        return self.slots(count) < self.fill
+    def leaving(self, slots: Tensor) -> Tensor:
+        """Those of the next slots that hold a row which has to go; the empty ones come first."""
+        return slots if self.fill == self.queue_size else slots[slots < self.fill]
 
-    def write(self, restored: Tensor, clean: Tensor) -> None:
-        """Let (M, D) rows enter, M <= q; as many of the oldest leave when the rings are full."""
-        slots = self.slots(len(restored))
-        self.ring_x[slots] = restored.to(self.ring_x.dtype)
-        self.ring_y[slots] = clean.to(self.ring_y.dtype)
-        self.position = (self.position + len(restored)) % self.queue_size
-        self.fill = min(self.fill + len(restored), self.queue_size)
+    def write(self, pairs: Tensor) -> None:
+        """Let (2, M, D) restored and clean rows enter, M <= q; as many of the oldest leave when the rings are full."""
+        count = pairs.shape[1]
+        self.rings[:, self.slots(count)] = pairs.to(self.rings.dtype)
+        self.position = (self.position + count) % self.queue_size
+        self.fill = min(self.fill + count, self.queue_size)
 
-    def allocate(self, rows: Tensor) -> None:
+    def allocate(self, pairs: Tensor) -> None:
         """Make room for rows like these, the first time; afterwards check that they are alike."""
-        if self.ring_x.shape[1] == 0:
-            shape, dtype = (self.queue_size, rows.shape[1]), self.dtype or rows.dtype
-            self.ring_x = torch.zeros(shape, dtype=dtype, device=rows.device)
-            self.ring_y = torch.zeros(shape, dtype=dtype, device=rows.device)
-        if self.ring_x.shape[1] != rows.shape[1]:
+        length = pairs.shape[2]
+        if self.rings.shape[2] == 0:
+            self._lay_out(length, self.dtype or pairs.dtype, pairs.device)
+        if self.rings.shape[2] != length:
             raise ValueError(
-                f"features: {rows.shape[1]} numbers a sample, but the queues hold samples of {self.ring_x.shape[1]}; "
+                f"features: {length} numbers a sample, but the queues hold samples of {self.rings.shape[2]}; "
                 "keep crop size, layer and patch_size, or start with fresh queues"
             )
-        if self.ring_x.device != rows.device:
+        if self.rings.device != pairs.device:
             raise ValueError(
-                f"features: on {rows.device}, but the queues are on {self.ring_x.device}; move the loss with .to(...)"
+                f"features: on {pairs.device}, but the queues are on {self.rings.device}; move the loss with .to(...)"
             )
+
+    def _lay_out(self, length: int, dtype: torch.dtype, device: torch.device) -> None:
+        # A cache line between rows: D is often a power of two, and rows that far apart fall on the same places of a
+        # CPU's cache. The gradient's product takes 0.7x the time for it (8 x 1024 with 1024 x 8192, MKL).
+        gap = 64 // dtype.itemsize
+        self.rings = torch.zeros(2, self.queue_size, length + gap, dtype=dtype, device=device)[..., :length]
 
     def get_extra_state(self) -> dict[str, int]:
         """Fill and position, beside the rings in `state_dict()`."""
@@ -78,15 +85,13 @@ class Memory(nn.Module):
         self.fill, self.position = int(state["fill"]), int(state["position"])
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        for name in ("ring_x", "ring_y"):
-            saved = state_dict.get(prefix + name)
-            if saved is None:
-                continue
-            if len(saved) != self.queue_size:
+        saved = state_dict.get(prefix + "rings")
+        if saved is not None:
+            if saved.shape[1] != self.queue_size:
                 raise ValueError(
-                    f"queue_size: this loss remembers {self.queue_size} samples, the saved state {len(saved)}; "
-                    f"use queue_size={len(saved)} or start with fresh queues"
+                    f"queue_size: this loss remembers {self.queue_size} samples, the saved state {saved.shape[1]}; "
+                    f"use queue_size={saved.shape[1]} or start with fresh queues"
                 )
             # D and precision are the saved ones: a fresh ring has neither yet.
-            setattr(self, name, torch.empty_like(saved, device=getattr(self, name).device))
+            self._lay_out(saved.shape[2], saved.dtype, self.rings.device)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -128,11 +128,10 @@ def test_state_holds_the_queues_and_nothing_of_phi(nested: bool) -> None:
     loss(restored=restored, clean=clean)
     state = module.state_dict()
     assert set(state) - {"model.weight", "model.bias"} == {
-        f"{prefix}matching.{key}"
-        for key in ("memory.ring_x", "memory.ring_y", "memory._extra_state", "divergence.sums")
+        f"{prefix}matching.{key}" for key in ("memory.rings", "memory._extra_state", "divergence.sums")
     }
     assert state[f"{prefix}matching.memory._extra_state"] == {"fill": 4, "position": 4}
-    assert state[f"{prefix}matching.memory.ring_y"][:4].norm(dim=1).tolist() == pytest.approx([1] * 4, rel=1e-5)
+    assert state[f"{prefix}matching.memory.rings"][1, :4].norm(dim=1).tolist() == pytest.approx([1] * 4, rel=1e-5)
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
@@ -164,8 +163,8 @@ def test_loading_is_strict_about_the_rest_and_leaves_phi_alone() -> None:
     loss = D2SMLoss(other, 10)
     loss.load_state_dict(state)
     assert other[0].weight.abs().max() == 0
-    with pytest.raises(RuntimeError, match="ring_y"):
-        loss.load_state_dict({key: value for key, value in state.items() if "ring_y" not in key})
+    with pytest.raises(RuntimeError, match="rings"):
+        loss.load_state_dict({key: value for key, value in state.items() if "rings" not in key})
     with pytest.raises(RuntimeError, match="surplus"):
         loss.load_state_dict(state | {"surplus": torch.zeros(1)})
     with pytest.raises(ValueError, match="queue_size: this loss remembers 12 samples, the saved state 10"):
@@ -270,7 +269,7 @@ def test_autocast_computes_features_in_bf16_and_the_loss_in_float32() -> None:
             value = half(restored=leaves[1], clean=clean)
             assert half.features(clean).dtype == torch.bfloat16
         wanted, gradient = (torch.autograd.grad(v, leaf)[0] for v, leaf in ((expected, leaves[0]), (value, leaves[1])))
-    assert value.dtype == torch.float32 and half.matching.memory.ring_x.dtype == torch.float32
+    assert value.dtype == torch.float32 and half.matching.memory.rings.dtype == torch.float32
     # bf16 keeps 8 bits in every layer of Phi; `test_matching.py` shows that the loss adds nothing to that.
     # Measured: value within 2.4 %, cosine of the gradients 0.965.
     assert value.item() == pytest.approx(expected.item(), rel=0.05)

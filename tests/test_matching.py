@@ -156,7 +156,7 @@ def test_half_precision_queues_cost_little_accuracy() -> None:
     for step in range(12):
         restored, clean = rows(4, 256, seed=step, dtype=torch.float32)
         expected, value = (m(restored=restored, clean=clean).item() for m in (full, half))
-    assert half.memory.ring_x.dtype == torch.bfloat16
+    assert half.memory.rings.dtype == torch.bfloat16
     assert value == pytest.approx(expected, rel=5e-3)  # measured here: 1e-3 or so
     x, y = half.memory.restored.double().numpy(), half.memory.clean.double().numpy()
     assert value == pytest.approx(reference.eq1(x, y) / 32, rel=2e-3)  # rows of bf16 are not quite of length one
