@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cluster import sweeping
+
 if TYPE_CHECKING:
     from pipelines.config import Config
     from pipelines.job import Outcome
@@ -33,12 +35,13 @@ def parser() -> argparse.ArgumentParser:
     """All verbs and their options."""
     top = argparse.ArgumentParser(
         prog="d2sm",
-        description="D2SM image restoration: train, evaluate, denoise and look models up, on Ray with MLflow.",
+        description="D2SM image restoration: train, sweep, evaluate, denoise and look models up, on Ray with MLflow.",
     )
     verbs = top.add_subparsers(title="verbs", required=True, metavar="VERB")
     _demo(verbs)
     _scenes(verbs)
     _train(verbs)
+    _tune(verbs)
     _evaluate(verbs)
     _denoise(verbs)
     _models(verbs)
@@ -126,10 +129,11 @@ def run_train(args: argparse.Namespace) -> None:
     from pipelines.job import run
 
     outcome = run(config, quiet=args.quiet, verbose=args.verbose)
-    _report(outcome)
+    report(outcome)
 
 
-def _report(outcome: Outcome) -> None:
+def report(outcome: Outcome) -> None:
+    """What a job left behind, as text."""
     from pipelines.tracking import ui_command
 
     print(f"\n{outcome.results.table(outcome.trained.config.recipe or 'restored')}\n\n({outcome.results.convention})")
@@ -141,6 +145,12 @@ def _report(outcome: Outcome) -> None:
     if outcome.record:
         print(f"registered {outcome.record.name} version {outcome.record.version} {' '.join(outcome.record.aliases)}")
     print(f"MLflow     {ui_command(outcome.trained.uri)}  then open http://127.0.0.1:5000/{outcome.page}")
+
+
+def _tune(verbs: argparse._SubParsersAction) -> None:  # type: ignore[type-arg]
+    verb = _verb(verbs, "tune", "search over queue size, K, loss weights or any other key", sweeping.run_tune)
+    sweeping.add(verb)
+    _overrides(verb)
 
 
 def _evaluate(verbs: argparse._SubParsersAction) -> None:  # type: ignore[type-arg]

@@ -123,8 +123,11 @@ class Train(Section):
     )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of network and Phi; the losses stay in float32")
     num_workers: int = Field(1, ge=1, description="Ray Train workers")
-    use_gpu: bool = Field(False, description="one GPU a worker (nccl); otherwise CPU (gloo)")
+    use_gpu: bool = Field(False, description="workers on GPUs; otherwise CPU")
     cpus_per_worker: float = Field(1.0, gt=0, description="CPUs Ray reserves for a worker")
+    gpus_per_worker: float = Field(
+        1.0, gt=0, le=1, description="share of a GPU for a worker, or an evaluating actor; below 1, they share one"
+    )
     threads: int = Field(1, ge=1, description="torch threads of a CPU worker")
     data_cpus: float = Field(1.0, gt=0, description="CPUs left free for Ray Data")
     max_failures: int = Field(0, ge=0, description="how often lost workers are restarted from the last checkpoint")
@@ -142,7 +145,7 @@ class Evaluate(Section):
         description="espnet-cityscapes, -camvid or -scenes, module:callable or models:/name@alias; none: no MIoU",
     )
     segmenter_weights: str | None = Field(None, description="the segmenter's weights")
-    actors: int = Field(1, ge=1, description="processes that evaluate side by side")
+    actors: int = Field(1, ge=0, description="processes that evaluate side by side; 0: the one that asks does it")
     threads: int = Field(1, ge=1, description="torch threads of such a process")
     use_gpu: bool = Field(False, description="one GPU a process")
     limit: int | None = Field(None, ge=1, description="only the first so many images")
@@ -162,6 +165,7 @@ class Tracking(Section):
     uri: str = Field("", description="tracking URI; empty: MLFLOW_TRACKING_URI, else a sqlite file in train.storage")
     experiment: str = Field("d2sm", description="MLflow experiment")
     register_as: str = Field("", description="name in the model registry; empty: not registered")
+    parent: str = Field("", description="id of the MLflow run that this one is shown under, such as a sweep's")
     alias: str = Field("", description="alias set on the registered version, such as champion")
 
 
@@ -246,7 +250,7 @@ def load(path: str | Path) -> Config:
     if not isinstance(tree, dict):
         raise ConfigError(f"configuration {path}: holds no sections; give a file written by `d2sm train`")
     for key, _ in _leaves(tree, ""):
-        _check_key(key)
+        check_key(key)
     return from_tree(tree)
 
 
@@ -269,7 +273,7 @@ def parse(overrides: Iterable[str]) -> dict[str, Any]:
         key, sign, text = override.partition("=")
         if not sign:
             raise ConfigError(f"{override}: an override is written key=value, such as train.epochs=2")
-        _check_key(key)
+        check_key(key)
         try:
             changes[key] = text if keys()[key].annotation is str or not text else yaml.safe_load(text)
         except yaml.YAMLError:
@@ -299,7 +303,12 @@ def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-def _check_key(key: str) -> None:
+def check_key(key: str) -> None:
+    """Make sure that a dotted key exists.
+
+    Raises:
+        ConfigError: when it does not; names the nearest.
+    """
     known = keys()
     if key in known:
         return
@@ -309,7 +318,7 @@ def _check_key(key: str) -> None:
 
 
 def _set(tree: dict[str, Any], key: str, value: Any) -> None:
-    _check_key(key)
+    check_key(key)
     *sections, last = key.split(".")
     for section in sections:
         tree = tree[section]

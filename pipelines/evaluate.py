@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -104,8 +104,9 @@ def evaluate(model: str | Path, config: Config | None = None, *, quiet: bool = F
     segmenter = config.evaluate.segmenter
     if segmenter:
         segmenters.load(segmenter, weights=config.evaluate.segmenter_weights)
-    session.start(cpus=config.evaluate.actors + 1, verbose=verbose)
-    rows = _stream(bundle, config, items, quiet)
+    if config.evaluate.actors:
+        session.start(cpus=config.evaluate.actors + 1, verbose=verbose)
+    rows = _rows(bundle, config, items, quiet)
     labelled = segmenter is not None and items["label"].null_count < items.num_rows
     return _summary(config, rows, items.num_rows, cityscapes.fingerprint(items), segmenter if labelled else None)
 
@@ -128,8 +129,38 @@ def images(config: Config) -> pa.Table:
     return items.slice(0, config.evaluate.limit or items.num_rows)
 
 
-def _stream(bundle: Path, config: Config, items: pa.Table, quiet: bool) -> list[dict[str, Any]]:
-    """Every image's measurements, from a pool of actors that read the images themselves."""
+def _rows(bundle: Path, config: Config, items: pa.Table, quiet: bool) -> list[dict[str, Any]]:
+    """Every image's measurements."""
+    rows = []
+    done: set[str] = set()
+    try:
+        with Line("evaluate", items.num_rows, quiet=quiet) as line:
+            for row in _stream(bundle, config, items) if config.evaluate.actors else _here(bundle, config, items):
+                rows.append(row)
+                done.add(row["name"])
+                line.to(len(done))
+    except Exception as error:  # Ray wraps what an actor raised in several layers
+        reason = session.cause(error)
+        if isinstance(reason, (ValueError, OSError)):
+            raise EvaluationError(" ".join(str(reason).split())[:600]) from error
+        raise
+    return sorted(rows, key=lambda row: (row["name"], row["kind"], row["level"]))
+
+
+def _here(bundle: Path, config: Config, items: pa.Table) -> Iterator[dict[str, Any]]:
+    """In this process."""
+    threads = torch.get_num_threads()
+    try:
+        evaluator = _Evaluator(bundle, config)
+        for row in items.to_pylist():
+            columns = evaluator({name: [value] for name, value in row.items()})
+            yield from (dict(zip(columns, values)) for values in zip(*columns.values(), strict=True))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _stream(bundle: Path, config: Config, items: pa.Table) -> Iterator[dict[str, Any]]:
+    """From a pool of actors that read the images themselves."""
     evaluate = config.evaluate
     if ray.cluster_resources().get("CPU", 0) < evaluate.actors:
         raise EvaluationError(f"evaluate.actors={evaluate.actors}: Ray has fewer CPUs; lower it")
@@ -143,22 +174,9 @@ def _stream(bundle: Path, config: Config, items: pa.Table, quiet: bool) -> list[
         batch_format="numpy",
         compute=ray.data.ActorPoolStrategy(size=evaluate.actors),
         num_cpus=1,
-        num_gpus=1 if evaluate.use_gpu else 0,
+        num_gpus=config.train.gpus_per_worker if evaluate.use_gpu else 0,
     )
-    done: set[str] = set()
-    rows = []
-    try:
-        with Line("evaluate", items.num_rows, quiet=quiet) as line:
-            for row in pool.iter_rows():
-                rows.append(row)
-                done.add(row["name"])
-                line.to(len(done))
-    except Exception as error:  # Ray wraps what an actor raised in several layers
-        reason = session.cause(error)
-        if isinstance(reason, (ValueError, OSError)):
-            raise EvaluationError(" ".join(str(reason).split())[:600]) from error
-        raise
-    return sorted(rows, key=lambda row: (row["name"], row["kind"], row["level"]))
+    yield from pool.iter_rows()
 
 
 class _Evaluator:

@@ -45,12 +45,7 @@ def start(*, cpus: float, verbose: bool = False) -> None:
             is no more than a number, and ingest and training take turns.
         verbose: let Ray's own log and warnings through.
     """
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    if not verbose:
-        for name in ("ray", "ray.data", "ray.train", "ray.tune"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors come as exceptions, which are shown
+    quiet(verbose=verbose)
     if ray.is_initialized():
         return
     options: dict[str, Any] = {
@@ -66,6 +61,16 @@ def start(*, cpus: float, verbose: bool = False) -> None:
     ray.init(address="local", num_cpus=logical, include_dashboard=False, **options)
 
 
+def quiet(*, verbose: bool = False) -> None:
+    """Set the environment that Ray reads, and its loggers, in this process."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if not verbose:
+        for name in ("ray", "ray.data", "ray.train", "ray.tune"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors come as exceptions, which are shown
+
+
 def check(config: Config) -> None:
     """Stop before Ray would wait without a word.
 
@@ -79,10 +84,11 @@ def check(config: Config) -> None:
             f"train.data_cpus={config.train.data_cpus:g} training reserves {need:g} CPUs, but Ray has "
             f"{have.get('CPU', 0):g}; lower one of them, or join a larger cluster (RAY_ADDRESS)"
         )
-    if config.train.use_gpu and have.get("GPU", 0) < config.train.num_workers:
+    share = config.train.gpus_per_worker
+    if config.train.use_gpu and have.get("GPU", 0) * (1 // share) < config.train.num_workers:
         raise ResourceError(
-            f"train.use_gpu=true: {config.train.num_workers} workers need a GPU each, but Ray has "
-            f"{have.get('GPU', 0):g}; lower train.num_workers, or say train.use_gpu=false"
+            f"train.use_gpu=true: {config.train.num_workers} workers need {share:g} GPU each, but Ray has "
+            f"{have.get('GPU', 0):g}; lower train.num_workers or train.gpus_per_worker, or say train.use_gpu=false"
         )
 
 

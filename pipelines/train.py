@@ -30,6 +30,7 @@ _FREE = (
     "train.num_workers",
     "train.use_gpu",
     "train.cpus_per_worker",
+    "train.gpus_per_worker",
     "train.threads",
     "train.data_cpus",
     "train.max_failures",
@@ -71,6 +72,22 @@ def fit(config: Config, *, quiet: bool = False, verbose: bool = False) -> Traine
         ConfigError, DataError, ResourceError, TrackingError, TrainingError: each one line.
     """
     config = named(config)
+    items = images(config)
+    check_features(config)
+    fingerprint = cityscapes.fingerprint(items)
+    session.start(cpus=session.cpus_needed(config), verbose=verbose)
+    session.check(config)
+    run_dir = open_folder(config, fingerprint)
+    with open_run(config, run_dir) as run:
+        return _train(config, items, run_dir, fingerprint, run, quiet)
+
+
+def images(config: Config) -> pa.Table:
+    """The table of images that training reads.
+
+    Raises:
+        DataError: when there are none, one is broken, or one holds no crop.
+    """
     items = cityscapes.index(
         config.data.root,
         config.data.train_split,
@@ -79,13 +96,7 @@ def fit(config: Config, *, quiet: bool = False, verbose: bool = False) -> Traine
         on_bad=config.data.bad_images,
     )
     data.check_sizes(config, items)
-    check_features(config)
-    fingerprint = cityscapes.fingerprint(items)
-    session.start(cpus=session.cpus_needed(config), verbose=verbose)
-    session.check(config)
-    run_dir = open_folder(config, fingerprint)
-    with open_run(config, run_dir) as run:
-        return _train(config, items, run_dir, fingerprint, run, quiet)
+    return items
 
 
 def named(config: Config) -> Config:
@@ -142,6 +153,8 @@ def open_run(config: Config, run_dir: Path) -> tracking.Run:
     """The run's MLflow record, continued when there is one."""
     known = read_run(run_dir)
     tags = {"d2sm.recipe": config.recipe, "d2sm.data": known["fingerprint"], "d2sm.folder": str(run_dir)}
+    if config.tracking.parent:
+        tags["mlflow.parentRunId"] = config.tracking.parent
     run = tracking.open_run(config, run_dir=run_dir, tags=tags, run_id=known.get("run_id"))
     write_run(run_dir, run_id=run.id)
     return run
@@ -211,11 +224,17 @@ def _fit_trainer(config: Config, items: pa.Table, run_dir: Path, steps: int, fin
             "steps_per_epoch": plan.steps_per_epoch(config, items.num_rows),
             "log": mailbox,
         },
-        torch_config=TorchConfig(backend="nccl" if train.use_gpu else "gloo", timeout_s=300),
+        # NCCL takes one worker a GPU.
+        torch_config=TorchConfig(
+            backend="nccl" if train.use_gpu and train.gpus_per_worker == 1 else "gloo", timeout_s=300
+        ),
         scaling_config=ScalingConfig(
             num_workers=train.num_workers,
             use_gpu=train.use_gpu,
-            resources_per_worker={"CPU": train.cpus_per_worker, **({"GPU": 1} if train.use_gpu else {})},
+            resources_per_worker={
+                "CPU": train.cpus_per_worker,
+                **({"GPU": train.gpus_per_worker} if train.use_gpu else {}),
+            },
         ),
         run_config=RunConfig(
             name=train.name,

@@ -123,7 +123,16 @@ class Worker:
         self.schedule.load_state_dict({**state["schedule"], "lr_lambdas": self.schedule.state_dict()["lr_lambdas"]})
         self.objective.load_state_dict(state["objective"])
         torch.set_rng_state(state["random"])
-        return int(checkpoint.meta(folder)["step"])
+        step = int(checkpoint.meta(folder)["step"])
+        self._set_rate(step)
+        return step
+
+    def _set_rate(self, step: int) -> None:
+        """The configured rate, not the saved one: they differ when a sweep goes on from another trial's checkpoint."""
+        lr = self.config.train.lr
+        self.schedule.base_lrs = [lr for _ in self.schedule.base_lrs]
+        for group in self.optimizer.param_groups:
+            group["initial_lr"], group["lr"] = lr, lr * rate(self.config.train, step, self.steps_per_epoch)
 
 
 class Log:

@@ -1,1 +1,1 @@
-"""Sweeps: a trial is a call of `pipelines.train.fit`."""
+"""Sweeps: `run(Sweep(...))` searches a space of dotted keys; every trial is `pipelines.train.fit`."""

@@ -1,0 +1,64 @@
+"""A sweep in MLflow: one parent run with the table and the picture; every trial is a run of its own below it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+
+from pipelines import stores, tracking, train
+from pipelines.config import Config
+from tuning import picture, rows
+from tuning.rows import Row
+from tuning.sweep import Sweep
+from tuning.trial import name_of
+
+TABLE, PICTURE, BEST = "trials.txt", "search.png", "best.yaml"
+
+
+def open_parent(sweep: Sweep) -> tracking.Run:
+    """The sweep's own run, continued when there is one."""
+    facts = {f"d2sm.sweep.{key}": value for key, value in sweep.facts().items()}
+    tags = {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
+    known = train.read_run(sweep.folder)
+    run = tracking.open_run(
+        sweep.base,
+        run_dir=sweep.folder,
+        tags={"d2sm.recipe": sweep.base.recipe, **tags},
+        run_id=known.get("run_id"),
+    )
+    train.write_run(sweep.folder, run_id=run.id)
+    return run
+
+
+def keep(run: tracking.Run, sweep: Sweep, found: Sequence[Row], best: Config | None) -> None:
+    """Write the table, the picture and the best configuration, and put them into the sweep's run."""
+    (sweep.folder / TABLE).write_text(rows.text(found, list(sweep.space), sweep.metrics) + "\n")
+    files = [sweep.folder / TABLE, picture.draw(found, sweep.space, sweep.metrics, sweep.folder / PICTURE)]
+    top = rows.best(found, sweep.metrics[0])
+    if best is not None and top is not None:
+        best.replace({"tracking.parent": ""}).save(sweep.folder / BEST)
+        files.append(sweep.folder / BEST)
+        run.results({f"best.{metric}": top.value(metric) for metric in sweep.metrics})
+        run.tag("d2sm.sweep.best", name_of(top.number))
+    for file in files:
+        run.file(file)
+
+
+def settle(sweep: Sweep, found: Sequence[Row]) -> None:
+    """Say in every trial's run how it ended; one whose process died still says that it is running."""
+    uri = stores.uri_of(sweep.base)
+    ends = {"failed": "FAILED", "finished": "FINISHED", "stopped": "FINISHED"}
+    try:
+        client = stores.prepare(uri)
+        with stores.one_line(uri, tracking.TrackingError):
+            for row in found:
+                for run_dir in sorted(sweep.folder.glob(f"{name_of(row.number)}*")):
+                    run_id = train.read_run(run_dir).get("run_id")
+                    if run_id is None:
+                        continue
+                    client.set_tag(run_id, "d2sm.trial", row.state)
+                    if client.get_run(run_id).info.status == "RUNNING":
+                        client.set_terminated(run_id, ends.get(row.state, "KILLED"))
+    except tracking.TrackingError as error:
+        print(f"d2sm: how the trials ended is not in MLflow, the same command adds it: {error}", file=sys.stderr)

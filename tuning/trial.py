@@ -1,0 +1,139 @@
+"""One trial of a sweep: `pipelines.train.fit` up to each measuring point, then a short evaluation.
+
+Between measuring points a trial holds no worker and no placement group, so that stopping it there leaves nothing
+behind. What it measured is kept in its folder: a trial that is started again repeats neither steps nor measurements.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ray import tune
+
+from pipelines import checkpoint, plan, session
+from pipelines import config as configs
+from pipelines.config import Config
+from pipelines.evaluate import evaluate
+from pipelines.job import keep
+from pipelines.stores import TrackingError
+from pipelines.train import Trained, fit, folder_of, images, open_run
+
+T = TypeVar("T")
+SETTINGS, BASE = "sweep.json", "base.yaml"  # in the sweep's folder
+FAILED = "failed.json"  # in a trial's folder
+PATIENCE = 15 * 60  # seconds that a trial waits for the tracking server to come back
+
+
+def name_of(number: int) -> str:
+    """The folder and the MLflow name of a trial."""
+    return f"{number:03d}"
+
+
+def report_file(run_dir: Path, budget: int) -> Path:
+    """Where a trial keeps what it measured after so much of its budget."""
+    return run_dir / "reports" / f"{budget:04d}.json"
+
+
+class Trial(tune.Trainable):
+    """What Ray Tune runs. `step` is training up to the next measuring point.
+
+    config: folder (the sweep's), trial (number, point).
+    """
+
+    def setup(self, config: dict[str, Any]) -> None:
+        session.quiet()
+        self.folder = Path(config["folder"])
+        self.settings = json.loads((self.folder / SETTINGS).read_text())
+        self.number, self.point = int(config["trial"]["number"]), dict(config["trial"]["point"])
+        self.name, self.rung = name_of(self.number), 0
+
+    def step(self) -> dict[str, Any]:
+        budgets: list[int] = self.settings["budgets"]
+        budget = budgets[self.rung]
+        self.rung += 1
+        numbers = self._measured(budget, budgets[-1])
+        return {**numbers, "budget": budget, "done": self.rung == len(budgets)}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """A pointer: the checkpoint itself is the run's."""
+        place = {"number": self.number, "name": self.name, "rung": self.rung}
+        (Path(checkpoint_dir) / "place.json").write_text(json.dumps(place))
+
+    def load_checkpoint(self, checkpoint_dir: str) -> None:
+        """Go on from one's own place, or from another trial's, as population-based training has it."""
+        place = json.loads((Path(checkpoint_dir) / "place.json").read_text())
+        self.rung = int(place["rung"])
+        if place["number"] == self.number:
+            self.name = place["name"]
+            return
+        generation = 1 + sum(1 for _ in self.folder.glob(f"{name_of(self.number)}-from-*"))
+        self.name = f"{name_of(self.number)}-from-{place['name'].split('-')[0]}-{generation}"
+        _adopt(self.folder / place["name"], self.folder / self.name, self.config_of())
+
+    def config_of(self) -> Config:
+        """The trial's whole configuration."""
+        ours = {"train.storage": str(self.folder), "train.name": self.name}
+        return configs.load(self.folder / BASE).replace({**self.point, **ours})
+
+    def _measured(self, budget: int, whole: int) -> dict[str, float]:
+        config = self.config_of()
+        run_dir = folder_of(config)
+        file = report_file(run_dir, budget)
+        if file.exists():
+            return dict(json.loads(file.read_text()))
+        try:
+            numbers = self._measure(config, budget, whole)
+        except Exception as error:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            why = " ".join(str(session.cause(error)).split())[:600]
+            (run_dir / FAILED).write_text(json.dumps({"budget": budget, "why": why}))
+            raise
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(".tmp")
+        temporary.write_text(json.dumps(numbers))
+        temporary.replace(file)
+        return numbers
+
+    def _measure(self, config: Config, budget: int, whole: int) -> dict[str, float]:
+        steps = plan.total_steps(config, images(config).num_rows)
+        part = config.replace({"train.max_steps": max(1, steps * budget // whole)})
+        trained = _patient(lambda: fit(part, quiet=True))
+        numbers = {"step": float(trained.step), **trained.metrics}
+        if self.settings["evaluates"]:
+            numbers |= self._evaluate(trained)
+        return numbers
+
+    def _evaluate(self, trained: Trained) -> Mapping[str, float]:
+        results = evaluate(trained.checkpoint, trained.config, quiet=True)
+
+        def send() -> None:
+            with open_run(trained.config, trained.run_dir) as run:
+                keep(run, trained.run_dir, results, [])
+
+        _patient(send)
+        return results.flat()
+
+
+def _adopt(donor: Path, run_dir: Path, config: Config) -> None:
+    """Begin a run with another run's last checkpoint."""
+    last = checkpoint.resolve(donor)
+    run_dir.mkdir(parents=True)
+    config.save(run_dir / checkpoint.CONFIG)
+    shutil.copytree(last, run_dir / last.name)
+
+
+def _patient(job: Callable[[], T]) -> T:
+    """Try again while the tracking server is away; training itself goes on from its checkpoint."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return job()
+        except TrackingError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(3)
