@@ -109,8 +109,9 @@ def test_what_an_evaluation_says(results: Results) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("actors", [0, 2])
 def test_any_number_of_actors_says_the_same_bit_for_bit(
-    actors: int, results: Results, bundle: Path, scenes_root: Path) -> None:
-    config = checkpoint.load_model(bundle)[1].replace({"evaluate.actors": 2})
+    actors: int, results: Results, bundle: Path, scenes_root: Path
+) -> None:
+    config = checkpoint.load_model(bundle)[1].replace({"evaluate.actors": actors})
     assert evaluate(bundle, config, quiet=True) == results
 
 

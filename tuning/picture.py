@@ -49,7 +49,7 @@ def _parallel(axes: Axes, rows: Sequence[Row], space: Space, metrics: Sequence[s
         _label(axes, at, [(_height(v, domain), _short(v)) for v in _marks(domain)])
     for at, metric in enumerate(metrics, start=len(space)):
         numbers = [row.value(metric) for row in rows]
-        ends = [min(numbers, default=0), max(numbers, default=1)]
+        ends = {min(numbers), max(numbers)} if numbers else set()
         _label(axes, at, [(_share(v, numbers), _short(float(v))) for v in ends])
     axes.set_xticks(range(len(names)), [name.replace(".", ".\n", 1) for name in names])
     axes.set_yticks([])

@@ -103,27 +103,34 @@ class Valid(Searcher):
         self.file = folder / "suggested.json"
 
     def suggest(self, trial_id: str) -> Any:
-        points = json.loads(self.file.read_text()) if self.file.exists() else []
-        tried = {name_of(point) for point in points}
-        for _ in range(_TRIES):
-            chosen = self.inner.suggest(trial_id)
+        known = self._known()
+        tried = {name_of(entry["point"]) for entry in known}
+        for attempt in range(_TRIES):
+            asked = f"{trial_id}-{attempt}"  # every question is a trial of its own to the searcher
+            chosen = self.inner.suggest(asked)
             if chosen is None or chosen == Searcher.FINISHED:
                 return chosen
             point = {key: _value(self.space[key], choice) for key, choice in chosen.items()}
             if name_of(point) not in tried and self.reason(point) is None:
-                self.file.write_text(json.dumps([*points, point]))
-                return {"folder": str(self.file.parent), "trial": {"number": len(points), "point": point}}
-            self.inner.on_trial_complete(trial_id, error=True)
+                self.file.write_text(json.dumps([*known, {"trial": trial_id, "asked": asked, "point": point}]))
+                return {"folder": str(self.file.parent), "trial": {"number": len(known), "point": point}}
+            self.inner.on_trial_complete(asked, error=True)
         return Searcher.FINISHED
+
+    def _known(self) -> list[dict[str, Any]]:
+        return list(json.loads(self.file.read_text())) if self.file.exists() else []
+
+    def _asked(self, trial_id: str) -> str:
+        return next(str(entry["asked"]) for entry in self._known() if entry["trial"] == trial_id)
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         return True  # `inner` has its space already
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        self.inner.on_trial_result(trial_id, result)
+        self.inner.on_trial_result(self._asked(trial_id), result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        self.inner.on_trial_complete(trial_id, result=result, error=error)
+        self.inner.on_trial_complete(self._asked(trial_id), result=result, error=error)
 
     def save(self, checkpoint_path: str) -> None:
         self.inner.save(checkpoint_path)

@@ -1,0 +1,128 @@
+"""What a sweep may search: every mistake one line, every point a configuration, the same points for the same seed."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.config import Config, ConfigError
+from pipelines.recipes import recipe
+from tuning.space import SPACES, Range, Space, SpaceError, check, draw, grid, load, name_of, parse, plain
+
+BASE = Config().replace({"data.crop_size": 96, "train.batch_size": 4})
+
+
+def reason(point: dict[str, Any]) -> str | None:
+    try:
+        BASE.replace(point)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_every_ready_made_space_fits_the_recipes(name: str) -> None:
+    check(SPACES[name], recipe("ffdnet_d2sm"))
+    assert draw(SPACES[name], 5, 0, lambda point: None)
+
+
+def test_a_file_is_read_back(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "loss.queue_size: [64, 256]\nloss.weight: {low: 0.1, high: 100, log: true}\nloss.patch_size: [null]\n"
+    )
+    space = load(str(file))
+    assert space == {
+        "loss.queue_size": [64, 256],
+        "loss.weight": Range(0.1, 100, log=True),
+        "loss.patch_size": [None],
+    }
+    assert parse(plain(space)) == space
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({}, "space: empty"),
+        ({"loss.queue": [1]}, "loss.queue: no such key; did you mean loss.queue_size"),
+        ({"loss.queue_size": []}, "loss.queue_size: no values to try"),
+        ({"loss.queue_size": ["many"]}, "loss.queue_size='many': input should be a valid integer"),
+        ({"loss.queue_size": [1]}, "loss.queue_size=1: input should be greater than or equal to 2"),
+        ({"loss.divergence": ["kl", "kk"]}, "loss.divergence='kk': input should be 'kl', 'inverse_kl' or 'jsd'"),
+        ({"loss.weight": Range(-1.0, 1.0)}, "loss.weight=-1.0: input should be greater than or equal to 0"),
+        ({"train.name": ["a"]}, "train.name: set by the sweep itself"),
+        ({"tracking.alias": ["a"]}, "tracking.alias: set by the sweep itself"),
+        ({"train.num_workers": [1, 2]}, "train.num_workers: changes no result"),
+    ],
+)
+def test_a_wrong_space_is_one_line(space: Space, message: str) -> None:
+    with pytest.raises((SpaceError, ConfigError)) as caught:
+        check(space, BASE)
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ([1], "give dotted keys"),
+        ({"loss.weight": 3}, "loss.weight=3: give a list of values, or low and high"),
+        ({"loss.weight": {"low": 1}}, "give a list of values, or low and high"),
+        ({"loss.weight": {"low": 2, "high": 1}}, "range 2 to 1: give two numbers, the low one first"),
+        ({"loss.weight": {"low": "a", "high": 1}}, "give two numbers"),
+        ({"loss.weight": {"low": 0, "high": 1, "log": True}}, "a logarithmic range starts above 0"),
+    ],
+)
+def test_a_wrong_tree_is_one_line(tree: Any, message: str) -> None:
+    with pytest.raises(SpaceError, match=message):
+        parse(tree)
+
+
+def test_neither_a_space_nor_a_file() -> None:
+    with pytest.raises(SpaceError, match="space 'queues': neither a file nor one of queue_and_patch"):
+        load("queues")
+
+
+def test_a_grid_of_a_range() -> None:
+    with pytest.raises(SpaceError, match="loss.weight: a grid needs a list"):
+        list(grid({"loss.weight": Range(0.0, 1.0)}))
+
+
+SPACE: Space = {"loss.queue_size": [4, 16, 64], "loss.patch_size": [None, 32, 48, 50], "loss.weight": [0.0, 1.0]}
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**31), count=st.integers(1, 40))
+def test_points_are_valid_distinct_and_a_function_of_the_seed(seed: int, count: int) -> None:
+    points = draw(SPACE, count, seed, reason)
+    valid = [point for point in grid(SPACE) if reason(point) is None]
+    assert 0 < len(valid) < 24  # the queue is too small for some, 50 never divides 96
+    assert len(points) == min(count, len(valid))
+    assert len({name_of(point) for point in points}) == len(points)
+    assert all(point in valid for point in points)
+    assert points == draw(SPACE, count, seed, reason)
+    assert points == draw(SPACE, len(valid), seed, reason)[:count]  # more trials go on with the same ones
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**31))
+def test_ranges_are_kept(seed: int) -> None:
+    space: Space = {"loss.queue_size": Range(2, 5), "loss.weight": Range(1e-3, 10.0, log=True), "train.epochs": [1, 2]}
+    for point in draw(space, 8, seed, lambda point: None):
+        assert point["loss.queue_size"] in (2, 3, 4, 5) and isinstance(point["loss.queue_size"], int)
+        assert 1e-3 <= point["loss.weight"] <= 10
+
+
+def test_ranges_are_even_on_their_scale() -> None:
+    points = draw({"loss.weight": Range(1e-2, 1e2, log=True)}, 400, 3, lambda point: None)
+    logs = sorted(math.log10(point["loss.weight"]) for point in points)
+    assert logs[100] == pytest.approx(-1, abs=0.25) and logs[300] == pytest.approx(1, abs=0.25)
+    assert {Range(1, 3).at(share / 100) for share in range(100)} == {1, 2, 3}
+
+
+def test_an_exhausted_range_ends() -> None:
+    assert len(draw({"loss.queue_size": Range(2, 4)}, 9, 0, lambda point: None)) == 3
