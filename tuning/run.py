@@ -12,7 +12,7 @@ from typing import Any
 from ray import tune
 
 from pipelines import config as configs
-from pipelines import session
+from pipelines import plan, session
 from pipelines.config import Config
 from tuning import live, record, rows, search, trial
 from tuning.room import room
@@ -59,6 +59,8 @@ def run(sweep: Sweep, *, concurrent: int | None = None, quiet: bool = False, ver
     _open_folder(sweep, points)
     if not quiet:
         print(_intent(sweep, points, excluded, at_once))
+        if early := _early(sweep, reason.items.num_rows):
+            print(early)
     with record.open_parent(sweep) as parent:
         sweep.base.replace({"tracking.parent": parent.id}).save(sweep.folder / trial.BASE)
         _search(sweep, points, reason, at_once, quiet=quiet, verbose=verbose)
@@ -105,6 +107,18 @@ def _intent(sweep: Sweep, points: Sequence[Point] | None, excluded: str, at_once
         f"{sweep.name}: {count} trials{fewer}, {at_once} at once, {sweep.search} search, scheduler {sweep.scheduler}"
     ]
     return "; ".join([*words, excluded] if excluded else words)
+
+
+def _early(sweep: Sweep, items: int) -> str | None:
+    """A word of warning when trials are judged before they have begun to differ."""
+    first = plan.total_steps(sweep.base, items) * sweep.budgets[0] // sweep.budgets[-1]
+    warm = sweep.base.train.warmup_steps
+    if sweep.scheduler == "none" or first > warm:
+        return None
+    return (
+        f"careful: trials are first judged at step {first}, within train.warmup_steps={warm}, where chance "
+        "decides; lower it, take fewer --reports, or more epochs"
+    )
 
 
 def _search(
