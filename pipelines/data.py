@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from pipelines import plan
 from pipelines.cityscapes import DataError
 from pipelines.config import Config
-from pipelines.images import ImageError, read_rgb
+from pipelines.images import ImageError, read_labels, read_rgb
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +41,8 @@ def stream(config: Config, items: pa.Table, first_step: int = 0) -> ray.data.Dat
     """The run's shares from `first_step` to its end, in order: worker 0's of a step, worker 1's, and so on.
 
     Columns, a share of b = batch_size / num_workers crops a row: step, part (int64), clean (b, h, w, 3) uint8,
-    noisy the same (pairs only), sigma (b,) float32, seed (b,) int64, skipped (JSON list of [name, why]).
+    noisy the same (pairs only), label (b, h, w) uint8 (cross-entropy only), sigma (b,) float32, seed (b,) int64,
+    skipped (JSON list of [name, why]).
     """
     context = ray.data.DataContext.get_current().copy()
     context.target_max_block_size = 1  # every row its own block, so that the splitter deals rows, not heaps of them
@@ -116,33 +117,41 @@ def cut(config: Config, items: pa.Table, rows: pa.Table) -> tuple[dict[str, NDAr
     An unreadable image stops the run (`data.bad_images=stop`), or its crops come from the next image by name.
 
     Returns:
-        clean (and noisy, for pairs), sigma and seed, and the [name, why] of what was skipped.
+        clean (with noisy for pairs, with label for the cross-entropy), sigma and seed, and the [name, why] of what was
+        skipped.
     """
     size = config.data.crop_size
-    names = ["image", "noisy"] if items["noisy"].null_count < items.num_rows else ["image"]
+    names = ["image"] + ["noisy"] * (items["noisy"].null_count < items.num_rows) + ["label"] * has_labels(config)
     wanted = rows.to_pylist()
-    crops = np.empty((len(names), len(wanted), size, size, 3), np.uint8)
+    crops = {name: np.empty((len(wanted), size, size, *[3] * (name != "label")), np.uint8) for name in names}
     skipped: list[list[str]] = []
     for item in dict.fromkeys(row["item"] for row in wanted):
         images, bad = _decode(config, items, names, item)
         skipped += bad
         for index, row in enumerate(wanted):
             if row["item"] == item:
-                for channel, image in enumerate(images):
-                    crops[channel, index] = _crop(image, row, size)
-    columns = {"clean": crops[0], "sigma": rows["sigma"].to_numpy(), "seed": rows["seed"].to_numpy()}
-    return columns | ({"noisy": crops[1]} if len(names) > 1 else {}), skipped
+                for name, image in zip(names, images, strict=True):
+                    crops[name][index] = _crop(image, row, size)
+    columns = {"clean": crops.pop("image"), "sigma": rows["sigma"].to_numpy(), "seed": rows["seed"].to_numpy()}
+    return columns | crops, skipped
+
+
+def has_labels(config: Config) -> bool:
+    """Whether crops carry their labels: only where a term asks for them, since decoding them takes time."""
+    return bool(config.loss.cross_entropy)
 
 
 def _decode(config: Config, items: pa.Table, names: list[str], item: int) -> tuple[list[NDArray[Any]], list[list[str]]]:
-    """An item's image (and its noisy one), or those of the next that can be read, and what was skipped for it.
+    """An item's image (and noisy one, and labels), or those of the next that can be read, and what was skipped.
 
     The next by name, so that neither the tasks nor the step at which a run was resumed make a difference.
     """
     skipped: list[list[str]] = []
     for number in (*range(item, items.num_rows), *range(item)):
         try:
-            return [read_rgb(items[name][number].as_py()) for name in names], skipped
+            paths = [items[name][number].as_py() for name in names]
+            readers = [read_labels if name == "label" else read_rgb for name in names]
+            return [read(path) for read, path in zip(readers, paths, strict=True)], skipped
         except ImageError as error:
             if config.data.bad_images == "stop":
                 raise
@@ -170,6 +179,13 @@ def to_tensors(row: Row, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     return clean, add_noise(clean, sigma=sigma, seeds=row["seed"].tolist()), sigma
 
 
+def labels(row: Row, device: torch.device) -> Tensor | None:
+    """A share's train ids (b, h, w) uint8, 255 where there is none; None where crops carry no labels."""
+    import torch
+
+    return torch.from_numpy(row["label"].copy()).to(device) if "label" in row else None
+
+
 def _images(pixels: NDArray[Any], device: torch.device) -> Tensor:
     import torch
 
@@ -192,6 +208,20 @@ def check_sizes(config: Config, items: pa.Table) -> None:
         raise DataError(
             f"train.batch_size={config.train.batch_size}: the split has only {crops} crops; lower it, or raise "
             "data.crops_per_image"
+        )
+
+
+def check_labels(config: Config, items: pa.Table) -> None:
+    """Every image must have its labels where a term asks for them.
+
+    Raises:
+        DataError: names the first image without.
+    """
+    missing = [row["name"] for row in items.select(["name", "label"]).to_pylist() if row["label"] is None]
+    if has_labels(config) and missing:
+        raise DataError(
+            f"{missing[0]}: one of {len(missing)} images without a label in gtFine; unpack all, or set "
+            "loss.cross_entropy=0"
         )
 
 

@@ -59,7 +59,7 @@ def denoise(
         The files written.
 
     Raises:
-        DenoiseError: nothing to restore, or the noise level is missing.
+        DenoiseError: nothing to restore, or the noise level is missing, or given to a blind model.
         ImageError: a file that cannot be read; those before it are written.
     """
     level = add if add is not None else sigma
@@ -67,6 +67,8 @@ def denoise(
         raise DenoiseError(
             f"sigma: {type(model).__name__} is told the noise level; give --sigma (0 to 255) or --add-noise"
         )
+    if sigma is not None and model.blind:
+        raise DenoiseError(f"sigma={sigma:g}: {type(model).__name__} is blind and finds the noise itself; leave it out")
     jobs = list(_jobs(Path(source), Path(target)))
     device = next(model.parameters()).device
     with Line("denoise", len(jobs), quiet=quiet or len(jobs) == 1) as line:

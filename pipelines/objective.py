@@ -1,4 +1,4 @@
-"""From the configuration's loss section to a scalar: L1 + weight * D2SM."""
+"""From the configuration's loss section to a scalar: the weighted sum of the terms that are on."""
 
 from __future__ import annotations
 
@@ -6,28 +6,73 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import l1_loss
+from torch.nn.functional import l1_loss, mse_loss
 
 from d2sm import D2SMLoss
-from pipelines.config import Loss
+from d2sm.objectives import LPIPS, Contextual, CrossEntropy, Perceptual, asymmetry, dissimilarity, total_variation
+from pipelines import segmenters
+from pipelines.config import ConfigError, Loss
 
 
 class Objective(nn.Module):
-    """The weighted sum of the losses, and each by name. No part of the DDP model; Phi is not in its state."""
+    """The weighted sum of the losses, and each by name. No part of the DDP model; frozen networks are not in its state.
+
+    Raises:
+        ConfigError, ValueError: a network of a term cannot be built as configured. One line.
+    """
 
     def __init__(self, config: Loss) -> None:
         super().__init__()
-        self.l1, self.weight = config.l1, config.weight
+        self.weights = config.terms
         self.d2sm = build_d2sm(config) if config.weight else None
+        self.perceptual = build_perceptual(config) if config.perceptual else None
+        self.lpips = build_lpips(config) if config.lpips else None
+        self.contextual = build_contextual(config) if config.contextual else None
+        self.cross_entropy = build_cross_entropy(config) if config.cross_entropy else None
 
-    def forward(self, *, restored: Tensor, clean: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """(B, 3, H, W) each -> the scalar to descend, and its parts without graph."""
-        parts = {"l1": l1_loss(restored, clean)}
-        total = self.l1 * parts["l1"]
-        if self.d2sm is not None:
-            parts["d2sm"] = self.d2sm(restored=restored, clean=clean)
-            total = total + self.weight * parts["d2sm"]
+    def forward(
+        self,
+        *,
+        restored: Tensor,
+        clean: Tensor,
+        sigma: Tensor | None = None,
+        estimate: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The scalar to descend, and its parts without graph. L1 is always among the parts.
+
+        Args:
+            restored, clean: (B, 3, H, W).
+            sigma: (B,), in units of 0..255, and estimate: (B, 3, H, W); for the terms on the estimate of the noise.
+            labels: (B, H, W) train ids; for the cross-entropy.
+        """
+        parts = {"l1": l1_loss(restored, clean), **self._images(restored, clean)}
+        if self.cross_entropy is not None and labels is not None:
+            parts["cross_entropy"] = self.cross_entropy(restored=restored, labels=labels)
+        if estimate is not None and sigma is not None:
+            parts |= self._noise(estimate.float(), sigma)
+        total = torch.stack([weight * parts[name] for name, weight in self.weights.items()]).sum()
         return total, {"loss": total.detach(), **{f"loss.{name}": part.detach() for name, part in parts.items()}}
+
+    def _images(self, restored: Tensor, clean: Tensor) -> dict[str, Tensor]:
+        """The terms that compare the two images."""
+        parts = {}
+        if "mse" in self.weights:
+            parts["mse"] = mse_loss(restored, clean)
+        if "ssim" in self.weights:
+            parts["ssim"] = dissimilarity(restored=restored, clean=clean)
+        for name in ("d2sm", "perceptual", "lpips", "contextual"):
+            term = getattr(self, name)
+            if term is not None:
+                parts[name] = term(restored=restored, clean=clean)
+        return parts
+
+    def _noise(self, estimate: Tensor, sigma: Tensor) -> dict[str, Tensor]:
+        """The terms on the estimate of the noise; one of weight 0 costs nothing worth leaving out."""
+        return {
+            "noise_asymmetry": asymmetry(estimate=estimate, sigma=sigma),
+            "noise_tv": total_variation(estimate=estimate),
+        }
 
 
 def build_d2sm(config: Loss) -> D2SMLoss:
@@ -45,3 +90,39 @@ def build_d2sm(config: Loss) -> D2SMLoss:
         weights=config.features_weights,
         **dtypes,
     )
+
+
+def build_perceptual(config: Loss) -> Perceptual:
+    """The perceptual loss on Phi's network, at D2SM's layer unless others are named."""
+    network, layer = _phi(config)
+    return Perceptual(network, config.perceptual_layers or (layer,), weights=config.features_weights)
+
+
+def build_contextual(config: Loss) -> Contextual:
+    """The contextual loss on Phi's network, at D2SM's layer unless others are named."""
+    network, layer = _phi(config)
+    layers = config.contextual_layers or (layer,)
+    return Contextual(network, layers, bandwidth=config.contextual_bandwidth, weights=config.features_weights)
+
+
+def build_lpips(config: Loss) -> LPIPS:
+    """LPIPS, from the file of heads that it needs."""
+    if not config.lpips_heads:
+        file = {"vgg16": "vgg.pth", "alexnet": "alex.pth"}[config.lpips_trunk]
+        raise ConfigError(
+            f"loss.lpips={config.lpips:g}: needs LPIPS's linear heads; give loss.lpips_heads=FILE (its authors publish "
+            f"{file} for {config.lpips_trunk})"
+        )
+    return LPIPS(config.lpips_heads, config.lpips_trunk, weights=config.lpips_weights)
+
+
+def build_cross_entropy(config: Loss) -> CrossEntropy:
+    """The cross-entropy of the segmenter, which sees crops at their own scale."""
+    assert config.segmenter is not None  # the configuration says so
+    segmenter = segmenters.load(config.segmenter, weights=config.segmenter_weights, resize=False)
+    return CrossEntropy(segmenter, scale=config.segmenter_scale)
+
+
+def _phi(config: Loss) -> tuple[str, str]:
+    network, _, layer = config.features.partition(".")
+    return network, layer

@@ -22,9 +22,7 @@ from torch import Tensor, nn
 
 from d2sm.metrics import CLASSES
 from d2sm.models import ESPNet
-
-ABSENT = -1e4
-"""The logit of a class a network does not know: never the largest, yet finite, also in half precision."""
+from d2sm.objectives.segmentation import ABSENT
 
 # CamVid's order of outputs; its twelfth, void, is dropped.
 _CAMVID = (
@@ -76,7 +74,7 @@ class Segmenter(nn.Module):
         return logits
 
 
-def load(name: str, *, weights: str | Path | None = None) -> nn.Module:
+def load(name: str, *, weights: str | Path | None = None, resize: bool = True) -> nn.Module:
     """A segmenter by name.
 
     Args:
@@ -85,6 +83,8 @@ def load(name: str, *, weights: str | Path | None = None) -> nn.Module:
             a module of this file's contract, or "models:/name@alias": a network that MLflow's pytorch flavour
             keeps as an exported program ("pt2", its default) in the store at MLFLOW_TRACKING_URI. Nothing is unpickled.
         weights: the file of weights; the ESPNets need one, a plain state dict (.pth) or safetensors.
+        resize: whether the published networks resize what they are given to the size of a whole photograph; False
+            for crops, which keep the scale of their objects.
 
     Raises:
         SegmenterError: (a ValueError) unknown name; weights missing, unreadable or of another network; a
@@ -93,6 +93,8 @@ def load(name: str, *, weights: str | Path | None = None) -> nn.Module:
     path = None if weights is None else Path(weights)
     if name in _BUILT_IN:
         segmenter: nn.Module = _BUILT_IN[name](name, _existing(name, path))
+        if isinstance(segmenter, Segmenter) and not resize:
+            segmenter.size = None
     elif name.startswith("models:/"):
         segmenter = _registered(name)
     elif ":" in name and "/" not in name:

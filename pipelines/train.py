@@ -19,6 +19,7 @@ from d2sm.features import features
 from pipelines import checkpoint, cityscapes, data, plan, session, tracking
 from pipelines import config as configs
 from pipelines.config import Config
+from pipelines.objective import Objective
 from pipelines.progress import Entry, Line, Reader
 from pipelines.train_loop import TrainingError, train_loop
 
@@ -43,6 +44,9 @@ _FREE = (
     "evaluate.",
     "tracking.",
     "loss.features_weights",
+    "loss.lpips_heads",
+    "loss.lpips_weights",
+    "loss.segmenter_weights",
 )
 
 
@@ -73,7 +77,7 @@ def fit(config: Config, *, quiet: bool = False, verbose: bool = False) -> Traine
     """
     config = named(config)
     items = images(config)
-    check_features(config)
+    check_objective(config)
     fingerprint = cityscapes.fingerprint(items)
     session.start(cpus=session.cpus_needed(config), verbose=verbose)
     session.check(config)
@@ -96,6 +100,7 @@ def images(config: Config) -> pa.Table:
         on_bad=config.data.bad_images,
     )
     data.check_sizes(config, items)
+    data.check_labels(config, items)
     return items
 
 
@@ -113,15 +118,16 @@ def folder_of(config: Config) -> Path:
     return Path(config.train.storage).expanduser().absolute() / config.train.name
 
 
-def check_features(config: Config) -> None:
-    """Phi's weights are at hand and its stride fits the patches: said before anything is started."""
-    if config.loss.weight:
-        phi = features(config.loss.features, weights=config.loss.features_weights)
-        if config.loss.patch_size and config.loss.patch_size % phi.stride:
+def check_objective(config: Config) -> None:
+    """All weights are at hand, and Phi's stride fits the patches: said before anything is started."""
+    if config.loss.weight and config.loss.patch_size:
+        stride = features(config.loss.features, weights="random").stride
+        if config.loss.patch_size % stride:
             raise configs.ConfigError(
                 f"loss.patch_size={config.loss.patch_size}: must be a multiple of {config.loss.features}'s stride, "
-                f"{phi.stride}"
+                f"{stride}"
             )
+    Objective(config.loss)
 
 
 def open_folder(config: Config, fingerprint: str) -> Path:

@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from pipelines import checkpoint, data
 from pipelines.config import Config, Train
-from pipelines.models import build
+from pipelines.models import Learner, build
 from pipelines.objective import Objective
 
 _Tensors = tuple[Tensor, ...] | list[Tensor]
@@ -64,7 +64,8 @@ class Worker:
         torch.manual_seed(config.train.seed)
         network = build(config.model).to(self.device).to(memory_format=torch.channels_last)
         self.average = _average(network, config.train.ema)
-        self.model: nn.Module = ray.train.torch.prepare_model(network)
+        learner = Learner(network, estimate=config.loss.judges_estimate)
+        self.model: nn.Module = ray.train.torch.prepare_model(learner)
         self.network = network
         self.objective = Objective(config.loss).to(self.device).train()
         self.optimizer = torch.optim.Adam(network.parameters(), lr=config.train.lr, betas=config.train.betas)
@@ -73,9 +74,12 @@ class Worker:
     def step(self, row: data.Row, step: int) -> dict[str, Tensor]:
         """Descend once; gives the step's numbers, still on the device."""
         clean, noisy, sigma = data.to_tensors(row, self.device)
+        labels = data.labels(row, self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16"):
-            restored = self.model(noisy) if self.network.blind else self.model(noisy, sigma)
-            loss, parts = self.objective(restored=restored.float(), clean=clean)
+            restored, estimate = self.model(noisy, sigma)
+            loss, parts = self.objective(
+                restored=restored.float(), clean=clean, sigma=sigma, estimate=estimate, labels=labels
+            )
         if self.device.type == "cpu" and not torch.isfinite(loss):  # elsewhere looking would stop the queue
             raise TrainingError(_not_finite(f"step {step}"))
         self.optimizer.zero_grad(set_to_none=True)

@@ -106,6 +106,17 @@ def test_it_is_frozen() -> None:
         ({"loss.patch_size": 48}, ["loss.patch_size=48", "data.crop_size=128"]),
         ({"train.num_workers": 3}, ["train.batch_size=16", "train.num_workers=3"]),
         ({"data.layout": "pairs"}, ["noise.sigma", "pairs"]),
+        ({"model.name": "unet"}, ["model.name='unet'", "'ffdnet', 'cbdnet' or 'sadnet'"]),
+        ({"model.name": "sadnet", "model.width": 32}, ["model.width=32", "model.name=sadnet", "96"]),
+        ({"model.name": "cbdnet", "model.depth": 8}, ["model.depth=8", "model.name=cbdnet", "12"]),
+        ({"loss.l1": 0, "loss.weight": 0}, ["loss.l1=0", "weights are 0"]),
+        ({"loss.noise_asymmetry": 0.5}, ["loss.noise_asymmetry=0.5", "model.name=ffdnet", "model.name=cbdnet"]),
+        ({"loss.cross_entropy": 1}, ["loss.cross_entropy=1", "loss.segmenter"]),
+        (
+            {"loss.cross_entropy": 1, "loss.segmenter": "espnet-camvid", "data.layout": "folder"},
+            ["loss.cross_entropy=1", "data.layout=folder", "no labels"],
+        ),
+        ({"loss.ssim": -1}, ["loss.ssim=-1", "greater than or equal to 0"]),
     ],
 )
 def test_a_mistake_is_one_line(changes: dict[str, Any], words: list[str]) -> None:
@@ -118,6 +129,11 @@ def test_a_mistake_is_one_line(changes: dict[str, Any], words: list[str]) -> Non
 
 def test_a_queue_may_be_short_where_there_is_none() -> None:
     assert Config().replace({"loss.queue_size": 2, "loss.weight": 0}).loss.queue_size == 2
+
+
+def test_blind_backbones_take_the_default_sizes() -> None:
+    for name in ("cbdnet", "sadnet"):
+        assert Config().replace({"model.name": name, "model.width": 96, "model.depth": 12}).model.name == name
 
 
 @pytest.mark.parametrize(

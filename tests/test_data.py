@@ -137,6 +137,42 @@ def test_an_image_is_read_once_a_task(
     assert sorted(read) == items["image"].to_pylist()
 
 
+def test_labels_are_cut_with_the_very_crop_and_only_when_asked_for(
+    scenes_root: Path, items: pa.Table, tmp_path: Path
+) -> None:
+    labelled = cityscapes.index(scenes_root, "train")
+    config = tiny_config(
+        scenes_root, tmp_path, train__num_workers=1, loss__cross_entropy=1, loss__segmenter="espnet-scenes"
+    )
+    plain = config.replace({"loss.cross_entropy": 0})
+    assert all("label" not in row for row in prepared(plain, labelled, 0, 3))
+    rows = prepared(config, labelled, 0, 3)
+    same(
+        rows, [{**row, "label": found["label"]} for row, found in zip(prepared(plain, items, 0, 3), rows, strict=True)]
+    )
+    wanted, flips = [], 0
+    for crop in plan.epoch_table(config, items.num_rows, 0).to_pylist():
+        with Image.open(labelled["label"][crop["item"]].as_py()) as image:
+            label = cityscapes.TRAIN_IDS[np.asarray(image)]
+        top, left = int(crop["down"] * (label.shape[0] - 64 + 1)), int(crop["across"] * (label.shape[1] - 64 + 1))
+        cut = label[top : top + 64, left : left + 64]
+        wanted.append(cut[:, ::-1] if crop["flip"] else cut)
+        flips += crop["flip"]
+    assert 0 < flips < len(wanted)
+    np.testing.assert_array_equal(np.concatenate([row["label"][0] for row in rows]), np.stack(wanted))
+    found = data.labels({name: column[0] for name, column in rows[0].items()}, CPU)
+    assert found is not None
+    assert (found.shape, found.dtype) == ((4, 64, 64), torch.uint8)
+
+
+def test_an_image_without_labels_is_named(scenes_root: Path, items: pa.Table, tmp_path: Path) -> None:
+    config = tiny_config(scenes_root, tmp_path, loss__cross_entropy=1, loss__segmenter="espnet-scenes")
+    with pytest.raises(DataError, match=r"one of 6 images without a label in gtFine; .*loss.cross_entropy=0"):
+        data.check_labels(config, items)
+    data.check_labels(config, cityscapes.index(scenes_root, "train"))
+    data.check_labels(config.replace({"loss.cross_entropy": 0}), items)
+
+
 @pytest.fixture
 def damaged(scenes_root: Path, tmp_path: Path) -> Path:
     """A copy of the scenes where one training image is cut short; its name comes second."""

@@ -128,6 +128,8 @@ class Blind(nn.Module):
 def test_a_blind_model_needs_no_level(photos: Path, tmp_path: Path) -> None:
     (written,) = denoise(photos / "a.png", tmp_path / "out.png", model=Blind())
     assert np.abs(read_rgb(written) - read_rgb(photos / "a.png") / 2).max() <= 0.5
+    refused("sigma=25: Blind is blind", Blind(), photos / "a.png", tmp_path / "told.png", sigma=25)
+    denoise(photos / "a.png", tmp_path / "trial.png", model=Blind(), add=25)  # a trial needs the level all the same
 
 
 def test_sources_that_cannot_be_restored(model: nn.Module, photos: Path, tmp_path: Path) -> None:

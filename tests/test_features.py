@@ -54,6 +54,8 @@ def write(path: Path, state: object) -> Path:
         ("vgg19.relu2_2", 2, 128),
         ("vgg19.conv5_4", 16, 512),
         ("vgg19.pool5", 32, 512),
+        ("vgg16.conv5_3", 16, 512),
+        ("alexnet.relu5", 16, 256),
         ("efficientnet_lite0.conv_stem", 2, 32),
         ("efficientnet_lite0.blocks.2", 8, 40),
         ("efficientnet_lite0.blocks.4", 16, 112),
@@ -67,7 +69,7 @@ def test_stride_and_channels(name: str, stride: int, channels: int) -> None:
     phi = features(name, weights="random")
     out = phi(random_images(1, 3, 64, 96))
     assert (phi.name, phi.stride, phi.channels, out.shape[1]) == (name, stride, channels, channels)
-    if not name.startswith("squeezenet"):  # its first convolution has no padding, so it has fewer cells
+    if not name.startswith(("squeezenet", "alexnet")):  # they pad less, so they have fewer cells
         assert out.shape[2:] == (64 // stride, 96 // stride)
 
 
@@ -220,7 +222,7 @@ def test_wrong_images(lite: Features, images: Tensor) -> None:
 
 def test_unknown_names() -> None:
     with pytest.raises(ValueError, match="did you mean 'vgg19'.*squeezenet1_0"):
-        features("vgg16.conv5_4")
+        features("vgg99.conv5_4")
     with pytest.raises(ValueError, match="no layer 'conv5_5'; did you mean 'conv5_4'.*relu1_1"):
         features("vgg19.conv5_5")
     with pytest.raises(ValueError, match="no layer ''.*blocks.4"):

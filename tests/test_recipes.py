@@ -19,12 +19,15 @@ def test_a_recipe_knows_its_name_and_survives_a_file(tmp_path_factory: pytest.Te
 
 @pytest.mark.parametrize("name", list(recipes()))
 def test_what_the_names_promise(name: str) -> None:
-    config = recipe(name)
-    assert (config.loss.weight == 0) == ("_l1" in name)
-    assert (config.loss.patch_size is not None) == ("internal" in name)
+    config, row = recipe(name), name.removesuffix("_cpu")
+    terms = config.loss.terms
+    assert ("d2sm" in terms) == ("d2sm" in row or row in ("demo", "ffdnet_inverse_kl", "ffdnet_jsd"))
+    assert (config.loss.patch_size is not None) == ("internal" in row or config.loss.divergence != "kl")
+    assert config.model.name == (row.partition("_")[0] if row != "demo" else "ffdnet")
     small = name.endswith("_cpu") or name == "demo"
     assert config.train.use_gpu != small
-    assert config.model == Config().model or small
+    full = (config.model.width, config.model.depth) == (Config().model.width, Config().model.depth)
+    assert full == (not small or config.model.name != "ffdnet")
 
 
 def test_the_settings_of_the_paper() -> None:
@@ -40,6 +43,37 @@ def test_the_settings_of_the_paper() -> None:
     # What the loss adds is compared with the same run without it.
     differ = {key for key, value in config.flat().items() if recipe("ffdnet_l1").flat()[key] != value}
     assert differ == {"recipe", "loss.weight"}
+
+
+TABLE_1 = {
+    "ffdnet": ("l1", "ssim", "perceptual", "lpips", "contextual", "cross_entropy", "d2sm", "d2sm_internal"),
+    "cbdnet": ("own", "d2sm", "d2sm_internal"),
+    "sadnet": ("own", "d2sm", "d2sm_internal"),
+}
+
+
+@pytest.mark.parametrize("suffix", ["", "_cpu"])
+def test_every_row_of_the_tables_but_the_gan(suffix: str) -> None:
+    rows = [f"{backbone}_{objective}" for backbone, objectives in TABLE_1.items() for objective in objectives]
+    assert {f"{row}{suffix}" for row in (*rows, "ffdnet_inverse_kl", "ffdnet_jsd")} <= recipes().keys()
+    for objective in ("ssim", "perceptual", "lpips", "contextual", "cross_entropy"):
+        assert recipe(f"ffdnet_{objective}{suffix}").loss.terms.keys() == {"l1", objective}
+    own = {"cbdnet": {"mse": 1.0, "noise_asymmetry": 0.5, "noise_tv": 0.05}, "sadnet": {"mse": 1.0}}
+    for backbone, terms in own.items():
+        assert recipe(f"{backbone}_own{suffix}").loss.terms == terms
+        assert recipe(f"{backbone}_d2sm{suffix}").loss.terms == {**terms, "d2sm": 0.5}
+
+
+def test_reduced_rows_differ_as_the_rows_do() -> None:
+    """By the same keys, but for the loss's own sizes, which follow Phi and the crop."""
+    names = [name for name in recipes() if name.endswith("_cpu")]
+    for name in names:
+        base = "ffdnet_l1" if name.startswith("ffdnet") else f"{name.partition('_')[0]}_own"
+        rows, reduced = (
+            (recipe(f"{base}{s}").flat(), recipe(name.removesuffix("_cpu") + s).flat()) for s in ("", "_cpu")
+        )
+        full, small = ({key for key in a if a[key] != b[key]} for a, b in (rows, reduced))
+        assert full - {"recipe"} == small - {"recipe", "loss.lpips_trunk"}
 
 
 def test_the_demo_fits_two_cores_and_needs_no_download() -> None:

@@ -17,9 +17,10 @@ import torch
 from safetensors.torch import save_file
 
 from d2sm.inference import restore
-from d2sm.models.ffdnet import FFDNet
+from d2sm.models import CBDNet, FFDNet
 from pipelines import stores
 from pipelines.config import Config
+from pipelines.recipes import recipe
 from pipelines.registry import Record, RegistryError, compare, lookup, models, promote, register
 from pipelines.served import Restorer, ServedError
 from pipelines.tracking import open_run
@@ -248,6 +249,26 @@ def test_mlflow_loads_it_without_pickle(first: Record, monkeypatch: pytest.Monke
     noisy = noisy_batch()
     np.testing.assert_array_equal(served.predict(noisy, params={"sigma": 40.0}), direct(0, noisy, 40.0))
     np.testing.assert_array_equal(served.predict(noisy), direct(0, noisy, 25.0))  # sigma's default
+
+
+def test_a_blind_model_is_served_without_a_noise_level(store: str, tmp_path: Path) -> None:
+    import mlflow
+
+    bundle = write_bundle(tmp_path / "bundle")
+    config = recipe("cbdnet_own")
+    config.save(bundle / "config.yaml")
+    network = stirred(CBDNet()).eval()
+    save_file(network.state_dict(), bundle / "model.safetensors")
+    record = register(bundle, name="blind", run_id=None, uri=store, results=RESULTS, example=None)
+    assert record.tags["backbone"] == "cbdnet"
+    assert record.tags["objective"] == "1 MSE + 0.5 noise_asymmetry + 0.05 noise_tv"
+    assert "phi" not in record.tags
+    mlflow.set_tracking_uri(store)
+    served = mlflow.pyfunc.load_model("models:/blind/1")
+    assert served.metadata.signature.params is None
+    noisy = noisy_batch()
+    wanted = restore(network, torch.from_numpy(noisy)).clamp(0, 1).numpy()
+    np.testing.assert_array_equal(served.predict(noisy), wanted)
 
 
 def _files(place: str) -> list[Path]:

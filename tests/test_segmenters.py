@@ -75,6 +75,15 @@ def test_the_contract_of_the_published_ones(shared: Path, name: str) -> None:
     assert image.grad is not None and image.grad.abs().max() > 0
 
 
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_crops_keep_their_scale(shared: Path, name: str) -> None:
+    crops = segmenters.load(name, weights=shared / "data/weights" / WEIGHTS[name], resize=False)
+    image, seen = torch.rand(1, 3, 40, 56), []
+    crops.get_submodule("network").register_forward_hook(lambda module, inputs, out: seen.append(inputs[0].shape))
+    assert crops(image).shape == (1, 19, 40, 56)
+    assert seen == [(1, 3, 40, 56)]
+
+
 def test_camvid_never_predicts_a_class_it_lacks(shared: Path) -> None:
     logits = published(shared, "espnet-camvid")(torch.rand(1, 3, 45, 60))
     absent = [c for c, z in zip(CLASSES, logits[0], strict=True) if bool((z == ABSENT).all())]

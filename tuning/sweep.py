@@ -18,8 +18,6 @@ from tuning import search, space
 from tuning.search import Scheduler, Search
 from tuning.space import Point, Space, SpaceError
 
-MEASURED = ("loss", "loss.l1", "loss.d2sm", "gradient_norm")  # while training; the rest by evaluation
-
 
 @dataclass(frozen=True)
 class Sweep:
@@ -48,7 +46,14 @@ class Sweep:
     @property
     def evaluates(self) -> bool:
         """Whether a trial is evaluated: any metric that training does not give."""
-        return any(metric not in MEASURED for metric in self.metrics)
+        return any(metric not in self.trained for metric in self.metrics)
+
+    @property
+    def trained(self) -> list[str]:
+        """Metrics that every trial gives while it trains; a term whose weight is searched may be off in some."""
+        keys = {"d2sm": "loss.weight"}
+        terms = [term for term in self.base.loss.terms if keys.get(term, f"loss.{term}") not in self.space]
+        return ["loss", "gradient_norm", *(f"loss.{term}" for term in dict.fromkeys(["l1", *terms]))]
 
     @property
     def budgets(self) -> list[int]:
@@ -87,7 +92,7 @@ class Reason:
     def _stride(self, config: Config) -> int:
         name = config.loss.features
         if name not in self.strides:
-            self.strides[name] = features(name, weights=config.loss.features_weights).stride
+            self.strides[name] = features(name, weights="random").stride
         return self.strides[name]
 
 
@@ -126,7 +131,7 @@ def check(sweep: Sweep) -> tuple[list[Point] | None, str, Reason]:
     space.check(sweep.space, sweep.base)
     _check_choices(sweep)
     reason = Reason(sweep.base, train.images(sweep.base))
-    train.check_features(sweep.base)
+    train.check_objective(sweep.base)
     if sweep.evaluates:
         evaluation_images(sweep.base)
     points, excluded = _points(sweep, reason)
@@ -157,7 +162,7 @@ def _check_choices(sweep: Sweep) -> None:
         raise SpaceError(f"reports={sweep.reports}: at least 1")
     if not sweep.metrics:
         raise SpaceError("metrics: name at least one")
-    known = [*MEASURED, *_evaluated(sweep.base)]
+    known = [*sweep.trained, *_evaluated(sweep.base)]
     for metric in sweep.metrics:
         if metric not in known:
             hint = "; for MIoU give evaluate.segmenter" if metric.startswith("miou") else ""

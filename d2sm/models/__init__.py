@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from d2sm.models.cbdnet import CBDNet
 from d2sm.models.espnet import ESPNet
 from d2sm.models.ffdnet import FFDNet
+from d2sm.models.sadnet import SADNet
 
-__all__ = ["ESPNet", "FFDNet"]
+__all__ = ["CBDNet", "ESPNet", "FFDNet", "SADNet"]

@@ -1,0 +1,38 @@
+"""A network that judges and is not trained."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+
+class Frozen(nn.Module):
+    """A network in eval mode whatever its parent's mode, without gradient to its weights, and outside of the state.
+
+    Gradient flows to its input. The `state_dict()` of whatever holds it has none of its weights, and loads strictly
+    without them: they come from their own file, at every start.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.requires_grad_(False).eval()
+        self.register_state_dict_post_hook(_leave_out)
+        self.register_load_state_dict_pre_hook(_put_back)
+
+    def forward(self, images: Tensor) -> Any:
+        return self.network(images)
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in eval mode whatever `mode` is: a parent's .train() leaves BatchNorm and dropout alone."""
+        return super().train(False)
+
+
+def _leave_out(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    for key in [key for key in state if key.startswith(f"{prefix}network.")]:
+        del state[key]
+
+
+def _put_back(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    for key, value in module.get_submodule("network").state_dict().items():
+        state.setdefault(f"{prefix}network.{key}", value)

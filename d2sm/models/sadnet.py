@@ -1,0 +1,177 @@
+"""SADNet, a blind denoiser whose convolutions look where the texture is (Chang et al.: Spatial-Adaptive Network for
+Single Image Denoising, ECCV 2020)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import deform_conv2d
+
+_SLOPE = 0.2  # of every leaky ReLU
+_OFFSETS = 32  # channels of the maps that offsets are computed from
+_GROUPS, _TAPS = 8, 9  # of a deformable 3x3 convolution
+
+
+class SADNet(nn.Module):
+    """An encoder of four scales (32, 64, 128, 256 channels), a context block at the coarsest, and a decoder of
+    modulated deformable convolutions, whose offsets are passed on from coarse to fine. 4,234,723 parameters.
+
+    Attributes:
+        blind: True, the network takes no sigma.
+        stride: 8, windows cut from an image must start at multiples of it to give the same result.
+        receptive_field: side in pixels of the square of input pixels that one output pixel depends on while all
+            offsets are zero, as they are in a fresh network. Learned offsets reach further, and nothing bounds them.
+            `restore` gives a tile a margin of the whole side, twice what is needed at zero: tiles equal the whole
+            image as long as the offsets along a path (in pixels, so those at 1/8 eightfold) add up to less than half.
+    """
+
+    blind: Final = True
+    stride: Final = 8
+    receptive_field: Final = 268
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.ModuleList([_Residual(3, 32), *(_down(c) for c in (32, 64, 128))])
+        self.context = _Context(256)
+        self.coarsest = _Adaptive(256, first=True)
+        self.decoder = nn.ModuleList(_Up(c) for c in (128, 64, 32))
+        self.last = nn.Conv2d(32, 3, 3, padding=1)
+        self._initialise()
+
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        """He's scale; the correction starts at zero, and so do the offsets: as plain convolutions, masks one half."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                nn.init.kaiming_normal_(module.weight, a=_SLOPE)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, _Adaptive):
+                module.offsets.weight.zero_()
+        self.last.weight.zero_()
+
+    def forward(self, noisy: Tensor) -> Tensor:
+        """Restore a batch.
+
+        Args:
+            noisy: (B, 3, H, W), nominally in [0, 1] (noise may leave that range), any H and W.
+
+        Returns:
+            restored, (B, 3, H, W), not clamped.
+
+        Raises:
+            ValueError: on another shape of `noisy`.
+        """
+        if noisy.dim() != 4 or noisy.shape[1] != 3:
+            raise ValueError(f"SADNet: noisy has shape {tuple(noisy.shape)}: needs (B, 3, H, W)")
+        height, width = noisy.shape[-2:]
+        padded = F.pad(noisy, (0, -width % self.stride, 0, -height % self.stride), mode="replicate")
+        maps = [padded]
+        for scale in self.encoder:
+            maps.append(scale(maps[-1]))
+        x, offset = self.coarsest(self.context(maps.pop()))
+        for scale in self.decoder:
+            x, offset = scale(x, maps.pop(), offset)
+        restored = padded + self.last(x)
+        return restored[..., :height, :width]
+
+
+class _Residual(nn.Module):
+    """Two 3x3 convolutions around a leaky ReLU, added to their input, which a 1x1 widens first where needed."""
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__()
+        self.widen = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
+        self.first, self.second = _conv(c_out, c_out), _conv(c_out, c_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.widen(x)
+        out: Tensor = x + self.second(_leaky(self.first(x)))
+        return out
+
+
+def _down(channels: int) -> nn.Sequential:
+    """To the next scale: half the side, twice the channels."""
+    halve = nn.Conv2d(channels, 2 * channels, 2, stride=2)
+    return nn.Sequential(halve, nn.LeakyReLU(_SLOPE), _Residual(2 * channels, 2 * channels))
+
+
+class _Context(nn.Module):
+    """Four dilations side by side on a quarter of the channels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        quarter = channels // 4
+        self.reduce = nn.Conv2d(channels, quarter, 1)
+        self.branches = nn.ModuleList(
+            nn.Conv2d(quarter, quarter, 3, padding=dilation, dilation=dilation) for dilation in (1, 2, 3, 4)
+        )
+        self.fuse = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        reduced = self.reduce(x)
+        out: Tensor = x + self.fuse(torch.cat([_leaky(branch(reduced)) for branch in self.branches], dim=1))
+        return out
+
+
+class _Adaptive(nn.Module):
+    """The offset block, and the deformable convolution that follows its offsets.
+
+    Args:
+        channels: of the map.
+        first: True at the coarsest scale, which has no coarser offsets to start from.
+    """
+
+    def __init__(self, channels: int, *, first: bool = False) -> None:
+        super().__init__()
+        self.look = _conv(channels, _OFFSETS)
+        self.refine = None if first else _conv(2 * _OFFSETS, _OFFSETS)
+        self.settle = _conv(_OFFSETS, _OFFSETS)
+        self.offsets = _conv(_OFFSETS, 3 * _GROUPS * _TAPS)
+        self.deform = _conv(channels, channels)  # its weights alone are used, at places of their own
+        self.second = _conv(channels, channels)
+
+    def forward(self, x: Tensor, coarser: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The adapted map (B, C, h, w), and the map of offsets (B, 32, h, w) for the next finer scale."""
+        offset = _leaky(self.look(x))
+        if self.refine is not None and coarser is not None:
+            # A shift of one coarse pixel is one of two fine ones.
+            doubled = 2 * F.interpolate(coarser, scale_factor=2.0, mode="bilinear", align_corners=False)
+            offset = _leaky(self.refine(torch.cat([offset, doubled], dim=1)))
+        offset = _leaky(self.settle(offset))
+        out: Tensor = x + self.second(_leaky(self._deformed(x, self.offsets(offset))))
+        return out, offset
+
+    def _deformed(self, x: Tensor, places: Tensor) -> Tensor:
+        weight, bias = self.deform.weight, self.deform.bias
+        x, places = x.to(weight.dtype), places.to(weight.dtype)  # there is no bfloat16 kernel
+        shifts, masks = places.split([2 * _GROUPS * _TAPS, _GROUPS * _TAPS], dim=1)
+        out: Tensor = deform_conv2d(x, shifts, weight, bias, padding=1, mask=masks.sigmoid())
+        return out
+
+
+class _Up(nn.Module):
+    """From the next coarser scale: doubled, joined with the encoder's map, adapted."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.enlarge = nn.ConvTranspose2d(2 * channels, channels, 2, stride=2)
+        self.join = nn.Conv2d(2 * channels, channels, 1)
+        self.adapt = _Adaptive(channels)
+
+    def forward(self, x: Tensor, skip: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+        joined = self.join(torch.cat([self.enlarge(x), skip], dim=1))
+        out: tuple[Tensor, Tensor] = self.adapt(joined, offset)
+        return out
+
+
+def _conv(c_in: int, c_out: int) -> nn.Conv2d:
+    return nn.Conv2d(c_in, c_out, 3, padding=1)
+
+
+def _leaky(x: Tensor) -> Tensor:
+    return F.leaky_relu(x, _SLOPE)

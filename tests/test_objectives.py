@@ -1,0 +1,328 @@
+"""Each objective against its definition written out in numpy or scikit-image, at a stated tolerance."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from d2sm import metrics
+from d2sm.features import features
+from d2sm.frozen import Frozen
+from d2sm.objectives import (
+    LPIPS,
+    Contextual,
+    CrossEntropy,
+    Perceptual,
+    asymmetry,
+    dissimilarity,
+    total_variation,
+)
+from d2sm.objectives.lpips import CHANNELS, LAYERS
+from d2sm.objectives.segmentation import ABSENT
+
+SQUEEZE: dict[str, Any] = {"network": "squeezenet1_0", "weights": "random"}
+
+
+def images(count: int = 2, height: int = 40, width: int = 48, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, 3, height // 8 + 1, width // 8 + 1, generator=generator)
+    clean = nn.functional.interpolate(coarse, size=(height, width), mode="bilinear")
+    return clean + 0.1 * torch.randn(clean.shape, generator=generator), clean
+
+
+def maps(layer: str, pictures: Tensor) -> np.ndarray:
+    """A layer of the random SqueezeNet by the other way there is, in float64."""
+    with torch.no_grad():
+        return features(f"squeezenet1_0.{layer}", weights="random")(pictures).double().numpy()
+
+
+@pytest.fixture(scope="module")
+def heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_heads(tmp_path_factory.mktemp("lpips") / "alex.pth")
+
+
+def write_heads(path: Path) -> Path:
+    """Random heads for AlexNet under the published keys."""
+    generator = torch.Generator().manual_seed(0)
+    state = {
+        f"lin{index}.model.1.weight": torch.rand(1, channels, 1, 1, generator=generator)
+        for index, channels in enumerate(CHANNELS["alexnet"])
+    }
+    torch.save(state, path)
+    return path
+
+
+@pytest.mark.parametrize("size", [(11, 11), (17, 40), (280, 300)])
+def test_ssim_is_that_of_the_evaluation(size: tuple[int, int]) -> None:
+    """scikit-image in float64; also at sizes that some libraries halve. Tolerance 1e-9, in float32 1e-5."""
+    restored, clean = images(2, *size)
+    restored = restored.clamp(0, 1)
+    wanted = 1 - np.mean([metrics.ssim(restored=x, clean=y) for x, y in zip(restored, clean, strict=True)])
+    assert dissimilarity(restored=restored.double(), clean=clean.double()).item() == pytest.approx(wanted, abs=1e-9)
+    assert dissimilarity(restored=restored, clean=clean).item() == pytest.approx(wanted, abs=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert dissimilarity(restored=restored, clean=clean).item() == pytest.approx(wanted, abs=1e-5)
+
+
+def test_ssim_has_the_gradient_of_its_values() -> None:
+    restored, clean = (image.double() for image in images(1, 12, 13))
+    assert torch.autograd.gradcheck(
+        lambda x: dissimilarity(restored=x, clean=clean), restored.requires_grad_(), atol=1e-6, rtol=1e-4
+    )
+    assert dissimilarity(restored=clean, clean=clean).item() == pytest.approx(0, abs=1e-12)
+    with pytest.raises(ValueError, match="10x20 pixels: SSIM needs at least 11"):
+        dissimilarity(restored=torch.rand(1, 3, 10, 20), clean=torch.rand(1, 3, 10, 20))
+
+
+def test_perceptual_is_the_mean_square_of_each_layer() -> None:
+    """Tolerance 1e-5 relative; conv1 stands before a ReLU that must not write into it."""
+    restored, clean = images()
+    layers = ("fire3", "conv1", "relu1")
+    wanted = np.mean([np.square(maps(layer, restored) - maps(layer, clean)).mean() for layer in layers])
+    found = Perceptual(layers=layers, **SQUEEZE)(restored=restored, clean=clean)
+    assert found.item() == pytest.approx(wanted, rel=1e-5)
+    assert maps("conv1", clean).min() < 0
+
+
+def test_lpips_is_its_definition(heads: Path) -> None:
+    """In loops over layers and places, with the published scaling of the input. Tolerance 1e-5 relative."""
+    loss = LPIPS(heads, "alexnet", weights="random")
+    restored, clean = images(2, 70, 80)
+    weights = torch.load(heads, weights_only=True)
+    shift, scale = (torch.tensor(v).view(1, 3, 1, 1) for v in ((-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)))
+    layers = list(loss.layers.network.net)
+    total = 0.0
+    for index, depth in enumerate((2, 5, 8, 10, 12)):  # steps up to each ReLU
+        pair = []
+        for picture in (restored, clean):
+            x = (2 * picture - 1 - shift) / scale
+            with torch.no_grad():
+                for layer in layers[:depth]:
+                    x = layer(x)
+            pair.append(x.double().numpy())
+        head = weights[f"lin{index}.model.1.weight"].numpy()[0, :, 0, 0]
+        count, channels, height, width = pair[0].shape
+        assert channels == len(head)
+        for b in range(count):
+            for place in np.ndindex(height, width):
+                a, c = (m[(b, slice(None), *place)] for m in pair)
+                difference = a / (np.linalg.norm(a) + 1e-10) - c / (np.linalg.norm(c) + 1e-10)
+                total += float(head @ difference**2) / (count * height * width)
+    assert loss(restored=restored, clean=clean).item() == pytest.approx(total, rel=1e-5)
+
+
+def test_lpips_has_a_gradient_where_all_channels_are_zero(heads: Path) -> None:
+    loss = LPIPS(heads, "alexnet", weights="random")
+    for part in loss.layers.network.net:
+        if isinstance(part, nn.Conv2d) and part.bias is not None:
+            part.bias.fill_(-1e3)
+    restored, clean = images(1, 70, 70)
+    loss(restored=restored.requires_grad_(), clean=clean).backward()
+    assert restored.grad is not None and torch.isfinite(restored.grad).all()
+
+
+@pytest.mark.parametrize("trunk", ["vgg16", "alexnet"])
+def test_lpips_trunks_have_the_channels_of_their_heads(trunk: Any) -> None:
+    assert [features(f"{trunk}.{layer}", weights="random").channels for layer in LAYERS[trunk]] == list(CHANNELS[trunk])
+
+
+def test_lpips_heads_of_another_trunk_or_none(heads: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"alex.pth has lin1.model.1.weight \(1, 192, 1, 1\): needs \(1, 128") as error:
+        LPIPS(heads, "vgg16", weights="random")
+    assert "\n" not in str(error.value)
+    torch.save({}, tmp_path / "empty.pth")
+    with pytest.raises(ValueError, match=r"empty.pth has no lin0.model.1.weight"):
+        LPIPS(tmp_path / "empty.pth", "alexnet", weights="random")
+    with pytest.raises(ValueError, match=r"none.pth cannot be read"):
+        LPIPS(tmp_path / "none.pth", "alexnet", weights="random")
+
+
+def contextual_by_hand(x: np.ndarray, y: np.ndarray, h: float) -> float:
+    """Eq. (1) to (5) for one image, (C, N) each."""
+    mean = y.mean(1, keepdims=True)
+    x, y = x - mean, y - mean
+    n = x.shape[1]
+    d = np.array([[1 - x[:, i] @ y[:, j] / np.linalg.norm(x[:, i]) / np.linalg.norm(y[:, j]) for j in range(n)]
+                  for i in range(n)])  # fmt: skip
+    w = np.array([[np.exp((1 - d[i, j] / (d[i].min() + 1e-5)) / h) for j in range(n)] for i in range(n)])
+    cx = np.array([[w[i, j] / w[i].sum() for j in range(n)] for i in range(n)])
+    return float(-np.log(np.mean([cx[:, j].max() for j in range(n)])))
+
+
+@pytest.mark.parametrize("h", [0.1, 0.5])
+def test_contextual_is_its_definition(h: float) -> None:
+    """Tolerance 1e-4 relative: distances near 0 are divided by the smallest of them."""
+    restored, clean = images(2, 40, 48)
+    layers = ("fire3", "fire5")
+    wanted = [
+        contextual_by_hand(x.reshape(len(x), -1), y.reshape(len(y), -1), h)
+        for layer in layers
+        for x, y in zip(maps(layer, restored), maps(layer, clean), strict=True)
+    ]
+    loss = Contextual(layers=layers, bandwidth=h, **SQUEEZE)
+    assert loss(restored=restored, clean=clean).item() == pytest.approx(np.mean(wanted), rel=1e-4)
+    loss(restored=restored.requires_grad_(), clean=clean).backward()
+    assert restored.grad is not None and torch.isfinite(restored.grad).all() and restored.grad.abs().max() > 0
+
+
+def test_contextual_knows_no_places() -> None:
+    """Non-aligned data: columns exchanged in whole cells of the features leave it where it was."""
+    loss = Contextual(layers=("conv1",), **SQUEEZE)
+    _, clean = images(1, 32, 64)
+    moved = torch.cat([clean[..., 32:], clean[..., :32]], dim=-1)
+    other = images(1, 32, 64, seed=9)[1]
+    same, swapped, foreign = (loss(restored=x, clean=clean).item() for x in (clean, moved, other))
+    assert same < 0.05
+    assert swapped < 0.5 * foreign
+    with pytest.raises(ValueError, match="bandwidth=0"):
+        Contextual(layers=("conv1",), bandwidth=0, **SQUEEZE)
+
+
+def segmenter(absent: int | None = None) -> nn.Module:
+    class Small(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(3)
+            self.conv = nn.Conv2d(3, 6, 3, padding=1)
+
+        def forward(self, picture: Tensor) -> Tensor:
+            logits = 5 * self.conv(picture)
+            if absent is not None:
+                logits[:, absent] = ABSENT
+            return logits
+
+    return Small()
+
+
+def drawn_labels(count: int, height: int, width: int) -> Tensor:
+    labels = torch.randint(0, 6, (count, height, width), generator=torch.Generator().manual_seed(1)).byte()
+    labels[:, :3] = 255
+    return labels
+
+
+def cross_entropy_by_hand(logits: np.ndarray, labels: np.ndarray, skip: tuple[int, ...] = (255,)) -> float:
+    each = []
+    for b in range(len(labels)):
+        pixels = []
+        for place in np.ndindex(*labels.shape[1:]):
+            true = int(labels[(b, *place)])
+            if true not in skip:
+                scores = logits[(b, slice(None), *place)]
+                pixels.append(np.log(np.exp(scores - scores.max()).sum()) + scores.max() - scores[true])
+        each.append(np.mean(pixels) if pixels else 0.0)
+    return float(np.mean(each))
+
+
+def test_cross_entropy_is_its_definition() -> None:
+    """Tolerance 1e-5 relative."""
+    restored, labels = images(3, 10, 12)[0], drawn_labels(3, 10, 12)
+    labels[1, 2:] = 255  # hardly any label
+    labels[1, 2, 5] = 4
+    labels[2] = 255  # none
+    with torch.no_grad():
+        logits = segmenter()(restored).double().numpy()
+    loss = CrossEntropy(segmenter())
+    found = loss(restored=restored.requires_grad_(), labels=labels)
+    assert found.item() == pytest.approx(cross_entropy_by_hand(logits, labels.numpy()), rel=1e-5)
+    found.backward()
+    assert restored.grad is not None
+    assert [bool(grad.any()) for grad in restored.grad] == [True, True, False]
+    shares = [loss(restored=x[None], labels=y[None]) for x, y in zip(restored, labels, strict=True)]
+    assert torch.stack(shares).mean().item() == pytest.approx(found.item(), rel=1e-6)  # however it is dealt
+
+
+def test_cross_entropy_leaves_out_what_the_segmenter_does_not_know() -> None:
+    restored, labels = images(1, 10, 12)[0], drawn_labels(1, 10, 12)
+    with torch.no_grad():
+        logits = segmenter(absent=2)(restored).double().numpy()
+    wanted = cross_entropy_by_hand(logits, labels.numpy(), skip=(2, 255))
+    assert CrossEntropy(segmenter(absent=2))(restored=restored, labels=labels).item() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_cross_entropy_at_another_scale() -> None:
+    seen: list[Tensor] = []
+    network = segmenter()
+    network.register_forward_hook(lambda module, inputs, out: seen.append(inputs[0]))
+    restored, labels = images(1, 16, 24)[0], drawn_labels(1, 16, 24)
+    assert CrossEntropy(network, scale=0.5)(restored=restored, labels=labels).isfinite()
+    # Half the size, bilinear without antialiasing: the mean of each 2 x 2 pixels.
+    torch.testing.assert_close(seen[0], nn.functional.avg_pool2d(restored, 2))
+    with pytest.raises(ValueError, match=r"labels: shape \(1, 8, 24\); give \(1, 16, 24\)"):
+        CrossEntropy(network)(restored=restored, labels=labels[:, ::2])
+    with pytest.raises(ValueError, match="scale=0"):
+        CrossEntropy(network, scale=0)
+
+
+def test_asymmetry_weighs_too_low_an_estimate_more() -> None:
+    """Known answers: 0.7 of the square below, 0.3 above; and a loop at 1e-6 relative."""
+    sigma = torch.tensor([51.0])  # 0.2
+    low, high = (asymmetry(estimate=torch.full((1, 3, 2, 2), v), sigma=sigma).item() for v in (0.1, 0.3))
+    assert low == pytest.approx(0.7 * 0.01, rel=1e-5)
+    assert high == pytest.approx(0.3 * 0.01, rel=1e-5)
+    estimate, sigma = torch.rand(4, 3, 5, 6) * 0.3, torch.tensor([5.0, 20.0, 40.0, 70.0])
+    terms = []
+    for place in np.ndindex(*estimate.shape):
+        error = float(estimate[place]) - float(sigma[place[0]]) / 255
+        terms.append(abs(0.3 - (1 if error < 0 else 0)) * error**2)
+    assert asymmetry(estimate=estimate, sigma=sigma).item() == pytest.approx(np.mean(terms), rel=1e-6)
+    with pytest.raises(ValueError, match="give one an image"):
+        asymmetry(estimate=estimate, sigma=sigma[:2])
+
+
+def test_total_variation_is_a_loop_and_does_not_grow_with_the_batch() -> None:
+    """1e-6 relative; five copies of an image vary as much as one."""
+    estimate = torch.rand(2, 3, 5, 7)
+    array = estimate.double().numpy()
+    down = [(array[b, c, i + 1, j] - array[b, c, i, j]) ** 2 for b, c, i, j in np.ndindex(2, 3, 4, 7)]
+    right = [(array[b, c, i, j + 1] - array[b, c, i, j]) ** 2 for b, c, i, j in np.ndindex(2, 3, 5, 6)]
+    assert total_variation(estimate=estimate).item() == pytest.approx(np.mean(down) + np.mean(right), rel=1e-6)
+    one, five = estimate[:1], estimate[:1].expand(5, -1, -1, -1)
+    assert total_variation(estimate=five).item() == pytest.approx(total_variation(estimate=one).item(), rel=1e-6)
+    assert total_variation(estimate=torch.full((1, 3, 4, 4), 0.3)).item() == 0
+
+
+@pytest.mark.parametrize("name", ["perceptual", "lpips", "contextual", "cross_entropy"])
+def test_networks_are_frozen_and_not_in_the_state(name: str, heads: Path) -> None:
+    losses = {
+        "perceptual": lambda: Perceptual(layers=("fire3",), **SQUEEZE),
+        "lpips": lambda: LPIPS(heads, "alexnet", weights="random"),
+        "contextual": lambda: Contextual(layers=("fire3",), **SQUEEZE),
+        "cross_entropy": lambda: CrossEntropy(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))),
+    }
+    loss = losses[name]()
+    parent = nn.ModuleDict({"loss": loss, "model": nn.Conv2d(3, 3, 1)}).train()
+    networks = [module for module in loss.modules() if isinstance(module, Frozen)]
+    assert networks and not any(part.training for network in networks for part in network.modules())
+    assert not any(p.requires_grad for p in loss.parameters())
+    assert set(parent.state_dict()) == {"model.weight", "model.bias"}
+    before = copy.deepcopy(list(loss.parameters()))
+    parent.load_state_dict(parent.state_dict())  # strict
+    assert all(torch.equal(a, b) for a, b in zip(before, loss.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["ssim", "perceptual", "lpips", "contextual"])
+def test_images_of_other_shapes_are_refused(name: str, heads: Path) -> None:
+    losses: dict[str, Any] = {
+        "ssim": dissimilarity,
+        "perceptual": Perceptual(layers=("fire3",), **SQUEEZE),
+        "lpips": LPIPS(heads, "alexnet", weights="random"),
+        "contextual": Contextual(layers=("fire3",), **SQUEEZE),
+    }
+    clean = torch.rand(2, 3, 64, 64)
+    with pytest.raises(ValueError, match="must agree"):
+        losses[name](restored=clean[:1], clean=clean)
+    with pytest.raises(ValueError, match="give RGB images"):
+        losses[name](restored=clean[:, :1], clean=clean[:, :1])
+
+
+def test_layers_that_there_are_not() -> None:
+    with pytest.raises(ValueError, match=r"squeezenet1_0 has no layer 'fire33'; did you mean 'fire3'"):
+        Perceptual(layers=("fire3", "fire33"), **SQUEEZE)
+    with pytest.raises(ValueError, match="layers: none of squeezenet1_0"):
+        Perceptual(layers=(), **SQUEEZE)
