@@ -36,15 +36,7 @@ _META = {
 _TERMS = {"l1": "L1", "d2sm": "D2SM", "mse": "MSE", "ssim": "SSIM", "lpips": "LPIPS"}  # abbreviations, in tags
 _WITH_PHI = {"d2sm", "perceptual", "contextual"}
 _INSIDE = "data/bundle"  # where MLflow puts the bundle within the model
-_NEEDS = (
-    "mlflow",
-    "torch",
-    "torchvision",
-    "numpy",
-    "safetensors",
-    "pydantic",
-    "PyYAML",
-)  # to load and serve
+_NEEDS = ("mlflow", "torch", "torchvision", "numpy", "safetensors", "pydantic", "PyYAML")  # to load and serve
 
 
 class RegistryError(ValueError):

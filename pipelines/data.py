@@ -217,10 +217,10 @@ def check_labels(config: Config, items: pa.Table) -> None:
     Raises:
         DataError: names the first image without.
     """
-    missing = [row["name"] for row in items.select(["name", "label"]).to_pylist() if row["label"] is None]
-    if has_labels(config) and missing:
+    missing = items.filter(items["label"].is_null())["name"]
+    if has_labels(config) and len(missing):
         raise DataError(
-            f"{missing[0]}: one of {len(missing)} images without a label in gtFine; unpack all, or set "
+            f"{missing[0].as_py()}: one of {len(missing)} images without a label in gtFine; unpack all, or set "
             "loss.cross_entropy=0"
         )
 

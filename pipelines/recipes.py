@@ -119,7 +119,7 @@ def _reduced(row: Config) -> Config:
     if row.loss.patch_size:
         changes |= {"loss.patch_size": 32, "loss.queue_size": 1152}
     if row.loss.perceptual:
-        changes |= {"loss.perceptual": 3e-4}  # EfficientNet's maps are larger than VGG's
+        changes |= {"loss.perceptual": 3e-4}  # another Phi, whose maps have another scale
     if row.loss.contextual:
         changes |= {"loss.contextual_layers": ("blocks.2",)}
     if row.loss.lpips:
