@@ -35,7 +35,8 @@ class Live(Callback):
         self.rows: list[Row] = []
         self.console = Console(stderr=True)
         self.screen: Screen | None = None
-        self.drawn, self.began = 0.0, time.time()
+        self.drawn = 0.0
+        self.known: list[tuple[str, Any]] = []
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "concurrent": self.concurrent, "quiet": self.quiet}
@@ -45,11 +46,13 @@ class Live(Callback):
         self._open()
 
     def on_step_end(self, iteration: int, trials: list[TuneTrial], **_: Any) -> None:
-        if time.monotonic() - self.drawn > 1:
+        news = [(trial.status, (trial.last_result or {}).get("budget")) for trial in trials]
+        if news != self.known or time.monotonic() - self.drawn > 1:
+            self.known = news
             self._update(trials)
 
     def on_experiment_end(self, trials: list[TuneTrial], **_: Any) -> None:
-        self._update(trials)
+        # The trials are not looked at again: after Ctrl-C all of them count as terminated by now.
         if self.screen is not None:
             self.screen.stop()
 
