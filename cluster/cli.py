@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cluster import launching
+
 if TYPE_CHECKING:
     from pipelines.config import Config
     from pipelines.job import Outcome
@@ -42,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     _evaluate(verbs)
     _denoise(verbs)
     _models(verbs)
+    launching.add(verbs, _verb)
     return top
 
 
