@@ -13,7 +13,10 @@ def main(argv: Sequence[str]) -> int:
     cut = list(argv).index("--")
     options, verb = argv[:cut], list(argv[cut + 1 :])
     try:
-        config = words.configured(cli.parser().parse_args(verb))
+        args = cli.parser().parse_args(verb)
+        config = words.configured(args)
+        if config is not None and getattr(args, "no_evaluate", False):
+            config = config.replace({"evaluate.segmenter": None})  # not needed, so not asked for
         if config is not None and verb[0] != "check" and "--no-preflight" not in options:
             from cluster.preflight import passes, preflight
 

@@ -61,10 +61,11 @@ def path() -> Path:
 def read() -> State | None:
     """The cluster that `up` started, if there is one."""
     try:
-        return State(**json.loads(path().read_text()))
+        found = json.loads(path().read_text())
+        return State(**{**found, "sessions": tuple(found["sessions"])})
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, OSError):
+    except (ValueError, TypeError, KeyError, OSError):
         raise NodesError(f"{path()}: holds no state of a cluster; remove the file") from None
 
 
@@ -86,6 +87,7 @@ def up(
         raise NodesError(f"--nodes {nodes} --cpus-per-node {cpus:g}: at least one of each")
     if (known := read()) and ours(known):
         raise NodesError(f"{known.address}: a cluster is already up; `d2sm cluster down` ends it")
+    down()  # what one that ended by itself has left
     port, dashboard_port = _port(port, "--port"), _port(dashboard_port, "--dashboard-port")
     _secure()
     mark = f"d2sm-{secrets.token_hex(4)}"
@@ -97,6 +99,14 @@ def up(
         nodes=nodes,
     )
     try:
+        return _started(state, cpus, dashboard_port)
+    except NodesError:  # a machine that is busy with something else may take longer than Ray waits: once more
+        return _started(state, cpus, dashboard_port)
+
+
+def _started(state: State, cpus: float, dashboard_port: int) -> State:
+    try:
+        Path(state.temp).mkdir(exist_ok=True)
         return _start(_written(state), cpus, dashboard_port)
     except BaseException:
         down()

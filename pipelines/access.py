@@ -67,6 +67,15 @@ def this_machine(host: str) -> bool:
     return True
 
 
+def offer_token() -> None:
+    """Show Ray's token, where there is one, to the cluster at RAY_ADDRESS. To be called before `ray` is imported.
+
+    Ray shows it only with RAY_AUTH_MODE=token, which it reads on import; a cluster that asks for none does not mind.
+    """
+    if os.environ.get("RAY_ADDRESS") and "RAY_AUTH_MODE" not in os.environ and token():
+        os.environ["RAY_AUTH_MODE"] = "token"
+
+
 def check_join(address: str) -> None:
     """Before this process joins the cluster at RAY_ADDRESS.
 

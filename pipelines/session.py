@@ -47,7 +47,7 @@ def start(*, cpus: float, verbose: bool = False) -> None:
         verbose: let Ray's own log and warnings through.
 
     Raises:
-        AccessError: RAY_ADDRESS is another machine's, and Ray's token authentication is off.
+        AccessError: RAY_ADDRESS cannot be joined, or is another machine's and Ray's token authentication is off.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -64,7 +64,13 @@ def start(*, cpus: float, verbose: bool = False) -> None:
     }
     if address := os.environ.get("RAY_ADDRESS"):
         access.check_join(address)
-        ray.init(**options)
+        try:
+            ray.init(**options)
+        except ConnectionError:
+            raise access.AccessError(
+                f"RAY_ADDRESS={address}: cannot be joined; is it up? And if it asks for Ray's token, is that here, "
+                "with RAY_AUTH_MODE=token?"
+            ) from None
         return
     cores = os.cpu_count() or 1
     logical = max(cores, min(math.ceil(cpus), 2 * cores))
