@@ -27,11 +27,15 @@ def parcel(include: Sequence[str | Path] = ()) -> Iterator[Path]:
     Raises:
         ParcelError: a name that is not there, or twice; or more than 10 MB.
     """
+    from pipelines import tracking  # imported when needed: help must stay quick
+
     root = Path(__file__).resolve().parents[1]
     with tempfile.TemporaryDirectory(prefix="d2sm-parcel-") as place:
         folder = Path(place)
         for name in CODE:
             shutil.copytree(root / name, folder / name, ignore=_LEFT_OUT)
+        revision, dirty = tracking.commit()
+        (folder / tracking.COMMIT).write_text(f"{revision} {'dirty' if dirty else 'clean'}")
         for extra in map(Path, include):
             _add(extra, folder)
         _check_size(folder)

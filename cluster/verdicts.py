@@ -33,7 +33,8 @@ def nodes(seen: Mapping[str, Seen | None]) -> Check:
 def resources(config: Config, living: Sequence[Mapping[str, float]]) -> Check:
     train = config.train
     each = {"CPU": train.cpus_per_worker, **({"GPU": 1.0} if train.use_gpu else {})}
-    wanted = f"{train.num_workers} workers x {_amounts(each)} + {train.data_cpus:g} CPU for data"
+    workers = f"{train.num_workers} worker{'s' * (train.num_workers > 1)}"
+    wanted = f"{workers} x {_amounts(each)} + {train.data_cpus:g} CPU for data"
     try:
         session.check(config)
     except session.ResourceError as error:

@@ -7,6 +7,8 @@ import io
 import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,7 +22,7 @@ from cluster.cli import main, parser
 from cluster.head import ClusterError
 from cluster.parcel import ParcelError
 from cluster.probe import OURS, Ask, Seen, look
-from pipelines import access, session
+from pipelines import access, session, tracking
 from pipelines.access import AccessError
 from pipelines.config import Config, ConfigError
 
@@ -28,11 +30,15 @@ TRAIN = ["train", "--recipe", "ffdnet_l1_cpu", "data.root=/data", "train.storage
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No token, cluster or address of whoever runs the tests."""
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for name in [name for name in os.environ if name.startswith("RAY_")] + ["D2SM_CLUSTER", "MLFLOW_TRACKING_URI"]:
-        monkeypatch.delenv(name, raising=False)
+def elsewhere(tmp_path: Path) -> Iterator[None]:
+    """No token, cluster or address of whoever runs the tests; what a test or Ray sets is gone afterwards."""
+    before = dict(os.environ)
+    for name in [name for name in before if name.startswith("RAY_")] + ["D2SM_CLUSTER", "MLFLOW_TRACKING_URI"]:
+        os.environ.pop(name, None)
+    os.environ["HOME"] = str(tmp_path)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 def given_token(tmp_path: Path, text: str = "sesame") -> None:
@@ -92,7 +98,6 @@ def test_a_cluster_of_other_machines_is_joined_with_the_token_alone(
     access.offer_token()
     access.check_join(address)
     assert os.environ["RAY_AUTH_MODE"] == "token"
-    monkeypatch.delenv("RAY_AUTH_MODE")
 
 
 def test_this_machine_is_joined_without() -> None:
@@ -268,7 +273,10 @@ def test_the_parcel_is_the_code_alone(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("x = 1\n")
     with parcel.parcel([tmp_path / "mine.py"]) as folder:
         names = {path.name for path in folder.iterdir()}
-        assert names == {*parcel.CODE, "mine.py"}
+        assert names == {*parcel.CODE, tracking.COMMIT, "mine.py"}
+        sent = [sys.executable, "-c", "from pipelines.tracking import commit; print(*commit())"]
+        told = subprocess.run(sent, cwd=folder, env=os.environ | {"PYTHONPATH": ""}, capture_output=True, text=True)
+        assert told.stdout.split(" ")[0] == tracking.commit()[0]
         files = [path for path in folder.rglob("*") if path.is_file()]
         assert sum(path.stat().st_size for path in files) < 2**20
         assert not [path for path in files if path.suffix in (".pyc", ".pth", ".png", ".safetensors")]
