@@ -52,9 +52,8 @@ class Job:
                 return client.get_job_info(self.id)
         except ClusterError as error:
             if "404" in str(error):
-                raise ClusterError(
-                    f"{self.id}: no such job at {self.address}{_nearest(self.id, self.address)}"
-                ) from None
+                near = _nearest(self.id, self.address)
+                raise ClusterError(f"{self.id}: no such job at {self.address}{near}") from None
             raise
 
     def status(self) -> str:
@@ -111,7 +110,7 @@ class Job:
         told, since = "", time.monotonic()
         while (info := _patiently(self.info)).status.value == "PENDING":
             if info.message and info.message != told and time.monotonic() - since > 10:
-                tidy.write(f"{info.message}\n")
+                tidy.note(info.message)
                 told = info.message
             time.sleep(0.5)
 
@@ -144,6 +143,10 @@ class Tidy:
         if "\r" in self._rest:  # progress ends its line only when the next one comes, half a minute later
             self._line(self._rest)
             self._rest, self._early = "", True
+
+    def note(self, text: str) -> None:
+        """A line that is not of the log."""
+        print(redact(text), file=self.out, flush=True)
 
     def close(self) -> None:
         if self._rest:

@@ -318,7 +318,8 @@ def test_a_log_is_made_tidy() -> None:
     for text in log:
         tidy.write(text)
     tidy.close()
-    assert out.getvalue() == "first\nsecond\nstep 1/9\nstep 5/9\nstep 9/9\n\nat http://***@c/\nend\n"
+    tidy.note("waiting")
+    assert out.getvalue() == "first\nsecond\nstep 1/9\nstep 5/9\nstep 9/9\n\nat http://***@c/\nend\nwaiting\n"
     assert tidy.taken == len("".join(log))
 
 

@@ -49,9 +49,14 @@ for host in "${hosts[@]:1}"; do
   srun --nodes=1 --ntasks=1 -w "$host" ray start --address="$head:$PORT" "${options[@]}" &
 done
 
-# The verb waits for no node: the preflight counts those that are there, so give the last ones time to join.
-sleep 30
+# The preflight counts the nodes that are there, so let them join first; after two minutes it says what is missing.
 export RAY_ADDRESS="$head:$PORT"
+end=$((SECONDS + 120))
+until [[ $SECONDS -gt $end ]]; do
+  joined=$(python -c 'import ray; ray.init(log_to_driver=False); print(len(ray.nodes()))' 2>/dev/null || echo 0)
+  [[ $joined -ge ${#hosts[@]} ]] && break
+done
+
 python -m cluster.driver -- "$@" &
 verb=$!
 trap 'kill -INT "$verb"' INT TERM
