@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster import sweeping
+from cluster import launching, sweeping
+from pipelines import access
 
 if TYPE_CHECKING:
     from pipelines.config import Config
@@ -20,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb; bad input gives one line and exit code 2, Ctrl-C 130."""
     args = parser().parse_args(argv)
     try:
+        access.offer_token()
         return int(args.run(args) or 0)
     except KeyboardInterrupt:
         print("d2sm: stopped; the last complete checkpoint is kept, the same command goes on from it", file=sys.stderr)
@@ -45,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     _evaluate(verbs)
     _denoise(verbs)
     _models(verbs)
+    launching.add(verbs, _verb)
     return top
 
 

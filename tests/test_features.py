@@ -104,7 +104,7 @@ def test_lite0_calls_the_cat_a_cat() -> None:
     photo = torch.from_numpy(skimage_data.chelsea()).permute(2, 0, 1)[None].float() / 255
     photo = nn.functional.interpolate(photo, size=(224, 224), mode="bilinear", antialias=True)
     full: Any = d2sm.features._lite0()[0]
-    path = d2sm.features._at_hand("efficientnet_lite0")
+    path = d2sm.features.weights_at_hand("efficientnet_lite0")
     full.load_state_dict(
         d2sm.features._match(d2sm.features._read(path), full.state_dict(), path), strict=True, assign=True
     )

@@ -111,7 +111,7 @@ def settled(sweep: Sweep) -> Sweep:
     if not sweep.name or Path(sweep.name).name != sweep.name or sweep.name.startswith("."):
         raise configs.ConfigError(f"name={sweep.name!r}: a plain name, without folders")
     changes: dict[str, Any] = {"tracking.uri": uri, "train.name": "", "tracking.register_as": "", "tracking.parent": ""}
-    for key in ("data.root", "train.storage", "loss.features_weights", "evaluate.segmenter_weights"):
+    for key in ("data.root", "train.storage", *configs.WEIGHTS):
         value = sweep.base.flat()[key]
         if value and (key == "train.storage" or Path(value).exists()):
             changes[key] = str(Path(value).expanduser().absolute())

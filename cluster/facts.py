@@ -1,0 +1,18 @@
+"""Image, versions and ports, once. The files in `cluster/files` repeat them, and a test says that they agree."""
+
+from __future__ import annotations
+
+VERSION = "0.1.0"  # of this project; pyproject.toml's
+PYTHON = "3.11"  # of the image, on every node
+RAY = "2.60.0"  # of the image; pins.txt's
+IMAGE = f"d2sm:{VERSION}"  # what `docker build` makes; push it where the cluster's nodes can pull it from
+
+GCS_PORT = 6379  # where nodes and drivers join (RAY_ADDRESS)
+DASHBOARD_PORT = 8265  # where jobs are submitted
+CLIENT_PORT = 10001  # Ray Client; unused here, but Ray opens it
+TRACKING_PORT = 5000  # an MLflow server
+
+LOOPBACK = "127.0.0.1"
+DATA = "/data"  # where the files mount the photographs, read only
+STORAGE = "/storage"  # where they mount what runs write: checkpoints, results
+USER = 1000  # the image's user, not root

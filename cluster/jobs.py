@@ -1,0 +1,282 @@
+"""A verb as a Ray job: sent, followed, waited for, stopped. The job goes on whatever happens to who sent it.
+
+job = submit(["train", "--recipe", "ffdnet_d2sm_cpu", "data.root=/data/cityscapes", "train.storage=/storage"])
+job.follow()
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import os
+import re
+import secrets
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+
+from cluster import head, words
+from cluster.facts import VERSION
+from cluster.head import ClusterError
+from cluster.parcel import parcel
+from pipelines import access
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails
+
+_T = TypeVar("_T")
+_PINS = Path(__file__).resolve().parents[1] / "pins.txt"
+_ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+_PATIENCE = 300.0  # seconds that a head may be away before following it is given up
+# A stop is Ctrl-C to the verb: it keeps its last checkpoint and closes its MLflow run as KILLED. Then it is killed.
+_STOP = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "60"}
+_SECRET_NAME = re.compile(r"(?i)token|passw|secret|credential|(^|_)key(_|$)|access_key|api_?key")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A verb on a cluster, by its id there."""
+
+    id: str
+    address: str
+
+    def info(self) -> JobDetails:
+        """What the cluster says of it: status, entrypoint, message, times."""
+        client = head.client(self.address)
+        try:
+            with head.one_line(self.address):
+                return client.get_job_info(self.id)
+        except ClusterError as error:
+            if "404" in str(error):
+                near = _nearest(self.id, self.address)
+                raise ClusterError(f"{self.id}: no such job at {self.address}{near}") from None
+            raise
+
+    def status(self) -> str:
+        """PENDING, RUNNING, or how it ended: SUCCEEDED, FAILED, STOPPED."""
+        return str(self.info().status.value)
+
+    def logs(self) -> str:
+        """All that it has printed so far."""
+        self.info()
+        client = head.client(self.address)
+        with head.one_line(self.address):
+            return str(client.get_job_logs(self.id))
+
+    def wait(self, timeout: float | None = None) -> str:
+        """Wait until it has ended; gives its status, also when the time is up before."""
+        end = time.monotonic() + (float("inf") if timeout is None else timeout)
+        while True:
+            status = _patiently(self.status)
+            if status in _ENDED or time.monotonic() >= end:
+                return status
+            time.sleep(min(1.0, max(0.05, end - time.monotonic())))
+
+    def follow(self, out: TextIO | None = None, *, raw: bool = False) -> str:
+        """Print its log from the beginning until it has ended; gives its status.
+
+        Args:
+            out: where to; stdout.
+            raw: every line, Ray's own as well.
+        """
+        tidy = Tidy(out or sys.stdout, raw=raw)
+        self._until_it_runs(tidy)
+        while True:
+            _patiently(lambda: asyncio.run(self._tail(tidy)))
+            status = _patiently(self.status)
+            if status in _ENDED:
+                tidy.close()
+                return status
+            time.sleep(1)  # the connection was lost, not the job
+
+    def stop(self) -> str:
+        """End it, as Ctrl-C would: its last checkpoint stays. Gives the status it ended with."""
+        self.info()
+        client = head.client(self.address)
+        with head.one_line(self.address):
+            client.stop_job(self.id)
+        return self.wait(timeout=90)
+
+    def exit_code(self) -> int:
+        """0 when it succeeded, its own code when it failed, 1 otherwise."""
+        info = self.info()
+        return 0 if info.status.value == "SUCCEEDED" else int(info.driver_exit_code or 1)
+
+    def _until_it_runs(self, tidy: Tidy) -> None:
+        told, since = "", time.monotonic()
+        while (info := _patiently(self.info)).status.value == "PENDING":
+            if info.message and info.message != told and time.monotonic() - since > 10:
+                tidy.note(info.message)
+                told = info.message
+            time.sleep(0.5)
+
+    async def _tail(self, tidy: Tidy) -> None:
+        seen = 0  # the log comes from its beginning again at each connection
+        skip = tidy.taken
+        async for text in head.client(self.address).tail_job_logs(self.id):
+            fresh = text[max(0, skip - seen) :]
+            seen += len(text)
+            if fresh:
+                tidy.write(fresh)
+
+
+class Tidy:
+    """A job's log, line by line: progress as lines, without passwords and without what Ray says of itself."""
+
+    _NOISE = re.compile(
+        r"Running entrypoint for job|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+\s+(INFO|WARNING) \S+\.py:\d+ --"
+    )
+
+    def __init__(self, out: TextIO, *, raw: bool = False) -> None:
+        self.out, self.raw, self.taken = out, raw, 0
+        self._rest, self._early = "", False
+
+    def write(self, text: str) -> None:
+        self.taken += len(text)
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            self._line(line)
+        if "\r" in self._rest:  # progress ends its line only when the next one comes, half a minute later
+            self._line(self._rest)
+            self._rest, self._early = "", True
+
+    def note(self, text: str) -> None:
+        """A line that is not of the log."""
+        print(redact(text), file=self.out, flush=True)
+
+    def close(self) -> None:
+        if self._rest:
+            self._line(self._rest)
+            self._rest = ""
+
+    def _line(self, line: str) -> None:
+        if not line and self._early:  # the end of a line that is printed already
+            self._early = False
+            return
+        self._early = False
+        for part in [part for part in line.split("\r") if part.strip()] or [""]:
+            if self.raw or not self._NOISE.match(part):
+                print(redact(part.rstrip()), file=self.out, flush=True)
+
+
+def submit(
+    verb: Sequence[str],
+    *,
+    address: str | None = None,
+    cpus: float = 0,
+    gpus: float = 0,
+    memory: int | None = None,
+    resources: Mapping[str, float] | None = None,
+    env: Mapping[str, str] | None = None,
+    include: Sequence[str | Path] = (),
+    install: bool = False,
+    preflight: bool = True,
+) -> Job:
+    """Send a verb of the command line to a cluster; returns as soon as it is there.
+
+    Args:
+        verb: the words after `d2sm`, such as ["train", "--recipe", "demo", "data.root=/data"].
+        address: of the head's dashboard, such as http://head:8265; see `head.address_of` for none.
+        cpus: reserved for the verb's own process. 0 runs it on the head, which is the safest node.
+        gpus: likewise. The workers reserve theirs themselves, by train.num_workers and train.use_gpu.
+        memory: likewise, in bytes.
+        resources: likewise, of a cluster's own kinds.
+        env: variables for the job. They can be read by all who see the cluster: no secrets.
+        include: files and folders that travel along with the code.
+        install: install pins.txt on the nodes first; otherwise their image has what is needed.
+        preflight: check resources, data, storage, weights before the verb starts.
+
+    Raises:
+        ClusterError, AccessError, ParcelError, ConfigError: each one line, and nothing was sent.
+    """
+    address = head.address_of(address)
+    verb, carried = words.prepared(verb)
+    variables = _variables(env or {}, verb)
+    _no_secrets(verb, variables)
+    head.check(address)
+    driver = ["exec", "python", "-m", "cluster.driver", *([] if preflight else ["--no-preflight"]), "--", *verb]
+    client = head.client(address)
+    with parcel([*include, *carried]) as folder, head.one_line(address):
+        environment: dict[str, Any] = {"working_dir": str(folder), "env_vars": _STOP | variables}
+        if install:
+            environment["pip"] = {"packages": _pins(), "pip_check": False}
+        sent = client.submit_job(
+            entrypoint=f"{driver[0]} {shlex.join(driver[1:])}",
+            submission_id=f"d2sm-{verb[0]}-{time.strftime('%m%d-%H%M%S')}-{secrets.token_hex(2)}",
+            runtime_env=environment,
+            metadata={"d2sm.version": VERSION, "d2sm.verb": verb[0]},
+            entrypoint_num_cpus=cpus,
+            entrypoint_num_gpus=gpus,
+            entrypoint_memory=memory,
+            entrypoint_resources=dict(resources) if resources else None,
+        )
+    return Job(str(sent), address)
+
+
+def listing(address: str) -> list[JobDetails]:
+    """The jobs that were submitted to a cluster, newest first."""
+    head.check(address)
+    client = head.client(address)
+    with head.one_line(address):
+        found = [job for job in client.list_jobs() if job.submission_id]
+    return sorted(found, key=lambda job: job.start_time or 0, reverse=True)
+
+
+def _variables(given: Mapping[str, str], verb: Sequence[str]) -> dict[str, str]:
+    """MLFLOW_TRACKING_URI goes along, for the run to be logged where it would be from here."""
+    inherited = os.environ.get("MLFLOW_TRACKING_URI")
+    if inherited and not any(word.startswith("tracking.uri=") for word in verb):
+        return {"MLFLOW_TRACKING_URI": inherited, **given}
+    return dict(given)
+
+
+def _no_secrets(verb: Sequence[str], variables: Mapping[str, str]) -> None:
+    """Entrypoint and variables of a job are shown to all who see the cluster."""
+    token = access.token()
+    remedy = "set it in the environment of the cluster's nodes instead (a Kubernetes Secret, a file that they source)"
+    for where, text in [*(("the command", word) for word in verb), *((f"--env {k}", v) for k, v in variables.items())]:
+        if redact(text) != text or (token and token in text):
+            shown = redact(text).replace(token or "\0", "***")
+            raise ClusterError(f"{where}: {shown}: a job's record would show this secret to everybody; {remedy}")
+    for name in variables:
+        if _SECRET_NAME.search(name):
+            raise ClusterError(f"--env {name}: a job's record would show this secret to everybody; {remedy}")
+
+
+def _pins() -> list[str]:
+    try:
+        lines = _PINS.read_text().splitlines()
+    except OSError:
+        raise ClusterError(f"--install: {_PINS} is not there; submit from a checkout of the project") from None
+    return [line.split("#")[0].strip() for line in lines if line.split("#")[0].strip()]
+
+
+def redact(text: str) -> str:
+    """`stores.redact`, imported when needed: help must stay quick."""
+    from pipelines import stores
+
+    return stores.redact(text)
+
+
+def _patiently(ask: Callable[[], _T]) -> _T:
+    """Ask again while the head does not answer: it may be restarting, and the job does not depend on who asks."""
+    from aiohttp import ClientError
+
+    end = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return ask()
+        except (ClientError, ClusterError, RuntimeError, OSError) as error:
+            if "no such job" in str(error) or time.monotonic() > end:
+                raise ClusterError(f"{redact(' '.join(str(error).split()))[:300]}") from None
+            time.sleep(2)
+
+
+def _nearest(wanted: str, address: str) -> str:
+    known = [str(job.submission_id) for job in listing(address)]
+    near = difflib.get_close_matches(wanted, known, n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else "; `d2sm jobs list` shows them"

@@ -1,0 +1,282 @@
+"""A cluster of several Ray nodes on this one machine, to try things and for tests.
+
+Its dashboard, where jobs are sent, listens on loopback. Ray's own ports listen on all interfaces whatever they are
+told, so every one of them asks for Ray's token.
+
+`up` writes what it starts into one small file. Each node leads a session of processes, and has a mark in its
+environment, which all that it starts inherit; `down` ends what has the mark, or is of the session, and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import psutil
+
+from cluster import facts
+from pipelines import access
+
+MARK = "D2SM_CLUSTER_MARK"
+OBJECT_STORE = 512 * 2**20  # bytes a node; crops and patches are small
+_PATIENCE = 180.0  # seconds until a node counts as not starting; two idle cores need 13 for three nodes
+_TRIES = 3
+_Running = dict[int, "subprocess.Popen[bytes]"]
+
+
+class NodesError(ValueError):
+    """A local cluster that cannot be started or stopped. One line."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What `up` started. Holds no secret."""
+
+    mark: str
+    address: str  # host:port, for RAY_ADDRESS
+    dashboard: str  # http://host:port, for jobs
+    temp: str
+    nodes: int
+    sessions: tuple[int, ...] = ()
+
+
+def path() -> Path:
+    """The file with the state: ~/.d2sm/cluster.json, elsewhere by D2SM_CLUSTER; a second file is a second cluster."""
+    return Path(os.environ.get("D2SM_CLUSTER") or Path.home() / ".d2sm" / "cluster.json")
+
+
+def read() -> State | None:
+    """The cluster that `up` started, if there is one."""
+    try:
+        found = json.loads(path().read_text())
+        return State(**{**found, "sessions": tuple(found["sessions"])})
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError, OSError):
+        raise NodesError(f"{path()}: holds no state of a cluster; remove the file") from None
+
+
+def up(
+    nodes: int = 3, *, cpus: float = 2, port: int = facts.GCS_PORT, dashboard_port: int = facts.DASHBOARD_PORT
+) -> State:
+    """Start a head and `nodes - 1` workers; returns when all of them have joined and jobs are taken.
+
+    Args:
+        nodes: Ray nodes in all.
+        cpus: CPUs each node says it has. A number only: they share this machine's.
+        port: of the head; 0 takes a free one.
+        dashboard_port: of the head's dashboard; 0 takes a free one.
+
+    Raises:
+        NodesError: one is already up, a port is taken, or a node does not start.
+    """
+    if nodes < 1 or cpus < 1:
+        raise NodesError(f"--nodes {nodes} --cpus-per-node {cpus:g}: at least one of each")
+    if (known := read()) and ours(known):
+        raise NodesError(f"{known.address}: a cluster is already up; `d2sm cluster down` ends it")
+    down()  # what one that ended by itself has left
+    port, dashboard_port = _port(port, "--port"), _port(dashboard_port, "--dashboard-port")
+    _secure()
+    mark = f"d2sm-{secrets.token_hex(4)}"
+    state = State(
+        mark=mark,
+        address=f"{facts.LOOPBACK}:{port}",
+        dashboard=f"http://{facts.LOOPBACK}:{dashboard_port}",
+        temp=tempfile.mkdtemp(prefix=f"{mark}-", dir="/tmp"),  # short: it holds sockets, whose paths are limited
+        nodes=nodes,
+    )
+    try:
+        return _started(state, cpus, dashboard_port)
+    except NodesError:  # a machine that is busy with something else may take longer than Ray waits: once more
+        return _started(state, cpus, dashboard_port)
+
+
+def _started(state: State, cpus: float, dashboard_port: int) -> State:
+    try:
+        Path(state.temp).mkdir(exist_ok=True)
+        return _start(_written(state), cpus, dashboard_port)
+    except BaseException:
+        down()
+        raise
+
+
+def _written(state: State) -> State:
+    path().parent.mkdir(parents=True, exist_ok=True)
+    path().write_text(json.dumps(asdict(state), indent=2))
+    return state
+
+
+def _start(state: State, cpus: float, dashboard_port: int) -> State:
+    host, _, port = state.address.rpartition(":")
+    head = [f"--port={port}", f"--dashboard-host={host}", f"--dashboard-port={dashboard_port}", "--head"]
+    head += ["--include-dashboard=true", f"--ray-client-server-port={_port(0)}"]
+    state, process = _node(state, 0, cpus, head)
+    running = {0: process}
+    _until(lambda: _listens(host, int(port)), running, state, "the head's port")
+    tries = dict.fromkeys(range(1, state.nodes), 0)
+    end = time.monotonic() + _PATIENCE
+    while len(alive(state)) < state.nodes:
+        for number in tries:
+            # Ray gives a worker 30 s to join, which a busy machine may miss; then it ends, and may try again.
+            if tries[number] < _TRIES and (number not in running or running[number].poll() is not None):
+                tries[number] += 1
+                state, running[number] = _node(state, number, cpus, [f"--address={state.address}"])
+        _check_running(running, state, end, "all nodes")
+        time.sleep(0.2)
+    return state
+
+
+def _node(state: State, number: int, cpus: float, words: Sequence[str]) -> tuple[State, subprocess.Popen[bytes]]:
+    process = _ray_start(state, number, cpus, words)
+    return _written(replace(state, sessions=(*state.sessions, process.pid))), process
+
+
+def _ray_start(state: State, number: int, cpus: float, words: Sequence[str]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats", *words]
+    command += [f"--num-cpus={cpus:g}", f"--temp-dir={state.temp}/{number}", f"--object-store-memory={OBJECT_STORE}"]
+    command += ["--min-worker-port=0", "--max-worker-port=0"]
+    command += [f"--dashboard-agent-listen-port={_port(0)}"]  # at its default, two nodes of one host would collide
+    before = os.environ.get("PYTHONPATH")
+    environment = os.environ | {
+        MARK: state.mark,
+        # The nodes have this very code, as an image would.
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parents[1]), *([before] if before else [])]),
+        "RAY_AUTH_MODE": "token",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",  # jobs say `python`
+    }
+    environment.pop("RAY_ADDRESS", None)
+    log = Path(state.temp) / f"node-{number}.log"
+    with log.open("wb") as out:
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment, cwd=state.temp,
+            start_new_session=True,
+        )  # fmt: skip
+
+
+def _until(ready: Callable[[], bool], running: _Running, state: State, what: str) -> None:
+    end = time.monotonic() + _PATIENCE
+    while not ready():
+        _check_running(running, state, end, what)
+        time.sleep(0.2)
+
+
+def _check_running(running: _Running, state: State, end: float, what: str) -> None:
+    dead = [number for number, process in running.items() if process.poll() is not None]
+    if dead or time.monotonic() > end:
+        number = dead[0] if dead else 0
+        words = (Path(state.temp) / f"node-{number}.log").read_text(errors="replace").split()
+        why = f"node {number} ended" if dead else f"{what} not ready after {_PATIENCE:g} s"
+        raise NodesError(f"the cluster did not start: {why}: ... {' '.join(words)[-400:]}")
+
+
+def alive(state: State) -> list[dict[str, object]]:
+    """The nodes that the head counts as alive, as its dashboard tells them; none while it does not answer."""
+    headers = {"Authorization": f"Bearer {access.token()}"}
+    request = urllib.request.Request(f"{state.dashboard}/api/v0/nodes?limit=1000", headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            found = json.load(answer)["data"]["result"]["result"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [node for node in found if node.get("state") == "ALIVE"]
+
+
+def down() -> int:
+    """End what `up` started, jobs included, and remove its files. Returns how many processes there were.
+
+    Raises:
+        NodesError: a process cannot be ended.
+    """
+    state = read()
+    if state is None:
+        return 0
+    processes = ours(state)
+    for patience, end in ((8.0, psutil.Process.terminate), (8.0, psutil.Process.kill), (8.0, psutil.Process.kill)):
+        left = ours(state)
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                end(process)
+        psutil.wait_procs(left, timeout=patience)
+    if left := ours(state):
+        raise NodesError(f"process {left[0].pid} does not end; end it, then `d2sm cluster down` again")
+    shutil.rmtree(state.temp, ignore_errors=True)
+    path().unlink(missing_ok=True)
+    return len(processes)
+
+
+def ours(state: State) -> list[psutil.Process]:
+    """The living processes that belong to this cluster, whoever their parent is by now."""
+    leaders = {pid for pid in state.sessions if not _recycled(pid, state.mark)}
+    everyone = list(psutil.process_iter())
+    return [one for one in everyone if _lives(one) and (_marked(one, state.mark) or _session(one) in leaders)]
+
+
+def _recycled(pid: int, mark: str) -> bool:
+    """Whether a process id now stands for a stranger: a session keeps its leader's id as long as it has members."""
+    try:
+        process = psutil.Process(pid)
+    except psutil.NoSuchProcess:
+        return False
+    return _lives(process) and not _marked(process, mark)
+
+
+def _marked(process: psutil.Process, mark: str) -> bool:
+    with contextlib.suppress(psutil.Error, OSError):
+        return process.environ().get(MARK) == mark
+    return False
+
+
+def _session(process: psutil.Process) -> int:
+    with contextlib.suppress(OSError):
+        return os.getsid(process.pid)
+    return 0
+
+
+def _lives(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
+def _secure() -> None:
+    """Refuse nodes without Ray's token; make the user's token where there is none, as `ray.init` does."""
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        raise NodesError(
+            f"RAY_AUTH_MODE={os.environ['RAY_AUTH_MODE']}: the nodes listen beyond loopback, and would run what "
+            "anybody sends them; unset it, or set it to token"
+        )
+    if not access.token():
+        words = [sys.executable, "-m", "ray.scripts.scripts", "get-auth-token", "--generate"]
+        subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+    if not access.token():
+        raise NodesError("no token of Ray's: `ray get-auth-token --generate` makes one, in ~/.ray/auth_token")
+
+
+def _port(wanted: int, option: str = "") -> int:
+    """The port, or a free one for 0."""
+    try:
+        with socket.create_server((facts.LOOPBACK, wanted)) as server:
+            return int(server.getsockname()[1])
+    except (OSError, OverflowError):
+        raise NodesError(f"{option} {wanted}: taken, or no port; give another, or 0 for a free one") from None
+
+
+def _listens(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=1).close()
+    except OSError:
+        return False
+    return True

