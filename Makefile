@@ -1,16 +1,20 @@
 # make demo   the whole pipeline on built-in street scenes
 # make test   lint, types and the suite            make test-fast   without the slow tests
+# make test-long   sweeps that are stopped, killed, lose a node or their server: 10 minutes
 # make bench  ratios, side by side, on this machine
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-fast lint bench clean
+.PHONY: demo test test-long test-fast lint bench clean
 
 demo: .venv/demo
 	$(BIN)/d2sm demo
 
 test: lint
 	$(BIN)/python -m pytest
+
+test-long: .venv/dev
+	$(BIN)/python -m pytest -m long
 
 test-fast: lint
 	$(BIN)/python -m pytest -m "not slow"

@@ -86,6 +86,7 @@ def _in_mlflow(uri: str, parent: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_asha_stops_bad_trials_early(ray_session: None, scenes_root: Path, tmp_path: Path) -> None:
     # One at a time and the good one first: the other, whose first steps go astray, ends at its first rung.
     space = {"train.lr": [1e-3, 0.3]}
@@ -97,6 +98,7 @@ def test_asha_stops_bad_trials_early(ray_session: None, scenes_root: Path, tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_population_based_training_takes_over_better_state(
     ray_session: None, scenes_root: Path, tmp_path: Path
 ) -> None:
@@ -168,6 +170,7 @@ def struck(root: Path, storage: Path, blow: signal.Signals, reports: int) -> dic
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_stopped_and_killed_sweep_goes_on(scenes_root: Path, tmp_path: Path) -> None:
     first = struck(scenes_root, tmp_path, signal.SIGINT, 1)
     second = struck(scenes_root, tmp_path, signal.SIGKILL, 2)
@@ -186,6 +189,7 @@ def test_a_stopped_and_killed_sweep_goes_on(scenes_root: Path, tmp_path: Path) -
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_lost_node_costs_no_trial(scenes_root: Path, tmp_path: Path) -> None:
     process = start(NODE_LOSS, scenes_root, tmp_path)
     said, _ = process.communicate(timeout=400)
@@ -195,6 +199,7 @@ def test_a_lost_node_costs_no_trial(scenes_root: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_server_goes_away_and_comes_back(ray_session: None, scenes_root: Path, tmp_path: Path) -> None:
     folder = tmp_path / "server"
     folder.mkdir()
