@@ -1,6 +1,6 @@
 # make demo   the whole pipeline on built-in street scenes
 # make test   lint, types and the suite            make test-fast   without the slow tests
-# make test-long   sweeps that are stopped, killed, lose a node or their server: 10 minutes
+# make test-long   what takes minutes: sweeps and jobs that are stopped, killed, lose a node or a server
 # make bench  ratios, side by side, on this machine
 PYTHON ?= python3
 BIN := .venv/bin

@@ -109,6 +109,7 @@ def test_the_preflight(cluster: LocalCluster, scenes_root: Path, tmp_path: Path)
     assert "does not answer" in lines["tracking"] and "needs weights" in lines["weights"]
 
 
+@pytest.mark.long
 def test_a_run_is_left_found_again_and_stopped(cluster: LocalCluster, scenes_root: Path, tmp_path: Path) -> None:
     """Ctrl-C ends the watching alone; a stop is a Ctrl-C to the run; the token is nowhere in what either leaves."""
     words = ["train", "--no-evaluate", *SMALL, f"data.root={scenes_root}", f"train.storage={tmp_path}"]
