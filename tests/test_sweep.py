@@ -243,12 +243,15 @@ def test_the_server_goes_away_and_comes_back(ray_session: None, scenes_root: Pat
             "space: holds no configuration; loss.queue_size=2: smaller than",
         ),
         ({"space": {"data.crop_size": [1024]}}, "space: holds no configuration; .*hold no crop"),
+        ({"base": {"evaluate.segmenter": "espnet-camvid"}, "metrics": ("miou.sigma25",)}, "espnet-camvid.*weights"),
         ({"scheduler": "pbt", "space": {"loss.queue_size": [8]}}, "cannot change in the middle of a run"),
     ],
 )
 def test_a_wrong_sweep_is_one_line(changes: dict[str, Any], message: str, scenes_root: Path, tmp_path: Path) -> None:
+    other = changes.get("base", {})
+    sweep = sweep_of(scenes_root, tmp_path, **{key: value for key, value in changes.items() if key != "base"})
     with pytest.raises(ValueError, match=message) as caught:
-        check(sweep_of(scenes_root, tmp_path, **changes))
+        check(Sweep(**{**vars(sweep), "base": sweep.base.replace(other)}))
     assert "\n" not in str(caught.value)
 
 

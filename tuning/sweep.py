@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from d2sm.features import features
 from pipelines import config as configs
-from pipelines import data, stores, train
+from pipelines import data, segmenters, stores, train
 from pipelines.config import Config
 from pipelines.evaluate import images as evaluation_images
 from tuning import search, space
@@ -134,6 +134,8 @@ def check(sweep: Sweep) -> tuple[list[Point] | None, str, Reason]:
     train.check_objective(sweep.base)
     if sweep.evaluates:
         evaluation_images(sweep.base)
+        if sweep.base.evaluate.segmenter:
+            segmenters.load(sweep.base.evaluate.segmenter, weights=sweep.base.evaluate.segmenter_weights)
     points, excluded = _points(sweep, reason)
     return points, excluded, reason
 
