@@ -78,6 +78,7 @@ def test_a_root_without_scenes_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_clean_scenes_are_read_well_and_noisy_ones_are_not(tmp_path: Path) -> None:
     """The bounds leave room for other machines' rounding."""
     root = write_scenes(tmp_path / "scenes")

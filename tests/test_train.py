@@ -86,6 +86,7 @@ def test_stopped_and_resumed_equals_not_stopped_on_two_workers(whole: Trained, s
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_stopped_and_resumed_equals_not_stopped_on_one_worker(whole: Trained) -> None:
     alone = whole.config.replace({"train.num_workers": 1, "train.name": "whole1"})
     config = alone.replace({"train.name": "parts1"})
