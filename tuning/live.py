@@ -17,7 +17,7 @@ from rich.text import Text
 
 from tuning import rows as tables
 from tuning.rows import Row, State
-from tuning.trial import FAILED, SETTINGS, name_of
+from tuning.trial import FAILED, SETTINGS, name_of, number_of
 
 _STATES: dict[str, State] = {"TERMINATED": "stopped", "ERROR": "failed", "RUNNING": "running"}
 _SHOWN = 20  # trials on the screen at once
@@ -83,8 +83,9 @@ class Live(Callback):
             for k, v in metrics.items()
             if k in self.settings["metrics"] or k.startswith(("psnr", "ssim", "miou", "loss")) or k == "step"
         }
-        why = _why(self.folder / name_of(about["number"])) if state == "failed" else ""
-        return Row(int(about["number"]), dict(about["point"]), state, share, seconds, kept, why)
+        number = number_of(self.folder, trial.trial_id, trial.config)
+        why = _why(self.folder / name_of(number)) if state == "failed" else ""
+        return Row(number, dict(about["point"]), state, share, seconds, kept, why)
 
     def _say(self, before: Sequence[Row]) -> None:
         known = {row.number: row for row in before}

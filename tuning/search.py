@@ -45,6 +45,7 @@ def scheduler_of(name: Scheduler, space: Space, metric: str, mode: str, whole: i
             metric=metric,
             mode=mode,
             perturbation_interval=1,
+            synch=True,  # all are compared at the same budget; otherwise who takes over whom is a matter of time
             hyperparam_mutations={"trial": {"point": {key: _mutation(domain) for key, domain in space.items()}}},
         )
     return FIFOScheduler()

@@ -34,6 +34,12 @@ def name_of(number: int) -> str:
     return f"{number:03d}"
 
 
+def number_of(folder: Path, trial_id: str, config: Mapping[str, Any]) -> int:
+    """The first number a trial had: population-based training hands it another one's whole config, number and all."""
+    file = folder / "numbers" / trial_id
+    return int(file.read_text()) if file.exists() else int(config["trial"]["number"])
+
+
 def report_file(run_dir: Path, budget: int) -> Path:
     """Where a trial keeps what it measured after so much of its budget."""
     return run_dir / "reports" / f"{budget:04d}.json"
@@ -49,7 +55,9 @@ class Trial(tune.Trainable):
         session.quiet()
         self.folder = Path(config["folder"])
         self.settings = json.loads((self.folder / SETTINGS).read_text())
-        self.number, self.point = int(config["trial"]["number"]), dict(config["trial"]["point"])
+        self.number, self.point = number_of(self.folder, self.trial_id, config), dict(config["trial"]["point"])
+        (self.folder / "numbers").mkdir(exist_ok=True)
+        (self.folder / "numbers" / self.trial_id).write_text(str(self.number))
         self.name, self.rung = name_of(self.number), 0
 
     def step(self) -> dict[str, Any]:
@@ -60,9 +68,11 @@ class Trial(tune.Trainable):
         return {**numbers, "budget": budget, "done": self.rung == len(budgets)}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """A pointer: the checkpoint itself is the run's."""
+        """One's place, and a copy of the run's checkpoint: the run goes on, and its old ones go, before another asks."""
         place = {"number": self.number, "name": self.name, "rung": self.rung}
         (Path(checkpoint_dir) / "place.json").write_text(json.dumps(place))
+        last = checkpoint.resolve(self.folder / self.name)
+        shutil.copytree(last, Path(checkpoint_dir) / last.name)
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
         """Go on from one's own place, or from another trial's, as population-based training has it."""
@@ -73,7 +83,7 @@ class Trial(tune.Trainable):
             return
         generation = 1 + sum(1 for _ in self.folder.glob(f"{name_of(self.number)}-from-*"))
         self.name = f"{name_of(self.number)}-from-{place['name'].split('-')[0]}-{generation}"
-        _adopt(self.folder / place["name"], self.folder / self.name, self.config_of())
+        _adopt(Path(checkpoint_dir), self.folder / self.name, self.config_of())
 
     def config_of(self) -> Config:
         """The trial's whole configuration."""
@@ -120,7 +130,7 @@ class Trial(tune.Trainable):
 
 
 def _adopt(donor: Path, run_dir: Path, config: Config) -> None:
-    """Begin a run with another run's last checkpoint."""
+    """Begin a run with the checkpoint that another run's folder, or its copy, holds."""
     last = checkpoint.resolve(donor)
     run_dir.mkdir(parents=True)
     config.save(run_dir / checkpoint.CONFIG)
