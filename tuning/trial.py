@@ -68,7 +68,7 @@ class Trial(tune.Trainable):
         return {**numbers, "budget": budget, "done": self.rung == len(budgets)}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """One's place, and a copy of the run's checkpoint: the run goes on, and its old ones go, before another asks."""
+        """One's place, and a copy of the run's checkpoint, since the run goes on and old checkpoints go."""
         place = {"number": self.number, "name": self.name, "rung": self.rung}
         (Path(checkpoint_dir) / "place.json").write_text(json.dumps(place))
         last = checkpoint.resolve(self.folder / self.name)
