@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Self
 
 from torch import Tensor, nn
@@ -17,8 +18,7 @@ class Frozen(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network.requires_grad_(False).eval()
-        self.register_state_dict_post_hook(_leave_out)
-        self.register_load_state_dict_pre_hook(_put_back)
+        unsaved(self, "network")
 
     def forward(self, images: Tensor) -> Any:
         return self.network(images)
@@ -28,11 +28,18 @@ class Frozen(nn.Module):
         return super().train(False)
 
 
-def _leave_out(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-    for key in [key for key in state if key.startswith(f"{prefix}network.")]:
+def unsaved(module: nn.Module, child: str) -> None:
+    """Keep a child's weights out of the module's `state_dict()`; loading is strict all the same."""
+    # No closures: a module must survive pickling.
+    module.register_state_dict_post_hook(partial(_leave_out, child=child))
+    module.register_load_state_dict_pre_hook(partial(_put_back, child=child))
+
+
+def _leave_out(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any, child: str) -> None:
+    for key in [key for key in state if key.startswith(f"{prefix}{child}.")]:
         del state[key]
 
 
-def _put_back(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    for key, value in module.get_submodule("network").state_dict().items():
-        state.setdefault(f"{prefix}network.{key}", value)
+def _put_back(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any, child: str) -> None:
+    for key, value in module.get_submodule(child).state_dict().items():
+        state.setdefault(f"{prefix}{child}.{key}", value)

@@ -19,7 +19,7 @@ Source: "Deep Semantic Statistics Matching (D2SM) Denoising Network", ECCV 2022,
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from d2sm.divergence import Divergence
 from d2sm.features import features as named_features
 from d2sm.features import patches, wrap
+from d2sm.frozen import unsaved
 from d2sm.matching import Reduction, StatisticsMatching
 
 
@@ -72,8 +73,7 @@ class D2SMLoss(nn.Module):
             queue_size, divergence, reduction=reduction, queue_dtype=queue_dtype, gather_dtype=gather_dtype
         )
         self._restored_seen = False
-        self.register_state_dict_post_hook(_leave_out_features)
-        self.register_load_state_dict_pre_hook(_put_back_features)
+        unsaved(self, "features")  # Phi finds its own weights
 
     def forward(self, *, restored: Tensor, clean: Tensor) -> Tensor:
         """Compare, and remember both for later steps (in training mode).
@@ -139,14 +139,3 @@ def _side(patch_size: int | None, stride: int) -> int | None:
     if patch_size < 1 or patch_size % stride:
         raise ValueError(f"patch_size={patch_size}: must be a positive multiple of the features' stride, {stride}")
     return patch_size // stride
-
-
-def _leave_out_features(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-    for key in [key for key in state if key.startswith(f"{prefix}features.")]:
-        del state[key]
-
-
-def _put_back_features(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Loading is strict all the same: Phi finds its own weights where the saved state has none."""
-    for key, value in module.get_submodule("features").state_dict().items():
-        state.setdefault(f"{prefix}features.{key}", value)

@@ -7,8 +7,9 @@ from itertools import pairwise
 from typing import Final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from d2sm.models.sizes import padded
 
 
 class CBDNet(nn.Module):
@@ -80,15 +81,13 @@ class CBDNet(nn.Module):
         Raises:
             ValueError: on another shape of `noisy`.
         """
-        if noisy.dim() != 4 or noisy.shape[1] != 3:
-            raise ValueError(f"CBDNet: noisy has shape {tuple(noisy.shape)}: needs (B, 3, H, W)")
+        whole = padded(noisy, self.stride, "CBDNet")
         height, width = noisy.shape[-2:]
-        padded = F.pad(noisy, (0, -width % self.stride, 0, -height % self.stride), mode="replicate")
-        estimate = self.estimator(padded)
-        full = self.at_full(torch.cat([padded, estimate], dim=1))
+        estimate = self.estimator(whole)
+        full = self.at_full(torch.cat([whole, estimate], dim=1))
         half = self.at_half(full)
         half = self.merge_half(half + self.to_half(self.at_quarter(half)))
-        restored = padded + self.merge_full(full + self.to_full(half))
+        restored = whole + self.merge_full(full + self.to_full(half))
         return restored[..., :height, :width], estimate[..., :height, :width]
 
 

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from d2sm.models.sizes import padded
+
 
 class FFDNet(nn.Module):
     """A plain convolutional denoiser that works at half resolution and is told the noise level.
@@ -74,13 +76,11 @@ class FFDNet(nn.Module):
         Raises:
             ValueError: on another shape of `noisy` or `sigma`.
         """
-        if noisy.dim() != 4 or noisy.shape[1] != 3:
-            raise ValueError(f"FFDNet: noisy has shape {tuple(noisy.shape)}: needs (B, 3, H, W)")
+        whole = padded(noisy, self.stride, "FFDNet")
         batch, _, height, width = noisy.shape
         if sigma.shape != (batch,):
             raise ValueError(f"FFDNet: sigma has shape {tuple(sigma.shape)}: needs ({batch},), one per image")
-        padded = F.pad(noisy, (0, width % self.stride, 0, height % self.stride), mode="replicate")
-        folded = F.pixel_unshuffle(padded, self.stride)
+        folded = F.pixel_unshuffle(whole, self.stride)
         level = (sigma / 255).to(folded.dtype).view(batch, 1, 1, 1).expand(-1, 1, *folded.shape[2:])
         restored = F.pixel_shuffle(self.body(torch.cat([folded, level], dim=1)), self.stride)
         return restored[..., :height, :width]

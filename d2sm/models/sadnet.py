@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
+from d2sm.models.sizes import padded
+
 _SLOPE = 0.2  # of every leaky ReLU
 _OFFSETS = 32  # channels of the maps that offsets are computed from
 _GROUPS, _TAPS = 8, 9  # of a deformable 3x3 convolution
@@ -66,17 +68,15 @@ class SADNet(nn.Module):
         Raises:
             ValueError: on another shape of `noisy`.
         """
-        if noisy.dim() != 4 or noisy.shape[1] != 3:
-            raise ValueError(f"SADNet: noisy has shape {tuple(noisy.shape)}: needs (B, 3, H, W)")
+        whole = padded(noisy, self.stride, "SADNet")
         height, width = noisy.shape[-2:]
-        padded = F.pad(noisy, (0, -width % self.stride, 0, -height % self.stride), mode="replicate")
-        maps = [padded]
+        maps = [whole]
         for scale in self.encoder:
             maps.append(scale(maps[-1]))
         x, offset = self.coarsest(self.context(maps.pop()))
         for scale in self.decoder:
             x, offset = scale(x, maps.pop(), offset)
-        restored = padded + self.last(x)
+        restored = whole + self.last(x)
         return restored[..., :height, :width]
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2sm.layers import Layers
-from d2sm.objectives.pair import check_pair
+from d2sm.objectives.pair import pairs
 
 _EPSILON = 1e-5
 
@@ -56,14 +56,12 @@ class Contextual(nn.Module):
         Raises:
             ValueError: on other shapes, or images smaller than a cell of the deepest layer.
         """
-        check_pair(restored, clean)
-        with torch.no_grad():
-            wanted = self.layers(clean)
+        maps = pairs(self.layers, restored=restored, clean=clean)
         with torch.autocast(clean.device.type, enabled=False):
             images = [
                 _apart(x.flatten(1), y.flatten(1), self.bandwidth)
-                for maps, others in zip(self.layers(restored), wanted, strict=True)
-                for x, y in zip(maps, others, strict=True)
+                for batch, others in maps
+                for x, y in zip(batch, others, strict=True)
             ]
         return torch.stack(images).mean()
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from d2sm.layers import Layers
-from d2sm.objectives.pair import check_pair
+from d2sm.objectives.pair import pairs
 
 Trunk = Literal["vgg16", "alexnet"]
 LAYERS: dict[Trunk, tuple[str, ...]] = {
@@ -50,13 +50,10 @@ class LPIPS(nn.Module):
         Raises:
             ValueError: on other shapes, or images smaller than a cell of the deepest layer.
         """
-        check_pair(restored, clean)
-        with torch.no_grad():
-            wanted = self.layers(clean)
+        maps = pairs(self.layers, restored=restored, clean=clean)
         heads = [self.get_buffer(name) for name in self._heads]
         parts = [
-            (head * (_unit(x) - _unit(y)).square()).sum(1).mean()
-            for x, y, head in zip(self.layers(restored), wanted, heads, strict=True)
+            (head * (_unit(x) - _unit(y)).square()).sum(1).mean() for (x, y), head in zip(maps, heads, strict=True)
         ]
         return torch.stack(parts).sum()
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2sm.layers import Layers
-from d2sm.objectives.pair import check_pair
+from d2sm.objectives.pair import pairs
 
 
 class Perceptual(nn.Module):
@@ -38,8 +38,5 @@ class Perceptual(nn.Module):
         Raises:
             ValueError: on other shapes, or images smaller than a cell of the deepest layer.
         """
-        check_pair(restored, clean)
-        with torch.no_grad():
-            wanted = self.layers(clean)
-        pairs = zip(self.layers(restored), wanted, strict=True)
-        return torch.stack([F.mse_loss(x, y) for x, y in pairs]).mean()
+        maps = pairs(self.layers, restored=restored, clean=clean)
+        return torch.stack([F.mse_loss(x, y) for x, y in maps]).mean()
