@@ -50,7 +50,8 @@ class State:
     dashboard: str  # http://host:port, for jobs
     temp: str
     nodes: int
-    sessions: tuple[int, ...] = ()
+    sessions: tuple[int, ...] = ()  # process ids, which mean nothing after the machine's next start
+    boot: str = ""
 
 
 def path() -> Path:
@@ -97,6 +98,7 @@ def up(
         dashboard=f"http://{facts.LOOPBACK}:{dashboard_port}",
         temp=tempfile.mkdtemp(prefix=f"{mark}-", dir="/tmp"),  # short: it holds sockets, whose paths are limited
         nodes=nodes,
+        boot=_boot(),
     )
     try:
         return _started(state, cpus, dashboard_port)
@@ -219,9 +221,18 @@ def down() -> int:
 
 def ours(state: State) -> list[psutil.Process]:
     """The living processes that belong to this cluster, whoever their parent is by now."""
-    leaders = {pid for pid in state.sessions if not _recycled(pid, state.mark)}
+    known = state.sessions if state.boot == _boot() else ()
+    # Session 0 is the kernel's, and of whatever was started without a session: no node leads it.
+    leaders = {pid for pid in known if pid > 0 and not _recycled(pid, state.mark)}
     everyone = list(psutil.process_iter())
     return [one for one in everyone if _lives(one) and (_marked(one, state.mark) or _session(one) in leaders)]
+
+
+def _boot() -> str:
+    """This start of the machine."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{psutil.boot_time():.0f}"
 
 
 def _recycled(pid: int, mark: str) -> bool:

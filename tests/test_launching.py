@@ -6,6 +6,7 @@ import http.server
 import io
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -197,9 +198,23 @@ def test_a_damaged_state_file(tmp_path: Path) -> None:
 
 
 def test_no_stranger_is_taken_for_a_node() -> None:
-    """A process id that was given to somebody else since: this very process's."""
-    state = nodes.State("m", "127.0.0.1:1", "http://127.0.0.1:2", "/tmp/none", 1, (os.getpid(), os.getsid(0)))
+    """A process id that was given to somebody else since: this very process's. Session 0 is the kernel's."""
+    sessions = (os.getpid(), os.getsid(0), 0)
+    state = nodes.State("m", "127.0.0.1:1", "http://127.0.0.1:2", "/tmp/none", 1, sessions, nodes._boot())
     assert nodes.ours(state) == []
+
+
+def test_process_ids_from_before_a_restart_of_the_machine_are_not_ours() -> None:
+    """A session whose leader has ended, as of a node whose `ray start` was killed."""
+    leader = subprocess.Popen(["sh", "-c", "sleep 60 & echo $!"], stdout=subprocess.PIPE, start_new_session=True)
+    member = int((leader.stdout or pytest.fail()).readline())
+    leader.wait()
+    state = nodes.State("m", "127.0.0.1:1", "http://127.0.0.1:2", "/tmp/none", 1, (leader.pid,), nodes._boot())
+    try:
+        assert [process.pid for process in nodes.ours(state)] == [member]
+        assert nodes.ours(replace(state, boot="the one before")) == []
+    finally:
+        os.kill(member, signal.SIGKILL)
 
 
 # Words and secrets
