@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster import launching, sweeping
+from cluster import launching, sweeping, words
 from pipelines import access
 
 if TYPE_CHECKING:
@@ -108,8 +108,7 @@ def _train(verbs: argparse._SubParsersAction) -> None:  # type: ignore[type-arg]
 
 
 def run_train(args: argparse.Namespace) -> None:
-    from pipelines import config as configs
-    from pipelines.recipes import recipe, recipes
+    from pipelines.recipes import recipes
 
     if args.keys:
         print(_keys())
@@ -117,12 +116,7 @@ def run_train(args: argparse.Namespace) -> None:
     if args.recipes:
         print(_recipes(recipes()))
         return
-    if not args.recipe and not args.config:
-        raise configs.ConfigError("train: give --recipe NAME or --config FILE (--recipes lists the recipes)")
-    base = configs.load(args.config) if args.config else recipe(args.recipe)
-    config = base.replace(configs.parse(args.overrides))
-    if not config.data.root:
-        raise configs.ConfigError("data.root: give the folder with the photographs, such as data.root=/data/cityscapes")
+    config = words.training(args)
     if args.no_evaluate:
         from pipelines.train import fit
 

@@ -6,6 +6,8 @@ import argparse
 import time
 from pathlib import Path
 
+from cluster import words
+
 
 def add(verb: argparse.ArgumentParser) -> None:
     """Its options."""
@@ -38,18 +40,13 @@ def add(verb: argparse.ArgumentParser) -> None:
 
 def run_tune(args: argparse.Namespace) -> None:
     """Search, print what was found, and retrain the best if asked."""
-    from pipelines import config as configs
-    from pipelines.recipes import recipe
     from pipelines.tracking import ui_command
     from tuning import space
     from tuning.run import run
     from tuning.sweep import Sweep
 
     searched = space.load(args.space)
-    whole = configs.load(args.config) if args.config else recipe(args.recipe)
-    whole = whole.replace(configs.parse(args.overrides))
-    if not whole.data.root:
-        raise configs.ConfigError("data.root: give the folder with the photographs, such as data.root=/data/cityscapes")
+    whole = words.training(args)
     base = whole.replace({"train.epochs": args.trial_epochs}) if args.trial_epochs is not None else whole
     sweep = Sweep(
         base,
@@ -64,7 +61,7 @@ def run_tune(args: argparse.Namespace) -> None:
     outcome = run(sweep, concurrent=args.concurrent, quiet=args.quiet, verbose=args.verbose)
     print(f"\n{outcome.text()}\n\npicture {outcome.sweep.folder / 'search.png'}")
     print(f"MLflow  {ui_command(outcome.uri)}  then open http://127.0.0.1:5000/{outcome.page}")
-    if outcome.best is None or outcome.config is None:
+    if outcome.best is None:
         raise ValueError(f"{sweep.name}: no trial finished; the table says why, the same command goes on")
     print(f"best    trial {outcome.best.number:03d}: d2sm train --config {outcome.sweep.folder / 'best.yaml'}")
     if args.retrain_best:

@@ -61,6 +61,22 @@ def configured(args: argparse.Namespace) -> Config | None:
     return base.replace(configs.parse(args.overrides))
 
 
+def training(args: argparse.Namespace) -> Config:
+    """The configuration that a verb which trains is asked for.
+
+    Raises:
+        ConfigError: a wrong key or value, no recipe, no data.
+    """
+    from pipelines.config import ConfigError
+
+    config = configured(args)
+    if config is None:
+        raise ConfigError("train: give --recipe NAME or --config FILE (--recipes lists the recipes)")
+    if not config.data.root:
+        raise ConfigError("data.root: give the folder with the photographs, such as data.root=/data/cityscapes")
+    return config
+
+
 def _check_paths(config: Config) -> None:
     """In a job, a relative path would mean the job's own temporary folder."""
     from pipelines.config import WEIGHTS, ConfigError

@@ -94,6 +94,11 @@ def capacity() -> dict[str, float]:
     return {name: max(have.get(name, 0), most.get(name, 0)) for name in have.keys() | most.keys()}
 
 
+def gpu_places(config: Config, gpus: float) -> float:
+    """How many workers so many GPUs hold; a worker's share lies on one of them."""
+    return gpus * (1 // config.train.gpus_per_worker)
+
+
 def check(config: Config) -> None:
     """Stop before Ray would wait without a word.
 
@@ -108,7 +113,7 @@ def check(config: Config) -> None:
             f"{have.get('CPU', 0):g}; lower one of them, or join a larger cluster (RAY_ADDRESS)"
         )
     share = config.train.gpus_per_worker
-    if config.train.use_gpu and have.get("GPU", 0) * (1 // share) < config.train.num_workers:
+    if config.train.use_gpu and gpu_places(config, have.get("GPU", 0)) < config.train.num_workers:
         raise ResourceError(
             f"train.use_gpu=true: {config.train.num_workers} workers need {share:g} GPU each, but Ray has "
             f"{have.get('GPU', 0):g}; lower train.num_workers or train.gpus_per_worker, or say train.use_gpu=false"

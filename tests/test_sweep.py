@@ -232,6 +232,8 @@ def test_the_server_goes_away_and_comes_back(ray_session: None, scenes_root: Pat
     [
         ({"space": {"loss.queue": [1]}}, "loss.queue: no such key"),
         ({"search": "random", "trials": 0}, "trials=0: give how many"),
+        ({"search": "bayes"}, "search='bayes': one of random, grid, optuna"),
+        ({"scheduler": "hyperband"}, "scheduler='hyperband': one of asha, pbt, none"),
         ({"search": "optuna"}, "trials=None: give how many"),
         ({"trials": 3}, "trials=3: a grid tries every point"),
         ({"metrics": ("psnr.sigma50",)}, "metric psnr.sigma50: not measured; known: loss"),

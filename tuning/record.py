@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 
 from pipelines import stores, tracking, train
-from pipelines.config import Config
 from tuning import picture, rows
 from tuning.rows import Row
 from tuning.sweep import Sweep
@@ -31,16 +30,15 @@ def open_parent(sweep: Sweep) -> tracking.Run:
     return run
 
 
-def keep(run: tracking.Run, sweep: Sweep, found: Sequence[Row], best: Config | None) -> None:
+def keep(run: tracking.Run, sweep: Sweep, found: Sequence[Row], best: Row | None) -> None:
     """Write the table, the picture and the best configuration, and put them into the sweep's run."""
     (sweep.folder / TABLE).write_text(rows.text(found, list(sweep.space), sweep.metrics) + "\n")
     files = [sweep.folder / TABLE, picture.draw(found, sweep.space, sweep.metrics, sweep.folder / PICTURE)]
-    top = rows.best(found, sweep.metrics[0])
-    if best is not None and top is not None:
-        best.replace({"tracking.parent": ""}).save(sweep.folder / BEST)
+    if best is not None:
+        sweep.at(best.point).save(sweep.folder / BEST)
         files.append(sweep.folder / BEST)
-        run.results({f"best.{metric}": top.value(metric) for metric in sweep.metrics})
-        run.tag("d2sm.sweep.best", name_of(top.number))
+        run.results({f"best.{metric}": best.value(metric) for metric in sweep.metrics})
+        run.tag("d2sm.sweep.best", name_of(best.number))
     for file in files:
         run.file(file)
 

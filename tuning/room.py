@@ -19,7 +19,7 @@ def room(config: Config, concurrent: int | None, *, verbose: bool) -> int:
     need = max(session.cpus_needed(config), float(config.evaluate.actors))
     if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
         session.start(cpus=need, verbose=verbose)
-        have = ray.cluster_resources()
+        have = session.capacity()
         fits = at_once(config, have.get("CPU", 0.0), have.get("GPU", 0.0))
     else:  # this machine's cores, though Ray is told of more when a single trial wants them
         fits = max(1, at_once(config, float(os.cpu_count() or 1), math.inf))
@@ -36,10 +36,9 @@ def at_once(config: Config, cpus: float, gpus: float) -> int:
     """How many trials so many CPUs and GPUs hold side by side, ingest and evaluation included."""
     need = max(session.cpus_needed(config), float(config.evaluate.actors))
     fits = [cpus / need]
-    share = config.train.gpus_per_worker
-    slots = gpus * (1 // share)  # a worker's share lies on one GPU
+    places = session.gpu_places(config, gpus)
     if config.train.use_gpu:
-        fits.append(slots / config.train.num_workers)
+        fits.append(places / config.train.num_workers)
     if config.evaluate.use_gpu:
-        fits.append(slots / config.evaluate.actors)
+        fits.append(places / config.evaluate.actors)
     return int(min(fits)) if min(fits) < math.inf else 10**6

@@ -25,15 +25,19 @@ _TUNE = "tune"  # Ray Tune's own folder in the sweep's
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished sweep. `config` is the best point's whole configuration, None when no trial finished."""
+    """A finished sweep; `best` is None when no trial finished."""
 
     sweep: Sweep
     rows: list[Row]
     best: Row | None
-    config: Config | None
     run_id: str
     uri: str
     page: str
+
+    @property
+    def config(self) -> Config | None:
+        """The best point's whole configuration."""
+        return self.sweep.at(self.best.point) if self.best else None
 
     def text(self) -> str:
         """The ranked table."""
@@ -67,11 +71,10 @@ def run(sweep: Sweep, *, concurrent: int | None = None, quiet: bool = False, ver
         found = rows.load(sweep.folder)
         record.settle(sweep, found)
         best = rows.best(found, sweep.metrics[0])
-        config = sweep.base.replace(best.point) if best else None
-        record.keep(parent, sweep, found, config)
+        record.keep(parent, sweep, found, best)
         if any(row.state in ("waiting", "running") for row in found):
             raise KeyboardInterrupt
-    return Outcome(sweep, found, best, config, parent.id, parent.uri, parent.page)
+    return Outcome(sweep, found, best, parent.id, parent.uri, parent.page)
 
 
 def _open_folder(sweep: Sweep, points: Sequence[Point] | None) -> None:

@@ -65,6 +65,10 @@ class Sweep:
         """Where the sweep and its trials are kept."""
         return Path(self.base.train.storage).expanduser().absolute() / self.name
 
+    def at(self, point: Point) -> Config:
+        """A point's whole configuration."""
+        return self.base.replace(point)
+
     def facts(self) -> dict[str, Any]:
         """What makes a sweep the same sweep, beside its base; as JSON holds it."""
         kept = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("base", "name")}
@@ -156,6 +160,10 @@ def _points(sweep: Sweep, reason: Callable[[Point], str | None]) -> tuple[list[P
 
 
 def _check_choices(sweep: Sweep) -> None:
+    choices = (("search", sweep.search, search.SEARCHES), ("scheduler", sweep.scheduler, search.SCHEDULERS))
+    for name, value, allowed in choices:
+        if value not in allowed:
+            raise SpaceError(f"{name}={value!r}: one of {', '.join(allowed)}")
     if sweep.search == "grid" and sweep.trials is not None:
         raise SpaceError(f"trials={sweep.trials}: a grid tries every point; leave it out, or search at random")
     if sweep.search != "grid" and (sweep.trials is None or sweep.trials < 1):

@@ -10,6 +10,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -59,6 +60,12 @@ class Trial(tune.Trainable):
         (self.folder / "numbers").mkdir(exist_ok=True)
         (self.folder / "numbers" / self.trial_id).write_text(str(self.number))
         self.name, self.rung = name_of(self.number), 0
+
+    @cached_property
+    def steps(self) -> int:
+        """Of the whole trial. Looking at all images takes a while, and nothing that changes halfway changes them."""
+        config = self.config_of()
+        return plan.total_steps(config, images(config).num_rows)
 
     def step(self) -> dict[str, Any]:
         budgets: list[int] = self.settings["budgets"]
@@ -110,8 +117,7 @@ class Trial(tune.Trainable):
         return numbers
 
     def _measure(self, config: Config, budget: int, whole: int) -> dict[str, float]:
-        steps = plan.total_steps(config, images(config).num_rows)
-        part = config.replace({"train.max_steps": max(1, steps * budget // whole)})
+        part = config.replace({"train.max_steps": max(1, self.steps * budget // whole)})
         trained = _patient(lambda: fit(part, quiet=True))
         numbers = {"step": float(trained.step), **trained.metrics}
         if self.settings["evaluates"]:
