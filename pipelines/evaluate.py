@@ -29,6 +29,7 @@ CONVENTION = (
     "then averaged; MIoU from one confusion matrix over all images, classes present, label 255 ignored"
 )
 RESULTS = "results.json"
+_KINDS = ("noisy", "restored")
 
 
 class EvaluationError(ValueError):
@@ -71,6 +72,20 @@ class Results:
     def save(self, path: Path) -> None:
         """Write results.json."""
         path.write_text(json.dumps(asdict(self), indent=2))
+
+    @classmethod
+    def load(cls, path: Path) -> Results:
+        """Read what `save` wrote.
+
+        Raises:
+            EvaluationError: when it is not that.
+        """
+        try:
+            tree = json.loads(path.read_text())
+            kinds = {kind: {level: Score(**score) for level, score in tree[kind].items()} for kind in _KINDS}
+            return cls(**{**tree, **kinds, "clean": Score(**tree["clean"])})
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            raise EvaluationError(f"{path}: cannot be read as results; `d2sm evaluate` writes them again") from None
 
     def table(self, title: str = "restored") -> str:
         """The numbers as text: a row for noisy, restored and clean, three columns a noise level."""

@@ -25,7 +25,7 @@ from pipelines.train_loop import TrainingError, train_loop
 
 RUN = "run.json"  # in a run's folder: its MLflow run and data
 # Keys that a resumed run may have changed: none of them alters the weights it ends with, but for a longer schedule.
-_FREE = (
+FREE = (
     "recipe",
     "train.max_steps",
     "train.num_workers",
@@ -180,7 +180,7 @@ def write_run(run_dir: Path, **facts: Any) -> None:
 def _same(saved: Config, config: Config) -> None:
     before, now = saved.flat(), config.flat()
     for key in now:
-        if before[key] != now[key] and not key.startswith(_FREE):
+        if before[key] != now[key] and not key.startswith(FREE):
             raise configs.ConfigError(
                 f"{key}={now[key]}: the run {config.train.name} was started with {before[key]}; choose another "
                 "train.name, or leave the key as it was to go on with that run"

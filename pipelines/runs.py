@@ -1,0 +1,150 @@
+"""Finished runs, read back from their folders and gathered into rows: one row a setting, its seeds side by side.
+
+What compares runs (the table, the figures, the report) starts here.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from pipelines import checkpoint, stores, train
+from pipelines import config as configs
+from pipelines.config import Config
+from pipelines.evaluate import RESULTS, Results
+from pipelines.published import published
+from pipelines.recipes import recipes
+
+
+class RunsError(ValueError):
+    """Runs that are not finished, or cannot be compared. One line."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that was trained to its end and evaluated."""
+
+    folder: Path
+    config: Config
+    results: Results
+    step: int
+    commit: str  # of the code that wrote the checkpoint, "+" behind it when files differed; "" when it had no git
+    run_id: str
+
+    @property
+    def name(self) -> str:
+        return self.config.train.name
+
+    @property
+    def seed(self) -> int:
+        return self.config.train.seed
+
+    @property
+    def checkpoint(self) -> Path:
+        return checkpoint.resolve(self.folder)
+
+    @property
+    def uri(self) -> str:
+        """MLflow's tracking URI, with its password: show `tracking.redact(uri)` only."""
+        return stores.uri_of(self.config)
+
+    @cached_property
+    def numbers(self) -> Mapping[str, float]:
+        """Under MLflow's names: psnr.sigma25 of the restored, noisy.psnr.sigma25, clean.miou."""
+        return self.results.flat()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting, with the runs that differ in nothing but their seed."""
+
+    label: str
+    runs: tuple[Finished, ...]
+
+    @property
+    def config(self) -> Config:
+        return self.runs[0].config
+
+    @property
+    def published(self) -> Mapping[str, float]:
+        """The paper's numbers for this recipe; none when it has no such row."""
+        return published(self.config)
+
+    def mean(self, metric: str) -> float | None:
+        """Over the seeds; None: not measured."""
+        values = self._values(metric)
+        return statistics.fmean(values) if values else None
+
+    def spread(self, metric: str) -> float | None:
+        """Standard deviation over the seeds (n - 1); None below two."""
+        values = self._values(metric)
+        return statistics.stdev(values) if len(values) > 1 else None
+
+    def _values(self, metric: str) -> list[float]:
+        return [run.numbers[metric] for run in self.runs if metric in run.numbers]
+
+
+def read(folder: str | Path) -> Finished:
+    """A finished run, from its folder.
+
+    Raises:
+        RunsError: not a run's folder, not trained to its end, or not evaluated.
+    """
+    folder = Path(folder).expanduser().absolute()
+    last = checkpoint.latest(folder) if folder.is_dir() else None
+    if last is None:
+        raise RunsError(f"{folder}: no run with a complete checkpoint there; give a folder that `d2sm train` wrote")
+    about = checkpoint.meta(last)
+    if not about.get("final"):
+        raise RunsError(f"{folder}: stopped at step {about['step']} of {about['steps']}; train it to its end first")
+    if not (folder / RESULTS).exists() or (folder / RESULTS).stat().st_mtime < (last / checkpoint.META).stat().st_mtime:
+        raise RunsError(f"{folder}: not evaluated since its last step; `d2sm evaluate {folder}` does it")
+    config = configs.load(last / checkpoint.CONFIG)
+    commit = about["commit"] + ("+" if about["dirty"] else "")
+    results = Results.load(folder / RESULTS)
+    return Finished(folder, config, results, int(about["step"]), commit, train.read_run(folder).get("run_id", ""))
+
+
+def gather(folders: Sequence[str | Path]) -> list[Row]:
+    """The rows of some runs, in the order of the first run of each; seeds in theirs.
+
+    Raises:
+        RunsError: as `read`; the same seed twice in a row; runs that were not measured alike.
+    """
+    runs = [read(folder) for folder in folders]
+    found: dict[str, list[Finished]] = {}
+    for run in runs:
+        _check_alike(runs[0], run)
+        row = found.setdefault(label(run.config), [])
+        if twin := next((other for other in row if other.seed == run.seed), None):
+            raise RunsError(f"{run.folder}: the same setting and seed {run.seed} as {twin.folder}; give one of them")
+        row.append(run)
+    return [Row(name, tuple(sorted(row, key=lambda run: run.seed))) for name, row in found.items()]
+
+
+def label(config: Config) -> str:
+    """A setting's name: its recipe, and the keys in which it differs from that, but for those that alter no result."""
+    plain = recipes().get(config.recipe, Config()).flat()
+    free = tuple(key for key in train.FREE if key != "train.max_steps")
+    changed = {
+        key: value
+        for key, value in config.flat().items()
+        if value != plain[key] and not key.startswith(free) and key not in ("train.seed", "train.name")
+    }
+    return " ".join([config.recipe or "run", *(f"{key}={value}" for key, value in changed.items())])
+
+
+def _check_alike(first: Finished, other: Finished) -> None:
+    """Numbers stand in one table only when they were taken in the same way from the same images."""
+    for name in ("data", "split", "images", "segmenter", "convention"):
+        a, b = getattr(first.results, name), getattr(other.results, name)
+        if a != b:
+            raise RunsError(
+                f"{other.folder}: measured on other terms than {first.folder} ({name}: {b}, there {a}); "
+                "evaluate both alike"
+            )
+    if first.results.restored.keys() != other.results.restored.keys():
+        raise RunsError(f"{other.folder}: measured at other noise levels than {first.folder}; evaluate both alike")
