@@ -33,6 +33,7 @@ class Finished:
     step: int
     commit: str  # of the code that wrote the checkpoint, "+" behind it when files differed; "" when it had no git
     run_id: str
+    page: str  # its path in MLflow's pages, after the address of the server
 
     @property
     def name(self) -> str:
@@ -104,8 +105,8 @@ def read(folder: str | Path) -> Finished:
         raise RunsError(f"{folder}: not evaluated since its last step; `d2sm evaluate {folder}` does it")
     config = configs.load(last / checkpoint.CONFIG)
     commit = about["commit"] + ("+" if about["dirty"] else "")
-    results = Results.load(folder / RESULTS)
-    return Finished(folder, config, results, int(about["step"]), commit, train.read_run(folder).get("run_id", ""))
+    results, known = Results.load(folder / RESULTS), train.read_run(folder)
+    return Finished(folder, config, results, int(about["step"]), commit, known.get("run_id", ""), known.get("page", ""))
 
 
 def gather(folders: Sequence[str | Path]) -> list[Row]:
