@@ -33,7 +33,7 @@ def levels(rows: Sequence[Row]) -> list[str]:
 
 
 def lines(rows: Sequence[Row]) -> list[list[str]]:
-    """Head and rows as cells: noisy, ours with the paper's below it where it has the row, clean."""
+    """Head and rows as cells: noisy; ours, below it the gain over the first and the paper's where it has it; clean."""
     if not rows:
         return []
     at, first = levels(rows), rows[0].runs[0]
@@ -43,6 +43,8 @@ def lines(rows: Sequence[Row]) -> list[list[str]]:
         steps = "/".join(sorted({str(run.step) for run in row.runs}, key=int))
         cells = [_cell(level, row.mean, row.spread) for level in at]
         found.append([row.label, str(len(row.runs)), steps, *cells])
+        if row is not rows[0]:
+            found.append([f"  over {rows[0].label}", "", "", *(_gain(level, row, rows[0]) for level in at)])
         if row.published:
             found.append(["  the paper's", "", "", *(_cell(level, row.published.get) for level in at)])
     ceiling = f"- / - / {_number(first.results.clean.miou, 'miou')}"
@@ -73,8 +75,8 @@ def markdown(rows: Sequence[Row]) -> str:
     out += [
         "",
         f"{about.images} images of {about.split}, data {about.data}, segmenter {about.segmenter or 'none'}. "
-        f"{about.convention}. Mean and standard deviation (n - 1) over the seeds. The paper's numbers are of "
-        "Cityscapes, at its own size.",
+        f"{about.convention}. Mean and standard deviation (n - 1) over the seeds, gains seed by seed. "
+        "The paper's numbers are of Cityscapes, at its own size.",
     ]
     out += ["", "## Runs", "", f"`{redact(ui_command(first.uri))}` serves the pages."]
     for number, row in enumerate(rows):
@@ -133,6 +135,15 @@ def _cell(level: str, mean: _Number, spread: _Number | None = None) -> str:
         name = f"{metric}.sigma{level}"
         part, wide = _number(mean(name), metric), spread(name) if spread else None
         parts.append(part if wide is None else f"{part} ±{_number(wide, metric)}")
+    return " / ".join(parts)
+
+
+def _gain(level: str, row: Row, over: Row) -> str:
+    parts = []
+    for metric in METRICS:
+        gain = row.gain(over, f"{metric}.sigma{level}")
+        part = "-" if gain is None else ("+" if gain[0] >= 0 else "-") + _number(abs(gain[0]), metric)
+        parts.append(part if gain is None or gain[1] is None else f"{part} ±{_number(gain[1], metric)}")
     return " / ".join(parts)
 
 

@@ -84,6 +84,19 @@ class Row:
         values = self._values(metric)
         return statistics.stdev(values) if len(values) > 1 else None
 
+    def gain(self, over: Row, metric: str) -> tuple[float, float | None] | None:
+        """Mean and standard deviation (n - 1) of the difference to another row, seed by seed.
+
+        Two runs of one seed saw the same crops and noise, so much of what varies over the seeds falls out. None: no
+        seed has both.
+        """
+        theirs = {run.seed: run.numbers.get(metric) for run in over.runs}
+        found = [(run.numbers.get(metric), theirs.get(run.seed)) for run in self.runs]
+        gains = [ours - other for ours, other in found if ours is not None and other is not None]
+        if not gains:
+            return None
+        return statistics.fmean(gains), statistics.stdev(gains) if len(gains) > 1 else None
+
     def _values(self, metric: str) -> list[float]:
         return [run.numbers[metric] for run in self.runs if metric in run.numbers]
 

@@ -91,6 +91,7 @@ def test_what_is_finished_is_not_repeated(tmp_path: Path, capsys: pytest.Capture
     assert [row.mean("psnr.sigma25") for row in outcome.rows] == [28.0, 29.0]
     text = (outcome.folder / render.TEXT).read_text()
     assert "[28.00 ±1.41 / .800 ±.000 / .600 ±.000](#row-0)" in text
+    assert "| over " in text and "+1.00 ±0.00 / +.000 ±.000 / +.000 ±.000" in text
     assert "| the paper's |  |  | 35.03 / .925 / .605 |" in text
     assert "[run2](http://127.0.0.1:5000/#/runs/run2), commit c0ffee+" in text
     tree = json.loads((outcome.folder / render.JSON).read_text())
