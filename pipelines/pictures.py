@@ -27,8 +27,7 @@ def draw(bundle: Path, config: Config, folder: Path) -> list[Path]:
     items = images(config)
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    chosen = np.linspace(0, items.num_rows - 1, min(config.evaluate.pictures, items.num_rows)).round().astype(int)
-    for index in dict.fromkeys(chosen.tolist()):
+    for index in spread(items.num_rows, config.evaluate.pictures):
         row = items.slice(index, 1).to_pylist()[0]
         clean = tensor(read_rgb(row["image"]))
         levels = noisy_images(config, row["name"], row["noisy"], clean)
@@ -38,6 +37,12 @@ def draw(bundle: Path, config: Config, folder: Path) -> list[Path]:
         write_png(path, grid([noisy, restored, clean], segmenter))
         written.append(path)
     return written
+
+
+def spread(total: int, count: int) -> list[int]:
+    """At most `count` indices, evenly from the first to the last of `total`."""
+    chosen = np.linspace(0, total - 1, min(count, total)).round().astype(int)
+    return list(dict.fromkeys(chosen.tolist()))
 
 
 def grid(parts: list[Tensor], segmenter: nn.Module | None) -> NDArray[np.uint8]:

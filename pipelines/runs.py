@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from pipelines import checkpoint, stores, train
 from pipelines import config as configs
@@ -140,15 +141,19 @@ def gather(folders: Sequence[str | Path]) -> list[Row]:
 
 
 def label(config: Config) -> str:
-    """A setting's name: its recipe, and the keys in which it differs from that, but for those that alter no result."""
+    """A setting's name: its recipe, and what it changes of that."""
+    return " ".join([config.recipe or "run", *(f"{key}={value}" for key, value in changed(config).items())])
+
+
+def changed(config: Config) -> dict[str, Any]:
+    """The keys in which a setting differs from its recipe, but for those that alter no result."""
     plain = recipes().get(config.recipe, Config()).flat()
     free = tuple(key for key in train.FREE if key != "train.max_steps")
-    changed = {
+    return {
         key: value
         for key, value in config.flat().items()
         if value != plain[key] and not key.startswith(free) and key not in ("train.seed", "train.name")
     }
-    return " ".join([config.recipe or "run", *(f"{key}={value}" for key, value in changed.items())])
 
 
 def _check_alike(first: Finished, other: Finished) -> None:
