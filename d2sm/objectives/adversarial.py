@@ -6,9 +6,9 @@
 
 The hinge form (Lim, Ye: Geometric GAN, arXiv 1705.02894) with spectral normalisation (Miyato, Kataoka, Koyama, Yoshida:
 Spectral Normalization for Generative Adversarial Networks, ICLR 2018), because together they stay stable without a
-second-order penalty: the largest singular value of each layer is 1, so D's slope, which is the network's gradient, is
-bounded however far D is ahead. As D2SM's cosine does, the mean square of 1 takes out the scale of Phi, which differs
-between networks by orders of magnitude; else D's bounded slope would be steep on one Phi and flat on another.
+second-order penalty: the largest singular value of each layer's weight is 1, so D's slope, which is the network's
+gradient, is bounded however far D is ahead. As D2SM's cosine does, the mean square of 1 takes out the scale of Phi,
+which differs between networks by orders of magnitude; else that slope would be steep on one Phi and flat on another.
 """
 
 from __future__ import annotations
