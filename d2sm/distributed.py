@@ -6,9 +6,11 @@ the loss knows the gradient of its own rows in closed form (see `matching.py`).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 
 
@@ -46,6 +48,20 @@ def sum_over_workers(values: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(values)
     return values
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace every gradient by its mean over the workers, in one collective, as DistributedDataParallel does.
+
+    The same parameters must have one on every worker, all of one dtype.
+    """
+    workers = world_size()
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if workers == 1 or not gradients:
+        return
+    mean = sum_over_workers(torch.cat([gradient.flatten() for gradient in gradients])) / workers
+    for gradient, part in zip(gradients, mean.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
 
 
 def _counts(rows: Tensor) -> list[int]:

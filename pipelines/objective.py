@@ -9,7 +9,16 @@ from torch import Tensor, nn
 from torch.nn.functional import l1_loss, mse_loss
 
 from d2sm import D2SMLoss
-from d2sm.objectives import LPIPS, Contextual, CrossEntropy, Perceptual, asymmetry, dissimilarity, total_variation
+from d2sm.objectives import (
+    LPIPS,
+    Adversarial,
+    Contextual,
+    CrossEntropy,
+    Perceptual,
+    asymmetry,
+    dissimilarity,
+    total_variation,
+)
 from pipelines import segmenters
 from pipelines.config import ConfigError, Loss
 
@@ -29,6 +38,7 @@ class Objective(nn.Module):
         self.lpips = build_lpips(config) if config.lpips else None
         self.contextual = build_contextual(config) if config.contextual else None
         self.cross_entropy = build_cross_entropy(config) if config.cross_entropy else None
+        self.adversarial = build_adversarial(config) if config.adversarial else None
 
     def forward(
         self,
@@ -41,6 +51,9 @@ class Objective(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar to descend, and its parts without graph. L1 is always among the parts.
 
+        With the adversarial term the scalar also holds the discriminator's own loss, which is no part of `loss`: no
+        parameter has a gradient by both, so one backward pass serves both sides.
+
         Args:
             restored, clean: (B, 3, H, W).
             sigma: (B,), in units of 0..255, and estimate: (B, 3, H, W); for the terms on the estimate of the noise.
@@ -51,8 +64,11 @@ class Objective(nn.Module):
             parts["cross_entropy"] = self.cross_entropy(restored=restored, labels=labels)
         if estimate is not None and sigma is not None:
             parts |= self._noise(estimate.float(), sigma)
+        if self.adversarial is not None:
+            parts["adversarial"], parts["discriminator"] = self.adversarial(restored=restored, clean=clean)
         total = torch.stack([weight * parts[name] for name, weight in self.weights.items()]).sum()
-        return total, {"loss": total.detach(), **{f"loss.{name}": part.detach() for name, part in parts.items()}}
+        logged = {"loss": total.detach(), **{f"loss.{name}": part.detach() for name, part in parts.items()}}
+        return total + parts.get("discriminator", 0.0), logged
 
     def _images(self, restored: Tensor, clean: Tensor) -> dict[str, Tensor]:
         """The terms that compare the two images."""
@@ -103,6 +119,11 @@ def build_contextual(config: Loss) -> Contextual:
     network, layer = _phi(config)
     layers = config.contextual_layers or (layer,)
     return Contextual(network, layers, bandwidth=config.contextual_bandwidth, weights=config.features_weights)
+
+
+def build_adversarial(config: Loss) -> Adversarial:
+    """The adversarial loss on Phi, at D2SM's layer."""
+    return Adversarial(config.features, weights=config.features_weights)
 
 
 def build_lpips(config: Loss) -> LPIPS:

@@ -16,11 +16,19 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 from pipelines import checkpoint, data
+from pipelines.adversary import Adversary
 from pipelines.config import Config, Train
 from pipelines.models import Learner, build
 from pipelines.objective import Objective
 
 _Tensors = tuple[Tensor, ...] | list[Tensor]
+_FINITE = {  # number -> what it is, and what to lower when it is not finite
+    "loss.l1": ("the loss", "train.lr or loss.weight"),
+    "loss.discriminator": ("the discriminator's loss", "loss.adversarial_lr"),  # to blame while L1 is finite
+    "loss": ("the loss", "train.lr or loss.weight"),
+    "gradient_norm": ("the gradient", "train.lr or loss.weight"),
+    "discriminator_gradient_norm": ("the discriminator's gradient", "loss.adversarial_lr"),
+}
 
 
 class TrainingError(ValueError):
@@ -56,7 +64,7 @@ def train_loop(job: Mapping[str, Any]) -> None:
 
 
 class Worker:
-    """Network, objective and optimizer of one worker, and the step they make together."""
+    """Network, objective and optimizer of one worker, and the step they make together; a discriminator's too."""
 
     def __init__(self, config: Config, steps_per_epoch: int) -> None:
         self.config, self.steps_per_epoch = config, steps_per_epoch
@@ -69,6 +77,8 @@ class Worker:
         self.network = network
         self.objective = Objective(config.loss).to(self.device).train()
         self.optimizer = torch.optim.Adam(network.parameters(), lr=config.train.lr, betas=config.train.betas)
+        judge = self.objective.adversarial
+        self.adversary = Adversary(judge.discriminator, config) if judge is not None else None
         self.schedule = LambdaLR(self.optimizer, lambda step: rate(config.train, step, steps_per_epoch))
 
     def step(self, row: data.Row, step: int) -> dict[str, Tensor]:
@@ -80,16 +90,19 @@ class Worker:
             loss, parts = self.objective(
                 restored=restored.float(), clean=clean, sigma=sigma, estimate=estimate, labels=labels
             )
-        if self.device.type == "cpu" and not torch.isfinite(loss):  # elsewhere looking would stop the queue
-            raise TrainingError(_not_finite(f"step {step}"))
+        if self.device.type == "cpu":  # elsewhere looking would stop the queue
+            _check(parts, f"step {step}")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.train.clip or float("inf"))
         self.optimizer.step()
         self.schedule.step()
+        numbers = {**parts, "gradient_norm": norm}
+        if self.adversary is not None:
+            numbers["discriminator_gradient_norm"] = self.adversary.step()
         if self.average is not None:
             self.average.update_parameters(self.network)
-        return {**parts, "gradient_norm": norm}
+        return numbers
 
     def save(self, step: int, final: bool, about: Mapping[str, Any], rank: int) -> None:
         """Report a checkpoint: worker 0 writes it, all wait."""
@@ -114,6 +127,7 @@ class Worker:
             "optimizer": self.optimizer.state_dict(),
             "schedule": {k: v for k, v in self.schedule.state_dict().items() if k != "lr_lambdas"},
             "objective": self.objective.state_dict(),
+            "adversary": self.adversary.state_dict() if self.adversary is not None else None,
             "random": torch.get_rng_state(),
         }
 
@@ -126,6 +140,8 @@ class Worker:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict({**state["schedule"], "lr_lambdas": self.schedule.state_dict()["lr_lambdas"]})
         self.objective.load_state_dict(state["objective"])
+        if self.adversary is not None:
+            self.adversary.load_state_dict(state["adversary"])
         torch.set_rng_state(state["random"])
         step = int(checkpoint.meta(folder)["step"])
         self._set_rate(step)
@@ -152,9 +168,7 @@ class Log:
 
     def check(self, step: int) -> None:
         """Stop on NaN or infinity since the last entry; after such a gradient the weights are lost too."""
-        for name, what in (("loss", "the loss"), ("gradient_norm", "the gradient")):
-            if name in self.sums and not torch.isfinite(self.sums[name]):
-                raise TrainingError(_not_finite(f"steps {self.since} to {step - 1}", what))
+        _check(self.sums, f"steps {self.since} to {step - 1}")
 
     def flush(self, step: int, lr: float) -> None:
         """Send the means since the last entry."""
@@ -210,8 +224,11 @@ def _average(network: nn.Module, decay: float) -> AveragedModel | None:
     return AveragedModel(network, multi_avg_fn=update) if decay else None
 
 
-def _not_finite(where: str, what: str = "the loss") -> str:
-    return (
-        f"{where}: {what} is not finite; training stopped and the last checkpoint is kept. Lower train.lr or "
-        "loss.weight, or set train.clip, under another train.name"
-    )
+def _check(numbers: Mapping[str, Tensor], where: str) -> None:
+    """TrainingError, with the remedy, on what is not finite; the first to be named is what the others follow from."""
+    for name, (what, lower) in _FINITE.items():
+        if name in numbers and not torch.isfinite(numbers[name]):
+            raise TrainingError(
+                f"{where}: {what} is not finite; training stopped and the last checkpoint is kept. Lower {lower}, "
+                "or set train.clip, under another train.name"
+            )

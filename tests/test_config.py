@@ -117,6 +117,7 @@ def test_it_is_frozen() -> None:
             ["loss.cross_entropy=1", "data.layout=folder", "no labels"],
         ),
         ({"loss.ssim": -1}, ["loss.ssim=-1", "greater than or equal to 0"]),
+        ({"loss.adversarial_lr": 0}, ["loss.adversarial_lr=0", "greater than 0"]),
     ],
 )
 def test_a_mistake_is_one_line(changes: dict[str, Any], words: list[str]) -> None:

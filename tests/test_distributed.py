@@ -15,6 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 from d2sm import D2SMLoss, StatisticsMatching
 from d2sm.distributed import gather_rows, sum_over_workers, world_size
 from d2sm.divergence import Divergence
+from d2sm.objectives import Adversarial
+from pipelines.adversary import Adversary
+from pipelines.config import Config
 
 STEPS, QUEUE = 4, 22
 CASES: tuple[tuple[Divergence, bool], ...] = (("kl", False), ("inverse_kl", False), ("jsd", False), ("kl", True))
@@ -61,6 +64,26 @@ def _train(rank: int, workers: int, divergence: Divergence, uneven: bool) -> dic
     return {"values": values, "gradient": gradient, "weights": weights, "queues": queues}
 
 
+def _play(rank: int, workers: int) -> dict[str, Any]:
+    """Network against discriminator, each with its own Adam, one backward pass a step."""
+    network = _network()
+    model = DistributedDataParallel(network) if workers > 1 else network
+    loss = Adversarial(_phi()).double()
+    with torch.no_grad():
+        loss.discriminator[-1].bias.fill_(1)  # so that some logits stand within the margins and others do not
+    adversary = Adversary(loss.discriminator, Config().replace({"loss.adversarial": 1, "loss.adversarial_lr": 0.01}))
+    optimizer, norms = torch.optim.Adam(network.parameters(), lr=0.01), []
+    for step in range(STEPS):
+        images, sizes = _batch(step, uneven=False)
+        clean = images[_share(sizes, rank, workers)]
+        losses = loss(restored=model(clean), clean=clean)
+        optimizer.zero_grad()
+        (losses.network + losses.discriminator).backward()
+        optimizer.step()
+        norms.append(adversary.step().item())
+    return {"norms": norms, "network": network.state_dict(), "discriminator": loss.state_dict()}
+
+
 def _bf16_gather(rank: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     clean = torch.randn(4, 512, generator=generator)
@@ -82,6 +105,7 @@ def _worker(rank: int, workers: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=workers)
     results: dict[Any, Any] = {case: _train(rank, workers, *case) for case in CASES}
+    results["play"] = _play(rank, workers)
     results["total"] = sum_over_workers(torch.tensor([1.0, rank]))
     if workers == 2:
         results["bf16"], results["mismatch"] = _bf16_gather(rank), _mismatch(rank)
@@ -111,6 +135,21 @@ def test_workers_together_equal_one_process(workers: list[dict[Any, Any]], case:
         for name, queue in seen["queues"].items():
             assert torch.equal(queue, workers[0][case]["queues"][name])
             torch.testing.assert_close(queue, alone["queues"][name], rtol=1e-8, atol=1e-10)
+
+
+def test_a_discriminator_is_the_same_on_all_workers_and_on_one(workers: list[dict[Any, Any]]) -> None:
+    """Weights and spectral norms: bit for bit among workers, 1e-7 from one process with the whole batch (float64)."""
+    alone = _play(0, 1)
+    fresh = dict(Adversarial(_phi()).double().named_parameters())
+    for worker in workers:
+        assert worker["play"]["norms"] == pytest.approx(alone["norms"], rel=1e-7)
+        for side in ("network", "discriminator"):
+            for name, weight in worker["play"][side].items():
+                assert torch.equal(weight, workers[0]["play"][side][name])
+                torch.testing.assert_close(weight, alone[side][name], rtol=1e-7, atol=1e-9)
+    assert alone["discriminator"].keys() >= {name for name in fresh if "discriminator" in name}
+    for name in alone["discriminator"].keys() & fresh.keys():
+        assert not torch.equal(alone["discriminator"][name], fresh[name])
 
 
 def test_gathering_in_half_precision_and_unequal_rows(workers: list[dict[Any, Any]]) -> None:

@@ -34,7 +34,7 @@ def batch() -> dict[str, torch.Tensor]:
 def test_all_terms_combine(tmp_path: Path) -> None:
     weights = {
         "l1": 1, "weight": 2, "mse": 3, "ssim": 0.5, "perceptual": 0.1, "lpips": 0.2, "contextual": 0.3,
-        "cross_entropy": 0.4, "noise_asymmetry": 5, "noise_tv": 6,
+        "cross_entropy": 0.4, "noise_asymmetry": 5, "noise_tv": 6, "adversarial": 7,
     }  # fmt: skip
     term = objective(
         **weights, lpips_heads=str(write_heads(tmp_path / "alex.pth")), lpips_weights="random", lpips_trunk="alexnet",
@@ -42,10 +42,13 @@ def test_all_terms_combine(tmp_path: Path) -> None:
     )  # fmt: skip
     total, parts = term(**batch())
     names = ["d2sm" if name == "weight" else name for name in weights]
-    assert set(parts) == {"loss", *(f"loss.{name}" for name in names)}
+    assert set(parts) == {"loss", "loss.discriminator", *(f"loss.{name}" for name in names)}
     wanted = sum(weight * parts[f"loss.{name}"].item() for name, weight in zip(names, weights.values(), strict=True))
-    assert total.item() == parts["loss"].item() == pytest.approx(wanted, rel=1e-5)
-    assert not any(key.startswith(("perceptual", "lpips", "contextual", "cross")) for key in term.state_dict())
+    assert parts["loss"].item() == pytest.approx(wanted, rel=1e-5)
+    # The discriminator's own loss is descended beside what is logged as the loss.
+    assert total.item() == pytest.approx(wanted + parts["loss.discriminator"].item(), rel=1e-5)
+    assert {key.partition(".")[0] for key in term.state_dict()} == {"d2sm", "adversarial"}
+    assert not any("features" in key for key in term.state_dict())
     term.load_state_dict(term.state_dict())
 
 

@@ -53,11 +53,12 @@ TABLE_1 = {
 
 
 @pytest.mark.parametrize("suffix", ["", "_gpu", "_cpu"])
-def test_every_row_of_the_tables_but_the_gan(suffix: str) -> None:
+def test_every_row_of_the_tables(suffix: str) -> None:
     rows = [f"{backbone}_{objective}" for backbone, objectives in TABLE_1.items() for objective in objectives]
-    assert {f"{row}{suffix}" for row in (*rows, "ffdnet_inverse_kl", "ffdnet_jsd")} <= recipes().keys()
+    assert {f"{row}{suffix}" for row in (*rows, "ffdnet_inverse_kl", "ffdnet_jsd", "ffdnet_gan")} <= recipes().keys()
     for objective in ("ssim", "perceptual", "lpips", "contextual", "cross_entropy"):
         assert recipe(f"ffdnet_{objective}{suffix}").loss.terms.keys() == {"l1", objective}
+    assert recipe(f"ffdnet_gan{suffix}").loss.terms == {"l1": 1.0, "adversarial": 0.002}
     own = {"cbdnet": {"mse": 1.0, "noise_asymmetry": 0.5, "noise_tv": 0.05}, "sadnet": {"mse": 1.0}}
     for backbone, terms in own.items():
         assert recipe(f"{backbone}_own{suffix}").loss.terms == terms

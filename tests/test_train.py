@@ -27,8 +27,9 @@ from pipelines.train_loop import Log, TrainingError, rate
 from tests.conftest import tiny_config
 from tests.mlflow_server import free_port
 
-LONG = {"train__ema": 0.9, "train__clip": 1.0, "train__schedule": "cosine", "train__warmup_steps": 1,
-        "train__log_every": 2, "train__checkpoint_every": 2}  # fmt: skip
+# With all that training can carry along: average, clipping, schedule, queues, a discriminator.
+LONG = {"loss__adversarial": 0.01, "train__ema": 0.9, "train__clip": 1.0, "train__schedule": "cosine",
+        "train__warmup_steps": 1, "train__log_every": 2, "train__checkpoint_every": 2}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -248,15 +249,18 @@ def test_a_patch_that_is_no_multiple_of_the_stride(scenes_root: Path, tmp_path: 
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("bad", ["loss", "gradient_norm"])
+@pytest.mark.parametrize("bad", ["loss", "gradient_norm", "loss.discriminator", "discriminator_gradient_norm"])
 def test_a_broken_state_is_never_saved(bad: str) -> None:
     """The check before a checkpoint: a gradient that is not finite leaves weights that are not, at a finite loss."""
     log = Log(None, 3, speaks=False)
     for step in (3, 4, 5):
-        numbers = {"loss": torch.tensor(1.0), "gradient_norm": torch.tensor(2.0)}
+        numbers = {name: torch.tensor(1.0) for name in ("loss", "gradient_norm", bad)}
         log.add(numbers | ({bad: torch.tensor(float("inf"))} if step == 4 else {}), step)
-    with pytest.raises(TrainingError, match=r"steps 3 to 5: the (loss|gradient) is not finite"):
+    with pytest.raises(
+        TrainingError, match=r"steps 3 to 5: the (discriminator's )?(loss|gradient) is not finite"
+    ) as error:
         log.check(6)
+    assert ("Lower loss.adversarial_lr" in str(error.value)) == ("discriminator" in bad)
 
 
 def schedule(**changes: Any) -> Config:
