@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster import launching, sweeping, words
+from cluster import launching, reporting, sweeping, words
 from pipelines import access
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     _tune(verbs)
     _evaluate(verbs)
     _denoise(verbs)
+    reporting.add(_verb(verbs, "report", "finished runs side by side as one HTML file", reporting.run_report))
     _models(verbs)
     launching.add(verbs, _verb)
     return top
