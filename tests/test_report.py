@@ -138,7 +138,7 @@ def test_every_class_that_was_measured_has_its_bars(tmp_path: Path) -> None:
     found = numbers.bars(rows, names(rows), "25")
     assert list(found) == ["road"]
     assert [(bar.name, bar.kind, bar.mean, bar.share) for bar in found["road"]] == [
-        ("noisy", "noisy", "0.500", 50), ("L1", "row0", "0.900", 90), ("D2SM", "row1", "0.900", 90),
+        ("noisy", "noisy", "0.500", 50), ("L1", "row", "0.900", 90), ("D2SM", "row", "0.900", 90),
         ("clean", "clean", "1.000", 100),
     ]  # fmt: skip
     assert [bar.spread for bar in found["road"]] == ["", "0.000", "", ""]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from d2sm.metrics import CLASSES
+from pipelines.figures import style
 from pipelines.runs import Finished, Row
 
 DIGITS = {"psnr": 2, "ssim": 3, "miou": 3}
@@ -31,6 +32,7 @@ class Line:
     seeds: tuple[int, ...]
     cells: tuple[Cell, ...]
     paper: tuple[str, ...] = ()
+    colour: str = ""  # as in the figures
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,11 @@ class Bar:
     """A class's IoU in one kind of image; `share` is its width, 0 to 100."""
 
     name: str
-    kind: str  # "noisy", "clean", or "row" and the row's number
+    kind: str  # "noisy", "row" or "clean"
     share: float
     mean: str
     spread: str
+    colour: str = ""  # of the row, as in the figures
 
 
 def table(rows: Sequence[Row], names: Sequence[str]) -> Table:
@@ -59,8 +62,14 @@ def table(rows: Sequence[Row], names: Sequence[str]) -> Table:
     first = rows[0].runs[0]
     keys = columns(first)
     lines = [
-        Line(name, tuple(run.seed for run in row.runs), tuple(_cell(row, key) for key in keys), _paper(row, keys))
-        for row, name in zip(rows, names)
+        Line(
+            name,
+            tuple(run.seed for run in row.runs),
+            tuple(_cell(row, key) for key in keys),
+            _paper(row, keys),
+            look.colour,
+        )
+        for row, (name, look) in zip(rows, style.of_rows(names).items())
     ]
     return Table(
         levels=tuple(first.results.restored),
@@ -87,8 +96,8 @@ def bars(rows: Sequence[Row], names: Sequence[str], level: str) -> dict[str, lis
     for name in CLASSES:
         kinds = [_bar("noisy", "noisy", [first.noisy[level].iou], name)]
         kinds += [
-            _bar(title, f"row{index}", [run.results.restored[level].iou for run in row.runs], name)
-            for index, (row, title) in enumerate(zip(rows, names))
+            _bar(title, "row", [run.results.restored[level].iou for run in row.runs], name, look.colour)
+            for row, (title, look) in zip(rows, style.of_rows(names).items())
         ]
         kinds.append(_bar("clean", "clean", [first.clean.iou], name))
         if present := [bar for bar in kinds if bar is not None]:
@@ -96,13 +105,13 @@ def bars(rows: Sequence[Row], names: Sequence[str], level: str) -> dict[str, lis
     return found
 
 
-def _bar(name: str, kind: str, ious: Iterable[Mapping[str, float]], of: str) -> Bar | None:
+def _bar(name: str, kind: str, ious: Iterable[Mapping[str, float]], of: str, colour: str = "") -> Bar | None:
     values = [iou[of] for iou in ious if of in iou]
     if not values:
         return None
     mean = statistics.fmean(values)
     spread = f"{statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return Bar(name, kind, round(100 * mean, 2), f"{mean:.3f}", spread)
+    return Bar(name, kind, round(100 * mean, 2), f"{mean:.3f}", spread, colour)
 
 
 def _cell(row: Row, key: str) -> Cell:
@@ -119,18 +128,14 @@ def _paper(row: Row, keys: Sequence[str]) -> tuple[str, ...]:
 
 
 def _marked(lines: Sequence[Line]) -> list[Line]:
-    best = [max((cell.mean for cell in column), key=lambda mean: float(mean or "-inf")) for column in zip(*(
-        line.cells for line in lines))]  # fmt: skip
-    several = len(lines) > 1
+    if len(lines) < 2:
+        return list(lines)
+    columns = zip(*(line.cells for line in lines))
+    tops = [max((cell.mean for cell in column), key=lambda mean: float(mean or "-inf")) for column in columns]
     return [
-        Line(
-            line.name,
-            line.seeds,
-            tuple(
-                Cell(cell.mean, cell.spread, cell.seeds, several and bool(cell.mean) and cell.mean == top)
-                for cell, top in zip(line.cells, best)
-            ),
-            line.paper,
+        replace(
+            line,
+            cells=tuple(replace(cell, best=cell.mean == top != "") for cell, top in zip(line.cells, tops)),
         )
         for line in lines
     ]

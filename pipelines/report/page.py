@@ -21,7 +21,6 @@ LIMIT = 10_000_000
 
 _HERE = Path(__file__).parent
 _PAGE = 500_000  # of them left for everything but pictures and figures
-_COLOURS = 8  # of rows in page.css; more rows start again
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,6 @@ def html(rows: Sequence[Row], scenes: Sequence[Scene], figures: Sequence[Figure]
         style_hash=_hash(style),
         script_hash=_hash(script),
         rows=list(zip(titles, rows, strict=True)),
-        colours=_COLOURS,
         results=first.results,
         place=Path(first.config.data.root).name,
         runs=runs,
