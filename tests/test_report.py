@@ -20,7 +20,8 @@ from pipelines import runs
 from pipelines.figures.scene import Scene, names
 from pipelines.recipes import recipe
 from pipelines.report import numbers, shots
-from pipelines.report.page import LIMIT, Figure, html
+from pipelines.report.drawings import Drawing
+from pipelines.report.page import LIMIT, html
 from pipelines.report.shots import ReportError
 from pipelines.runs import Row
 from tests.test_runs import finished, results
@@ -57,7 +58,7 @@ def scene(rows: list[Row], name: str = "street/one", size: tuple[int, int] = (60
 
 
 def page(rows: list[Row]) -> str:
-    figure = Figure("t-SNE", f"Four clouds {EVIL}", "Features of Phi.", "image/svg+xml", SVG)
+    figure = Drawing("t-SNE", f"Four clouds {EVIL}", "Features of Phi.", "image/svg+xml", SVG)
     return html(rows, [scene(rows), scene(rows, f"two {EVIL}")], [figure], written=WHEN)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from markupsafe import Markup
 
 from pipelines.figures.scene import Scene, names
 from pipelines.report import numbers, shots
+from pipelines.report.drawings import Drawing
 from pipelines.runs import Row
 
 LIMIT = 10_000_000
@@ -23,22 +23,7 @@ _HERE = Path(__file__).parent
 _PAGE = 500_000  # of them left for everything but pictures and figures
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A drawing with its text alternative; `kind` is its media type, such as image/svg+xml."""
-
-    title: str
-    alt: str
-    caption: str
-    kind: str
-    data: bytes
-
-    @property
-    def uri(self) -> str:
-        return shots.uri(self.data, self.kind)
-
-
-def html(rows: Sequence[Row], scenes: Sequence[Scene], figures: Sequence[Figure], *, written: datetime) -> str:
+def html(rows: Sequence[Row], scenes: Sequence[Scene], figures: Sequence[Drawing], *, written: datetime) -> str:
     """The report as one HTML file.
 
     Args:
