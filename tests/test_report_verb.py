@@ -32,7 +32,7 @@ def test_runs_become_a_page_that_mlflow_keeps(
     runs_of = [runs.read(run.folder) for run in compared]
     assert all(run.run_id and run.run_id in parsed.text for run in runs_of)
     alts = [attrs["alt"] for tag, attrs in parsed.elements if tag == "img"]
-    assert any("L1 over the last tenth: L1 0.0256, D2SM 0.0128." in alt for alt in alts)
+    assert any("L1 over the last tenth: L1 0.0257, D2SM 0.0128." in alt for alt in alts)
     assert any("Mean distance to the clean counterpart: noisy " in alt for alt in alts)
     assert [path.name for path in out.parent.iterdir()] == ["report.html"]  # no half-written file beside it
     client = stores.client(compared[0].uri)
