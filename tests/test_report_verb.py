@@ -17,6 +17,7 @@ from tests.test_runs import finished, results
 from tests.test_scene import row
 
 
+@pytest.mark.slow
 def test_runs_become_a_page_that_mlflow_keeps(
     scenes_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
