@@ -39,7 +39,7 @@ def entries(start: int, stop: int, *, rate: float, scale: float = 1.0, **more: f
 
 @pytest.fixture(scope="module")
 def folders(scenes_root: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Three finished runs on drawn scenes, logged to one MLflow store: two rows, the second resumed once."""
+    """Finished runs on drawn scenes, logged to one MLflow store: two seeds, a resumed run, a longer queue."""
     folder = tmp_path_factory.mktemp("runs")
     l1 = row(scenes_root, folder, "ffdnet_l1_cpu").runs[0]
     again = row(scenes_root, folder, "ffdnet_l1_cpu", train__seed=1).runs[0]
@@ -49,12 +49,14 @@ def folders(scenes_root: Path, tmp_path_factory: pytest.TempPathFactory) -> list
     # Stopped at step 20, gone on from the checkpoint of step 16 by another machine: 18 and 20 were logged before.
     first = log(d2sm, entries(2, 20, rate=1.0, scale=0.9, d2sm=0.5))
     log(d2sm, entries(18, 40, rate=2.0, scale=0.9, d2sm=0.4), first)
-    return [l1.folder, again.folder, d2sm.folder]
+    longer = row(scenes_root, folder, "ffdnet_d2sm_cpu", loss__queue_size=1024).runs[0]
+    log(longer, entries(2, 40, rate=1.5, scale=0.8, d2sm=0.3))
+    return [l1.folder, again.folder, d2sm.folder, longer.folder]
 
 
 @pytest.fixture(scope="module")
 def rows(folders: list[Path]) -> list[Row]:
-    return runs.gather(folders)
+    return runs.gather(folders[:3])
 
 
 def test_a_history_counts_the_seconds_of_training_only(rows: list[Row]) -> None:
@@ -175,7 +177,7 @@ def test_a_photograph_smaller_than_a_crop_is_refused(rows: list[Row]) -> None:
 def test_the_verb_draws_everything_and_logs_it(
     folders: list[Path], rows: list[Row], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["figures", *map(str, folders), "--out", str(tmp_path)]) == 0
+    assert main(["figures", *map(str, folders[:3]), "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     expected = ["comparison-1.png", "comparison-2.png", "convergence.png", "convergence.svg", "tsne.png", "tsne.svg"]
     assert sorted(path.name for path in tmp_path.iterdir()) == expected  # there are two photographs
@@ -199,10 +201,14 @@ def test_the_verb_draws_everything_and_logs_it(
     assert numbers["distance.noisy"] > 0 and f"kl.D2SM  {numbers['kl.D2SM']:.4g}" in printed
 
 
-def test_one_figure_alone_and_bad_input(
+def test_queue_sizes_side_by_side_and_bad_input(
     folders: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["figures", str(folders[0]), "--only", "convergence", "--out", str(tmp_path)]) == 0
+    both = map(str, folders[2:])
+    assert main(["figures", *both, "--only", "convergence", "--out", str(tmp_path)]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["convergence.png", "convergence.svg"]
+    text = (tmp_path / "convergence.svg").read_text()
+    for shown in ("queue_size=512 (1 seed)", "queue_size=1024 (1 seed)", "D2SM loss against row queue_size=512, %"):
+        assert f"<!-- {shown} -->" in text  # as matplotlib marks text that it draws as paths
     assert main(["figures", str(tmp_path)]) == 2
     assert "no run with a complete checkpoint" in capsys.readouterr().err

@@ -41,7 +41,7 @@ def row(root: Path, folder: Path, name: str, **changes: object) -> Row:
         "loss.features": "squeezenet1_0.fire3", "loss.features_weights": "random", "train.storage": str(folder),
     }  # fmt: skip
     config = recipe(name).replace(drawn | {key.replace("__", "."): value for key, value in changes.items()})
-    (found,) = runs.gather([finished(folder / f"{name}-{config.train.seed}", config, results())])
+    (found,) = runs.gather([finished(folder / "-".join([name, *map(str, changes.values())]), config, results())])
     (run,) = found.runs
     network = build(run.config.model)
     generator = torch.Generator().manual_seed(seed_of(name))

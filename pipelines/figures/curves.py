@@ -63,7 +63,8 @@ def history(run: Finished, metrics: Sequence[str] = tuple(LOSSES)) -> dict[str, 
         raise RunsError(f"{run.folder}: MLflow run {run.run_id} holds no {_RATE}, so no log of its training; {remedy}")
     rates = [found[_RATE][step] for step in steps]
     clock = dict(zip(steps, np.cumsum(np.diff(steps, prepend=0) / rates).tolist()))
-    return {name: _curve(found[name], clock) for name in metrics if found[name]}
+    curves = {name: _curve(found[name], clock) for name in metrics}
+    return {name: curve for name, curve in curves.items() if len(curve.steps)}
 
 
 def draw(rows: Sequence[Row], path: Path) -> list[Path]:
@@ -77,7 +78,7 @@ def draw(rows: Sequence[Row], path: Path) -> list[Path]:
     curves = {name: [history(run) for run in row.runs] for name, row in zip(short, rows)}
     shown = [loss for loss in LOSSES if all(loss in run for runs in curves.values() for run in runs)]
     pairs = _pairs(rows, curves)
-    drawn = style.figure(5 * (3 if pairs else 2), 1.2 + 4 * len(shown))
+    drawn = style.figure(5 * (3 if pairs else 2), 1.6 + 4 * len(shown))
     grid = drawn.subplots(len(shown), 3 if pairs else 2, squeeze=False)
     looks = style.of_rows(short)
     for line, loss in zip(grid, shown):
@@ -88,7 +89,7 @@ def draw(rows: Sequence[Row], path: Path) -> list[Path]:
     handles = [Line2D([], [], color=look.colour, linestyle=look.line, linewidth=3) for look in looks.values()]
     labels = [f"{name} ({len(row.runs)} seed{'s' * (len(row.runs) > 1)})" for name, row in zip(short, rows)]
     drawn.legend(handles, labels, loc="outside upper center", ncols=min(4, len(short)), fontsize=style.SIZE)
-    drawn.supxlabel(_caption(curves, shown), fontsize=style.SIZE - 1)
+    drawn.supxlabel(_caption(curves, shown, pairs), fontsize=style.SIZE - 1)
     return style.save(drawn, path)
 
 
@@ -198,9 +199,16 @@ def _dress(axes: Axes, title: str, along: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _caption(curves: _Runs, shown: Sequence[str]) -> str:
+def _caption(curves: _Runs, shown: Sequence[str], pairs: _Pairs) -> str:
     every = _all(curves, shown[0])
     width, gaps = _width(every), {int(gap) for curve in every for gap in np.diff(curve.steps)[:-1]}
     means = f"means of {'/'.join(map(str, sorted(gaps)))} steps" if gaps else "means"
-    text = f"Entries of the log ({means}), centred means of {width} of them; thin: seeds, thick: their mean."
-    return text + " D2SM: each row with its own q, K and divergence." * ("loss.d2sm" in shown)
+    lines = [
+        f"Entries of the log ({means}), centred means of {width} of them; thin: seeds, thick: their mean. "
+        "Times compare where the machines were alike and as busy."
+    ]
+    if pairs:
+        lines.append("Right: differences at the same step of the same seed, which saw the same crops and noise.")
+    if "loss.d2sm" in shown:
+        lines.append("D2SM: each row with its own q, K and divergence.")
+    return "\n".join(lines)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from torch import Tensor
@@ -56,7 +57,7 @@ def draw(rows: Sequence[Row], path: Path) -> tuple[list[Path], dict[str, float]]
         f"{len(found.points[CLEAN])} samples a kind: {found.what}.\nt-SNE with perplexity {_perplexity(found):g}, seed "
         f"{SEED}; lines join a sample to its clean one.\nDistance: mean, to the clean counterpart, of features of "
         "length one, before t-SNE. KL: eq. (1), per sample.",
-        fontsize=style.SIZE - 1,
+        fontsize=style.SIZE - 2,
     )
     numbers = {"distance": found.distance, "kl": found.divergence}
     flat = {f"{what}.{_key(name)}": value for what, by_kind in numbers.items() for name, value in by_kind.items()}
@@ -160,8 +161,7 @@ def _scatter(axes: Axes, found: Embedding, rows: Sequence[str]) -> None:
         look = looks[name]
         if name != CLEAN:
             ends = np.stack([points, clean], axis=1)
-            for start, end in ends:
-                axes.plot(*zip(start, end), color=look.colour, linewidth=0.5, alpha=0.25, zorder=1)
+            axes.add_collection(LineCollection(list(ends), colors=look.colour, linewidths=0.5, alpha=0.25, zorder=1))
         hollow = {"facecolors": "none", "edgecolors": look.colour} if look.mark not in "x+" else {"c": look.colour}
         axes.scatter(points[:, 0], points[:, 1], s=34, marker=look.mark, linewidths=1.2, zorder=2, **hollow)  # type: ignore[arg-type]
         text = (
