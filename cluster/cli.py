@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster import drawing, launching, reporting, sweeping, words
+from cluster import drawing, launching, reporting, sweeping, tabling, words
 from pipelines import access
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     _scenes(verbs)
     _train(verbs)
     _tune(verbs)
+    _table(verbs)
     _evaluate(verbs)
     _denoise(verbs)
     reporting.add(_verb(verbs, "report", "finished runs side by side as one HTML file", reporting.run_report))
@@ -149,6 +150,12 @@ def report(outcome: Outcome) -> None:
 def _tune(verbs: argparse._SubParsersAction) -> None:  # type: ignore[type-arg]
     verb = _verb(verbs, "tune", "search over queue size, K, loss weights or any other key", sweeping.run_tune)
     sweeping.add(verb)
+    _overrides(verb)
+
+
+def _table(verbs: argparse._SubParsersAction) -> None:  # type: ignore[type-arg]
+    verb = _verb(verbs, "table", "train and evaluate recipes with several seeds, side by side", tabling.run_table)
+    tabling.add(verb)
     _overrides(verb)
 
 

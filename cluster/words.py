@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cluster import tabling
+
 if TYPE_CHECKING:
     from pipelines.config import Config
 
@@ -46,11 +48,13 @@ def prepared(verb: Sequence[str]) -> tuple[list[str], list[Path]]:
 
 
 def configured(args: argparse.Namespace) -> Config | None:
-    """The configuration that a verb's words ask for; none for a verb without one, or that only lists things.
+    """The configuration that a verb's words ask for, of several the first; none for a verb without one.
 
     Raises:
         ConfigError: a wrong key or value.
     """
+    if getattr(args, "rows", None):
+        return tabling.rows(args)[0]
     name, file = getattr(args, "recipe", None), getattr(args, "config", None)
     if not name and not file:
         return None

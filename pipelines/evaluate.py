@@ -87,6 +87,10 @@ class Results:
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             raise EvaluationError(f"{path}: cannot be read as results; `d2sm evaluate` writes them again") from None
 
+    def line(self) -> str:
+        """PSNR / SSIM / MIoU of the restored, by noise level."""
+        return ", ".join(f"sigma {level} {_cell(score)}" for level, score in self.restored.items())
+
     def table(self, title: str = "restored") -> str:
         """The numbers as text: a row for noisy, restored and clean, three columns a noise level."""
         levels = list(self.restored)

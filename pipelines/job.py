@@ -22,9 +22,9 @@ class Outcome:
     page: str
 
 
-def run(config: Config, *, quiet: bool = False, verbose: bool = False) -> Outcome:
+def run(config: Config, *, quiet: bool = False, verbose: bool = False, watch: train.Watch | None = None) -> Outcome:
     """Train (or go on), evaluate on the evaluation split, and register under `tracking.register_as` if it is set."""
-    trained = train.fit(config, quiet=quiet, verbose=verbose)
+    trained = train.fit(config, quiet=quiet, verbose=verbose, watch=watch)
     results = evaluate(trained.checkpoint, trained.config, quiet=quiet, verbose=verbose)
     drawn = pictures.draw(trained.checkpoint, trained.config, trained.run_dir / "pictures")
     record = None

@@ -37,9 +37,9 @@ _TABLE_2: dict[str, _Numbers] = {  # sigma 25 alone
 def published(config: Config) -> Mapping[str, float]:
     """The paper's numbers for a recipe, under MLflow's names (psnr.sigma25, ...); none for what it has no row of.
 
-    A reduced recipe (`_cpu`) is given its row's numbers: the same objective, at the paper's size and on its data.
+    A reduced recipe (`_gpu`, `_cpu`) is given its row's numbers: the same objective, at the paper's size, on its data.
     """
-    row = config.recipe.removesuffix("_cpu")
+    row = config.recipe.removesuffix("_cpu").removesuffix("_gpu")
     levels: Mapping[str, _Numbers] = {}
     if row in _TABLE_1:
         levels = dict(zip(("25", "35", "50"), _TABLE_1[row]))

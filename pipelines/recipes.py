@@ -29,6 +29,20 @@ _PAPER: dict[str, Any] = {
     "train.data_cpus": 8,
     "evaluate.segmenter": "espnet-cityscapes",
 }
+_GPU: dict[str, Any] = {
+    "data.crop_size": 256,
+    "data.crops_per_image": 4,
+    "train.epochs": 60,
+    "train.num_workers": 1,
+    "train.data_cpus": 6,
+    "train.lr": 2e-4,
+    "train.schedule": "cosine",
+    "train.warmup_steps": 200,
+    "train.clip": 1.0,
+    "train.ema": 0.999,
+    "train.precision": "bf16",
+    "evaluate.use_gpu": True,
+}
 _CPU: dict[str, Any] = {
     "data.crop_size": 96,
     "data.crops_per_image": 8,
@@ -63,6 +77,8 @@ _DEMO: dict[str, Any] = {
 _L1: dict[str, Any] = {"loss.weight": 0.0}
 _D2SM: dict[str, Any] = {"loss.weight": 10.0}
 _INTERNAL: dict[str, Any] = {"loss.patch_size": 128, "loss.queue_size": 4096}
+_INTERNAL_GPU: dict[str, Any] = {"loss.patch_size": 64, "loss.queue_size": 4096}
+_INTERNAL_CPU: dict[str, Any] = {"loss.patch_size": 32, "loss.queue_size": 1152}
 # Each backbone's own objective. SADNet's authors use the squared error for Gaussian noise, as CBDNet's do.
 _OWN: dict[str, dict[str, Any]] = {
     "cbdnet": {"loss.l1": 0.0, "loss.mse": 1.0, "loss.noise_asymmetry": 0.5, "loss.noise_tv": 0.05},
@@ -74,9 +90,10 @@ _D2SM_BESIDE_MSE: dict[str, Any] = {"loss.weight": 0.5}
 
 @cache
 def recipes() -> Mapping[str, Config]:
-    """Every recipe by name: the paper's rows, the same reduced, and the demo."""
+    """Every recipe by name: the paper's rows, the same reduced for one GPU and for two cores, and the demo."""
     rows = _table_1() | _table_2()
-    found = rows | {f"{name}_cpu": _reduced(config) for name, config in rows.items()}
+    found = rows | {f"{name}_gpu": _for_one_gpu(config) for name, config in rows.items()}
+    found |= {f"{name}_cpu": _for_two_cores(config) for name, config in rows.items()}
     found["demo"] = found["ffdnet_d2sm_cpu"].replace(_DEMO)
     return {name: config.replace({"recipe": name}) for name, config in found.items()}
 
@@ -113,11 +130,16 @@ def _table_2() -> dict[str, Config]:
     }
 
 
-def _reduced(row: Config) -> Config:
-    """The same row for two CPU cores: one rule for all, so that reduced rows differ from each other as the rows do."""
+def _for_one_gpu(row: Config) -> Config:
+    """The same row for one GPU: one rule for all, so that reduced rows differ from each other as the rows do."""
+    return row.replace(_GPU | (_INTERNAL_GPU if row.loss.patch_size else {}))
+
+
+def _for_two_cores(row: Config) -> Config:
+    """The same row for two CPU cores, likewise."""
     changes = _CPU | (_SMALL if row.model.name == "ffdnet" else _LESS)
     if row.loss.patch_size:
-        changes |= {"loss.patch_size": 32, "loss.queue_size": 1152}
+        changes |= _INTERNAL_CPU
     if row.loss.perceptual:
         changes |= {"loss.perceptual": 3e-4}  # another Phi, whose maps have another scale
     if row.loss.contextual:

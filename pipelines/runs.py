@@ -34,6 +34,7 @@ class Finished:
     step: int
     commit: str  # of the code that wrote the checkpoint, "+" behind it when files differed; "" when it had no git
     run_id: str
+    page: str  # its path in MLflow's pages, after the address of the server
 
     @property
     def name(self) -> str:
@@ -84,6 +85,19 @@ class Row:
         values = self._values(metric)
         return statistics.stdev(values) if len(values) > 1 else None
 
+    def gain(self, over: Row, metric: str) -> tuple[float, float | None] | None:
+        """Mean and standard deviation (n - 1) of the difference to another row, seed by seed.
+
+        Two runs of one seed saw the same crops and noise, so much of what varies over the seeds falls out. None: no
+        seed has both.
+        """
+        theirs = {run.seed: run.numbers.get(metric) for run in over.runs}
+        found = [(run.numbers.get(metric), theirs.get(run.seed)) for run in self.runs]
+        gains = [ours - other for ours, other in found if ours is not None and other is not None]
+        if not gains:
+            return None
+        return statistics.fmean(gains), statistics.stdev(gains) if len(gains) > 1 else None
+
     def _values(self, metric: str) -> list[float]:
         return [run.numbers[metric] for run in self.runs if metric in run.numbers]
 
@@ -105,8 +119,8 @@ def read(folder: str | Path) -> Finished:
         raise RunsError(f"{folder}: not evaluated since its last step; `d2sm evaluate {folder}` does it")
     config = configs.load(last / checkpoint.CONFIG)
     commit = about["commit"] + ("+" if about["dirty"] else "")
-    results = Results.load(folder / RESULTS)
-    return Finished(folder, config, results, int(about["step"]), commit, train.read_run(folder).get("run_id", ""))
+    results, known = Results.load(folder / RESULTS), train.read_run(folder)
+    return Finished(folder, config, results, int(about["step"]), commit, known.get("run_id", ""), known.get("page", ""))
 
 
 def gather(folders: Sequence[str | Path]) -> list[Row]:

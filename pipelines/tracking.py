@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run as Record
 
-__all__ = ["Run", "TrackingError", "commit", "open_run", "redact", "ui_command", "uri_of"]
+__all__ = ["Run", "TrackingError", "commit", "open_run", "redact", "settle", "ui_command", "uri_of"]
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -38,7 +38,9 @@ _NAME = re.compile(r"[\w\-. :/]{1,250}")
 _FINAL = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST")  # trying again is no use
 
 
-def open_run(config: Config, *, run_dir: Path, tags: Mapping[str, str], run_id: str | None = None) -> Run:
+def open_run(
+    config: Config, *, run_dir: Path, tags: Mapping[str, str], run_id: str | None = None, whole: bool = True
+) -> Run:
     """Create the MLflow run of a training, or continue one.
 
     Args:
@@ -46,11 +48,12 @@ def open_run(config: Config, *, run_dir: Path, tags: Mapping[str, str], run_id: 
         run_dir: the run's folder: its name names the run, and it keeps what could not be sent.
         tags: more tags, set as they are.
         run_id: of the run to continue; it is RUNNING again, and steps it has are not logged twice.
+        whole: False for a run that stands for several trainings: the configuration says where, not what.
 
     Raises:
         TrackingError: when the store does not answer, the run is not in it, or a value is too long.
     """
-    params = _params(config)
+    params = _params(config) if whole else {}
     uri = uri_of(config)
     run_dir.mkdir(parents=True, exist_ok=True)
     client = stores.prepare(uri)
@@ -64,8 +67,29 @@ def open_run(config: Config, *, run_dir: Path, tags: Mapping[str, str], run_id: 
     run = Run(client, record, uri=uri, run_dir=run_dir)
     for key, value in {**_provenance(), **changed, **tags}.items():
         run.tag(key, value)
-    run.text(redact(config.dumps()), "config.yaml")
+    if whole:
+        run.text(redact(config.dumps()), "config.yaml")
     return run
+
+
+def settle(uri: str, ends: Mapping[str, Status], tags: Mapping[str, Mapping[str, str]] | None = None) -> None:
+    """Say how runs ended whose process cannot: one that died still says that it is running.
+
+    Args:
+        uri: of the store.
+        ends: by run id; a run that has ended otherwise stays as it is.
+        tags: by run id, set in any case.
+
+    Raises:
+        TrackingError: when the store does not answer.
+    """
+    client = stores.prepare(uri)
+    with stores.one_line(uri, TrackingError):
+        for run_id, status in ends.items():
+            for key, value in (tags or {}).get(run_id, {}).items():
+                client.set_tag(run_id, key, value)
+            if client.get_run(run_id).info.status == "RUNNING":
+                client.set_terminated(run_id, status)
 
 
 class Run:

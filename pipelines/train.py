@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,8 @@ FREE = (
     *configs.WEIGHTS,
 )
 
+Watch = Callable[[int, Mapping[str, float]], None]
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -61,13 +63,14 @@ class Trained:
     metrics: Mapping[str, float]
 
 
-def fit(config: Config, *, quiet: bool = False, verbose: bool = False) -> Trained:
+def fit(config: Config, *, quiet: bool = False, verbose: bool = False, watch: Watch | None = None) -> Trained:
     """Train, or go on with the run of this name.
 
     Args:
         config: the whole run. An empty `train.name` is filled from recipe and time.
         quiet: no progress line.
         verbose: let Ray's own log through.
+        watch: is told the step and the metrics at every entry of the log.
 
     Raises:
         ConfigError, DataError, ResourceError, TrackingError, TrainingError: each one line.
@@ -80,7 +83,7 @@ def fit(config: Config, *, quiet: bool = False, verbose: bool = False) -> Traine
     session.check(config)
     run_dir = open_folder(config, fingerprint)
     with open_run(config, run_dir) as run:
-        return _train(config, items, run_dir, fingerprint, run, quiet)
+        return _train(config, items, run_dir, fingerprint, run, quiet, watch)
 
 
 def images(config: Config) -> pa.Table:
@@ -104,10 +107,19 @@ def images(config: Config) -> pa.Table:
 def named(config: Config) -> Config:
     """The configuration with a run name."""
     if config.train.name:
-        if Path(config.train.name).name != config.train.name or config.train.name.startswith("."):
-            raise configs.ConfigError(f"train.name={config.train.name!r}: a plain name, without folders")
+        check_name(config.train.name, "train.name")
         return config
     return config.replace({"train.name": f"{config.recipe or 'run'}-{time.strftime('%Y%m%d-%H%M%S')}"})
+
+
+def check_name(name: str, asked_by: str) -> None:
+    """A name becomes a folder, and never one elsewhere.
+
+    Raises:
+        ConfigError: it has folders in it, or is hidden.
+    """
+    if not name or Path(name).name != name or name.startswith("."):
+        raise configs.ConfigError(f"{asked_by}={name!r}: a plain name, without folders")
 
 
 def folder_of(config: Config) -> Path:
@@ -159,7 +171,7 @@ def open_run(config: Config, run_dir: Path) -> tracking.Run:
     if config.tracking.parent:
         tags["mlflow.parentRunId"] = config.tracking.parent
     run = tracking.open_run(config, run_dir=run_dir, tags=tags, run_id=known.get("run_id"))
-    write_run(run_dir, run_id=run.id)
+    write_run(run_dir, run_id=run.id, page=run.page)
     return run
 
 
@@ -187,14 +199,22 @@ def _same(saved: Config, config: Config) -> None:
             )
 
 
-def _train(config: Config, items: pa.Table, run_dir: Path, fingerprint: str, run: tracking.Run, quiet: bool) -> Trained:
+def _train(
+    config: Config,
+    items: pa.Table,
+    run_dir: Path,
+    fingerprint: str,
+    run: tracking.Run,
+    quiet: bool,
+    watch: Watch | None,
+) -> Trained:
     steps = plan.total_steps(config, items.num_rows)
     last = checkpoint.latest(run_dir)
     start = int(checkpoint.meta(last)["step"]) if last else 0
     seen: dict[str, float] = {}
     if start < steps:
         with Line(config.train.name, steps, start, quiet=quiet) as line:
-            record = _Record(run, line, seen, run_dir)
+            record = _Record(run, line, seen, run_dir, watch)
             if left_out := data.left_out(items):
                 record({"skipped": left_out})
             with Reader(record) as reader:
@@ -269,8 +289,10 @@ def _in_order() -> ray.data.ExecutionOptions:
 class _Record:
     """Entries of the workers -> the progress line and MLflow."""
 
-    def __init__(self, run: tracking.Run, line: Line, seen: dict[str, float], run_dir: Path) -> None:
-        self.run, self.line, self.seen = run, line, seen
+    def __init__(
+        self, run: tracking.Run, line: Line, seen: dict[str, float], run_dir: Path, watch: Watch | None
+    ) -> None:
+        self.run, self.line, self.seen, self.watch = run, line, seen, watch
         self.skipped_file = run_dir / "skipped.json"
         self.skipped: dict[str, str] = json.loads(self.skipped_file.read_text()) if self.skipped_file.exists() else {}
         self.warned = False
@@ -283,6 +305,8 @@ class _Record:
         self.seen.clear()
         self.seen.update(metrics)
         self.run.log(entry["step"], metrics)
+        if self.watch is not None:
+            self.watch(entry["step"], metrics)
         shown = {"loss": metrics["loss"], "d2sm": metrics.get("loss.d2sm"), "wait": metrics["data_wait"]}
         self.line.to(entry["step"], {name: value for name, value in shown.items() if value is not None})
 

@@ -19,7 +19,7 @@ def test_a_recipe_knows_its_name_and_survives_a_file(tmp_path_factory: pytest.Te
 
 @pytest.mark.parametrize("name", list(recipes()))
 def test_what_the_names_promise(name: str) -> None:
-    config, row = recipe(name), name.removesuffix("_cpu")
+    config, row = recipe(name), name.removesuffix("_cpu").removesuffix("_gpu")
     terms = config.loss.terms
     assert ("d2sm" in terms) == ("d2sm" in row or row in ("demo", "ffdnet_inverse_kl", "ffdnet_jsd"))
     assert (config.loss.patch_size is not None) == ("internal" in row or config.loss.divergence != "kl")
@@ -52,7 +52,7 @@ TABLE_1 = {
 }
 
 
-@pytest.mark.parametrize("suffix", ["", "_cpu"])
+@pytest.mark.parametrize("suffix", ["", "_gpu", "_cpu"])
 def test_every_row_of_the_tables_but_the_gan(suffix: str) -> None:
     rows = [f"{backbone}_{objective}" for backbone, objectives in TABLE_1.items() for objective in objectives]
     assert {f"{row}{suffix}" for row in (*rows, "ffdnet_inverse_kl", "ffdnet_jsd")} <= recipes().keys()
@@ -64,13 +64,13 @@ def test_every_row_of_the_tables_but_the_gan(suffix: str) -> None:
         assert recipe(f"{backbone}_d2sm{suffix}").loss.terms == {**terms, "d2sm": 0.5}
 
 
-def test_reduced_rows_differ_as_the_rows_do() -> None:
+@pytest.mark.parametrize("suffix", ["_gpu", "_cpu"])
+def test_reduced_rows_differ_as_the_rows_do(suffix: str) -> None:
     """By the same keys, but for the loss's own sizes, which follow Phi and the crop."""
-    names = [name for name in recipes() if name.endswith("_cpu")]
-    for name in names:
+    for name in (name for name in recipes() if name.endswith(suffix)):
         base = "ffdnet_l1" if name.startswith("ffdnet") else f"{name.partition('_')[0]}_own"
         rows, reduced = (
-            (recipe(f"{base}{s}").flat(), recipe(name.removesuffix("_cpu") + s).flat()) for s in ("", "_cpu")
+            (recipe(f"{base}{s}").flat(), recipe(name.removesuffix(suffix) + s).flat()) for s in ("", suffix)
         )
         full, small = ({key for key in a if a[key] != b[key]} for a, b in (rows, reduced))
         assert full - {"recipe"} == small - {"recipe", "loss.lpips_trunk"}

@@ -57,6 +57,8 @@ def test_seeds_of_one_setting_are_one_row(tmp_path: Path) -> None:
     assert first.label.startswith("ffdnet_l1_cpu model.width=4") and "seed" not in first.label
     assert "loss.queue_size" not in second.label and third.label.endswith("loss.queue_size=64")
     assert first.runs[0].commit == "c0ffee+"
+    assert second.gain(first, "psnr.sigma25") == (2.0, None)  # seed 0 alone has both
+    assert first.gain(first, "ssim.sigma25") == (0.0, 0.0) and first.gain(first, "psnr.sigma10") is None
     assert first.published["psnr.sigma35"] == 34.074
 
 

@@ -10,7 +10,7 @@ import pytest
 from ray.tune.search import Searcher
 
 from pipelines.config import Config
-from tuning.room import at_once
+from pipelines.room import at_once
 from tuning.search import Valid, budgets, check_mutable, optuna
 from tuning.space import Range, Space, SpaceError
 

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from pipelines import stores, tracking, train
+from pipelines import tracking, train
 from tuning import picture, rows
 from tuning.rows import Row
 from tuning.sweep import Sweep
@@ -45,18 +45,15 @@ def keep(run: tracking.Run, sweep: Sweep, found: Sequence[Row], best: Row | None
 
 def settle(sweep: Sweep, found: Sequence[Row]) -> None:
     """Say in every trial's run how it ended; one whose process died still says that it is running."""
-    uri = stores.uri_of(sweep.base)
-    ends = {"failed": "FAILED", "finished": "FINISHED", "stopped": "FINISHED"}
+    states: dict[str, tracking.Status] = {"failed": "FAILED", "finished": "FINISHED", "stopped": "FINISHED"}
+    ends: dict[str, tracking.Status] = {}
+    tags = {}
+    for row in found:
+        for run_dir in sorted(sweep.folder.glob(f"{name_of(row.number)}*")):
+            if run_id := train.read_run(run_dir).get("run_id"):
+                ends[run_id] = states.get(row.state, "KILLED")
+                tags[run_id] = {"d2sm.trial": row.state}
     try:
-        client = stores.prepare(uri)
-        with stores.one_line(uri, tracking.TrackingError):
-            for row in found:
-                for run_dir in sorted(sweep.folder.glob(f"{name_of(row.number)}*")):
-                    run_id = train.read_run(run_dir).get("run_id")
-                    if run_id is None:
-                        continue
-                    client.set_tag(run_id, "d2sm.trial", row.state)
-                    if client.get_run(run_id).info.status == "RUNNING":
-                        client.set_terminated(run_id, ends.get(row.state, "KILLED"))
+        tracking.settle(tracking.uri_of(sweep.base), ends, tags)
     except tracking.TrackingError as error:
         print(f"d2sm: how the trials ended is not in MLflow, the same command adds it: {error}", file=sys.stderr)

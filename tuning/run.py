@@ -14,8 +14,8 @@ from ray import tune
 from pipelines import config as configs
 from pipelines import plan, session
 from pipelines.config import Config
+from pipelines.room import room
 from tuning import live, record, rows, search, trial
-from tuning.room import room
 from tuning.rows import Row
 from tuning.space import Point, SpaceError
 from tuning.sweep import Reason, Sweep, check, settled
@@ -58,7 +58,7 @@ def run(sweep: Sweep, *, concurrent: int | None = None, quiet: bool = False, ver
     """
     sweep = settled(sweep)
     points, excluded, reason = check(sweep)
-    at_once = room(sweep.base, concurrent, verbose=verbose)
+    at_once = room([sweep.base], concurrent, verbose=verbose)
     session.check(sweep.base)
     _open_folder(sweep, points)
     if not quiet:

@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow as pa
 
 from d2sm.features import features
-from pipelines import config as configs
-from pipelines import data, segmenters, stores, train
+from pipelines import data, segmenters, train
 from pipelines.config import Config
+from pipelines.elsewhere import spelled_out
 from pipelines.evaluate import images as evaluation_images
 from tuning import search, space
 from tuning.search import Scheduler, Search
@@ -106,20 +106,9 @@ def settled(sweep: Sweep) -> Sweep:
     Raises:
         ConfigError, TrackingError: a name with folders, a password in the URI.
     """
-    uri = stores.uri_of(sweep.base)
-    if stores.redact(uri) != uri:
-        raise stores.TrackingError(
-            f"{stores.redact(uri)}: a sweep writes its tracking URI into files; give the user and the password in "
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
-        )
-    if not sweep.name or Path(sweep.name).name != sweep.name or sweep.name.startswith("."):
-        raise configs.ConfigError(f"name={sweep.name!r}: a plain name, without folders")
-    changes: dict[str, Any] = {"tracking.uri": uri, "train.name": "", "tracking.register_as": "", "tracking.parent": ""}
-    for key in ("data.root", "train.storage", *configs.WEIGHTS):
-        value = sweep.base.flat()[key]
-        if value and (key == "train.storage" or Path(value).exists()):
-            changes[key] = str(Path(value).expanduser().absolute())
-    return replace(sweep, base=sweep.base.replace(changes))
+    base = spelled_out(sweep.base, what="a sweep")
+    train.check_name(sweep.name, "name")
+    return replace(sweep, base=base.replace({"train.name": "", "tracking.register_as": "", "tracking.parent": ""}))
 
 
 def check(sweep: Sweep) -> tuple[list[Point] | None, str, Reason]:

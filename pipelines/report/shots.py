@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from d2sm import metrics
-from pipelines.figures.scene import CLEAN, NOISY, Scene
+from pipelines.figures.scene import CLEAN, Scene
 
 _STEPS = ((92, 1280), (85, 1024), (80, 768), (80, 512), (70, 384))  # JPEG quality, widest side in pixels
 
@@ -117,6 +117,3 @@ def _seen(classes: NDArray[np.uint8]) -> str:
 def _psnr(image: NDArray[np.uint8], clean: NDArray[np.uint8]) -> str:
     a, b = (part.transpose(2, 0, 1) / 255.0 for part in (image, clean))
     return f"{metrics.psnr(restored=a, clean=b):.2f}"
-
-
-__all__ = ["CLEAN", "NOISY", "ReportError", "Shot", "Shown", "legend", "shown", "uri"]
