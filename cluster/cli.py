@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster import drawing, launching, sweeping, tabling, words
+from cluster import drawing, launching, reporting, sweeping, tabling, words
 from pipelines import access
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     _table(verbs)
     _evaluate(verbs)
     _denoise(verbs)
+    reporting.add(_verb(verbs, "report", "finished runs side by side as one HTML file", reporting.run_report))
     _models(verbs)
     drawing.add(_verb(verbs, "figures", "t-SNE, comparison and convergence of finished runs", drawing.run_figures))
     launching.add(verbs, _verb)

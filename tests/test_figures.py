@@ -82,7 +82,7 @@ def test_a_history_that_is_not_there_is_refused(
     client = stores.prepare(run.uri)
     empty = client.create_run(client.get_experiment_by_name("d2sm").experiment_id).info.run_id
     with pytest.raises(RunsError, match="holds no steps_per_second, so no log of its training"):
-        curves.history(runs.Finished(run.folder, run.config, run.results, 1, "", empty))
+        curves.history(runs.Finished(run.folder, run.config, run.results, 1, "", empty, ""))
 
 
 def test_seeds_are_averaged_at_the_steps_both_have() -> None:

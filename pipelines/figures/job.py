@@ -58,22 +58,24 @@ def draw(folders: Sequence[str | Path], out: Path, *, only: Figure | None = None
         written, numbers = embedding.draw(rows, out / "tsne")
         files += written
     with stores.one_line(first.uri, tracking.TrackingError):
-        page = _keep(client, rows, files, numbers)
+        page = keep(client, rows, files, numbers, name=_NAME)
     return Drawn(files, numbers, first.uri, page)
 
 
-def _keep(client: MlflowClient, rows: Sequence[Row], files: Sequence[Path], numbers: Mapping[str, float]) -> str:
-    """Log files and numbers; gives the run's page."""
+def keep(
+    client: MlflowClient, rows: Sequence[Row], files: Sequence[Path], numbers: Mapping[str, float], *, name: str
+) -> str:
+    """Log files and numbers as a new MLflow run of this name, beside those it compares; gives its page."""
     first = rows[0].runs[0]
     experiment = tracking.experiment_of(client, first.config.tracking.experiment, first.uri)
     ids = {name: [run.run_id for run in row.runs] for name, row in zip(names(rows), rows)}
     revision, dirty = tracking.commit()
     tags = {
-        "d2sm.figures": json.dumps(ids),
+        f"d2sm.{name}": json.dumps(ids),
         "mlflow.note.content": _note(rows, experiment),
         **({"mlflow.source.git.commit": revision, "d2sm.dirty": str(dirty).lower()} if revision else {}),
     }
-    run_id = client.create_run(experiment, run_name=_NAME, tags=tags).info.run_id
+    run_id = client.create_run(experiment, run_name=name, tags=tags).info.run_id
     status = "FAILED"
     try:
         for key, value in numbers.items():
