@@ -29,7 +29,7 @@ def run(config: Config, *, quiet: bool = False, verbose: bool = False, watch: tr
     drawn = pictures.draw(trained.checkpoint, trained.config, trained.run_dir / "pictures")
     record = None
     with train.open_run(trained.config, trained.run_dir) as run:
-        keep(run, trained.run_dir, results, drawn)
+        keep(run, trained.run_dir, results, drawn, step=trained.step)
         for name in (checkpoint.MODEL, checkpoint.CONFIG, checkpoint.META):
             run.file(trained.checkpoint / name, "model")
         if trained.config.tracking.register_as:
@@ -37,9 +37,10 @@ def run(config: Config, *, quiet: bool = False, verbose: bool = False, watch: tr
     return Outcome(trained, results, drawn, record, run.page)
 
 
-def keep(run: tracking.Run, run_dir: Path, results: Results, drawn: list[Path]) -> None:
-    """Put an evaluation into the run's folder and its MLflow record."""
+def keep(run: tracking.Run, run_dir: Path, results: Results, drawn: list[Path], *, step: int) -> None:
+    """Put the evaluation of a step's checkpoint into the run's folder and its MLflow record."""
     results.save(run_dir / RESULTS)
+    train.write_run(run_dir, evaluated=step)
     run.results(results.flat())
     run.file(run_dir / RESULTS)
     run.text(results.table(), "results.txt")
@@ -61,7 +62,7 @@ def evaluate_run(
     run_dir = folder.parent
     if out is None and (run_dir / train.RUN).exists():
         with train.open_run(configs.load(run_dir / checkpoint.CONFIG), run_dir) as run:
-            keep(run, run_dir, results, [])
+            keep(run, run_dir, results, [], step=int(checkpoint.meta(folder)["step"]))
         return results, run_dir / RESULTS
     out = out or Path(RESULTS)
     results.save(out)

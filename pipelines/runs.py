@@ -115,12 +115,13 @@ def read(folder: str | Path) -> Finished:
     about = checkpoint.meta(last)
     if not about.get("final"):
         raise RunsError(f"{folder}: stopped at step {about['step']} of {about['steps']}; train it to its end first")
-    if not (folder / RESULTS).exists() or (folder / RESULTS).stat().st_mtime < (last / checkpoint.META).stat().st_mtime:
-        raise RunsError(f"{folder}: not evaluated since its last step; `d2sm evaluate {folder}` does it")
+    known, step = train.read_run(folder), int(about["step"])
+    if not (folder / RESULTS).exists() or known.get("evaluated", step) != step:
+        raise RunsError(f"{folder}: its last step is not evaluated; `d2sm evaluate {folder}` does it")
     config = configs.load(last / checkpoint.CONFIG)
     commit = about["commit"] + ("+" if about["dirty"] else "")
-    results, known = Results.load(folder / RESULTS), train.read_run(folder)
-    return Finished(folder, config, results, int(about["step"]), commit, known.get("run_id", ""), known.get("page", ""))
+    results = Results.load(folder / RESULTS)
+    return Finished(folder, config, results, step, commit, known.get("run_id", ""), known.get("page", ""))
 
 
 def gather(folders: Sequence[str | Path]) -> list[Row]:

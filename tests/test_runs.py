@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pipelines import checkpoint, runs
+from pipelines import checkpoint, runs, train
 from pipelines.config import Config
 from pipelines.evaluate import CONVENTION, RESULTS, EvaluationError, Results, Score
 from pipelines.models import build
@@ -76,12 +75,12 @@ def test_runs_that_are_not_finished_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RunsError, match="half: stopped at step 8 of 8; train it"):
         runs.read(finished(tmp_path / "half", recipe("ffdnet_l1_cpu"), results(), final=False))
     folder = finished(tmp_path / "late", recipe("ffdnet_l1_cpu"))
-    with pytest.raises(RunsError, match="late: not evaluated.*d2sm evaluate"):
+    with pytest.raises(RunsError, match="late: its last step is not evaluated; `d2sm evaluate"):
         runs.read(folder)
     results().save(folder / RESULTS)
     assert runs.read(folder).results == results()
-    os.utime(folder / RESULTS, (0, 0))  # of before the training went on
-    with pytest.raises(RunsError, match="late: not evaluated since its last step"):
+    train.write_run(folder, evaluated=4)  # before the training went on
+    with pytest.raises(RunsError, match="late: its last step is not evaluated"):
         runs.read(folder)
 
 

@@ -129,7 +129,7 @@ class Trial(tune.Trainable):
 
         def send() -> None:
             with open_run(trained.config, trained.run_dir) as run:
-                keep(run, trained.run_dir, results, [])
+                keep(run, trained.run_dir, results, [], step=trained.step)
 
         _patient(send)
         return results.flat()
