@@ -24,7 +24,7 @@ import pyarrow as pa
 import ray.data
 from numpy.typing import NDArray
 
-from pipelines import plan
+from pipelines import plan, shards
 from pipelines.cityscapes import DataError
 from pipelines.config import Config
 from pipelines.images import ImageError, read_labels, read_rgb
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Row = dict[str, NDArray[Any]]
+_Picture = NDArray[np.uint8] | shards.Stored
 _MAX_TASKS = 2000  # Ray holds a description of each; beyond, a task prepares several runs of steps
 
 
@@ -141,7 +142,7 @@ def has_labels(config: Config) -> bool:
     return bool(config.loss.cross_entropy)
 
 
-def _decode(config: Config, items: pa.Table, names: list[str], item: int) -> tuple[list[NDArray[Any]], list[list[str]]]:
+def _decode(config: Config, items: pa.Table, names: list[str], item: int) -> tuple[list[_Picture], list[list[str]]]:
     """An item's image (and noisy one, and labels), or those of the next that can be read, and what was skipped.
 
     The next by name, so that neither the tasks nor the step at which a run was resumed make a difference.
@@ -151,7 +152,7 @@ def _decode(config: Config, items: pa.Table, names: list[str], item: int) -> tup
         try:
             paths = [items[name][number].as_py() for name in names]
             readers = [read_labels if name == "label" else read_rgb for name in names]
-            return [read(path) for read, path in zip(readers, paths, strict=True)], skipped
+            return [shards.find(path) or read(path) for read, path in zip(readers, paths, strict=True)], skipped
         except ImageError as error:
             if config.data.bad_images == "stop":
                 raise
@@ -159,7 +160,7 @@ def _decode(config: Config, items: pa.Table, names: list[str], item: int) -> tup
     raise DataError(f"{skipped[0][0]}: none of {items.num_rows} images can be read: {skipped[0][1]}")
 
 
-def _crop(image: NDArray[Any], row: dict[str, Any], size: int) -> NDArray[Any]:
+def _crop(image: _Picture, row: dict[str, Any], size: int) -> NDArray[Any]:
     height, width = image.shape[:2]
     top, left = int(row["down"] * (height - size + 1)), int(row["across"] * (width - size + 1))
     crop = image[top : top + size, left : left + size]
