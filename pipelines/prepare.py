@@ -160,7 +160,7 @@ def _check_room(root: Path, drafts: list[_Draft]) -> None:
     wanted = sum(draft.bytes for draft in drafts if not (root / draft.file).exists())
     free = shutil.disk_usage(there).free
     if wanted > free:
-        raise DataError(f"{root}: needs {wanted / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free; make room")
+        raise DataError(f"{root}: needs {wanted / 1e9:.3g} GB, but {free / 1e9:.3g} GB are free; make room")
 
 
 def _write(root: Path, drafts: list[_Draft], quiet: bool) -> tuple[dict[str, Shard], int]:

@@ -169,9 +169,10 @@ def _check(pixels: Pixels, band: int) -> int:
 
 
 def _batch(path: str, row: int) -> pa.RecordBatch:
+    state = _state(path)
     try:
-        return _reader(path, *_state(path)).get_batch(row)
-    except (OSError, pa.ArrowException) as error:
+        return _reader(path, *state).get_batch(row)
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{path}: is damaged ({' '.join(str(error).split())[:120]}); {_AGAIN}") from None
 
 
