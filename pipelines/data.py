@@ -2,7 +2,7 @@
 
 The whole run is one streaming pass. A row of the stream is one worker's share of one step, so with order preserved the
 splitter deals row k to worker k mod W, which checks it. An ingest task decodes each of its images once for all crops
-that its steps cut from it.
+that its steps cut from it; of what `d2sm prepare` stored it reads the crops' rows, and the crops are the same.
 
 Noise is added in the worker: crops travel as uint8. Added in the ingest task it took 1.27 times as long, and a crop 240
 instead of 48 KiB (tests/benchmarks/noise_place.py, crops of 128, 2 cores with other work beside).
@@ -115,7 +115,8 @@ def _epoch(config: Config, items: int, epoch: int) -> pa.Table:
 def cut(config: Config, items: pa.Table, rows: pa.Table) -> tuple[dict[str, NDArray[Any]], list[list[str]]]:
     """Decode the images that some rows of the plan name, each once, and cut their crops.
 
-    An unreadable image stops the run (`data.bad_images=stop`), or its crops come from the next image by name.
+    An unreadable image stops the run (`data.bad_images=stop`), or its crops come from the next image by name. A damaged
+    shard always stops it: it can be mended.
 
     Returns:
         clean (with noisy for pairs, with label for the cross-entropy), sigma and seed, and the [name, why] of what was
@@ -126,13 +127,15 @@ def cut(config: Config, items: pa.Table, rows: pa.Table) -> tuple[dict[str, NDAr
     wanted = rows.to_pylist()
     crops = {name: np.empty((len(wanted), size, size, *[3] * (name != "label")), np.uint8) for name in names}
     skipped: list[list[str]] = []
-    for item in dict.fromkeys(row["item"] for row in wanted):
+    of_item: dict[int, list[int]] = {}
+    for index, row in enumerate(wanted):
+        of_item.setdefault(row["item"], []).append(index)
+    for item, indices in of_item.items():
         images, bad = _decode(config, items, names, item)
         skipped += bad
-        for index, row in enumerate(wanted):
-            if row["item"] == item:
-                for name, image in zip(names, images, strict=True):
-                    crops[name][index] = _crop(image, row, size)
+        for index in indices:
+            for name, image in zip(names, images, strict=True):
+                crops[name][index] = _crop(image, wanted[index], size)
     columns = {"clean": crops.pop("image"), "sigma": rows["sigma"].to_numpy(), "seed": rows["seed"].to_numpy()}
     return columns | crops, skipped
 

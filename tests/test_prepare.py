@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines import cityscapes, data, plan, prepared, shards
+from pipelines import checkpoint, cityscapes, data, plan, prepared, shards
 from pipelines.config import Config, ConfigError
 from pipelines.data import DataError
 from pipelines.evaluate import evaluate
@@ -152,9 +152,11 @@ def test_the_workers_get_the_crops_of_the_files(made: Prepared, scenes_root: Pat
 
 def test_a_run_goes_on_from_either(made: Prepared, scenes_root: Path, tmp_path: Path) -> None:
     config = tiny_config(scenes_root, tmp_path, train__name="either")
+    bundle_of(tmp_path / "either" / checkpoint.name_of(2), config)
     for root in (scenes_root, made.root):
         items = cityscapes.index(root, "train", labels="optional")
-        open_folder(config.replace({"data.root": str(root)}), cityscapes.fingerprint(items))
+        folder = open_folder(config.replace({"data.root": str(root)}), cityscapes.fingerprint(items))
+    assert checkpoint.latest(folder) is not None
     with pytest.raises(ConfigError, match="either.*other data"):
         open_folder(config, cityscapes.fingerprint(cityscapes.index(scenes_root, "val", labels="optional")))
 
