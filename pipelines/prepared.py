@@ -119,10 +119,9 @@ def rows(root: Path, split: str, *, layout: str, labels: str) -> list[tuple[Any,
 
 
 def _check_size(path: Path, wanted: int) -> None:
-    again = "run `d2sm prepare` again, which writes anew what is missing or damaged"
     try:
         size = path.stat().st_size
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; {again}") from None
+        raise DataError(f"{path}: {error.strerror}; {shards.AGAIN}") from None
     if size != wanted:
-        raise DataError(f"{path}: has {size} bytes, not {wanted}; {again}")
+        raise DataError(f"{path}: has {size} bytes, not {wanted}; {shards.AGAIN}")

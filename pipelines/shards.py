@@ -4,10 +4,10 @@ One record batch a photograph: clean image, label map of train ids and noisy par
 and uncompressed; the checksum of every `BAND` rows; and how many bytes each source file had. A place in a shard is
 written `<file>#<column>/<row>` and stands where the path of a PNG would.
 
-Milliseconds an image, of 2048 x 1024, for one crop and for four of 128 x 128 (page cache warm, one busy core of an AMD
-EPYC): whole images as here 0.4 and 0.9, in tiles of 256 0.2 and 0.6, lz4 4.2 and 14.9 at 18 % less disk, zstd 9.4
-and 51 at 35 % less. All are little beside the noise and Ray's own work but for the compressed ones, so the plain one
-was taken. The checksums cost 0.05 ms a MB.
+Milliseconds an image of 2048 x 1024 for one crop of 128 x 128, and for four, from a warm page cache on a busy core of
+an AMD EPYC: plain 0.4 and 0.9, lz4 4.2 and more (18 % less disk), zstd 9.4 and more (35 % less); in tiles of 256, plain
+0.2 and 0.6, lz4 0.4 and 1.4 (24 % less). PNG takes 36, the noise of a crop 0.6. So tiles save nothing that would be
+felt, and whole images need no crop put together. The checksums are in addition, 0.05 ms a MB that is read.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SCHEMA = pa.schema(
     ]
 )
 _PLACE = re.compile(r"(.+\.arrow)#(image|label|noisy)/(\d+)")
-_AGAIN = "run `d2sm prepare` again, which writes anew what is missing or damaged"
+AGAIN = "run `d2sm prepare` again, which writes anew what is missing or damaged"
 
 
 class Stored:
@@ -54,7 +54,7 @@ class Stored:
         first, last, _ = window[0].indices(self.shape[0])
         for band in range(first // BAND, -(-last // BAND)):
             if _check(self.pixels, band) != self.checks[band]:
-                raise DataError(f"{self.where}: rows {band * BAND} onwards are damaged (wrong checksum); {_AGAIN}")
+                raise DataError(f"{self.where}: rows {band * BAND} onwards are damaged (wrong checksum); {AGAIN}")
         return self.pixels[window]
 
 
@@ -70,19 +70,7 @@ def find(where: str) -> Stored | None:
         DataError: the shard is missing or damaged.
     """
     found = _PLACE.fullmatch(where)
-    if not found:
-        return None
-    path, column, row = found[1], found[2], int(found[3])
-    batch = _batch(path, row)
-    height, width = batch["height"][0].as_py(), batch["width"][0].as_py()
-    shape = (height, width) if column == "label" else (height, width, 3)
-    try:
-        # The buffer under the only row: taken as a value, it would be copied.
-        pixels = np.frombuffer(batch[column].buffers()[2], np.uint8, math.prod(shape)).reshape(shape)
-        checks = batch[f"{column}_checks"][0].values.to_numpy()
-    except (ValueError, AttributeError, TypeError):
-        raise DataError(f"{where}: is not there as it should be; {_AGAIN}") from None
-    return Stored(pixels, checks, f"{path}: {batch['name'][0].as_py()} ({column})")
+    return _stored(found[1], found[2], int(found[3])) if found else None
 
 
 def rgb(where: str) -> Pixels:
@@ -138,16 +126,26 @@ def is_whole(path: Path, items: list[dict[str, Any]]) -> bool:
             if any(batch[name][0].as_py() != item[name] for name in ("name", "height", "width")):
                 return False
             for column in COLUMNS:
-                where = place(path, column, number)
                 if batch[f"{column}_bytes"][0].as_py() != (item[column] and os.stat(item[column]).st_size):
                     return False
                 if item[column]:
-                    found = find(where)
-                    assert found is not None
-                    found[:, :]
+                    _stored(str(path), column, number)[:, :]
     except DataError:
         return False
     return True
+
+
+def _stored(path: str, column: str, row: int) -> Stored:
+    batch = _batch(path, row)
+    height, width = batch["height"][0].as_py(), batch["width"][0].as_py()
+    shape = (height, width) if column == "label" else (height, width, 3)
+    try:
+        # The buffer under the only row: taken as a value, it would be copied.
+        pixels = np.frombuffer(batch[column].buffers()[2], np.uint8, math.prod(shape)).reshape(shape)
+        checks = batch[f"{column}_checks"][0].values.to_numpy()
+    except (ValueError, AttributeError, TypeError):
+        raise DataError(f"{path}: holds no {column} in row {row} as it should; {AGAIN}") from None
+    return Stored(pixels, checks, f"{path}: {batch['name'][0].as_py()} ({column})")
 
 
 def _row(item: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,14 +171,14 @@ def _batch(path: str, row: int) -> pa.RecordBatch:
     try:
         return _reader(path, *state).get_batch(row)
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise DataError(f"{path}: is damaged ({' '.join(str(error).split())[:120]}); {_AGAIN}") from None
+        raise DataError(f"{path}: is damaged ({' '.join(str(error).split())[:120]}); {AGAIN}") from None
 
 
 def _state(path: str) -> tuple[int, int]:
     try:
         found = os.stat(path)
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; {_AGAIN}") from None
+        raise DataError(f"{path}: {error.strerror}; {AGAIN}") from None
     return found.st_mtime_ns, found.st_size
 
 

@@ -25,6 +25,7 @@ from pipelines.images import ImageError, read_labels, read_rgb, write_png
 from pipelines.prepare import Prepared, prepare
 from pipelines.prepared import MANIFEST, STARTED, Manifest
 from pipelines.train import fit, open_folder
+from pipelines.train_loop import TrainingError
 from tests.conftest import tiny_config
 from tests.test_data import reference, same, steps
 from tests.test_evaluate import bundle_of
@@ -169,6 +170,11 @@ def test_begun_on_files_and_ended_on_shards(made: Prepared, scenes_root: Path, t
     parts = config.replace({"train.name": "parts"})
     fit(parts.replace({"train.max_steps": 4}), quiet=True)
     same_run(fit(parts.replace({"data.root": str(made.root)}), quiet=True), whole)
+    for path in (spoilt := shutil.copytree(made.root, tmp_path / "spoilt")).glob("train/*.arrow"):
+        flip(path, path.stat().st_size // 4)
+    with pytest.raises(TrainingError, match=rf"bad: {spoilt}/train/0000\d.arrow: .*are damaged.*d2sm prepare") as error:
+        fit(config.replace({"train.name": "bad", "data.root": str(spoilt)}), quiet=True)
+    assert "\n" not in str(error.value)
 
 
 def test_evaluation_gives_the_same_numbers(made: Prepared, scenes_root: Path, tmp_path: Path) -> None:
