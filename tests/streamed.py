@@ -50,7 +50,7 @@ class Watch:
             me = psutil.Process()
             own = {p: memory(p) for p in (me, *me.children(recursive=True))}
             self.processes = max(self.processes, sum(anonymous for anonymous, _ in own.values()))
-            self.store = max(self.store, max(shared for _, shared in own.values()))
+            self.store = max(self.store, sum(shared for _, shared in own.values()))
             for process, (anonymous, _) in own.items():
                 with contextlib.suppress(psutil.Error):
                     if "MapBatches" in " ".join(process.cmdline()):
