@@ -214,7 +214,7 @@ def _train(
     seen: dict[str, float] = {}
     if start < steps:
         with Line(config.train.name, steps, start, quiet=quiet) as line:
-            record = _Record(run, line, seen, run_dir, watch, Waiting(_remedy(config)))
+            record = _Record(run, line, seen, run_dir, watch, _remedy(config))
             if left_out := data.left_out(items):
                 record({"skipped": left_out})
             with Reader(record) as reader:
@@ -300,15 +300,9 @@ class _Record:
     """Entries of the workers -> the progress line and MLflow."""
 
     def __init__(
-        self,
-        run: tracking.Run,
-        line: Line,
-        seen: dict[str, float],
-        run_dir: Path,
-        watch: Watch | None,
-        waiting: Waiting,
+        self, run: tracking.Run, line: Line, seen: dict[str, float], run_dir: Path, watch: Watch | None, remedy: str
     ) -> None:
-        self.run, self.line, self.seen, self.watch, self.waiting = run, line, seen, watch, waiting
+        self.run, self.line, self.seen, self.watch, self.waiting = run, line, seen, watch, Waiting(remedy)
         self.skipped_file = run_dir / "skipped.json"
         self.skipped: dict[str, str] = json.loads(self.skipped_file.read_text()) if self.skipped_file.exists() else {}
 
