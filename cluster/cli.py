@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster import drawing, launching, reporting, sweeping, tabling, words
+from cluster import drawing, launching, preparing, reporting, sweeping, tabling, words
 from pipelines import access
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     verbs = top.add_subparsers(title="verbs", required=True, metavar="VERB")
     _demo(verbs)
     _scenes(verbs)
+    preparing.add(_verb(verbs, "prepare", "store a data set so that training decodes nothing", preparing.run_prepare))
     _train(verbs)
     _tune(verbs)
     _table(verbs)

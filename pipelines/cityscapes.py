@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
-from pipelines import layouts
+from pipelines import layouts, prepared, shards
 from pipelines.images import TRAIN_IDS, ImageError, size_of
 from pipelines.layouts import DataError, Item
 
@@ -45,7 +44,8 @@ def index(
 ) -> pa.Table:
     """The items of a split as a table of `SCHEMA`, sorted by name; reads headers only.
 
-    root: a folder, local or mounted.
+    root: a folder, local or mounted; or one that `d2sm prepare` made of such a folder: then image, label and noisy are
+        places in its shards, and everything else, the fingerprint too, is as from the source.
     layout: "cityscapes": leftImg8bit/<split>/<city>/*_leftImg8bit.png with
         gtFine/<split>/<city>/*_gtFine_labelIds.png. "folder": all PNG and JPEG files below root/<split> or,
         where root has no splits, below root; no labels. "pairs": clean/ and noisy/ with the same names, below
@@ -65,6 +65,9 @@ def index(
     base = layouts.open_root(root)
     if split in (".", "..") or "/" in split or "\\" in split:
         raise DataError(f"split {split!r} is not the name of a folder; give a plain name, such as train or val")
+    if prepared.is_prepared(base):
+        wanted = labels or ("required" if layout == "cityscapes" else "ignore")
+        return _as_table(prepared.rows(base, split, layout=layout, labels=wanted), [])
     find = {"cityscapes": layouts.cityscapes, "folder": layouts.folder, "pairs": layouts.pairs}[layout]
     items = find(base, split, labels or "required")
     return _table(items, base, on_bad)
@@ -83,7 +86,7 @@ def fingerprint(table: pa.Table) -> str:
 
 def _fingerprint_line(row: dict[str, Any]) -> str:
     try:
-        size = [row[key] and os.stat(row[key]).st_size for key in ("image", "label", "noisy")]
+        size = [row[key] and shards.source_bytes(row[key]) for key in ("image", "label", "noisy")]
     except OSError as error:
         raise DataError(f"{error.filename}: {error.strerror}; the data set changed, index it again") from None
     return json.dumps([row["name"], row["height"], row["width"], *size])
@@ -107,6 +110,10 @@ def _table(items: list[Item], root: Path, on_bad: str) -> pa.Table:
         (i.name, str(i.image), i.label and str(i.label), i.noisy and str(i.noisy), height, width)
         for i, (height, width) in good
     ]
+    return _as_table(rows, bad)
+
+
+def _as_table(rows: list[tuple[Any, ...]], bad: list[dict[str, str]]) -> pa.Table:
     columns = [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), SCHEMA, strict=True)]
     return pa.Table.from_arrays(columns, schema=SCHEMA.with_metadata({b"skipped": json.dumps(bad).encode()}))
 

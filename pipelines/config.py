@@ -31,7 +31,7 @@ class Section(BaseModel):
 class Data(Section):
     """Where the photographs are, and how crops are cut from them."""
 
-    root: str = Field("", description="folder with the photographs")
+    root: str = Field("", description="folder with the photographs, or what `d2sm prepare` made of it")
     layout: Literal["cityscapes", "folder", "pairs"] = Field(
         "cityscapes", description="cityscapes: leftImg8bit and gtFine; folder: images alone; pairs: noisy/ and clean/"
     )

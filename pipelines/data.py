@@ -2,7 +2,7 @@
 
 The whole run is one streaming pass. A row of the stream is one worker's share of one step, so with order preserved the
 splitter deals row k to worker k mod W, which checks it. An ingest task decodes each of its images once for all crops
-that its steps cut from it.
+that its steps cut from it; of what `d2sm prepare` stored it reads the crops' rows, and the crops are the same.
 
 Noise is added in the worker: crops travel as uint8. Added in the ingest task it took 1.27 times as long, and a crop 240
 instead of 48 KiB (tests/benchmarks/noise_place.py, crops of 128, 2 cores with other work beside).
@@ -24,7 +24,7 @@ import pyarrow as pa
 import ray.data
 from numpy.typing import NDArray
 
-from pipelines import plan
+from pipelines import plan, shards
 from pipelines.cityscapes import DataError
 from pipelines.config import Config
 from pipelines.images import ImageError, read_labels, read_rgb
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Row = dict[str, NDArray[Any]]
+_Picture = NDArray[np.uint8] | shards.Stored
 _MAX_TASKS = 2000  # Ray holds a description of each; beyond, a task prepares several runs of steps
 
 
@@ -114,7 +115,8 @@ def _epoch(config: Config, items: int, epoch: int) -> pa.Table:
 def cut(config: Config, items: pa.Table, rows: pa.Table) -> tuple[dict[str, NDArray[Any]], list[list[str]]]:
     """Decode the images that some rows of the plan name, each once, and cut their crops.
 
-    An unreadable image stops the run (`data.bad_images=stop`), or its crops come from the next image by name.
+    An unreadable image stops the run (`data.bad_images=stop`), or its crops come from the next image by name. A damaged
+    shard always stops it: it can be mended.
 
     Returns:
         clean (with noisy for pairs, with label for the cross-entropy), sigma and seed, and the [name, why] of what was
@@ -125,13 +127,15 @@ def cut(config: Config, items: pa.Table, rows: pa.Table) -> tuple[dict[str, NDAr
     wanted = rows.to_pylist()
     crops = {name: np.empty((len(wanted), size, size, *[3] * (name != "label")), np.uint8) for name in names}
     skipped: list[list[str]] = []
-    for item in dict.fromkeys(row["item"] for row in wanted):
+    of_item: dict[int, list[int]] = {}
+    for index, row in enumerate(wanted):
+        of_item.setdefault(row["item"], []).append(index)
+    for item, indices in of_item.items():
         images, bad = _decode(config, items, names, item)
         skipped += bad
-        for index, row in enumerate(wanted):
-            if row["item"] == item:
-                for name, image in zip(names, images, strict=True):
-                    crops[name][index] = _crop(image, row, size)
+        for index in indices:
+            for name, image in zip(names, images, strict=True):
+                crops[name][index] = _crop(image, wanted[index], size)
     columns = {"clean": crops.pop("image"), "sigma": rows["sigma"].to_numpy(), "seed": rows["seed"].to_numpy()}
     return columns | crops, skipped
 
@@ -141,7 +145,7 @@ def has_labels(config: Config) -> bool:
     return bool(config.loss.cross_entropy)
 
 
-def _decode(config: Config, items: pa.Table, names: list[str], item: int) -> tuple[list[NDArray[Any]], list[list[str]]]:
+def _decode(config: Config, items: pa.Table, names: list[str], item: int) -> tuple[list[_Picture], list[list[str]]]:
     """An item's image (and noisy one, and labels), or those of the next that can be read, and what was skipped.
 
     The next by name, so that neither the tasks nor the step at which a run was resumed make a difference.
@@ -151,7 +155,7 @@ def _decode(config: Config, items: pa.Table, names: list[str], item: int) -> tup
         try:
             paths = [items[name][number].as_py() for name in names]
             readers = [read_labels if name == "label" else read_rgb for name in names]
-            return [read(path) for read, path in zip(readers, paths, strict=True)], skipped
+            return [shards.find(path) or read(path) for read, path in zip(readers, paths, strict=True)], skipped
         except ImageError as error:
             if config.data.bad_images == "stop":
                 raise
@@ -159,7 +163,7 @@ def _decode(config: Config, items: pa.Table, names: list[str], item: int) -> tup
     raise DataError(f"{skipped[0][0]}: none of {items.num_rows} images can be read: {skipped[0][1]}")
 
 
-def _crop(image: NDArray[Any], row: dict[str, Any], size: int) -> NDArray[Any]:
+def _crop(image: _Picture, row: dict[str, Any], size: int) -> NDArray[Any]:
     height, width = image.shape[:2]
     top, left = int(row["down"] * (height - size + 1)), int(row["across"] * (width - size + 1))
     crop = image[top : top + size, left : left + size]

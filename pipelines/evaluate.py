@@ -18,9 +18,8 @@ from torch import Tensor
 from d2sm import metrics
 from d2sm.inference import restore
 from d2sm.noise import add_noise, seed_of
-from pipelines import checkpoint, cityscapes, segmenters, session
+from pipelines import checkpoint, cityscapes, segmenters, session, shards
 from pipelines.config import Config
-from pipelines.images import read_labels, read_rgb
 from pipelines.progress import Line
 
 CONVENTION = (
@@ -211,9 +210,9 @@ class _Evaluator:
         )
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
-        name, clean = batch["name"][0], tensor(read_rgb(batch["image"][0]))
+        name, clean = batch["name"][0], tensor(shards.rgb(batch["image"][0]))
         path = batch["label"][0]
-        label = torch.from_numpy(read_labels(path)) if self.segmenter is not None and path is not None else None
+        label = torch.from_numpy(shards.labels(path)) if self.segmenter is not None and path is not None else None
         rows = [self._measure(name, "clean", "", clean, clean, label)]
         for level, sigma, noisy in noisy_images(self.config, name, batch["noisy"][0], clean):
             restored = restore(self.model, noisy.to(self.device), sigma, tile=self.config.evaluate.tile).cpu()
@@ -244,7 +243,7 @@ class _Evaluator:
 def noisy_images(config: Config, name: str, pair: str | None, clean: Tensor) -> list[tuple[str, float, Tensor]]:
     """(level, sigma, noisy (1, 3, H, W)) to restore: one a noise level, or the photographed one of a pair."""
     if pair is not None:
-        return [("pair", config.noise.sigma[0], tensor(read_rgb(pair)))]
+        return [("pair", config.noise.sigma[0], tensor(shards.rgb(pair)))]
     levels = torch.tensor(config.evaluate.sigmas)
     return [
         (f"{sigma:g}", sigma, add_noise(clean, sigma=torch.tensor([sigma]), seeds=[seed_of(name)]))

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from d2sm import metrics
 from d2sm.inference import restore
-from pipelines import checkpoint, segmenters
+from pipelines import checkpoint, segmenters, shards
 from pipelines.config import Config
 from pipelines.evaluate import images, noisy_images, tensor
-from pipelines.images import read_rgb, write_png
+from pipelines.images import write_png
 
 _GAP = 6  # white pixels between the parts
 
@@ -29,7 +29,7 @@ def draw(bundle: Path, config: Config, folder: Path) -> list[Path]:
     written = []
     for index in spread(items.num_rows, config.evaluate.pictures):
         row = items.slice(index, 1).to_pylist()[0]
-        clean = tensor(read_rgb(row["image"]))
+        clean = tensor(shards.rgb(row["image"]))
         levels = noisy_images(config, row["name"], row["noisy"], clean)
         level, sigma, noisy = levels[len(levels) // 2]
         restored = restore(model, noisy, sigma, tile=config.evaluate.tile)

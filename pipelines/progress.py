@@ -11,6 +11,7 @@ import ray
 from tqdm import tqdm
 
 Entry = dict[str, Any]
+WAITING = 0.1  # share of the time beyond which waiting for data is worth a warning
 
 
 @ray.remote(num_cpus=0)
@@ -66,11 +67,36 @@ class Reader:
                 return
 
 
+class Waiting:
+    """Says once a run that the workers wait for data, and what helps, when that takes more than a tenth of the time.
+
+    The first entry is left out, since the stream starts within it, and so is what took less than `least` seconds.
+    """
+
+    def __init__(self, remedy: str, *, least: float = 10.0) -> None:
+        self.remedy, self.least = remedy, least
+        self.step: int | None = None
+        self.waited = self.seconds = 0.0
+        self.said = False
+
+    def __call__(self, step: int, metrics: Mapping[str, float]) -> str | None:
+        """The line to show after a log entry, if any."""
+        before, self.step = self.step, step
+        if before is None or self.said or step <= before:
+            return None
+        seconds = (step - before) / metrics["steps_per_second"]
+        self.seconds += seconds
+        self.waited += metrics["data_wait"] * seconds
+        share = self.waited / self.seconds
+        self.said = share > WAITING and self.seconds >= self.least
+        return f"the workers waited for data for {share:.0%} of the time; {self.remedy}" if self.said else None
+
+
 class Line:
     """One progress line on a terminal; a plain line every half minute elsewhere."""
 
     def __init__(self, what: str, total: int, start: int = 0, *, quiet: bool = False) -> None:
-        terminal = sys.stderr.isatty()
+        self.what, terminal = what, sys.stderr.isatty()
         self.bar = tqdm(
             total=total,
             initial=start,

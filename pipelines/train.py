@@ -16,11 +16,11 @@ from ray.train import CheckpointConfig, DataConfig, FailureConfig, LoggingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from d2sm.features import features
-from pipelines import checkpoint, cityscapes, data, plan, session, tracking
+from pipelines import checkpoint, cityscapes, data, plan, prepared, session, tracking
 from pipelines import config as configs
 from pipelines.config import Config
 from pipelines.objective import Objective
-from pipelines.progress import Entry, Line, Reader
+from pipelines.progress import Entry, Line, Reader, Waiting
 from pipelines.train_loop import TrainingError, train_loop
 
 RUN = "run.json"  # in a run's folder: its MLflow run and data
@@ -214,7 +214,7 @@ def _train(
     seen: dict[str, float] = {}
     if start < steps:
         with Line(config.train.name, steps, start, quiet=quiet) as line:
-            record = _Record(run, line, seen, run_dir, watch)
+            record = _Record(run, line, seen, run_dir, watch, _remedy(config))
             if left_out := data.left_out(items):
                 record({"skipped": left_out})
             with Reader(record) as reader:
@@ -280,6 +280,16 @@ def _fit_trainer(config: Config, items: pa.Table, run_dir: Path, steps: int, fin
         raise
 
 
+def _remedy(config: Config) -> str:
+    """What helps when the workers wait for data."""
+    more = f"raise train.data_cpus={config.train.data_cpus:g} where there are more CPUs"
+    if prepared.is_prepared(Path(config.data.root)):
+        return more
+    which = "" if config.data.layout == "cityscapes" else f" --layout {config.data.layout}"
+    verb = f"d2sm prepare {config.data.root} FOLDER{which}"
+    return f"store the photographs decoded (`{verb}`, then data.root=FOLDER), or {more}"
+
+
 def _in_order() -> ray.data.ExecutionOptions:
     options = ray.data.ExecutionOptions()
     options.preserve_order = True
@@ -290,12 +300,11 @@ class _Record:
     """Entries of the workers -> the progress line and MLflow."""
 
     def __init__(
-        self, run: tracking.Run, line: Line, seen: dict[str, float], run_dir: Path, watch: Watch | None
+        self, run: tracking.Run, line: Line, seen: dict[str, float], run_dir: Path, watch: Watch | None, remedy: str
     ) -> None:
-        self.run, self.line, self.seen, self.watch = run, line, seen, watch
+        self.run, self.line, self.seen, self.watch, self.waiting = run, line, seen, watch, Waiting(remedy)
         self.skipped_file = run_dir / "skipped.json"
         self.skipped: dict[str, str] = json.loads(self.skipped_file.read_text()) if self.skipped_file.exists() else {}
-        self.warned = False
 
     def __call__(self, entry: Entry) -> None:
         if "skipped" in entry:
@@ -309,6 +318,8 @@ class _Record:
             self.watch(entry["step"], metrics)
         shown = {"loss": metrics["loss"], "d2sm": metrics.get("loss.d2sm"), "wait": metrics["data_wait"]}
         self.line.to(entry["step"], {name: value for name, value in shown.items() if value is not None})
+        if warning := self.waiting(entry["step"], metrics):
+            self.line.say(f"{self.line.what}: {warning}")
 
     def _skip(self, files: dict[str, str]) -> None:
         fresh = {file: why for file, why in files.items() if file not in self.skipped}

@@ -52,6 +52,7 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         "",
         "demo",
         "scenes",
+        "prepare",
         "train",
         "evaluate",
         "denoise",

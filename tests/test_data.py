@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -275,3 +278,22 @@ def test_pairs_are_cut_at_the_same_place_and_get_no_more_noise(tmp_path: Path) -
             difference, difference.mean((1, 2, 3), keepdim=True).expand_as(difference), atol=1e-4, rtol=0
         )
         assert set(difference.mean((1, 2, 3)).round().int().tolist()) <= {1, 2, 3, 4}
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_data_set_larger_than_the_object_store(tmp_path: Path) -> None:
+    """Nothing is spilled to disk, and a task holds little more than its own images' crops."""
+    if not Path("/proc/self/smaps_rollup").exists():
+        pytest.skip("needs Linux, to see what memory is a process's own")
+    call = [sys.executable, "-m", "tests.streamed", str(tmp_path), "80"]
+    done = subprocess.run(call, capture_output=True, text=True, check=False, timeout=500)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    print(found)
+    assert found["prepared"]["on_disk_mib"] > 200
+    for way in ("png", "prepared"):
+        assert found[way]["crops"] == 2 * 40 * 16
+        assert found[way]["spilled_mib"] == 0
+        assert found[way]["store_mib"] <= 90
+        assert 20 < found[way]["task_mib"] < 400
