@@ -192,13 +192,17 @@ def _train(config: Config, items: pa.Table, run_dir: Path, fingerprint: str, run
     last = checkpoint.latest(run_dir)
     start = int(checkpoint.meta(last)["step"]) if last else 0
     seen: dict[str, float] = {}
+    if last and checkpoint.is_of(last, config.train.name):
+        for entry in checkpoint.log(last).get("recent", []):  # those that a killed driver had not passed on
+            run.log(entry["step"], entry["metrics"])
     if start < steps:
         with Line(config.train.name, steps, start, quiet=quiet) as line:
-            record = _Record(run, line, seen, run_dir)
+            record = _Record(run, line, seen, run_dir, start)
             if left_out := data.left_out(items):
                 record({"skipped": left_out})
             with Reader(record) as reader:
                 _fit_trainer(config, items, run_dir, steps, fingerprint, reader.mailbox)
+        checkpoint.prune(run_dir, config.train.keep)
     elif not quiet:
         print(f"{config.train.name}: already at step {start} of {steps}, nothing to train")
     done = checkpoint.latest(run_dir)
@@ -269,8 +273,8 @@ def _in_order() -> ray.data.ExecutionOptions:
 class _Record:
     """Entries of the workers -> the progress line and MLflow."""
 
-    def __init__(self, run: tracking.Run, line: Line, seen: dict[str, float], run_dir: Path) -> None:
-        self.run, self.line, self.seen = run, line, seen
+    def __init__(self, run: tracking.Run, line: Line, seen: dict[str, float], run_dir: Path, start: int) -> None:
+        self.run, self.line, self.seen, self.told = run, line, seen, start
         self.skipped_file = run_dir / "skipped.json"
         self.skipped: dict[str, str] = json.loads(self.skipped_file.read_text()) if self.skipped_file.exists() else {}
         self.warned = False
@@ -280,9 +284,12 @@ class _Record:
             self._skip(dict(entry["skipped"]))
             return
         metrics = entry["metrics"]
+        self.run.log(entry["step"], metrics)
+        if entry["step"] <= self.told:  # workers that were started again repeat themselves
+            return
+        self.told = entry["step"]
         self.seen.clear()
         self.seen.update(metrics)
-        self.run.log(entry["step"], metrics)
         shown = {"loss": metrics["loss"], "d2sm": metrics.get("loss.d2sm"), "wait": metrics["data_wait"]}
         self.line.to(entry["step"], {name: value for name, value in shown.items() if value is not None})
 
