@@ -73,6 +73,7 @@ def fit(config: Config, *, quiet: bool = False, verbose: bool = False) -> Traine
         ConfigError, DataError, ResourceError, TrackingError, TrainingError: each one line.
     """
     config = named(config)
+    folder_of(config)  # a wrong one is said before the images are looked at
     items = images(config)
     check_objective(config)
     fingerprint = cityscapes.fingerprint(items)
@@ -111,7 +112,16 @@ def named(config: Config) -> Config:
 
 
 def folder_of(config: Config) -> Path:
-    """Where a run keeps its checkpoints, configuration and results."""
+    """Where a run keeps its checkpoints, configuration and results.
+
+    Raises:
+        ConfigError: `train.storage` is a URI.
+    """
+    if "://" in config.train.storage:
+        raise configs.ConfigError(
+            f"train.storage={config.train.storage}: training writes to folders only; mount it on every node, and give "
+            "that path"
+        )
     return Path(config.train.storage).expanduser().absolute() / config.train.name
 
 
