@@ -11,9 +11,9 @@ tests/test_scaling.py; nothing at W = 1):
     column sums    24 q       changes, summed; for "jsd" instead 16 n q, gathered: every worker receives 16 (N-n) q
     shapes         24         (48 more for "jsd")
 
-Beside that, 3 c^2 bytes a crop come from ingest, uint8 (48 KiB at c = 128), and once a second the workers meet to hear
-whether they shall stop (one call to an actor). A checkpoint is written by worker 0 alone, from a copy, while all go on:
-the queues (8 q D bytes in float32), and the network's weights four times with Adam, five with averaging.
+Beside that, 3 c^2 bytes a crop come from ingest, uint8 (48 KiB at c = 128). A checkpoint is written by worker 0 while
+the others wait: the queues (8 q D bytes in float32), and the network's weights four times with Adam, five with
+averaging.
 
 What it computes: the network on B/W crops, forward and backward; Phi on twice as many forward, and on B/W backward; and
 the matching, 10 n q D operations, which read the queues three times (12 q D bytes in float32). The first three shrink
@@ -34,7 +34,7 @@ Where it stops scaling:
    by `data.crops_per_image`; that and `train.data_cpus` turn it. One process deals out W rows a step, in order; whether
    it keeps up with 1,000 workers was not tried. Larger `train.batch_size` a worker means fewer, longer steps.
 5. Losing a node starts all workers again from the last checkpoint. At W = 1,000 nodes are lost often:
-   `train.checkpoint_every` (a copy in memory each time) and `train.max_failures`.
+   `train.checkpoint_every` and `train.max_failures`.
 
 Only W = 1, 2 and 4 were run here, on one machine; the rest is reckoned.
 """
