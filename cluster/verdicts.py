@@ -84,7 +84,7 @@ def data(root: str, here: Seen, seen: Mapping[str, Seen]) -> Check:
 
 
 def storage(storage: str, trouble: str, seen: Mapping[str, Seen]) -> Check:
-    remedy = "give a train.storage that every node can write to: a shared folder or a bucket's URI"
+    remedy = "give a train.storage that every node can write to, such as a shared folder"
     if trouble:
         return Check("storage", False, f"train.storage={storage}: {trouble} on the driver's node; {remedy}")
     for name, answer in seen.items():

@@ -3,6 +3,7 @@
     model.safetensors   the weights to use (the averaged ones where there are any)
     config.yaml         the configuration that made them
     state.pt            what training needs to go on: weights, average, optimizer, schedule, queues, randomness
+    log.json            the last entries of the log, and the sums of the one in the making
     meta.json           step, epoch, commit, data, and the size of every other file, which must agree
 
 The first, second and last make a bundle: enough to use the model, and what the registry keeps.
@@ -26,7 +27,8 @@ from pipelines import config as configs
 from pipelines.config import Config
 from pipelines.models import build
 
-MODEL, CONFIG, STATE, META = "model.safetensors", "config.yaml", "state.pt", "meta.json"
+MODEL, CONFIG, STATE, LOG, META = "model.safetensors", "config.yaml", "state.pt", "log.json", "meta.json"
+RAYS = "checkpoint_manager_snapshot.json"  # Ray Train's own list, in a run's folder
 
 
 class CheckpointError(ValueError):
@@ -39,14 +41,21 @@ def name_of(step: int) -> str:
 
 
 def write(
-    folder: Path, *, weights: Mapping[str, Tensor], state: Mapping[str, Any], config: Config, meta: Mapping[str, Any]
+    folder: Path,
+    *,
+    weights: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    config: Config,
+    meta: Mapping[str, Any],
+    log: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a checkpoint into an empty folder; the meta file, which vouches for the others, comes last."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.detach().contiguous().cpu() for name, tensor in weights.items()}, folder / MODEL)
     config.save(folder / CONFIG)
     torch.save(dict(state), folder / STATE)
-    sizes = {name: (folder / name).stat().st_size for name in (MODEL, CONFIG, STATE)}
+    (folder / LOG).write_text(json.dumps(log or {}))
+    sizes = {name: (folder / name).stat().st_size for name in (MODEL, CONFIG, STATE, LOG)}
     (folder / META).write_text(json.dumps({**meta, "sizes": sizes}, indent=2))
 
 
@@ -80,12 +89,33 @@ def latest(run_dir: Path) -> Path | None:
     return next(complete, None)
 
 
+def is_of(folder: Path, name: str) -> bool:
+    """Whether the run of this name wrote a checkpoint; population-based training begins runs with another's."""
+    return bool(meta(folder).get("name") == name)
+
+
+def log(folder: Path) -> dict[str, Any]:
+    """The log as it stood at a checkpoint; empty where it holds none."""
+    path = folder / LOG
+    return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
 def sweep(run_dir: Path) -> list[Path]:
-    """Remove half-written checkpoints; gives those removed."""
+    """Remove half-written checkpoints, and Ray's list of them, which a kill may have cut short; gives those removed.
+
+    Nothing is lost with the list: the folders themselves say what there is.
+    """
+    (run_dir / RAYS).unlink(missing_ok=True)
     broken = [folder for folder in run_dir.glob("step-*") if not is_complete(folder)]
     for folder in broken:
         shutil.rmtree(folder)
     return broken
+
+
+def prune(run_dir: Path, keep: int) -> None:
+    """Remove all but the newest checkpoints: Ray removes those that it knows, but not those of an earlier start."""
+    for folder in sorted(run_dir.glob("step-*"))[:-keep]:
+        shutil.rmtree(folder)
 
 
 def resolve(path: str | Path) -> Path:

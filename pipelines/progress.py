@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
 Entry = dict[str, Any]
@@ -16,17 +17,20 @@ WAITING = 0.1  # share of the time beyond which waiting for data is worth a warn
 
 @ray.remote(num_cpus=0)
 class Mailbox:
-    """Holds the workers' entries until the driver takes them; a worker never waits for it."""
+    """Holds the workers' entries until the driver has them; a worker never waits for it."""
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
+        self.gone = 0
 
     def put(self, entry: Entry) -> None:
         self.entries.append(entry)
 
-    def take(self) -> list[Entry]:
-        entries, self.entries = self.entries, []
-        return entries
+    def after(self, known: int) -> list[Entry]:
+        """The entries after the first `known`, which may be forgotten; those of an answer that was lost come again."""
+        del self.entries[: known - self.gone]
+        self.gone = known
+        return list(self.entries)
 
 
 class Reader:
@@ -34,7 +38,10 @@ class Reader:
 
     def __init__(self, on_entry: Callable[[Entry], None], *, every: float = 0.5) -> None:
         self.on_entry, self.every = on_entry, every
-        self.mailbox = Mailbox.remote()  # type: ignore[attr-defined]
+        # Beside the driver: on another node it would be lost with that node, and the run would go on without a log.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self.mailbox = Mailbox.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+        self.known = 0
         self.done = threading.Event()
         self.error: Exception | None = None
         self.thread = threading.Thread(target=self._loop, name="progress", daemon=True)
@@ -54,9 +61,10 @@ class Reader:
         while True:
             last = self.done.wait(self.every)
             try:
-                entries = ray.get(self.mailbox.take.remote(), timeout=30)
+                entries = ray.get(self.mailbox.after.remote(self.known), timeout=30)
             except ray.exceptions.RayError:
-                entries = []  # the node of the mailbox is gone; training says so itself
+                entries = []  # a busy machine; if Ray itself is gone, training says so
+            self.known += len(entries)
             try:
                 for entry in entries:
                     self.on_entry(entry)

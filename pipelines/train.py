@@ -76,6 +76,7 @@ def fit(config: Config, *, quiet: bool = False, verbose: bool = False, watch: Wa
         ConfigError, DataError, ResourceError, TrackingError, TrainingError: each one line.
     """
     config = named(config)
+    folder_of(config)  # a wrong one is said before the images are looked at
     items = images(config)
     check_objective(config)
     fingerprint = cityscapes.fingerprint(items)
@@ -123,7 +124,16 @@ def check_name(name: str, asked_by: str) -> None:
 
 
 def folder_of(config: Config) -> Path:
-    """Where a run keeps its checkpoints, configuration and results."""
+    """Where a run keeps its checkpoints, configuration and results.
+
+    Raises:
+        ConfigError: `train.storage` is a URI.
+    """
+    if "://" in config.train.storage:
+        raise configs.ConfigError(
+            f"train.storage={config.train.storage}: training writes to folders only; mount it on every node, and give "
+            "that path"
+        )
     return Path(config.train.storage).expanduser().absolute() / config.train.name
 
 
@@ -212,13 +222,17 @@ def _train(
     last = checkpoint.latest(run_dir)
     start = int(checkpoint.meta(last)["step"]) if last else 0
     seen: dict[str, float] = {}
+    if last and checkpoint.is_of(last, config.train.name):
+        for entry in checkpoint.log(last).get("recent", []):  # those that a killed driver had not passed on
+            run.log(entry["step"], entry["metrics"])
     if start < steps:
         with Line(config.train.name, steps, start, quiet=quiet) as line:
-            record = _Record(run, line, seen, run_dir, watch, _remedy(config))
+            record = _Record(run, line, seen, run_dir, start=start, watch=watch, remedy=_remedy(config))
             if left_out := data.left_out(items):
                 record({"skipped": left_out})
             with Reader(record) as reader:
                 _fit_trainer(config, items, run_dir, steps, fingerprint, reader.mailbox)
+        checkpoint.prune(run_dir, config.train.keep)
     elif not quiet:
         print(f"{config.train.name}: already at step {start} of {steps}, nothing to train")
     done = checkpoint.latest(run_dir)
@@ -300,9 +314,18 @@ class _Record:
     """Entries of the workers -> the progress line and MLflow."""
 
     def __init__(
-        self, run: tracking.Run, line: Line, seen: dict[str, float], run_dir: Path, watch: Watch | None, remedy: str
+        self,
+        run: tracking.Run,
+        line: Line,
+        seen: dict[str, float],
+        run_dir: Path,
+        *,
+        start: int,
+        watch: Watch | None,
+        remedy: str,
     ) -> None:
-        self.run, self.line, self.seen, self.watch, self.waiting = run, line, seen, watch, Waiting(remedy)
+        self.run, self.line, self.seen, self.told = run, line, seen, start
+        self.watch, self.waiting = watch, Waiting(remedy)
         self.skipped_file = run_dir / "skipped.json"
         self.skipped: dict[str, str] = json.loads(self.skipped_file.read_text()) if self.skipped_file.exists() else {}
 
@@ -311,9 +334,12 @@ class _Record:
             self._skip(dict(entry["skipped"]))
             return
         metrics = entry["metrics"]
+        self.run.log(entry["step"], metrics)
+        if entry["step"] <= self.told:  # workers that were started again repeat themselves
+            return
+        self.told = entry["step"]
         self.seen.clear()
         self.seen.update(metrics)
-        self.run.log(entry["step"], metrics)
         if self.watch is not None:
             self.watch(entry["step"], metrics)
         shown = {"loss": metrics["loss"], "d2sm": metrics.get("loss.d2sm"), "wait": metrics["data_wait"]}

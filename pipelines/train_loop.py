@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from pipelines.adversary import Adversary
 from pipelines.config import Config, Train
 from pipelines.models import Learner, build
 from pipelines.objective import Objective
+from pipelines.progress import Entry
 
+RECENT = 100  # entries of the log that a checkpoint carries: far more than can be on their way
 _Tensors = tuple[Tensor, ...] | list[Tensor]
 _FINITE = {  # number -> what it is, and what to lower when it is not finite
     "loss.l1": ("the loss", "train.lr or loss.weight"),
@@ -50,6 +53,8 @@ def train_loop(job: Mapping[str, Any]) -> None:
     last = checkpoint.latest(Path(job["run_dir"]))
     step = worker.restore(last) if last else 0
     log = Log(job["log"], step, speaks=rank == 0)
+    if last:
+        log.resume(checkpoint.log(last), ours=checkpoint.is_of(last, config.train.name))
     for row in _shares(ray.train.get_dataset_shard("train"), log):
         if (row["step"], row["part"]) != (step, rank % workers):
             raise TrainingError(f"step {step}: worker {rank} was handed part {row['part']} of step {row['step']}")
@@ -60,7 +65,7 @@ def train_loop(job: Mapping[str, Any]) -> None:
             log.flush(step, lr=float(worker.schedule.get_last_lr()[0]))
         if final or step % config.train.checkpoint_every == 0:
             log.check(step)  # a broken state is never saved
-            worker.save(step, final, job["meta"], rank)
+            worker.save(step, final, job["meta"], rank, log.state())
 
 
 class Worker:
@@ -104,7 +109,7 @@ class Worker:
             self.average.update_parameters(self.network)
         return numbers
 
-    def save(self, step: int, final: bool, about: Mapping[str, Any], rank: int) -> None:
+    def save(self, step: int, final: bool, about: Mapping[str, Any], rank: int, log: Mapping[str, Any]) -> None:
         """Report a checkpoint: worker 0 writes it, all wait."""
         metrics = {"step": step}
         if rank > 0:
@@ -114,7 +119,7 @@ class Worker:
             weights = self.average.module if self.average is not None else self.network
             meta = {**about, "step": step, "epoch": step // self.steps_per_epoch, "final": final}
             checkpoint.write(
-                Path(folder), weights=weights.state_dict(), state=self.state(), config=self.config, meta=meta
+                Path(folder), weights=weights.state_dict(), state=self.state(), config=self.config, meta=meta, log=log
             )
             saved = ray.train.Checkpoint.from_directory(folder)
             ray.train.report(metrics, checkpoint=saved, checkpoint_dir_name=checkpoint.name_of(step))
@@ -160,7 +165,8 @@ class Log:
 
     def __init__(self, actor: Any, step: int, *, speaks: bool) -> None:
         self.actor, self.speaks, self.since = actor, speaks, step
-        self.sums: dict[str, Tensor] = {}
+        self.sums: dict[str, Any] = {}  # Tensor, or float once resumed
+        self.recent: deque[Entry] = deque(maxlen=RECENT)
         self.waited, self.started = 0.0, time.monotonic()
 
     def add(self, numbers: dict[str, Tensor], step: int) -> None:
@@ -177,8 +183,37 @@ class Log:
         if self.speaks and steps:
             means = {name: total.item() / steps for name, total in self.sums.items()}
             means |= {"lr": lr, "steps_per_second": steps / seconds, "data_wait": self.waited / seconds}
-            self.actor.put.remote({"step": step, "metrics": means})
+            self._send({"step": step, "metrics": means})
         self.sums, self.since, self.waited, self.started = {}, step, 0.0, time.monotonic()
+
+    def state(self) -> dict[str, Any]:
+        """What goes into a checkpoint, so that a run that goes on from it logs what one without a stop would."""
+        return {
+            "since": self.since,
+            "sums": {name: float(total) for name, total in self.sums.items()},
+            "waited": self.waited,
+            "seconds": time.monotonic() - self.started,
+            "recent": list(self.recent),
+        }
+
+    def resume(self, state: Mapping[str, Any], *, ours: bool) -> None:
+        """Go on with the entry in the making, and send the last ones again: who was killed may not have passed them on.
+
+        Args:
+            state: what a checkpoint holds.
+            ours: whether the checkpoint is this run's own, and not taken over from another.
+        """
+        if not state or not ours:
+            return
+        self.since, self.sums, self.waited = state["since"], dict(state["sums"]), state["waited"]
+        self.started = time.monotonic() - state["seconds"]
+        for entry in state["recent"]:
+            self._send(entry)
+
+    def _send(self, entry: Entry) -> None:
+        if self.speaks:
+            self.recent.append(entry)
+            self.actor.put.remote(entry)
 
     def skipped(self, files: list[list[str]]) -> None:
         """Say which images could not be read."""

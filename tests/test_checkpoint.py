@@ -63,7 +63,9 @@ def test_the_latest_is_the_one_of_the_highest_step(run: Path) -> None:
     assert checkpoint.resolve(run / "step-00000002") == run / "step-00000002"
 
 
-@pytest.mark.parametrize("file", [checkpoint.MODEL, checkpoint.CONFIG, checkpoint.STATE, checkpoint.META])
+@pytest.mark.parametrize(
+    "file", [checkpoint.MODEL, checkpoint.CONFIG, checkpoint.STATE, checkpoint.LOG, checkpoint.META]
+)
 @pytest.mark.parametrize("how", ["missing", "truncated", "empty"])
 def test_a_half_written_one_never_counts(run: Path, file: str, how: str) -> None:
     path = run / "step-00000100" / file
@@ -160,5 +162,6 @@ def test_meta_vouches_for_the_other_files(tmp_path: Path) -> None:
     folder = write(tmp_path / "a")
     sizes = json.loads((folder / checkpoint.META).read_text())["sizes"]
     assert sizes == {
-        name: (folder / name).stat().st_size for name in (checkpoint.MODEL, checkpoint.CONFIG, checkpoint.STATE)
+        name: (folder / name).stat().st_size
+        for name in (checkpoint.MODEL, checkpoint.CONFIG, checkpoint.STATE, checkpoint.LOG)
     }

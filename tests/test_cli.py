@@ -135,6 +135,10 @@ def test_wrong_words(capsys: pytest.CaptureFixture[str]) -> None:
         (["--recipe", "demo", "loss.queue_size=15"], ["loss.queue_size=15", "16 samples"]),
         (["--recipe", "demo", "train.batch_size=5"], ["train.batch_size=5", "train.num_workers=2"]),
         (["--recipe", "demo", "data.root=nowhere"], ["nowhere: does not exist"]),
+        (
+            ["--recipe", "demo", "data.root=nowhere", "train.storage=s3://a/runs"],
+            ["train.storage=s3://a/runs", "mount"],
+        ),
         (["--recipe", "demo", "data.root=nowhere", "data.layout=cities"], ["data.layout='cities'", "'folder'"]),
     ],
 )

@@ -19,6 +19,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
+from cluster.scaling import loss_bytes
 from d2sm import StatisticsMatching
 from d2sm.divergence import Divergence
 from tests.benchmarks.timing import table
@@ -36,8 +37,7 @@ CASES: tuple[Case, ...] = (
 
 def formula(n: int, d: int, q: int, divergence: Divergence, dtype: torch.dtype) -> int:
     """Bytes a step with N rows of D numbers a worker and full queues, for W > 1."""
-    rows, shapes = 2 * n * d * dtype.itemsize, 24
-    return rows + shapes + (3 * q * 8 if divergence != "jsd" else 2 * (n * q * 8 + shapes))
+    return loss_bytes(n=n, d=d, q=q, divergence=divergence, itemsize=dtype.itemsize)
 
 
 def measured(n: int, d: int, q: int, divergence: Divergence, dtype: torch.dtype) -> int:
