@@ -60,7 +60,7 @@ def test_the_remedy_names_the_verb_until_the_data_are_prepared(tmp_path: Path) -
     assert train._remedy(config) == "raise train.data_cpus=2 where there are more CPUs"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_that_waits_says_so_once(
     ray_session: None,
     scenes_root: Path,

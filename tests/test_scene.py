@@ -116,6 +116,6 @@ def test_short_names_tell_rows_apart(settings: list[tuple[str, dict[str, object]
     found = []
     for name, changes in settings:
         config = (recipe(name) if name else Config()).replace(changes)
-        run = runs.Finished(Path(), config, results(), 1, "", "")
+        run = runs.Finished(Path(), config, results(), 1, "", "", "")
         found.append(Row(runs.label(config), (run,)))
     assert names(found) == (expected or ["queue_size=1024 patch_size=none", "queue_size=2048 patch_size=16"])

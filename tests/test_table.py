@@ -22,6 +22,12 @@ from tests.conftest import tiny_config
 from tests.test_runs import finished, results
 
 
+@pytest.fixture(autouse=True)
+def no_other_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow sets the variable when a test tells it a store."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
 def tiny(root: Path, storage: Path, **changes: object) -> Config:
     """L1 alone, evaluated in the process that trains."""
     few = {"train__num_workers": 1, "loss__weight": 0.0, "evaluate__actors": 0, "evaluate__sigmas": [25]}

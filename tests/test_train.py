@@ -147,7 +147,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(ray_session: None, scenes_root:
     assert all(tensor.isfinite().all() for tensor in weights.values())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_bad_images_are_skipped_and_listed(ray_session: None, scenes_root: Path, storage: Path, tmp_path: Path) -> None:
     """A plain folder, L1 alone: one file is cut short (seen from its end), one damaged within (seen on reading)."""
     root = tmp_path / "photos"
