@@ -79,7 +79,8 @@ def streamed(root: Path) -> dict[str, float]:
             crops += batch["clean"].shape[1]
             if number < 5:
                 time.sleep(1)
-    summary = ray._private.internal_api.memory_summary(stats_only=True)
+    address = ray.get_runtime_context().gcs_address  # else it asks whichever Ray this machine started last
+    summary = ray._private.internal_api.memory_summary(address=address, stats_only=True)
     spilled = re.search(r"Spilled (\d+) MiB", summary)
     return {
         "crops": crops,
