@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import config as configs
-from pipelines import stores
+from pipelines import stores, train
 from pipelines.config import Config
 
 
@@ -17,7 +17,7 @@ def spelled_out(config: Config, *, what: str) -> Config:
         what: that writes the configuration down, for the message.
 
     Raises:
-        TrackingError: a password in the tracking URI.
+        ConfigError, TrackingError: `train.storage` is a URI; a password in the tracking URI.
     """
     uri = stores.uri_of(config)
     if stores.redact(uri) != uri:
@@ -25,9 +25,9 @@ def spelled_out(config: Config, *, what: str) -> Config:
             f"{stores.redact(uri)}: {what} writes its tracking URI into files; give the user and the password in "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
         )
-    changes: dict[str, Any] = {"tracking.uri": uri}
-    for key in ("data.root", "train.storage", *configs.WEIGHTS):
+    changes: dict[str, Any] = {"tracking.uri": uri, "train.storage": str(train.storage_of(config))}
+    for key in ("data.root", *configs.WEIGHTS):
         value = config.flat()[key]
-        if value and (key == "train.storage" or Path(value).exists()):
+        if value and Path(value).exists():
             changes[key] = str(Path(value).expanduser().absolute())
     return config.replace(changes)

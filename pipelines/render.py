@@ -7,11 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.runs import Finished, Row
+from pipelines.runs import DIGITS, Finished, Row
 from pipelines.tracking import redact, ui_command
 
-METRICS = ("psnr", "ssim", "miou")
-_DIGITS = {"psnr": 2, "ssim": 3, "miou": 3}
 _SERVER = "http://127.0.0.1:5000/"
 TEXT, JSON = "table.md", "table.json"
 _Number = Callable[[str], float | None]
@@ -88,7 +86,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def tree(rows: Sequence[Row]) -> dict[str, Any]:
     """For programs: every row with its mean, spread, the paper's numbers, and its runs."""
-    names = [f"{metric}.sigma{level}" for level in levels(rows) for metric in METRICS]
+    names = rows[0].runs[0].columns if rows else []
     return {
         **(_about(rows[0].runs[0], names) if rows else {}),
         "rows": [
@@ -131,7 +129,7 @@ def _of(run: Finished, prefix: str) -> _Number:
 
 def _cell(level: str, mean: _Number, spread: _Number | None = None) -> str:
     parts = []
-    for metric in METRICS:
+    for metric in DIGITS:
         name = f"{metric}.sigma{level}"
         part, wide = _number(mean(name), metric), spread(name) if spread else None
         parts.append(part if wide is None else f"{part} ±{_number(wide, metric)}")
@@ -140,7 +138,7 @@ def _cell(level: str, mean: _Number, spread: _Number | None = None) -> str:
 
 def _gain(level: str, row: Row, over: Row) -> str:
     parts = []
-    for metric in METRICS:
+    for metric in DIGITS:
         gain = row.gain(over, f"{metric}.sigma{level}")
         part = "-" if gain is None else ("+" if gain[0] >= 0 else "-") + _number(abs(gain[0]), metric)
         parts.append(part if gain is None or gain[1] is None else f"{part} ±{_number(gain[1], metric)}")
@@ -148,6 +146,6 @@ def _gain(level: str, row: Row, over: Row) -> str:
 
 
 def _number(value: float | None, metric: str) -> str:
-    digits = _DIGITS[metric]
+    digits = DIGITS[metric]
     text = "-" if value is None else f"{value:.{digits}f}"
     return text.removeprefix("0") if metric != "psnr" else text

@@ -19,6 +19,9 @@ from pipelines.evaluate import RESULTS, Results
 from pipelines.published import published
 from pipelines.recipes import recipes
 
+DIGITS = {"psnr": 2, "ssim": 3, "miou": 3}
+"""The metrics in the order in which tables have them, and the digits shown of each."""
+
 
 class RunsError(ValueError):
     """Runs that are not finished, or cannot be compared. One line."""
@@ -52,6 +55,11 @@ class Finished:
     def uri(self) -> str:
         """MLflow's tracking URI, with its password: show `tracking.redact(uri)` only."""
         return stores.uri_of(self.config)
+
+    @property
+    def columns(self) -> list[str]:
+        """The numbers of a table's row, in order: psnr.sigma25, ssim.sigma25, miou.sigma25, psnr.sigma35, ..."""
+        return [f"{metric}.sigma{level}" for level in self.results.restored for metric in DIGITS]
 
     @cached_property
     def numbers(self) -> Mapping[str, float]:

@@ -110,14 +110,13 @@ def table(
     """
     wanted = runs_of(rows, name=name, seeds=seeds)
     left = [config for config in wanted if not done(config)]
-    for row in rows if left else ():
-        _check(row)
+    steps = {name: _check(config) for name, config in {label(config): config for config in left}.items()}
     folder = train.folder_of(wanted[0]).parent
     folder.mkdir(parents=True, exist_ok=True)
     with _open_run(wanted[0], folder) as run:
         left = [config.replace({"tracking.parent": run.id}) for config in left]
         finish = partial(_write, wanted, folder, run)
-        failed = _run(left, finish, concurrent, quiet=quiet, verbose=verbose) if left else {}
+        failed = _run(left, steps, finish, concurrent, quiet=quiet, verbose=verbose) if left else {}
         return Outcome(finish(), failed, folder, run.page, run.uri)
 
 
@@ -132,13 +131,14 @@ def done(config: Config) -> bool:
     return all(found[key] == value for key, value in config.flat().items() if not key.startswith((*free, *alike)))
 
 
-def _check(config: Config) -> None:
-    """All that can be known to be missing is said before hours of training."""
-    train.images(config)
+def _check(config: Config) -> int:
+    """All that can be known to be missing is said before hours of training. Gives the steps of such a run."""
+    items = train.images(config)
     evaluation_images(config)
     train.check_objective(config)
     if config.evaluate.segmenter:
         segmenters.load(config.evaluate.segmenter, weights=config.evaluate.segmenter_weights)
+    return plan.total_steps(config, items.num_rows)
 
 
 def _open_run(first: Config, folder: Path) -> tracking.Run:
@@ -157,13 +157,14 @@ def _write(wanted: Sequence[Config], folder: Path, run: tracking.Run) -> list[Ro
     return rows
 
 
-def _run(left: list[Config], finish: Any, concurrent: int | None, *, quiet: bool, verbose: bool) -> dict[str, str]:
-    """Run them all, as many at once as fit; gives why some failed, by name."""
+def _run(
+    left: list[Config], steps: Mapping[str, int], finish: Any, concurrent: int | None, *, quiet: bool, verbose: bool
+) -> dict[str, str]:
+    """Run them all, as many at once as fit; gives why some failed, by name. `steps` are a run's, by its label."""
     most = room.room(left, concurrent, verbose=verbose)
-    steps = {config.train.name: plan.total_steps(config, train.images(config).num_rows) for config in left}
     failed: dict[str, str] = {}
-    with Line(f"table, {most} at once", sum(steps.values()), quiet=quiet) as line:
-        watch = _Watch(line, steps)
+    with Line(f"table, {most} at once", sum(steps[label(config)] for config in left), quiet=quiet) as line:
+        watch = _Watch(line)
         with Reader(watch) as reader:
             waiting: list[Config] = list(left)
             running: dict[Any, Config] = {}
@@ -201,9 +202,9 @@ def _job(tree: Mapping[str, Any], mailbox: Any) -> None:
 class _Watch:
     """Entries of the runs -> one line for all of them."""
 
-    def __init__(self, line: Line, steps: Mapping[str, int]) -> None:
-        self.line, self.steps = line, steps
-        self.at = dict.fromkeys(steps, 0)
+    def __init__(self, line: Line) -> None:
+        self.line = line
+        self.at: dict[str, int] = {}  # steps done, by run
 
     def __call__(self, entry: Entry) -> None:
         self.at[entry["name"]] = entry["step"]

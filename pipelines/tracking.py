@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run as Record
 
-__all__ = ["Run", "TrackingError", "commit", "open_run", "redact", "settle", "ui_command", "uri_of"]
+__all__ = ["Run", "TrackingError", "commit", "open_run", "provenance", "redact", "settle", "ui_command", "uri_of"]
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -65,7 +65,7 @@ def open_run(
             record = _continued(client, run_id, uri, run_dir)
         changed = _log_params(client, record, params)
     run = Run(client, record, uri=uri, run_dir=run_dir)
-    for key, value in {**_provenance(), **changed, **tags}.items():
+    for key, value in {**provenance(), **changed, **tags}.items():
         run.tag(key, value)
     if whole:
         run.text(redact(config.dumps()), "config.yaml")
@@ -280,7 +280,8 @@ def commit() -> tuple[str, bool]:
         return "", False
 
 
-def _provenance() -> dict[str, str]:
+def provenance() -> dict[str, str]:
+    """The tags that say which code made a run; none outside its own checkout."""
     revision, dirty = commit()
     return {"mlflow.source.git.commit": revision, "d2sm.dirty": str(dirty).lower()} if revision else {}
 

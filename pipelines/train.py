@@ -123,8 +123,8 @@ def check_name(name: str, asked_by: str) -> None:
         raise configs.ConfigError(f"{asked_by}={name!r}: a plain name, without folders")
 
 
-def folder_of(config: Config) -> Path:
-    """Where a run keeps its checkpoints, configuration and results.
+def storage_of(config: Config) -> Path:
+    """The folder of all runs.
 
     Raises:
         ConfigError: `train.storage` is a URI.
@@ -134,7 +134,12 @@ def folder_of(config: Config) -> Path:
             f"train.storage={config.train.storage}: training writes to folders only; mount it on every node, and give "
             "that path"
         )
-    return Path(config.train.storage).expanduser().absolute() / config.train.name
+    return Path(config.train.storage).expanduser().absolute()
+
+
+def folder_of(config: Config) -> Path:
+    """Where a run keeps its checkpoints, configuration and results. Raises ConfigError as `storage_of`."""
+    return storage_of(config) / config.train.name
 
 
 def check_objective(config: Config) -> None:

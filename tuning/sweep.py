@@ -63,7 +63,7 @@ class Sweep:
     @property
     def folder(self) -> Path:
         """Where the sweep and its trials are kept."""
-        return Path(self.base.train.storage).expanduser().absolute() / self.name
+        return train.storage_of(self.base) / self.name
 
     def at(self, point: Point) -> Config:
         """A point's whole configuration."""

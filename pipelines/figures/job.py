@@ -69,11 +69,10 @@ def keep(
     first = rows[0].runs[0]
     experiment = tracking.experiment_of(client, first.config.tracking.experiment, first.uri)
     ids = {name: [run.run_id for run in row.runs] for name, row in zip(names(rows), rows)}
-    revision, dirty = tracking.commit()
     tags = {
         f"d2sm.{name}": json.dumps(ids),
         "mlflow.note.content": _note(rows, experiment),
-        **({"mlflow.source.git.commit": revision, "d2sm.dirty": str(dirty).lower()} if revision else {}),
+        **tracking.provenance(),
     }
     run_id = client.create_run(experiment, run_name=name, tags=tags).info.run_id
     status = "FAILED"

@@ -8,10 +8,7 @@ from dataclasses import dataclass, replace
 
 from d2sm.metrics import CLASSES
 from pipelines.figures import style
-from pipelines.runs import Finished, Row
-
-DIGITS = {"psnr": 2, "ssim": 3, "miou": 3}
-"""The metrics in the order of the table's columns, and the digits shown of each."""
+from pipelines.runs import DIGITS, Finished, Row
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ class Bar:
 def table(rows: Sequence[Row], names: Sequence[str]) -> Table:
     """Means over the seeds, the best of each column marked (all that print alike, where there are two rows)."""
     first = rows[0].runs[0]
-    keys = columns(first)
+    keys = first.columns
     lines = [
         Line(
             name,
@@ -77,11 +74,6 @@ def table(rows: Sequence[Row], names: Sequence[str]) -> Table:
         lines=tuple(_marked(lines)),
         ceiling=Line("clean", (), tuple(_clean(first, key) for key in keys)),
     )
-
-
-def columns(run: Finished) -> list[str]:
-    """psnr.sigma25, ssim.sigma25, miou.sigma25, psnr.sigma35, ..."""
-    return [f"{metric}.sigma{level}" for level in run.results.restored for metric in DIGITS]
 
 
 def number(value: float | None, key: str) -> str:

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from pipelines.figures.scene import Scene, names
 from pipelines.report import numbers, shots
 from pipelines.report.drawings import Drawing
-from pipelines.runs import Row
+from pipelines.runs import DIGITS, Row
 
 LIMIT = 10_000_000
 """Characters that a page may have."""
@@ -58,8 +58,8 @@ def html(rows: Sequence[Row], scenes: Sequence[Scene], figures: Sequence[Drawing
         runs=runs,
         recipes=list(dict.fromkeys(run.config.recipe or "none" for run in runs)),
         commits=list(dict.fromkeys(run.commit for run in runs)),
-        keys=numbers.columns(first),
-        metrics=numbers.DIGITS,
+        keys=first.columns,
+        metrics=DIGITS,
         number=numbers.number,
         table=numbers.table(rows, titles),
         bars={level: numbers.bars(rows, titles, level) for level in first.results.restored},
