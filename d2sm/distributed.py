@@ -7,6 +7,7 @@ the loss knows the gradient of its own rows in closed form (see `matching.py`).
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
