@@ -61,9 +61,10 @@ def stream(config: Config, items: pa.Table, first_step: int = 0, *, workers: int
     before = ray.data.DataContext.get_current()
     ray.data.DataContext._set_current(context)  # a data set keeps the context it was made in
     try:
-        table = pa.table({"first": [run[0] for run in runs], "last": [run[1] for run in runs]})
-        blocks = np.array_split(np.arange(len(runs)), min(len(runs), _MAX_TASKS))
-        source = ray.data.from_arrow([table.take(pa.array(block)) for block in blocks])
+        # Not from_arrow, which asks a task for the table's size: where workers hold every CPU, it would wait for ever.
+        source = ray.data.from_items(
+            [{"first": first, "last": last} for first, last in runs], override_num_blocks=min(len(runs), _MAX_TASKS)
+        )
         return source.map_batches(
             _Prepare(config, items, workers),
             batch_size=1,
