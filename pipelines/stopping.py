@@ -19,6 +19,10 @@ _PATIENCE = 45.0  # seconds that workers have for it; a stopped Ray job is kille
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)  # the second is how Kubernetes and Slurm say it
 
 
+class Left(KeyboardInterrupt):
+    """The run was left at once: its workers may still be there."""
+
+
 class Wish:
     """Whether the driver wants the run to end, asked beside the steps: the answer to an earlier question, if any.
 
@@ -60,7 +64,7 @@ def interruptible(job: Callable[[], None], *, ask: Callable[[], None]) -> bool:
         ask: asks the run to end soon; called at the first Ctrl-C (SIGINT or SIGTERM).
 
     Raises:
-        KeyboardInterrupt: at the second one, or when the job has not ended 45 s after the first.
+        Left: at the second one, or when the job has not ended 45 s after the first.
         Exception: what the job raises.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -78,7 +82,7 @@ def interruptible(job: Callable[[], None], *, ask: Callable[[], None]) -> bool:
     def on_signal(*_: object) -> None:
         asked.append(time.monotonic())
         if len(asked) > 1:
-            raise KeyboardInterrupt
+            raise Left
         ask()
 
     before = {number: signal.signal(number, on_signal) for number in _SIGNALS}
@@ -88,10 +92,7 @@ def interruptible(job: Callable[[], None], *, ask: Callable[[], None]) -> bool:
         while thread.is_alive():
             thread.join(0.2)
             if asked and time.monotonic() - asked[0] > _PATIENCE:
-                raise KeyboardInterrupt
-    except KeyboardInterrupt:
-        ray.shutdown()  # nobody else can end the workers now
-        raise
+                raise Left
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

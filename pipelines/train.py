@@ -8,9 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import ray
 
 from d2sm.features import features
-from pipelines import checkpoint, cityscapes, data, plan, prepared, remote, run_folder, session, tracking, workers
+from pipelines import (
+    checkpoint,
+    cityscapes,
+    data,
+    plan,
+    prepared,
+    remote,
+    run_folder,
+    session,
+    stopping,
+    tracking,
+    workers,
+)
 from pipelines import config as configs
 from pipelines.config import Config
 from pipelines.objective import Objective
@@ -56,8 +69,12 @@ def fit(config: Config, *, quiet: bool = False, verbose: bool = False, watch: Wa
     session.start(cpus=session.cpus_needed(config), verbose=verbose)
     session.check(config)
     run_dir = run_folder.open_folder(config, fingerprint)
-    with open_run(config, run_dir) as run:
-        return _train(config, items, run_dir, fingerprint, run, quiet, watch)
+    try:
+        with open_run(config, run_dir) as run:
+            return _train(config, items, run_dir, fingerprint, run, quiet, watch)
+    except stopping.Left:
+        ray.shutdown()  # ends the workers, which nobody waits for any more
+        raise
 
 
 def images(config: Config) -> pa.Table:
