@@ -16,6 +16,8 @@ from pipelines.config import Config
 ENVIRONMENT = {
     # A report blocks until the controller polls; at the default of 2 s every report would cost that.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # Seconds to find places for the workers. After a node was lost, Ray's first try still counts on it.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_TQDM": "0",
     "RAY_AIR_NEW_OUTPUT": "0",

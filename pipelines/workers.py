@@ -17,6 +17,7 @@ from pipelines.config import Config
 from pipelines.train_loop import TrainingError, train_loop
 
 _GROWS = 15.0  # seconds between two looks whether a run with [least, most] workers may have more
+_PLACES = 40  # tries to place the workers, 15 s each (`session.ENVIRONMENT`): an autoscaler may need minutes for a node
 _Stream = Callable[[int], ray.data.Dataset]
 
 
@@ -79,7 +80,7 @@ def _trainer(config: Config, items: pa.Table, steps: int, fingerprint: str, mail
         run_config=RunConfig(
             name=train.name,
             storage_path=str(run_folder.folder_of(config).parent),  # of Ray's own; checkpoints are the keeper's
-            failure_config=FailureConfig(max_failures=train.max_failures, controller_failure_limit=3),
+            failure_config=FailureConfig(max_failures=train.max_failures, controller_failure_limit=_PLACES),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
         # Ray calls this at every start of the workers, and `Shares` calls what it gets.

@@ -14,6 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from pipelines import cityscapes, data, plan
@@ -32,12 +34,12 @@ def items(scenes_root: Path) -> pa.Table:
 
 def dealt(config: Config, items: pa.Table, first: int = 0) -> list[list[dict[str, Any]]]:
     """What each worker is handed, taken side by side as Ray Train does."""
-    splits = data.stream(config, items, first).streaming_split(config.train.num_workers, equal=True)
+    splits = data.stream(config, items, first).streaming_split(config.train.workers[1], equal=True)
     got: list[list[dict[str, Any]]] = [[] for _ in splits]
 
     def take(worker: int) -> None:
         for batch in splits[worker].iter_batches(batch_size=1, batch_format="numpy"):
-            got[worker].append({name: column[0] for name, column in batch.items()})
+            got[worker].append(data.taken({name: column[0] for name, column in batch.items()}))
 
     threads = [threading.Thread(target=take, args=(worker,)) for worker in range(len(splits))]
     for thread in threads:
@@ -101,6 +103,18 @@ def test_the_workers_get_the_crops_of_the_plan(
     same(steps(config, items, first=1), expected[1:])
     other = config.replace({"data.shuffle_images": 6, "train.num_workers": 4})
     same(steps(other, items, first=2), reference(other, items)[2:])
+    same(steps(config.replace({"train.num_workers": [1, 3]}), items, first=3), expected[3:])  # shares of 1, 1, 2 crops
+
+
+@given(batch=st.integers(1, 300), workers=st.integers(1, 64))
+def test_shares_are_even_and_cover_the_batch(batch: int, workers: int) -> None:
+    shares = [data.share_of(batch, part, workers) for part in range(workers)]
+    ends = [start + count for start, count in shares]
+    assert [start for start, _ in shares] == [0, *ends[:-1]] and ends[-1] == batch
+    counts = [count for _, count in shares]
+    assert max(counts) - min(counts) <= 1
+    longest = -(-batch // workers)
+    assert max(counts) == longest and all(start + longest <= batch for start, _ in shares)
 
 
 def prepared(config: Config, items: pa.Table, first: int, last: int) -> list[data.Row]:

@@ -13,11 +13,13 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from d2sm import D2SMLoss, StatisticsMatching
-from d2sm.distributed import gather_rows, sum_over_workers, world_size
+from d2sm.distributed import Agreement, gather_rows, sum_over_workers, world_size
 from d2sm.divergence import Divergence
 from d2sm.objectives import Adversarial
 from pipelines.adversary import Adversary
 from pipelines.config import Config
+from pipelines.data import share_of
+from pipelines.objective import Objective
 
 STEPS, QUEUE = 4, 22
 CASES: tuple[tuple[Divergence, bool], ...] = (("kl", False), ("inverse_kl", False), ("jsd", False), ("kl", True))
@@ -101,11 +103,41 @@ def _mismatch(rank: int) -> str:
     return ""
 
 
+def _agreed(rank: int) -> list[bool]:
+    """Nobody, the last worker alone, all, nobody."""
+    agreement, answers = Agreement(), []
+    for wish in (False, rank == world_size() - 1, True, False):
+        agreement.ask(wish)
+        sum_over_workers(torch.ones(3))  # the step's own collectives run beside it
+        answers.append(agreement.answer())
+    return answers
+
+
+def _shared(rank: int, workers: int) -> torch.Tensor:
+    """The gradient of all that the objective can hold, on shares of which some have more crops than others."""
+    network = _network().float()
+    model = DistributedDataParallel(network) if workers > 1 else network
+    config = Config().replace(
+        {"loss.mse": 2, "loss.ssim": 1, "loss.perceptual": 1, "loss.weight": 10, "loss.queue_size": 16,
+         "loss.features": "squeezenet1_0.fire3", "loss.features_weights": "random"}
+    )  # fmt: skip
+    objective, batch = Objective(config.loss), 5
+    for step in range(2):
+        clean = torch.rand(batch, 3, 32, 32, generator=torch.Generator().manual_seed(step))
+        start, count = share_of(batch, rank, workers)
+        mine = clean[start : start + count]
+        total, _ = objective(restored=model(mine), clean=mine, share=count * workers / batch)
+        network.zero_grad()
+        total.backward()
+    return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+
+
 def _worker(rank: int, workers: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=workers)
     results: dict[Any, Any] = {case: _train(rank, workers, *case) for case in CASES}
     results["play"] = _play(rank, workers)
+    results["agreed"], results["shared"] = _agreed(rank), _shared(rank, workers)
     results["total"] = sum_over_workers(torch.tensor([1.0, rank]))
     if workers == 2:
         results["bf16"], results["mismatch"] = _bf16_gather(rank), _mismatch(rank)
@@ -150,6 +182,21 @@ def test_a_discriminator_is_the_same_on_all_workers_and_on_one(workers: list[dic
     assert alone["discriminator"].keys() >= {name for name in fresh if "discriminator" in name}
     for name in alone["discriminator"].keys() & fresh.keys():
         assert not torch.equal(alone["discriminator"][name], fresh[name])
+
+
+def test_what_one_wishes_all_know_in_the_same_step(workers: list[dict[Any, Any]]) -> None:
+    assert [worker["agreed"] for worker in workers] == [[False, True, True, False]] * len(workers)
+    alone = Agreement()
+    alone.ask(True)
+    assert alone.answer()
+
+
+def test_unequal_shares_descend_as_one_process(workers: list[dict[Any, Any]]) -> None:
+    """Five crops on two or four workers; float32, so to rounding."""
+    alone = _shared(0, 1)
+    assert alone.abs().max() > 1e-4
+    for worker in workers:
+        torch.testing.assert_close(worker["shared"], alone, rtol=1e-3, atol=1e-6)
 
 
 def test_gathering_in_half_precision_and_unequal_rows(workers: list[dict[Any, Any]]) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipelines import progress, train
 from pipelines.prepared import STARTED
-from pipelines.progress import Waiting
+from pipelines.progress import Restarts, Waiting
 from tests.conftest import tiny_config
 
 
@@ -24,6 +24,22 @@ def test_it_is_said_once_and_not_of_the_start() -> None:
     waiting = Waiting("buy a disk")
     said = [waiting(10 * n, entry(wait)) for n, wait in enumerate([0.9, 0.05, 0.1, 0.3, 0.5, 0.0, 0.9])]
     assert said == [None, None, None, "the workers waited for data for 15% of the time; buy a disk", None, None, None]
+
+
+def test_a_restart_is_told_with_what_it_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    restarts = Restarts()
+    assert restarts.begins(0, 3) is None
+    now[0] = 110
+    assert restarts.reaches(20, steps_per_second=2) is None
+    now[0] = 130
+    assert restarts.begins(10, 3) == "started again at step 10, on 3 workers"
+    assert restarts.begins(10, 1) == "started again at step 10, on 1 worker instead of 3"
+    now[0] = 150  # 40 s for 20 steps that take 10
+    assert restarts.reaches(40, steps_per_second=2) == "further than before, at step 40; 30 s were lost"
+    assert restarts.reaches(60, steps_per_second=2) is None
+    assert (restarts.count, restarts.lost) == (2, 30.0)
 
 
 def test_a_short_run_is_left_alone() -> None:
