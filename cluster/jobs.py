@@ -128,6 +128,8 @@ class Tidy:
     """A job's log, line by line: progress as lines, without passwords and without what Ray says of itself."""
 
     _NOISE = re.compile(
+        # Of a node that is lost Ray shows the last lines of its log; that the run goes on, we say ourselves.
+        r"(\x1b\[\d+m)?\(raylet[^)]*\)|\s+\[(\d{4}-\d\d-\d\d|state-dump)|\t\(\d\) |"
         r"Running entrypoint for job|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+\s+(INFO|WARNING) \S+\.py:\d+ --"
     )
 

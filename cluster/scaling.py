@@ -10,10 +10,11 @@ tests/test_scaling.py; nothing at W = 1):
     features       2 n D b    gathered, b bytes a number (loss.gather_dtype); every worker receives 2 (N-n) D b
     column sums    24 q       changes, summed; for "jsd" instead 16 n q, gathered: every worker receives 16 (N-n) q
     shapes         24         (48 more for "jsd")
+    agreement       8         whether to end (Ctrl-C); beside the step's work, and not in `step_bytes`
 
-Beside that, 3 c^2 bytes a crop come from ingest, uint8 (48 KiB at c = 128). A checkpoint is written by worker 0 while
-the others wait: the queues (8 q D bytes in float32), and the network's weights four times with Adam, five with
-averaging.
+Beside that, 3 c^2 bytes a crop come from ingest, uint8 (48 KiB at c = 128). A checkpoint holds the queues (8 q D bytes in
+float32), and the network's weights four times with Adam, five with averaging. Worker 0 copies it in memory, while the
+others wait, and writes it beside the next steps.
 
 What it computes: the network on B/W crops, forward and backward; Phi on twice as many forward, and on B/W backward; and
 the matching, 10 n q D operations, which read the queues three times (12 q D bytes in float32). The first three shrink
@@ -33,8 +34,9 @@ Where it stops scaling:
 4. Ingest: an image of 2048 x 1024 takes about 30 ms of a core to decode, so a step needs 0.03 B core seconds, divided
    by `data.crops_per_image`; that and `train.data_cpus` turn it. One process deals out W rows a step, in order; whether
    it keeps up with 1,000 workers was not tried. Larger `train.batch_size` a worker means fewer, longer steps.
-5. Losing a node starts all workers again from the last checkpoint. At W = 1,000 nodes are lost often:
-   `train.checkpoint_every` and `train.max_failures`.
+5. Losing a node starts all workers again from the last checkpoint, and again when one comes with
+   `train.num_workers=[least, most]`. At W = 1,000 nodes are lost often: `train.checkpoint_every` and
+   `train.max_failures`.
 
 Only W = 1, 2 and 4 were run here, on one machine; the rest is reckoned.
 """

@@ -329,7 +329,9 @@ def test_a_log_is_made_tidy() -> None:
     out = io.StringIO()
     tidy = jobs.Tidy(out)
     log = ["Running entrypoint for job x: exec python\n2026-11-23 02:59:36,720\tINFO job_manager.py:581 -- Runtime\n",
-           "first\nsec", "ond\n\rstep 1/9", "\rstep 5/9", "\rstep 9/9\n", "\nat http://a:b@c/\nend"]  # fmt: skip
+           "first\nsec", "ond\n\rstep 1/9", "\rstep 5/9", "\rstep 9/9\n", "\nat http://a:b@c/\n"]  # fmt: skip
+    log += ["\x1b[33m(raylet)\x1b[0m Raylet is terminated. Reasons: (1) SIGKILL\n\t(2) lags\n    [state-dump] x\n",
+            "    [2026-11-24 07:03:27,607 I 21290 21290] (raylet) accessor.cc:475: Received\nend"]  # fmt: skip
     for text in log:
         tidy.write(text)
     tidy.close()
@@ -380,6 +382,12 @@ def test_enough_in_all_but_on_no_node(ray_session: None) -> None:
     assert verdicts.resources(config, [{"CPU": 4.0}]).ok
     check = verdicts.resources(config, [{"CPU": 1.0}] * 4)
     assert not check.ok and "only 0 workers find a node with 2 CPU" in check.answer
+
+
+def test_workers_that_may_be_fewer_need_the_fewest_alone(ray_session: None) -> None:
+    config = Config().replace({"data.root": "/data", "train.num_workers": [2, 8], "loss.weight": 0})
+    check = verdicts.resources(config, [{"CPU": 1.0}, {"CPU": 1.0}])
+    assert check.ok and check.answer == "2 to 8 workers x 1 CPU; there are 2 CPU on 2 nodes"
 
 
 def test_what_a_node_sees(tmp_path: Path) -> None:

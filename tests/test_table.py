@@ -51,7 +51,7 @@ def test_rows_are_recipes_patterns_and_recipes_with_other_keys() -> None:
         (["--recipes", "ffdnet_l1_cpu", "ffdnet_l1*"], "ffdnet_l1*: ffdnet_l1_cpu is already a row"),
         (["--recipes", "ffdnet_l1_cpu", "--seeds", "0"], "seeds=0: at least 1"),
         (["--recipes", "ffdnet_l1_cpu", "--name", "../up"], "name='../up': a plain name"),
-        (["--recipes", "ffdnet_l1_cpu", "train.storage=s3://bucket"], "train.storage=s3://bucket: training writes to"),
+        (["--recipes", "ffdnet_l1_cpu", "train.storage=s3://bucket"], "train.storage=s3://bucket: a table writes to"),
     ],
 )
 def test_a_wrong_table_is_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
