@@ -12,9 +12,9 @@ tests/test_scaling.py; nothing at W = 1):
     shapes         24         (48 more for "jsd")
     agreement       8         whether to end (Ctrl-C); beside the step's work, and not in `step_bytes`
 
-Beside that, 3 c^2 bytes a crop come from ingest, uint8 (48 KiB at c = 128). A checkpoint holds the queues (8 q D bytes in
-float32), and the network's weights four times with Adam, five with averaging. Worker 0 copies it in memory, while the
-others wait, and writes it beside the next steps.
+Beside that, 3 c^2 bytes a crop come from ingest, uint8 (48 KiB at c = 128). A checkpoint holds the queues (8 q D bytes,
+in float32), and the network's weights four times with Adam, five with averaging. Worker 0 copies it in memory, while
+the others wait, and writes it beside the next steps.
 
 What it computes: the network on B/W crops, forward and backward; Phi on twice as many forward, and on B/W backward; and
 the matching, 10 n q D operations, which read the queues three times (12 q D bytes in float32). The first three shrink
