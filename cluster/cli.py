@@ -125,7 +125,7 @@ def run_train(args: argparse.Namespace) -> None:
         from pipelines.train import fit
 
         trained = fit(config, quiet=args.quiet, verbose=args.verbose)
-        print(f"checkpoint {trained.checkpoint}")
+        print(f"checkpoint {trained.where}")
         return
     from pipelines.job import run
 
@@ -140,7 +140,7 @@ def report(outcome: Outcome) -> None:
     print(f"\n{outcome.results.table(outcome.trained.config.recipe or 'restored')}\n\n({outcome.results.convention})")
     if not outcome.results.segmenter:
         print("MIoU was not measured: no labels, or no evaluate.segmenter")
-    print(f"checkpoint {outcome.trained.checkpoint}")
+    print(f"checkpoint {outcome.trained.where}")
     for path in outcome.pictures:
         print(f"picture    {path}")
     if outcome.record:

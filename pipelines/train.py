@@ -47,6 +47,12 @@ class Trained:
     fingerprint: str
     metrics: Mapping[str, float]
 
+    @property
+    def where(self) -> str:
+        """The checkpoint as others find it: its path, or its URI where `checkpoint` is a copy of it on this disk."""
+        uri = remote.uri_of(self.run_dir)
+        return remote.joined(uri, self.checkpoint.name) if uri else str(self.checkpoint)
+
 
 def fit(config: Config, *, quiet: bool = False, verbose: bool = False, watch: Watch | None = None) -> Trained:
     """Train, or go on with the run of this name.
@@ -152,8 +158,9 @@ def _train(
         raise TrainingError(f"{run_dir}: training ended without a checkpoint")
     if done is None or (ended and not checkpoint.meta(done)["final"]):
         raise KeyboardInterrupt
-    run.tag("d2sm.checkpoint", f"{run_folder.place_of(config)}/{done.name}")
-    return Trained(config, run_dir, done, int(checkpoint.meta(done)["step"]), run.id, run.uri, fingerprint, seen)
+    trained = Trained(config, run_dir, done, int(checkpoint.meta(done)["step"]), run.id, run.uri, fingerprint, seen)
+    run.tag("d2sm.checkpoint", trained.where)
+    return trained
 
 
 def _remedy(config: Config) -> str:

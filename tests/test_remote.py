@@ -147,6 +147,7 @@ def test_a_run_on_s3_stopped_and_gone_on_with_on_another_machine(
     fit(far.replace({"train.max_steps": 4}), quiet=True)
     forget(place)
     done = job.run(far.replace({"tracking.register_as": "streets", "tracking.alias": "champion"}), quiet=True)
+    assert done.trained.where == remote.joined(place, "step-00000006")
     here = fit(near, quiet=True)
     ours, theirs = (load_file(run.checkpoint / checkpoint.MODEL) for run in (done.trained, here))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
