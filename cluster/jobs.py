@@ -128,10 +128,11 @@ class Tidy:
     """A job's log, line by line: progress as lines, without passwords and without what Ray says of itself."""
 
     _NOISE = re.compile(
-        # Of a node that is lost Ray shows the last lines of its log; that the run goes on, we say ourselves.
-        r"(\x1b\[\d+m)?\(raylet[^)]*\)|\s+\[(\d{4}-\d\d-\d\d|state-dump)|\t\(\d\) |"
-        r"Running entrypoint for job|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+\s+(INFO|WARNING) \S+\.py:\d+ --"
+        r"Running entrypoint for job|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+\s+(INFO|WARNING) \S+\.py:\d+ --|"
+        r"\s+\[(\d{4}-\d\d-\d\d|state-dump)|\t\(\d\) "  # the last lines of a lost node's log
     )
+    # Ray's own processes write without a line of their own, behind the progress.
+    _REMARK = re.compile(r"((\x1b\[\d+m)?\(raylet[^)]*\)|\[\d{4}-\d\d-\d\d [\d:,]+ [A-Z] \d+ \d+\] ).*")
 
     def __init__(self, out: TextIO, *, raw: bool = False) -> None:
         self.out, self.raw, self.taken = out, raw, 0
@@ -161,8 +162,10 @@ class Tidy:
             return
         self._early = False
         for part in [part for part in line.split("\r") if part.strip()] or [""]:
-            if self.raw or not self._NOISE.match(part):
+            if self.raw:
                 print(redact(part.rstrip()), file=self.out, flush=True)
+            elif not self._NOISE.match(part) and ((shown := self._REMARK.sub("", part)) or not part):
+                print(redact(shown.rstrip()), file=self.out, flush=True)
 
 
 def submit(

@@ -331,12 +331,14 @@ def test_a_log_is_made_tidy() -> None:
     log = ["Running entrypoint for job x: exec python\n2026-11-23 02:59:36,720\tINFO job_manager.py:581 -- Runtime\n",
            "first\nsec", "ond\n\rstep 1/9", "\rstep 5/9", "\rstep 9/9\n", "\nat http://a:b@c/\n"]  # fmt: skip
     log += ["\x1b[33m(raylet)\x1b[0m Raylet is terminated. Reasons: (1) SIGKILL\n\t(2) lags\n    [state-dump] x\n",
-            "    [2026-11-24 07:03:27,607 I 21290 21290] (raylet) accessor.cc:475: Received\nend"]  # fmt: skip
+            "    [2026-11-24 07:03:27,607 I 21290 21290] (raylet) accessor.cc:475: Received\n",
+            "step 9/9\x1b[33m(raylet)\x1b[0m WARNING: 4 PYTHON worker processes\n",
+            "[2026-11-24 07:51:08,501 E 3051 3051] core_worker.cc:2465: Actor with class name\nend"]  # fmt: skip
     for text in log:
         tidy.write(text)
     tidy.close()
     tidy.note("waiting")
-    assert out.getvalue() == "first\nsecond\nstep 1/9\nstep 5/9\nstep 9/9\n\nat http://***@c/\nend\nwaiting\n"
+    assert out.getvalue() == "first\nsecond\nstep 1/9\nstep 5/9\nstep 9/9\n\nat http://***@c/\nstep 9/9\nend\nwaiting\n"
     assert tidy.taken == len("".join(log))
 
 
