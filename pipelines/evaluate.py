@@ -153,7 +153,7 @@ def _rows(bundle: Path, config: Config, items: pa.Table, quiet: bool) -> list[di
     done: set[str] = set()
     try:
         with Line("evaluate", items.num_rows, quiet=quiet) as line:
-            for row in _stream(bundle, config, items) if config.evaluate.actors else _here(bundle, config, items):
+            for row in measurements(bundle, config, items):
                 rows.append(row)
                 done.add(row["name"])
                 line.to(len(done))
@@ -163,6 +163,11 @@ def _rows(bundle: Path, config: Config, items: pa.Table, quiet: bool) -> list[di
             raise EvaluationError(" ".join(str(reason).split())[:600]) from error
         raise
     return sorted(rows, key=lambda row: (row["name"], row["kind"], row["level"]))
+
+
+def measurements(bundle: Path, config: Config, items: pa.Table) -> Iterator[dict[str, Any]]:
+    """A row for every kind and noise level of an image, image after image, in the order in which they are done."""
+    return _stream(bundle, config, items) if config.evaluate.actors else _here(bundle, config, items)
 
 
 def _here(bundle: Path, config: Config, items: pa.Table) -> Iterator[dict[str, Any]]:
