@@ -202,6 +202,15 @@ def _stream(bundle: Path, config: Config, items: pa.Table) -> Iterator[dict[str,
     yield from pool.iter_rows()
 
 
+@dataclass(frozen=True)
+class _Truth:
+    """What the images of one photograph are measured against: clean (1, 3, H, W), label (H, W) train ids."""
+
+    clean: Tensor
+    similarity: metrics.Similarity
+    label: Tensor | None
+
+
 class _Evaluator:
     """One actor: model and segmenter loaded once, an image at a time."""
 
@@ -218,29 +227,27 @@ class _Evaluator:
         name, clean = batch["name"][0], tensor(shards.rgb(batch["image"][0]))
         path = batch["label"][0]
         label = torch.from_numpy(shards.labels(path)) if self.segmenter is not None and path is not None else None
-        rows = [self._measure(name, "clean", "", clean, clean, label)]
+        truth = _Truth(clean, metrics.Similarity(clean[0]), label)
+        rows = [self._measure(name, "clean", "", clean, truth)]
         for level, sigma, noisy in noisy_images(self.config, name, batch["noisy"][0], clean):
             restored = restore(self.model, noisy.to(self.device), sigma, tile=self.config.evaluate.tile).cpu()
-            rows.append(self._measure(name, "noisy", level, noisy, clean, label))
-            rows.append(self._measure(name, "restored", level, restored, clean, label))
+            rows.append(self._measure(name, "noisy", level, noisy, truth))
+            rows.append(self._measure(name, "restored", level, restored, truth))
         return {key: [row[key] for row in rows] for key in rows[0]}
 
-    def _measure(
-        self, name: str, kind: str, level: str, image: Tensor, clean: Tensor, label: Tensor | None
-    ) -> dict[str, Any]:
+    def _measure(self, name: str, kind: str, level: str, image: Tensor, truth: _Truth) -> dict[str, Any]:
         image = image.clamp(0, 1)
         compare = kind != "clean"
         confusion = torch.zeros(19, 19, dtype=torch.int64)
-        if label is not None and self.segmenter is not None:
-            with torch.no_grad():
-                prediction = self.segmenter(image.to(self.device)).argmax(1)[0].cpu()
-            confusion = metrics.confusion(prediction, label)
+        if truth.label is not None and self.segmenter is not None:
+            prediction = segmenters.classes(self.segmenter, image.to(self.device))[0].cpu()
+            confusion = metrics.confusion(prediction, truth.label)
         return {
             "name": name,
             "kind": kind,
             "level": level,
-            "psnr": metrics.psnr(restored=image[0], clean=clean[0]) if compare else float("nan"),
-            "ssim": metrics.ssim(restored=image[0], clean=clean[0]) if compare else float("nan"),
+            "psnr": metrics.psnr(restored=image[0], clean=truth.clean[0]) if compare else float("nan"),
+            "ssim": truth.similarity(image[0]) if compare else float("nan"),
             "confusion": confusion.flatten().tolist(),
         }
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -49,9 +48,7 @@ def grid(parts: list[Tensor], segmenter: nn.Module | None) -> NDArray[np.uint8]:
     """(1, 3, H, W) images side by side as uint8 (h, w, 3), their segmentation under them."""
     rows = [_beside([pixels(part) for part in parts])]
     if segmenter is not None:
-        with torch.no_grad():
-            classes = [segmenter(part.clamp(0, 1)).argmax(1)[0].numpy() for part in parts]
-        rows.append(_beside([metrics.COLOURS[c] for c in classes]))
+        rows.append(_beside([metrics.COLOURS[segmenters.classes(segmenter, p.clamp(0, 1))[0].numpy()] for p in parts]))
     gap = np.full((_GAP, rows[0].shape[1], 3), 255, np.uint8)
     return np.concatenate(rows[:1] + [x for row in rows[1:] for x in (gap, row)])
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -111,7 +110,5 @@ def _short(value: Any) -> str:
 def _scene(name: str, level: str, parts: dict[str, Tensor], segmenter: nn.Module | None) -> Scene:
     classes = {}
     if segmenter is not None:
-        with torch.no_grad():
-            for key, part in parts.items():
-                classes[key] = segmenter(part.clamp(0, 1)).argmax(1)[0].byte().numpy()
+        classes = {key: segmenters.classes(segmenter, p.clamp(0, 1))[0].byte().numpy() for key, p in parts.items()}
     return Scene(name, level, {key: pixels(part) for key, part in parts.items()}, classes)

@@ -2,11 +2,11 @@
 
     python -m tests.benchmarks.evaluation [ROOT] [--images 12] [--rounds 3] [--models 32x8 96x12] [--weights FILE]
 
-ROOT is in the Cityscapes layout, its val split is read; none: CamVid beside the checkout, else built-in scenes. The plain
-loops read with PIL, call the network, and write with PIL, or measure with scikit-image; they take the same networks,
-noise and threads as ours, and their numbers are compared with ours before any are reported. The ways take turns, and
-ratios are those within a round. A core's share is megapixels per second that processors worked, which other work on
-the machine disturbs less than the time that passed.
+ROOT is in the Cityscapes layout, its val split is read; none: CamVid beside the checkout, else built-in scenes. The
+plain loops read with PIL, call the network, and write with PIL, or measure with scikit-image; they take the same
+networks, noise and threads as ours, and what they give is compared with what ours give. The ways take turns, and ratios
+are those within a round. Per core means by the seconds that processors worked, which other work on the machine disturbs
+less than the time that passed.
 
 Actors: whole is all that `evaluate` takes once Ray is up, imports and networks included; steady is from the eighth
 image to the last, so that starting does not count.
@@ -95,6 +95,11 @@ def rgb(path: str) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
+def plain_model(bundle: Path) -> nn.Module:
+    """The network as torch makes it by default."""
+    return checkpoint.load_model(bundle)[0].to(memory_format=torch.contiguous_format)
+
+
 def plain_denoise(model: nn.Module, files: list[str], folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     for file in files:
@@ -116,7 +121,7 @@ def network_alone(model: nn.Module, files: list[str]) -> None:
 def denoising(bundle: Path, items: list[dict[str, Any]], count: int, rounds: int) -> dict[str, np.ndarray]:
     """Three ways to restore a folder, with so many threads."""
     files = [item["image"] for item in items]
-    plain, ours = checkpoint.load_model(bundle)[0].to(memory_format=torch.contiguous_format), load(str(bundle))
+    plain, model = plain_model(bundle), load(str(bundle))
     with tempfile.TemporaryDirectory(prefix="d2sm-bench-") as name, threads(count):
         folder = Path(name)
         (folder / "in").mkdir()
@@ -124,12 +129,14 @@ def denoising(bundle: Path, items: list[dict[str, Any]], count: int, rounds: int
             (folder / "in" / Path(file).name).symlink_to(Path(file).resolve())
         ways: dict[str, Callable[[], Times]] = {
             "plain loop": lambda: timed(lambda: plain_denoise(plain, files, folder / "plain")),
-            "ours": lambda: timed(lambda: denoise(folder / "in", folder / "out", model=ours, sigma=SIGMA, quiet=True)),
+            "ours": lambda: timed(lambda: denoise(folder / "in", folder / "out", model=model, sigma=SIGMA, quiet=True)),
             "its network alone": lambda: timed(lambda: network_alone(plain, files)),
         }
         found = rounds_of(ways, rounds)
         for file in files:
-            ours_, theirs = (rgb(str(folder / kind / f"{Path(file).stem}.png")).astype(int) for kind in ("out", "plain"))
+            ours_, theirs = (
+                rgb(str(folder / kind / f"{Path(file).stem}.png")).astype(int) for kind in ("out", "plain")
+            )
             assert np.abs(ours_ - theirs).max() <= 1 and (ours_ != theirs).mean() < 1e-3, file
     return found
 
@@ -179,7 +186,7 @@ def our_numbers(bundle: Path, config: Config) -> list[float]:
 
 def evaluating(bundle: Path, config: Config, items: list[dict[str, Any]], rounds: int) -> dict[str, np.ndarray]:
     """A plain loop, and ours in the same process, one thread each."""
-    model = checkpoint.load_model(bundle)[0].to(memory_format=torch.contiguous_format)
+    model = plain_model(bundle)
     segmenter = segmenters.load(config.evaluate.segmenter or "", weights=config.evaluate.segmenter_weights)
     here = config.replace({"evaluate.actors": 0, "evaluate.threads": 1})
     with threads(1):
@@ -274,7 +281,9 @@ def main() -> None:
                     rows += rows_of(what, found, size, "plain loop")
         if "evaluate" in args.parts:
             found = evaluating(first, config, few, args.rounds)
-            rows += rows_of(f"evaluate, FFDNet {args.models[0].replace('x', ' x ')}, 1 thread", found, size, "plain loop")
+            rows += rows_of(
+                f"evaluate, FFDNet {args.models[0].replace('x', ' x ')}, 1 thread", found, size, "plain loop"
+            )
         if "actors" in args.parts:
             longer = config.replace({"evaluate.limit": min(4 * args.images, len(items))})
             whole = sum(item["height"] * item["width"] for item in items[: longer.evaluate.limit]) / 1e6
@@ -283,8 +292,8 @@ def main() -> None:
                 rows += rows_of(what, found, whole, "1 actor")
             ray.shutdown()
         print(
-            f"{machine(CPU)}; {args.images} images of {Path(config.data.root).name}, {1e6 * size / len(few):.0f} pixels "
-            f"each; medians of {args.rounds} rounds, smallest and largest in brackets\n"
+            f"{machine(CPU)}; {len(few)} images of {Path(config.data.root).name}, {size / len(few):.3g} MP each; medians "
+            f"of {args.rounds} rounds, smallest and largest in brackets\n"
         )
     print(table(["", "way", "MP / s", "ratio", "MP / CPU s", "ratio"], rows))
 
