@@ -21,6 +21,8 @@ from d2sm.noise import add_noise, seed_of
 from pipelines import checkpoint, cityscapes, segmenters, session, shards
 from pipelines.config import Config
 from pipelines.progress import Line
+from pipelines.threads import torch_threads
+from pipelines.tiling import tile_for
 
 CONVENTION = (
     "RGB in [0, 1]; Gaussian noise of sigma/255, not clipped, seeded by file name; restored (and noisy, where it is "
@@ -149,11 +151,13 @@ def images(config: Config) -> pa.Table:
 
 def _rows(bundle: Path, config: Config, items: pa.Table, quiet: bool) -> list[dict[str, Any]]:
     """Every image's measurements."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     done: set[str] = set()
     try:
         with Line("evaluate", items.num_rows, quiet=quiet) as line:
             for row in measurements(bundle, config, items):
+                if row["tile"] and config.evaluate.tile == "auto" and not quiet and not any(r["tile"] for r in rows):
+                    line.say(f"{row['name']}: restored in tiles of {row['tile']} pixels, as the memory at hand allows")
                 rows.append(row)
                 done.add(row["name"])
                 line.to(len(done))
@@ -172,14 +176,11 @@ def measurements(bundle: Path, config: Config, items: pa.Table) -> Iterator[dict
 
 def _here(bundle: Path, config: Config, items: pa.Table) -> Iterator[dict[str, Any]]:
     """In this process."""
-    threads = torch.get_num_threads()
-    try:
+    with torch_threads(config.evaluate.threads):
         evaluator = _Evaluator(bundle, config)
         for row in items.to_pylist():
             columns = evaluator({name: [value] for name, value in row.items()})
             yield from (dict(zip(columns, values)) for values in zip(*columns.values(), strict=True))
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _stream(bundle: Path, config: Config, items: pa.Table) -> Iterator[dict[str, Any]]:
@@ -230,9 +231,10 @@ class _Evaluator:
         truth = _Truth(clean, metrics.Similarity(clean[0]), label)
         rows = [self._measure(name, "clean", "", clean, truth)]
         for level, sigma, noisy in noisy_images(self.config, name, batch["noisy"][0], clean):
-            restored = restore(self.model, noisy.to(self.device), sigma, tile=self.config.evaluate.tile).cpu()
+            tile = tile_for(self.model, noisy, self.config.evaluate.tile, sharing=sharing(self.config))
+            restored = restore(self.model, noisy.to(self.device), sigma, tile=tile).cpu()
             rows.append(self._measure(name, "noisy", level, noisy, truth))
-            rows.append(self._measure(name, "restored", level, restored, truth))
+            rows.append({**self._measure(name, "restored", level, restored, truth), "tile": tile or 0})
         return {key: [row[key] for row in rows] for key in rows[0]}
 
     def _measure(self, name: str, kind: str, level: str, image: Tensor, truth: _Truth) -> dict[str, Any]:
@@ -246,10 +248,17 @@ class _Evaluator:
             "name": name,
             "kind": kind,
             "level": level,
+            "tile": 0,
             "psnr": metrics.psnr(restored=image[0], clean=truth.clean[0]) if compare else float("nan"),
             "ssim": truth.similarity(image[0]) if compare else float("nan"),
             "confusion": confusion.flatten().tolist(),
         }
+
+
+def sharing(config: Config) -> int:
+    """Actors that may restore on one machine, or on one GPU, at once."""
+    actors = max(1, config.evaluate.actors)
+    return min(actors, int(1 // config.train.gpus_per_worker)) if config.evaluate.use_gpu else actors
 
 
 def noisy_images(config: Config, name: str, pair: str | None, clean: Tensor) -> list[tuple[str, float, Tensor]]:

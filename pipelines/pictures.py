@@ -14,6 +14,7 @@ from pipelines import checkpoint, segmenters, shards
 from pipelines.config import Config
 from pipelines.evaluate import images, noisy_images, tensor
 from pipelines.images import write_png
+from pipelines.tiling import tile_for
 
 _GAP = 6  # white pixels between the parts
 
@@ -31,7 +32,7 @@ def draw(bundle: Path, config: Config, folder: Path) -> list[Path]:
         clean = tensor(shards.rgb(row["image"]))
         levels = noisy_images(config, row["name"], row["noisy"], clean)
         level, sigma, noisy = levels[len(levels) // 2]
-        restored = restore(model, noisy, sigma, tile=config.evaluate.tile)
+        restored = restore(model, noisy, sigma, tile=tile_for(model, noisy, config.evaluate.tile))
         path = folder / f"{row['name'].replace('/', '-')}_sigma{level}.png"
         write_png(path, grid([noisy, restored, clean], segmenter))
         written.append(path)

@@ -16,6 +16,7 @@ from pipelines.evaluate import images, noisy_images, tensor
 from pipelines.images import read_rgb
 from pipelines.pictures import pixels, spread
 from pipelines.runs import Row, RunsError, changed
+from pipelines.tiling import tile_for
 
 NOISY, CLEAN = "noisy", "clean"
 _ACRONYMS = ("l1", "ssim", "lpips", "d2sm", "kl", "jsd", "gan")
@@ -66,7 +67,8 @@ def scenes(rows: Sequence[Row], *, count: int, segmented: bool = True) -> list[S
         levels = noisy_images(config, item["name"], item["noisy"], clean)
         level, sigma, noisy = levels[len(levels) // 2]
         parts = {NOISY: noisy}
-        parts |= {name: restore(model, noisy, sigma, tile=config.evaluate.tile) for name, model in models.items()}
+        for name, model in models.items():
+            parts[name] = restore(model, noisy, sigma, tile=tile_for(model, noisy, config.evaluate.tile))
         found.append(_scene(item["name"], level, {**parts, CLEAN: clean}, segmenter))
     return found
 

@@ -15,12 +15,11 @@ image to the last, so that starting does not count.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ from pipelines.evaluate import evaluate, measurements
 from pipelines.images import TRAIN_IDS
 from pipelines.models import build
 from pipelines.scenes import write_scenes
+from pipelines.threads import torch_threads
 from tests.benchmarks.timing import cpu_seconds, machine, table
 
 CPU = torch.device("cpu")
@@ -47,16 +47,6 @@ SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 AHEAD = 8  # images that are measured before the steady state is
 
 Times = tuple[float, float]  # seconds passed, seconds worked
-
-
-@contextlib.contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def timed(way: Callable[[], object]) -> Times:
@@ -122,7 +112,7 @@ def denoising(bundle: Path, items: list[dict[str, Any]], count: int, rounds: int
     """Three ways to restore a folder, with so many threads."""
     files = [item["image"] for item in items]
     plain, model = plain_model(bundle), load(str(bundle))
-    with tempfile.TemporaryDirectory(prefix="d2sm-bench-") as name, threads(count):
+    with tempfile.TemporaryDirectory(prefix="d2sm-bench-") as name, torch_threads(count):
         folder = Path(name)
         (folder / "in").mkdir()
         for file in files:
@@ -189,7 +179,7 @@ def evaluating(bundle: Path, config: Config, items: list[dict[str, Any]], rounds
     model = plain_model(bundle)
     segmenter = segmenters.load(config.evaluate.segmenter or "", weights=config.evaluate.segmenter_weights)
     here = config.replace({"evaluate.actors": 0, "evaluate.threads": 1})
-    with threads(1):
+    with torch_threads(1):
         numbers = np.array(plain_evaluate(model, segmenter, here, items)), np.array(our_numbers(bundle, here))
         print(f"  largest difference of a number: {np.abs(numbers[0] - numbers[1]).max():.1e}", file=sys.stderr)
         np.testing.assert_allclose(*numbers, rtol=0, atol=1e-4)
@@ -292,8 +282,8 @@ def main() -> None:
                 rows += rows_of(what, found, whole, "1 actor")
             ray.shutdown()
         print(
-            f"{machine(CPU)}; {len(few)} images of {Path(config.data.root).name}, {size / len(few):.3g} MP each; medians "
-            f"of {args.rounds} rounds, smallest and largest in brackets\n"
+            f"{machine(CPU)}; {len(few)} images of {Path(config.data.root).name}, {size / len(few):.3g} MP each; "
+            f"medians of {args.rounds} rounds, smallest and largest in brackets\n"
         )
     print(table(["", "way", "MP / s", "ratio", "MP / CPU s", "ratio"], rows))
 
