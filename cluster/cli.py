@@ -15,6 +15,7 @@ from pipelines import access
 if TYPE_CHECKING:
     from pipelines.config import Config
     from pipelines.job import Outcome
+    from pipelines.tiling import Tile
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -188,9 +189,21 @@ def _denoise(verbs: argparse._SubParsersAction) -> None:  # type: ignore[type-ar
     level = verb.add_mutually_exclusive_group()
     level.add_argument("--sigma", type=float, help="noise level of the photographs, 0 to 255")
     level.add_argument("--add-noise", type=float, metavar="SIGMA", help="add such noise first, for a trial")
-    verb.add_argument("--tile", type=int, default=512, help="side of the tiles, which bounds memory (512); 0: whole")
+    verb.add_argument(
+        "--tile",
+        type=_tile,
+        default="auto",
+        help="side of the tiles, which bounds memory; 0: whole; auto: whole, or as large as free memory allows (auto)",
+    )
     verb.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
     verb.add_argument("--tracking-uri", help="where registered models are")
+
+
+def _tile(text: str) -> Tile:
+    try:
+        return "auto" if text == "auto" else int(text) or None
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number of pixels, 0 or auto") from None
 
 
 def run_denoise(args: argparse.Namespace) -> None:
@@ -203,7 +216,7 @@ def run_denoise(args: argparse.Namespace) -> None:
         model=load(args.model, uri=uri, device=args.device),
         sigma=args.sigma,
         add=args.add_noise,
-        tile=args.tile or None,
+        tile=args.tile,
     )
     print(f"{len(written)} restored: {args.target}")
 

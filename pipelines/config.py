@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -102,7 +102,9 @@ class Evaluate(Section):
     threads: int = Field(1, ge=1, description="torch threads of such a process")
     use_gpu: bool = Field(False, description="one GPU a process")
     limit: int | None = Field(None, ge=1, description="only the first so many images")
-    tile: int | None = Field(None, ge=32, description="side of the tiles a large image is restored in; none: whole")
+    tile: Annotated[int, Field(ge=32)] | Literal["auto"] | None = Field(
+        "auto", description="side of the tiles an image is restored in; auto: whole or as memory allows; none: whole"
+    )
     pictures: int = Field(2, ge=0, description="pictures drawn: noisy, restored, clean, with their segmentation")
 
     @model_validator(mode="after")

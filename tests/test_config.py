@@ -25,6 +25,18 @@ def test_flat_keys_are_the_dotted_ones() -> None:
     assert Config().replace(flat) == Config()
 
 
+@pytest.mark.parametrize("tile", ["auto", None, 32, 4096])
+def test_tiles_are_chosen_or_given(tile: int | str | None) -> None:
+    assert Config().replace({"evaluate.tile": tile}).evaluate.tile == tile
+
+
+@pytest.mark.parametrize("tile", [31, "big", True])
+def test_what_is_no_tile_is_one_line(tile: object) -> None:
+    with pytest.raises(ConfigError, match=f"^evaluate.tile={tile!r}: .*auto: whole") as error:
+        Config().replace({"evaluate.tile": tile})
+    assert "\n" not in str(error.value)
+
+
 CHANGES: dict[str, Any] = {
     "recipe": "mine",
     "data.root": "/data/Straßen: #1",

@@ -20,6 +20,7 @@ from pipelines.evaluate import tensor
 from pipelines.images import ImageError, read_rgb, write_png
 from pipelines.pictures import pixels
 from pipelines.registry import RegistryError
+from pipelines.threads import torch_threads
 from tests.networks import stirred
 
 
@@ -72,6 +73,38 @@ def test_tiles_give_the_whole(model: nn.Module, photos: Path, tmp_path: Path, ti
     # Float32 rounding may tip a pixel over the middle between two of 255 levels, no more.
     assert np.abs(difference).max() <= 1
     assert (difference != 0).mean() < 0.001
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_side_by_side_is_one_by_one(model: nn.Module, photos: Path, tmp_path: Path, threads: int) -> None:
+    before = torch.get_num_threads()
+    with torch_threads(threads):
+        written = denoise(photos, tmp_path / "out", model=model, sigma=15, quiet=True)
+        assert torch.get_num_threads() == threads
+    assert torch.get_num_threads() == before
+    for read, write in zip(("a.png", "b.png", "more/c.JPG"), written, strict=True):
+        np.testing.assert_array_equal(read_rgb(write), expected(model, photos / read, 15))
+
+
+def test_tiles_by_the_memory_at_hand_are_said_once(
+    model: nn.Module, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pipelines.tiling.free_bytes", lambda device: 0)
+    (photos / "a.png").unlink()
+    written = denoise(photos, tmp_path / "out", model=model, sigma=15)
+    said = [line for line in capsys.readouterr().err.splitlines() if "tiles of" in line]
+    assert len(said) == 1 and f"{photos / 'b.png'}: restored in tiles of 14 pixels" in said[0]
+    difference = read_rgb(written[0]).astype(int) - expected(model, photos / "b.png", 15)
+    assert np.abs(difference).max() <= 1
+
+
+def test_the_one_that_cannot_be_read_ends_it_after_those_before(model: nn.Module, photos: Path, tmp_path: Path) -> None:
+    data = (photos / "b.png").read_bytes()
+    (photos / "b.png").write_bytes(data[: len(data) // 2])
+    with torch_threads(2), pytest.raises(ImageError, match=r"b\.png.*truncated"):
+        denoise(photos, tmp_path / "out", model=model, sigma=15, quiet=True)
+    assert (tmp_path / "out" / "a.png").exists()
+    assert not (tmp_path / "out" / "b.png").exists()
 
 
 def test_noise_for_a_trial(model: nn.Module, photos: Path, tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from skimage.metrics import structural_similarity
 
-from d2sm.metrics import CLASSES, COLOURS, confusion, iou, miou, psnr, ssim
+from d2sm.metrics import CLASSES, COLOURS, Similarity, confusion, iou, miou, psnr, ssim
 
 
 @pytest.fixture
@@ -41,6 +42,22 @@ def slow_ssim(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
 def test_ssim_is_the_definition(pair: tuple[NDArray[np.float64], NDArray[np.float64]]) -> None:
     restored, clean = pair
     assert ssim(restored=restored, clean=clean) == pytest.approx(slow_ssim(restored, clean), abs=1e-9)
+
+
+@pytest.mark.parametrize("size", [(11, 11), (11, 300), (75, 12), (150, 97)])  # a window, and bands that end anyhow
+def test_ssim_is_that_of_scikit_image(size: tuple[int, int]) -> None:
+    draw = np.random.default_rng(2)
+    clean = draw.random((3, *size))
+    similarity = Similarity(clean)
+    for spread in (0.0, 0.05, 0.5):
+        restored = np.clip(clean + spread * draw.standard_normal(clean.shape), 0, 1)
+        wanted = structural_similarity(
+            clean, restored, data_range=1, channel_axis=0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+        )
+        assert ssim(restored=restored, clean=clean) == pytest.approx(
+            wanted, abs=1e-12
+        )  # float64, another order of sums
+        assert similarity(restored) == ssim(restored=restored, clean=clean)
 
 
 def test_psnr_is_the_definition(pair: tuple[NDArray[np.float64], NDArray[np.float64]]) -> None:

@@ -243,3 +243,8 @@ def test_a_registered_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     torch.testing.assert_close(loaded(image), network(image))
     with pytest.raises(ValueError, match="segmenter='models:/nose@champion'"):
         segmenters.load("models:/nose@champion")
+
+
+def test_classes_are_those_of_argmax_also_where_scores_are_equal() -> None:
+    scores = torch.randint(0, 3, (2, 19, 40, 30)).float()
+    assert torch.equal(segmenters.classes(nn.Identity(), scores), scores.argmax(1))

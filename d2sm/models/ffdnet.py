@@ -23,6 +23,7 @@ class FFDNet(nn.Module):
         blind: False, the network needs sigma.
         stride: 2, windows cut from an image must start at multiples of it to give the same result.
         receptive_field: side in pixels of the square of input pixels that one output pixel depends on.
+        bytes_per_pixel: memory that restoring takes at most for a pixel of an image, without gradients, in float32.
 
     Args:
         width: channels between the convolutions (the paper: 96 for colour).
@@ -44,6 +45,8 @@ class FFDNet(nn.Module):
         self.body = nn.Sequential(*layers[:-1])
         # Every convolution reaches one cell of stride x stride pixels further to each side.
         self.receptive_field = self.stride * (2 * depth + 1)
+        # A map takes a byte a pixel and channel: three, as a convolution may need a copy, and input and output.
+        self.bytes_per_pixel = 3 * width + 60
         self._initialise()
 
     @torch.no_grad()

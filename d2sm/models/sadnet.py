@@ -28,11 +28,13 @@ class SADNet(nn.Module):
             offsets are zero, as they are in a fresh network. Learned offsets reach further, and nothing bounds them.
             `restore` gives a tile a margin of the whole side, twice what is needed at zero: tiles equal the whole
             image as long as the offsets along a path (in pixels, so those at 1/8 eightfold) add up to less than half.
+        bytes_per_pixel: memory that restoring takes at most for a pixel of an image, without gradients, in float32.
     """
 
     blind: Final = True
     stride: Final = 8
     receptive_field: Final = 268
+    bytes_per_pixel: Final = 4350  # measured; nine samples of every pixel of a map, for the deformable convolutions
 
     def __init__(self) -> None:
         super().__init__()

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -17,6 +16,7 @@ from pipelines.evaluate import images, noisy_images, tensor
 from pipelines.images import read_rgb
 from pipelines.pictures import pixels, spread
 from pipelines.runs import Row, RunsError, changed
+from pipelines.tiling import tile_for
 
 NOISY, CLEAN = "noisy", "clean"
 _ACRONYMS = ("l1", "ssim", "lpips", "d2sm", "kl", "jsd", "gan")
@@ -67,7 +67,8 @@ def scenes(rows: Sequence[Row], *, count: int, segmented: bool = True) -> list[S
         levels = noisy_images(config, item["name"], item["noisy"], clean)
         level, sigma, noisy = levels[len(levels) // 2]
         parts = {NOISY: noisy}
-        parts |= {name: restore(model, noisy, sigma, tile=config.evaluate.tile) for name, model in models.items()}
+        for name, model in models.items():
+            parts[name] = restore(model, noisy, sigma, tile=tile_for(model, noisy, config.evaluate.tile))
         found.append(_scene(item["name"], level, {**parts, CLEAN: clean}, segmenter))
     return found
 
@@ -111,7 +112,5 @@ def _short(value: Any) -> str:
 def _scene(name: str, level: str, parts: dict[str, Tensor], segmenter: nn.Module | None) -> Scene:
     classes = {}
     if segmenter is not None:
-        with torch.no_grad():
-            for key, part in parts.items():
-                classes[key] = segmenter(part.clamp(0, 1)).argmax(1)[0].byte().numpy()
+        classes = {key: segmenters.classes(segmenter, p.clamp(0, 1))[0].byte().numpy() for key, p in parts.items()}
     return Scene(name, level, {key: pixels(part) for key, part in parts.items()}, classes)

@@ -16,7 +16,6 @@ other work on the machine disturbs less.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import shutil
 import sys
@@ -27,7 +26,6 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import ray
 import torch
@@ -40,7 +38,7 @@ from pipelines import cityscapes, data, plan, session
 from pipelines.config import Config
 from pipelines.prepare import prepare
 from pipelines.scenes import write_scenes
-from tests.benchmarks.timing import machine, table
+from tests.benchmarks.timing import cpu_seconds, machine, table
 
 CPU = torch.device("cpu")
 BATCH = 16
@@ -104,15 +102,6 @@ def rate(batches: Batches, ahead: int) -> tuple[float, float]:
     for clean, *_ in batches:
         crops += len(clean)
     return crops / (time.perf_counter() - start), crops / (cpu_seconds() - worked)
-
-
-def cpu_seconds() -> float:
-    """Of this process and all below it, those that ended included."""
-    total = 0.0
-    for process in (me := psutil.Process(), *me.children(recursive=True)):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            total += sum(process.cpu_times()[:4])  # user, system, and those of children that ended
-    return total
 
 
 def repeated(root: Path, folder: Path, images: int) -> Path:

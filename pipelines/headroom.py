@@ -1,0 +1,68 @@
+"""Memory at hand: of this machine, of the control group that a container or scheduler put us in, or of a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import torch
+
+_ROOT, _MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+# Version 2 and version 1: folder below the root, limit, usage, and in memory.stat what is only cache.
+_VERSIONS = (
+    ("", "memory.max", "memory.current", "inactive_file"),
+    ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that could be allocated on a device now, the caches of the system and of torch counted as free."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    return min(psutil.virtual_memory().available, *group_free(_ROOT, _membership()))
+
+
+def group_free(root: Path, membership: str) -> list[int]:
+    """What each control group we are in still allows, in bytes; empty where none has a limit.
+
+    Args:
+        root: where control groups are mounted.
+        membership: the text of /proc/self/cgroup. Within a container it may name folders that are not to be seen from
+            there, while the container's own limit is at the root; so every folder on the way up is asked.
+    """
+    found = []
+    for (below, *files), path in zip(_VERSIONS, _paths(membership)):
+        if path is None:
+            continue
+        at = root / below / path.strip("/")
+        for folder in (at, *at.parents):
+            if folder.is_relative_to(root):
+                found += _free(folder, *files)
+    return found
+
+
+def _paths(membership: str) -> tuple[str | None, str | None]:
+    """Our folder in version 2, and that of version 1's memory controller."""
+    two = one = None
+    for line in membership.splitlines():
+        _, controllers, path = line.split(":", 2)
+        two = path if not controllers else two
+        one = path if "memory" in controllers.split(",") else one
+    return two, one
+
+
+def _free(folder: Path, limit: str, usage: str, cache: str) -> list[int]:
+    try:
+        most, used = (folder / limit).read_text().strip(), int((folder / usage).read_text())
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return []
+    return [] if most == "max" else [max(0, int(most) - used + int(stat.get(cache, 0)))]
+
+
+def _membership() -> str:
+    try:
+        return _MEMBERSHIP.read_text()
+    except OSError:  # not Linux
+        return ""
