@@ -23,6 +23,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from d2sm.frozen import Judge
+
 Scale = tuple[tuple[float, float, float], tuple[float, float, float]]  # mean and std per channel
 IMAGENET: Scale = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # The Lite weights come from TensorFlow, where images are scaled to about [-1, 1]. The variances stored in the
@@ -30,7 +32,7 @@ IMAGENET: Scale = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 SIGNED: Scale = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
-class Features(nn.Module):
+class Features(Judge):
     """Phi. (B, 3, H, W) RGB in [0, 1] -> (B, channels, h, w), h and w about H and W over `stride`.
 
     Always in eval mode, parameters frozen; gradient flows to the images. `mean` and `std` are float32 buffers
@@ -51,7 +53,7 @@ class Features(nn.Module):
         """Stays in eval mode whatever `mode` is: a parent's .train() leaves BatchNorm and dropout alone."""
         return super().train(False)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def judged(self, images: Tensor) -> Tensor:
         out: Tensor = self.net(self.normalised(images))
         return out
 

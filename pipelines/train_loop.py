@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
+from d2sm.models.recompute import recompute
 from pipelines import checkpoint, data
 from pipelines.adversary import Adversary
 from pipelines.config import Config, Train
+from pipelines.gradient import Gradient
 from pipelines.models import Learner, build
 from pipelines.objective import Objective
 from pipelines.progress import Entry
@@ -76,11 +78,16 @@ class Worker:
         self.device = ray.train.torch.get_device()
         torch.manual_seed(config.train.seed)
         network = build(config.model).to(self.device).to(memory_format=torch.channels_last)
+        if config.train.recompute:
+            recompute(network)
         self.average = _average(network, config.train.ema)
         learner = Learner(network, estimate=config.loss.judges_estimate)
+        if config.train.compile:
+            learner.compile(fullgraph=True, dynamic=False)  # in place: the names of its weights stay
         self.model: nn.Module = ray.train.torch.prepare_model(learner)
         self.network = network
         self.objective = Objective(config.loss).to(self.device).train()
+        self.gradient = Gradient(self.model, self.objective, config.train)
         self.optimizer = torch.optim.Adam(network.parameters(), lr=config.train.lr, betas=config.train.betas)
         judge = self.objective.adversarial
         self.adversary = Adversary(judge.discriminator, config) if judge is not None else None
@@ -89,16 +96,10 @@ class Worker:
     def step(self, row: data.Row, step: int) -> dict[str, Tensor]:
         """Descend once; gives the step's numbers, still on the device."""
         clean, noisy, sigma = data.to_tensors(row, self.device)
-        labels = data.labels(row, self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16"):
-            restored, estimate = self.model(noisy, sigma)
-            loss, parts = self.objective(
-                restored=restored.float(), clean=clean, sigma=sigma, estimate=estimate, labels=labels
-            )
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = self.gradient(clean=clean, noisy=noisy, sigma=sigma, labels=data.labels(row, self.device))
         if self.device.type == "cpu":  # elsewhere looking would stop the queue
             _check(parts, f"step {step}")
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.train.clip or float("inf"))
         self.optimizer.step()
         self.schedule.step()

@@ -10,14 +10,18 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from d2sm import D2SMLoss, StatisticsMatching
-from d2sm.distributed import gather_rows, sum_over_workers, world_size
+from d2sm.distributed import average_gradients, gather_rows, sum_over_workers, world_size
 from d2sm.divergence import Divergence
 from d2sm.objectives import Adversarial
 from pipelines.adversary import Adversary
 from pipelines.config import Config
+from pipelines.gradient import Gradient
+from pipelines.models import Learner
+from pipelines.objective import Objective
 
 STEPS, QUEUE = 4, 22
 CASES: tuple[tuple[Divergence, bool], ...] = (("kl", False), ("inverse_kl", False), ("jsd", False), ("kl", True))
@@ -84,6 +88,42 @@ def _play(rank: int, workers: int) -> dict[str, Any]:
     return {"norms": norms, "network": network.state_dict(), "discriminator": loss.state_dict()}
 
 
+def _in_parts(rank: int, workers: int, accumulate: int) -> dict[str, Any]:
+    """Two steps' gradients of an objective, each worker's crops in parts; how often workers met under DDP."""
+    crops = 4 * workers
+    config = Config().replace({
+        "loss.features": "efficientnet_lite0.bn1", "loss.features_weights": "random", "loss.patch_size": 4,
+        "loss.queue_size": 256, "loss.adversarial": 0.5, "train.batch_size": crops, "train.num_workers": workers,
+        "train.accumulate": accumulate, "data.crop_size": 16,
+    })  # fmt: skip
+    network, meetings = _network(), [0]
+    network.blind = True  # type: ignore[assignment]
+    model: nn.Module = Learner(network, estimate=False)
+    if workers > 1:
+        model = DistributedDataParallel(model)
+        model.register_comm_hook(meetings, _counted)
+    torch.manual_seed(9)
+    objective = Objective(config.loss).double().train()
+    gradient = Gradient(model, objective, config.train)
+    assert objective.adversarial is not None
+    for step in range(2):
+        clean = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+        share = clean[rank * 8 // workers : (rank + 1) * 8 // workers]
+        network.zero_grad()
+        objective.zero_grad()
+        parts = gradient(clean=share, noisy=0.9 * share, sigma=torch.ones(len(share)))
+    average_gradients(objective.adversarial.discriminator.parameters())
+    slopes = [weight.grad for weight in (*network.parameters(), *objective.parameters()) if weight.grad is not None]
+    state = {key: value for key, value in objective.state_dict().items() if isinstance(value, torch.Tensor)}
+    return {"d2sm": parts["loss.d2sm"], "gradient": torch.cat([slope.flatten() for slope in slopes]), "state": state,
+            "meetings": meetings[0]}  # fmt: skip
+
+
+def _counted(meetings, bucket):  # type: ignore[no-untyped-def]  # DDP checks annotations, and takes no strings
+    meetings[0] += 1
+    return allreduce_hook(None, bucket)
+
+
 def _bf16_gather(rank: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     clean = torch.randn(4, 512, generator=generator)
@@ -108,6 +148,7 @@ def _worker(rank: int, workers: int, folder: str) -> None:
     results["play"] = _play(rank, workers)
     results["total"] = sum_over_workers(torch.tensor([1.0, rank]))
     if workers == 2:
+        results["parts"] = {accumulate: _in_parts(rank, workers, accumulate) for accumulate in (1, 3)}
         results["bf16"], results["mismatch"] = _bf16_gather(rank), _mismatch(rank)
     torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
@@ -150,6 +191,21 @@ def test_a_discriminator_is_the_same_on_all_workers_and_on_one(workers: list[dic
     assert alone["discriminator"].keys() >= {name for name in fresh if "discriminator" in name}
     for name in alone["discriminator"].keys() & fresh.keys():
         assert not torch.equal(alone["discriminator"][name], fresh[name])
+
+
+def test_parts_on_two_workers_equal_one_process_with_the_whole_batch(workers: list[dict[Any, Any]]) -> None:
+    """4 crops a worker in 3 parts, so 2, 2 and none; float64. The workers meet once a step, as without parts."""
+    if len(workers) != 2:
+        return
+    alone = _in_parts(0, 1, 1)
+    assert alone["gradient"].abs().max() > 1e-6
+    for worker in workers:
+        for seen in worker["parts"].values():
+            torch.testing.assert_close(seen["d2sm"], alone["d2sm"], rtol=1e-9, atol=0)
+            torch.testing.assert_close(seen["gradient"], alone["gradient"], rtol=1e-7, atol=1e-10)
+            assert seen["meetings"] == 2
+            for name, value in alone["state"].items():
+                torch.testing.assert_close(seen["state"][name], value, rtol=1e-7, atol=1e-9, msg=name)
 
 
 def test_gathering_in_half_precision_and_unequal_rows(workers: list[dict[Any, Any]]) -> None:
