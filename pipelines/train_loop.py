@@ -253,11 +253,14 @@ def _average(network: nn.Module, decay: float) -> AveragedModel | None:
     """The averaged weights. The decay rises to its value, so that a short run does not remember its random start."""
 
     @torch.no_grad()
-    def update(averaged: _Tensors, current: _Tensors, number: Tensor | int) -> None:
-        done = int(number)  # AveragedModel counts on the CPU
+    def update(averaged: _Tensors, current: _Tensors, _: Tensor | int) -> None:
+        done = int(average.n_averaged)  # it counts on the CPU, but hands out a copy on the device: reading that waits
         torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + done) / (10 + done)))
 
-    return AveragedModel(network, multi_avg_fn=update) if decay else None
+    if not decay:
+        return None
+    average = AveragedModel(network, multi_avg_fn=update)
+    return average
 
 
 def _check(numbers: Mapping[str, Tensor], where: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -133,6 +134,17 @@ def _bf16_gather(rank: int) -> dict[str, Any]:
     return {"coarse": coarse.item(), "rows": gather_rows(restored[part][:, :3])[0], "all": restored[:, :3]}
 
 
+def _by_hosts(rank: int) -> list[torch.Tensor]:
+    """As under NCCL, whose group takes no tensors of the host: the shapes go through a group made beside it, once."""
+    with (
+        patch.object(dist, "get_backend_config", lambda group: "cuda:nccl"),
+        patch.object(dist, "new_group", wraps=dist.new_group) as made,
+    ):
+        gathered = [gather_rows(torch.full((1 + rank, 2), float(step)))[0] for step in range(3)]
+    assert made.call_count == 1
+    return gathered
+
+
 def _mismatch(rank: int) -> str:
     try:
         gather_rows(torch.zeros(2, 3 + rank))
@@ -150,6 +162,7 @@ def _worker(rank: int, workers: int, folder: str) -> None:
     if workers == 2:
         results["parts"] = {accumulate: _in_parts(rank, workers, accumulate) for accumulate in (1, 3)}
         results["bf16"], results["mismatch"] = _bf16_gather(rank), _mismatch(rank)
+        results["hosts"] = _by_hosts(rank)
     torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -217,6 +230,7 @@ def test_gathering_in_half_precision_and_unequal_rows(workers: list[dict[Any, An
     restored = clean + 0.3 * torch.randn(4, 512, generator=generator)
     full = StatisticsMatching(8)(restored=restored, clean=clean).item()
     for worker in workers:
+        assert [rows.tolist() for rows in worker["hosts"]] == [[[step] * 2] * 3 for step in range(3)]
         assert worker["bf16"]["coarse"] == pytest.approx(full, rel=2e-2)
         assert torch.equal(worker["bf16"]["rows"], worker["bf16"]["all"])
         assert "rows of different length" in worker["mismatch"]
