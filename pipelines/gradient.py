@@ -18,14 +18,15 @@ split, and the discriminator's spectral norms would be refined once a part and n
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from d2sm.frozen import Judge
-from pipelines.config import Train
+from pipelines.config import ConfigError, Train
 from pipelines.objective import Objective
 
 _Outputs = tuple[Tensor, Tensor | None]
@@ -37,12 +38,13 @@ class Gradient:
     Args:
         model: (noisy, sigma) -> restored, and the estimate of the noise or None; under DistributedDataParallel or not.
         objective: what is descended.
-        train: `accumulate` and `precision` are read.
+        train: `accumulate`, `precision` and `compile` are read.
     """
 
     def __init__(self, model: nn.Module, objective: Objective, train: Train) -> None:
         self.model, self.objective = model, objective
         self.parts, self.half = train.accumulate, train.precision == "bf16"
+        self.compiling = _compiling if train.compile else nullcontext
 
     def __call__(
         self, *, clean: Tensor, noisy: Tensor, sigma: Tensor, labels: Tensor | None = None
@@ -74,7 +76,7 @@ class Gradient:
 
     def _restore(self, noisy: Tensor, sigma: Tensor) -> _Outputs:
         # One autocast a call: it remembers half-precision weights until it ends, with or without their graph.
-        with self._autocast(noisy):
+        with self._autocast(noisy), self.compiling():
             restored, estimate = self.model(noisy, sigma)
         return restored.to(torch.promote_types(restored.dtype, torch.float32)), estimate
 
@@ -91,6 +93,20 @@ class Gradient:
     def _unsynchronised(self) -> AbstractContextManager[None]:
         """Leave the gradients where they are: the workers average the sum over all parts, with the last one."""
         return self.model.no_sync() if isinstance(self.model, DistributedDataParallel) else nullcontext()
+
+
+@contextmanager
+def _compiling() -> Iterator[None]:
+    """Stop in one line where the network cannot be compiled: a run that says it is compiled is."""
+    from torch._dynamo.exc import TorchDynamoException  # a second of import that others need not wait for
+
+    try:
+        yield
+    except TorchDynamoException as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"train.compile=true: the network cannot be compiled here ({reason[:200]}); set train.compile=false"
+        ) from error
 
 
 def _slope(output: Tensor) -> Tensor:
