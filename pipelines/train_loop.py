@@ -86,7 +86,8 @@ class Worker:
             learner.compile(fullgraph=True, dynamic=False)  # in place: the names of its weights stay
         self.model: nn.Module = ray.train.torch.prepare_model(learner)
         self.network = network
-        self.objective = Objective(config.loss).to(self.device).train()
+        # Phi as well: its convolutions are given restored images, which are channels-last.
+        self.objective = Objective(config.loss).to(self.device, memory_format=torch.channels_last).train()
         self.gradient = Gradient(self.model, self.objective, config.train)
         self.optimizer = torch.optim.Adam(network.parameters(), lr=config.train.lr, betas=config.train.betas)
         judge = self.objective.adversarial

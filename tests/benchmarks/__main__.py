@@ -5,6 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 
-for name in ("loss_cost", "loss_share", "communication", "noise_place", "ingest"):
+for name in (
+    "loss_cost",
+    "loss_share",
+    "communication",
+    "noise_place",
+    "ingest",
+    "training",
+    "step_parts",
+    "memory",
+    "startup",
+):
     print(f"\n## {name}\n", flush=True)
     subprocess.run([sys.executable, "-m", f"tests.benchmarks.{name}"], check=True)
