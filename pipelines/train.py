@@ -16,7 +16,7 @@ from ray.train import CheckpointConfig, DataConfig, FailureConfig, LoggingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from d2sm.features import features
-from pipelines import checkpoint, cityscapes, data, plan, prepared, session, tracking
+from pipelines import checkpoint, cityscapes, data, plan, prepared, session, stores, tracking
 from pipelines import config as configs
 from pipelines.config import Config
 from pipelines.objective import Objective
@@ -83,6 +83,7 @@ def fit(config: Config, *, quiet: bool = False, verbose: bool = False, watch: Wa
     items = images(config)
     check_objective(config)
     fingerprint = cityscapes.fingerprint(items)
+    stores.preload()
     session.start(cpus=session.cpus_needed(config), verbose=verbose)
     session.check(config)
     run_dir = open_folder(config, fingerprint)
@@ -236,6 +237,8 @@ def _train(
     if start < steps:
         with Line(config.train.name, steps, start, quiet=quiet) as line:
             record = _Record(run, line, seen, run_dir, start=start, watch=watch, remedy=_remedy(config))
+            if (crowded := session.crowded(config)) and not quiet:
+                line.say(f"{config.train.name}: {crowded}")
             if left_out := data.left_out(items):
                 record({"skipped": left_out})
             with Reader(record) as reader:

@@ -87,7 +87,7 @@ class Worker:
         self.model: nn.Module = ray.train.torch.prepare_model(learner)
         self.network = network
         # Phi as well: its convolutions are given restored images, which are channels-last.
-        self.objective = Objective(config.loss).to(self.device, memory_format=torch.channels_last).train()
+        self.objective = Objective(config.loss).to(self.device).to(memory_format=torch.channels_last).train()
         self.gradient = Gradient(self.model, self.objective, config.train)
         self.optimizer = torch.optim.Adam(network.parameters(), lr=config.train.lr, betas=config.train.betas)
         judge = self.objective.adversarial

@@ -8,7 +8,6 @@ from typing import Final
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import deform_conv2d
 
 from d2sm.models.recompute import Forgetful
 from d2sm.models.sizes import padded
@@ -155,6 +154,8 @@ class _Adaptive(Forgetful):
         return out
 
     def _deformed(self, x: Tensor, places: Tensor) -> Tensor:
+        from torchvision.ops import deform_conv2d  # a second and more, which those without a SADNet need not wait for
+
         weight, bias = self.deform.weight, self.deform.bias
         x, places = x.to(weight.dtype), places.to(weight.dtype)  # there is no bfloat16 kernel
         shifts, masks = places.split([2 * _GROUPS * _TAPS, _GROUPS * _TAPS], dim=1)

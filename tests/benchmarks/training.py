@@ -112,7 +112,7 @@ def plain(rank: int, config: Config, gate: Gate, device: str) -> None:
     network = build(config.model).to(where).to(memory_format=torch.channels_last)
     learner = Learner(network, estimate=config.loss.judges_estimate)
     model: nn.Module = DistributedDataParallel(learner) if workers > 1 else learner
-    objective = Objective(config.loss).to(where, memory_format=torch.channels_last).train()
+    objective = Objective(config.loss).to(where).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.Adam(network.parameters(), lr=config.train.lr)
     for row in gate.turns(rank, rows_of(config, rank), where):
         clean, noisy, sigma = data.to_tensors(row, where)
