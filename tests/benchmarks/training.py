@@ -145,7 +145,12 @@ def start_plain(config: Config, gate: Gate, device: torch.device) -> Callable[[]
     running = mp.spawn(  # type: ignore[attr-defined]
         plain, args=(config, gate, str(device)), nprocs=config.train.num_workers, join=False
     )
-    return lambda: [None for _ in iter(running.join, True)].clear()
+
+    def end() -> None:
+        while not running.join():
+            pass
+
+    return end
 
 
 def start_rays(config: Config, gate: Gate) -> Callable[[], None]:
