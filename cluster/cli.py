@@ -270,9 +270,12 @@ def run_compare(args: argparse.Namespace) -> None:
 
 def _folder(model: str, changes: dict[str, object]) -> Path:
     """The folder of a model: a path, or the download of a registered version."""
+    from pipelines import checkpoint, registry, remote
+
+    if remote.is_uri(model):
+        return checkpoint.resolve(model)
     if Path(model).exists() and not model.startswith("models:"):
         return Path(model)
-    from pipelines import checkpoint, registry
 
     if not model.startswith("models:") and "@" not in model:
         raise checkpoint.CheckpointError(f"model={model}: no such folder, and no reference like models:/name@alias")

@@ -191,6 +191,10 @@ def _cluster(cluster: argparse.ArgumentParser, verb: Verb) -> None:
         "--dashboard-port", type=int, default=facts.DASHBOARD_PORT, help=f"0: a free one ({facts.DASHBOARD_PORT})"
     )
     verb(inner, "status", "which nodes are alive", run_status)
+    more = verb(inner, "add", "start one more worker node", run_add)
+    more.add_argument("--cpus", type=float, default=2, help="that the node says it has (2)")
+    killed = verb(inner, "kill", "end a worker node as a power cut would, to see a run survive it", run_kill)
+    killed.add_argument("number", type=int, nargs="?", default=1, help="which of those that live, from 1 (1)")
     verb(inner, "down", "end what `up` started, jobs included", run_down)
 
 
@@ -222,6 +226,19 @@ def run_status(args: argparse.Namespace) -> int:
         rows.append([str(node.get("node_id"))[:8], "head" if node.get("is_head_node") else "worker", f"{cpus:g}"])
     print(_columns(rows))
     return 0 if len(alive) >= state.nodes else 1
+
+
+def run_add(args: argparse.Namespace) -> None:
+    from cluster import nodes
+
+    state = nodes.add(cpus=args.cpus)
+    print(f"{len(nodes.alive(state))} nodes alive at {state.address}")
+
+
+def run_kill(args: argparse.Namespace) -> None:
+    from cluster import nodes
+
+    print(f"node {args.number} killed, {nodes.kill(args.number)} processes")
 
 
 def run_down(args: argparse.Namespace) -> None:

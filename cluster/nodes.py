@@ -106,6 +106,47 @@ def up(
         return _started(state, cpus, dashboard_port)
 
 
+def add(*, cpus: float = 2) -> State:
+    """One more worker node for the cluster that is up; returns when it has joined.
+
+    Raises:
+        NodesError: none is up, or the node does not start.
+    """
+    state = _known()
+    joined = len(alive(state))
+    state, process = _node(replace(state, nodes=state.nodes + 1), state.nodes, cpus, [f"--address={state.address}"])
+    _until(lambda: len(alive(state)) > joined, {state.nodes - 1: process}, state, "the new node")
+    return state
+
+
+def kill(number: int = 1) -> int:
+    """End a worker node with all that runs on it, at once, as a power cut would; gives how many processes that were.
+
+    Args:
+        number: of the worker node, from 1, among those that live.
+
+    Raises:
+        NodesError: no cluster is up, or it has no such node.
+    """
+    state = _known()
+    processes = ours(state)
+    workers = [pid for pid in state.sessions[1:] if pid in {_session(process) for process in processes}]
+    if not 1 <= number <= len(workers):
+        raise NodesError(f"node {number}: there are {len(workers)} worker nodes; `d2sm cluster down` ends the head too")
+    doomed = [process for process in processes if _session(process) == workers[number - 1]]
+    for process in doomed:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    return len(doomed)
+
+
+def _known() -> State:
+    state = read()
+    if state is None or not ours(state):
+        raise NodesError("no cluster is up; `d2sm cluster up` starts one")
+    return state
+
+
 def _started(state: State, cpus: float, dashboard_port: int) -> State:
     try:
         Path(state.temp).mkdir(exist_ok=True)

@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster import verdicts
 from cluster.probe import OURS, Ask, Seen, look
 from cluster.verdicts import Check
-from pipelines import session
+from pipelines import remote, session
 from pipelines.config import WEIGHTS, Config
 
 _PATIENCE = 60.0  # seconds for a node to answer; the first task on a node starts a process there
@@ -80,7 +80,7 @@ def _trial(storage: str) -> Iterator[tuple[str, str]]:
     """A folder in the storage with the driver's file in it, gone afterwards; and what went wrong, if anything."""
     name = f".d2sm-check-{uuid.uuid4().hex[:8]}"
     if "://" in storage:
-        with _trial_at(f"{storage.rstrip('/')}/{name}") as made:
+        with _trial_at(remote.joined(storage, name)) as made:
             yield made
         return
     top = Path(storage).expanduser().absolute()
@@ -101,11 +101,9 @@ def _trial(storage: str) -> Iterator[tuple[str, str]]:
 
 @contextmanager
 def _trial_at(uri: str) -> Iterator[tuple[str, str]]:
-    from pyarrow import fs
-
     place: Any = None
     try:
-        place, path = fs.FileSystem.from_uri(uri)
+        place, path = remote.opened(uri, asked_by="train.storage")
         place.create_dir(path)
         place.open_output_stream(f"{path}/{OURS}").close()
     except (OSError, ValueError) as error:

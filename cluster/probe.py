@@ -70,7 +70,9 @@ def _written(trial: str, node: str) -> str:
         if "://" in trial:
             from pyarrow import fs
 
-            place, path = fs.FileSystem.from_uri(trial)
+            from pipelines.remote import opened
+
+            place, path = opened(trial, asked_by="train.storage")
             if place.get_file_info(f"{path}/{OURS}").type == fs.FileType.NotFound:
                 return "does not see what the driver wrote: another place of the same name"
             place.open_output_stream(f"{path}/{node}").close()

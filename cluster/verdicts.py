@@ -33,20 +33,22 @@ def nodes(seen: Mapping[str, Seen | None]) -> Check:
 def resources(config: Config, living: Sequence[Mapping[str, float]]) -> Check:
     train = config.train
     each = {"CPU": train.cpus_per_worker, **({"GPU": train.gpus_per_worker} if train.use_gpu else {})}
-    workers = f"{train.num_workers} worker{'s' * (train.num_workers > 1)}"
-    wanted = f"{workers} x {_amounts(each)} + {train.data_cpus:g} CPU for data"
+    least, most = train.workers
+    workers = f"{least} to {most} workers" if train.elastic else f"{least} worker{'s' * (least > 1)}"
+    for_data = "" if train.elastic else f" + {train.data_cpus:g} CPU for data"
+    wanted = f"{workers} x {_amounts(each)}{for_data}"
     try:
         session.check(config)
     except session.ResourceError as error:
         return Check("resources", False, str(error))
     have = {name: sum(node.get(name, 0) for node in living) for name in each}
     places = sum(int(min(node.get(name, 0) / amount for name, amount in each.items())) for node in living)
-    enough = have["CPU"] >= session.cpus_needed(config) and places >= train.num_workers
+    enough = have["CPU"] >= session.cpus_needed(config, least) and places >= least
     if enough:
         return Check("resources", True, f"{wanted}; there are {_amounts(have)} on {len(living)} nodes")
-    most = {name: session.capacity().get(name, 0) for name in each}
-    if any(most[name] > have[name] for name in each):
-        return Check("resources", True, f"{wanted}; there are {_amounts(have)}, up to {_amounts(most)} by autoscaling")
+    grown = {name: session.capacity().get(name, 0) for name in each}
+    if any(grown[name] > have[name] for name in each):
+        return Check("resources", True, f"{wanted}; there are {_amounts(have)}, up to {_amounts(grown)} by autoscaling")
     return Check(
         "resources",
         False,

@@ -7,7 +7,7 @@ the loss knows the gradient of its own rows in closed form (see `matching.py`).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -63,6 +63,33 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     mean = sum_over_workers(torch.cat([gradient.flatten() for gradient in gradients])) / workers
     for gradient, part in zip(gradients, mean.split([gradient.numel() for gradient in gradients]), strict=True):
         gradient.copy_(part.view_as(gradient))
+
+
+class Agreement:
+    """Whether any worker wishes something, told to all of them in the same step, at 8 bytes a step.
+
+    `ask` starts the exchange and `answer` ends it, so that it runs beside the work between them. Its group is its own
+    and on the CPU: nothing waits for an accelerator's queue, and the gradients' collectives keep their order. All
+    workers must make one, and ask and answer equally often.
+    """
+
+    def __init__(self) -> None:
+        self._group: Any = dist.new_group(backend="gloo") if world_size() > 1 else None
+        self._wished = torch.zeros(1, dtype=torch.int64)
+        self._under_way: dist.Work | None = None
+
+    def ask(self, wish: bool) -> None:
+        """This worker's wish."""
+        self._wished.fill_(int(wish))
+        if self._group is not None:
+            self._under_way = dist.all_reduce(self._wished, dist.ReduceOp.MAX, group=self._group, async_op=True)
+
+    def answer(self) -> bool:
+        """Whether anybody's was true. Waits until all have asked."""
+        if self._under_way is not None:
+            self._under_way.wait()
+            self._under_way = None
+        return bool(self._wished.item())
 
 
 def _hosts() -> dist.ProcessGroup | None:

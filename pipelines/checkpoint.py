@@ -24,11 +24,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipelines import config as configs
+from pipelines import remote
 from pipelines.config import Config
 from pipelines.models import build
 
-MODEL, CONFIG, STATE, LOG, META = "model.safetensors", "config.yaml", "state.pt", "log.json", "meta.json"
-RAYS = "checkpoint_manager_snapshot.json"  # Ray Train's own list, in a run's folder
+MODEL, CONFIG, STATE, LOG, META = "model.safetensors", "config.yaml", "state.pt", "log.json", remote.META
+RAYS = "checkpoint_manager_snapshot.json"  # Ray Train's own list, which earlier versions left in a run's folder
 
 
 class CheckpointError(ValueError):
@@ -49,11 +50,21 @@ def write(
     meta: Mapping[str, Any],
     log: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a checkpoint into an empty folder; the meta file, which vouches for the others, comes last."""
+    """Write a checkpoint into an empty folder; the meta file, which vouches for the others, comes last.
+
+    Raises:
+        OSError: it cannot be written. One line.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.detach().contiguous().cpu() for name, tensor in weights.items()}, folder / MODEL)
     config.save(folder / CONFIG)
-    torch.save(dict(state), folder / STATE)
+    try:
+        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in weights.items()}, folder / MODEL)
+        torch.save(dict(state), folder / STATE)
+    except (SafetensorError, RuntimeError) as error:  # a full disk is "iostream error" to torch
+        free = shutil.disk_usage(folder).free / 2**20
+        raise OSError(
+            f"{folder}: a checkpoint cannot be written: no space left? {free:.0f} MiB are free ({str(error)[:100]})"
+        ) from None
     (folder / LOG).write_text(json.dumps(log or {}))
     sizes = {name: (folder / name).stat().st_size for name in (MODEL, CONFIG, STATE, LOG)}
     (folder / META).write_text(json.dumps({**meta, "sizes": sizes}, indent=2))
@@ -83,8 +94,9 @@ def is_complete(folder: Path) -> bool:
         return False
 
 
-def latest(run_dir: Path) -> Path | None:
-    """The last complete checkpoint of a run."""
+def latest(run: str | Path) -> Path | None:
+    """The last complete checkpoint of a run, from its folder or its URI; a folder on this disk in either case."""
+    run_dir = remote.local(run)
     complete = (folder for folder in sorted(run_dir.glob("step-*"), reverse=True) if is_complete(folder))
     return next(complete, None)
 
@@ -101,37 +113,34 @@ def log(folder: Path) -> dict[str, Any]:
 
 
 def sweep(run_dir: Path) -> list[Path]:
-    """Remove half-written checkpoints, and Ray's list of them, which a kill may have cut short; gives those removed.
-
-    Nothing is lost with the list: the folders themselves say what there is.
-    """
+    """Remove half-written checkpoints, and what an earlier version's Ray kept of them; gives those removed."""
     (run_dir / RAYS).unlink(missing_ok=True)
     broken = [folder for folder in run_dir.glob("step-*") if not is_complete(folder)]
+    broken += run_dir.glob(".step-*")
     for folder in broken:
         shutil.rmtree(folder)
     return broken
 
 
 def prune(run_dir: Path, keep: int) -> None:
-    """Remove all but the newest checkpoints: Ray removes those that it knows, but not those of an earlier start."""
+    """Remove all but the newest checkpoints."""
     for folder in sorted(run_dir.glob("step-*"))[:-keep]:
         shutil.rmtree(folder)
 
 
 def resolve(path: str | Path) -> Path:
-    """A checkpoint from its own folder, or the last one of a run's folder.
+    """A checkpoint from its own folder, or the last one of a run's folder; either may be a URI.
 
     Raises:
         CheckpointError: when there is none.
+        RemoteError: the URI cannot be read.
     """
-    folder = Path(path)
+    folder = remote.local(path)
     if (folder / META).exists():
         return folder
     found = latest(folder) if folder.is_dir() else None
     if found is None:
-        raise CheckpointError(
-            f"{folder}: no complete checkpoint there; give a run's folder or one of its step-* folders"
-        )
+        raise CheckpointError(f"{path}: no complete checkpoint there; give a run's folder or one of its step-* folders")
     return found
 
 

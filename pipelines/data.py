@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from functools import lru_cache
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,12 +38,16 @@ _Picture = NDArray[np.uint8] | shards.Stored
 _MAX_TASKS = 2000  # Ray holds a description of each; beyond, a task prepares several runs of steps
 
 
-def stream(config: Config, items: pa.Table, first_step: int = 0) -> ray.data.Dataset:
+def stream(config: Config, items: pa.Table, first_step: int = 0, *, workers: int | None = None) -> ray.data.Dataset:
     """The run's shares from `first_step` to its end, in order: worker 0's of a step, worker 1's, and so on.
 
-    Columns, a share of b = batch_size / num_workers crops a row: step, part (int64), clean (b, h, w, 3) uint8,
-    noisy the same (pairs only), label (b, h, w) uint8 (cross-entropy only), sigma (b,) float32, seed (b,) int64,
-    skipped (JSON list of [name, why]).
+    Columns, a share of b crops a row: step, part, count (int64), clean (b, h, w, 3) uint8, noisy the same (pairs
+    only), label (b, h, w) uint8 (cross-entropy only), sigma (b,) float32, seed (b,) int64, skipped (JSON list of
+    [name, why]). b is batch_size / workers, rounded up; of these the worker takes the first `count` (`taken`), since
+    a number of workers that may change does not always divide the batch.
+
+    Args:
+        workers: that the steps are dealt to; None: as configured.
     """
     context = ray.data.DataContext.get_current().copy()
     context.target_max_block_size = 1  # every row its own block, so that the splitter deals rows, not heaps of them
@@ -57,12 +61,27 @@ def stream(config: Config, items: pa.Table, first_step: int = 0) -> ray.data.Dat
     before = ray.data.DataContext.get_current()
     ray.data.DataContext._set_current(context)  # a data set keeps the context it was made in
     try:
-        table = pa.table({"first": [run[0] for run in runs], "last": [run[1] for run in runs]})
-        blocks = np.array_split(np.arange(len(runs)), min(len(runs), _MAX_TASKS))
-        source = ray.data.from_arrow([table.take(pa.array(block)) for block in blocks])
-        return source.map_batches(_Prepare(config, items), batch_size=1, batch_format="numpy", zero_copy_batch=True)
+        # Not from_arrow, which asks a task for the table's size: where workers hold every CPU, it would wait for ever.
+        source = ray.data.from_items(
+            [{"first": first, "last": last} for first, last in runs], override_num_blocks=min(len(runs), _MAX_TASKS)
+        )
+        return source.map_batches(
+            _Prepare(config, items, workers),
+            batch_size=1,
+            batch_format="numpy",
+            zero_copy_batch=True,
+            **_reserved(config),
+        )
     finally:
         ray.data.DataContext._set_current(before)
+
+
+def _reserved(config: Config) -> dict[str, Any]:
+    """What ingest tasks reserve. Workers whose number may grow take every CPU there is, and a task that asks for one
+    would then wait for ever: so theirs ask for none, and only so many run at once as `train.data_cpus` says."""
+    if not config.train.elastic:
+        return {}
+    return {"num_cpus": 0, "concurrency": max(1, round(config.train.data_cpus))}
 
 
 def _runs(config: Config, items: int, first_step: int, total: int) -> list[tuple[int, int]]:
@@ -81,8 +100,8 @@ def _runs(config: Config, items: int, first_step: int, total: int) -> list[tuple
 class _Prepare:
     """What an ingest task does: its steps' rows of the plan, every image decoded once, crops cut, shares emitted."""
 
-    def __init__(self, config: Config, items: pa.Table) -> None:
-        self.config, self.items = config, items
+    def __init__(self, config: Config, items: pa.Table, workers: int | None = None) -> None:
+        self.config, self.items, self.workers = config, items, workers or config.train.workers[1]
 
     def __call__(self, batch: Row) -> Iterator[Row]:
         for first, last in zip(batch["first"], batch["last"], strict=True):
@@ -96,15 +115,32 @@ class _Prepare:
             (first - epoch * an_epoch) * config.train.batch_size, (last - first) * config.train.batch_size
         )
         crops, skipped = cut(config, self.items, rows)
-        share = config.train.batch_size // config.train.num_workers
-        for number in range(len(rows) // share):
-            part = slice(number * share, (number + 1) * share)
+        batch, workers = config.train.batch_size, self.workers
+        for step, part in product(range(first, last), range(workers)):
+            start, count = share_of(batch, part, workers)
+            rows_of_it = slice((step - first) * batch + start, (step - first) * batch + start + -(-batch // workers))
             yield {
-                "step": np.array([first + number // config.train.num_workers]),
-                "part": np.array([number % config.train.num_workers]),
-                **{name: array[None, part] for name, array in crops.items()},
-                "skipped": np.array([json.dumps(skipped if number == 0 else [])]),
+                "step": np.array([step]),
+                "part": np.array([part]),
+                "count": np.array([count]),
+                **{name: array[None, rows_of_it] for name, array in crops.items()},
+                "skipped": np.array([json.dumps(skipped if (step, part) == (first, 0) else [])]),
             }
+
+
+def share_of(batch: int, part: int, workers: int) -> tuple[int, int]:
+    """Where a worker's share of a step begins, and how many crops it has; shares differ by one crop at most.
+
+    A share's begin and the largest share's length never reach beyond the batch.
+    """
+    start = batch * part // workers
+    return start, batch * (part + 1) // workers - start
+
+
+def taken(row: Row) -> Row:
+    """A row of the stream, cut to the crops that are this worker's."""
+    count = int(row.pop("count"))
+    return {name: value[:count] if np.ndim(value) else value for name, value in row.items()}
 
 
 @lru_cache(maxsize=2)

@@ -10,7 +10,7 @@ from torch import nn
 
 from d2sm.inference import restore
 from d2sm.noise import add_noise, seed_of
-from pipelines import checkpoint, registry
+from pipelines import checkpoint, registry, remote
 from pipelines.evaluate import tensor
 from pipelines.images import ENDINGS, read_rgb, write_png
 from pipelines.pictures import pixels
@@ -22,13 +22,12 @@ class DenoiseError(ValueError):
 
 
 def load(model: str, *, uri: str | None = None, device: str = "cpu") -> nn.Module:
-    """A model from a run's folder, a checkpoint, or a registry reference such as models:/name@alias."""
+    """A model from a run's folder, a checkpoint, their URI, or a registry reference such as models:/name@alias."""
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         have = "cpu or cuda" if torch.cuda.is_available() else "cpu (torch finds no GPU)"
         raise DenoiseError(f"device={device}: there is {have}")
-    folder = Path(model)
-    if folder.exists() and not model.startswith("models:"):
-        return checkpoint.load_model(checkpoint.resolve(folder))[0].to(device)
+    if remote.is_uri(model) or (Path(model).exists() and not model.startswith("models:")):
+        return checkpoint.load_model(checkpoint.resolve(model))[0].to(device)
     if model.startswith(("models:", "/", ".")) or "@" in model:
         return registry.lookup(model, uri=uri).load(device)
     raise DenoiseError(f"model={model}: no such folder, and no reference like models:/name@alias")

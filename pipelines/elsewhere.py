@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import config as configs
-from pipelines import stores, train
+from pipelines import run_folder, stores
 from pipelines.config import Config
 
 
@@ -25,7 +25,7 @@ def spelled_out(config: Config, *, what: str) -> Config:
             f"{stores.redact(uri)}: {what} writes its tracking URI into files; give the user and the password in "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
         )
-    changes: dict[str, Any] = {"tracking.uri": uri, "train.storage": str(train.storage_of(config))}
+    changes: dict[str, Any] = {"tracking.uri": uri, "train.storage": str(run_folder.storage_of(config, what=what))}
     for key in ("data.root", *configs.WEIGHTS):
         value = config.flat()[key]
         if value and Path(value).exists():

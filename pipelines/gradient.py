@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,16 +48,17 @@ class Gradient:
         self.compiling = _compiling if train.compile else nullcontext
 
     def __call__(
-        self, *, clean: Tensor, noisy: Tensor, sigma: Tensor, labels: Tensor | None = None
+        self, *, clean: Tensor, noisy: Tensor, sigma: Tensor, labels: Tensor | None = None, share: float = 1.0
     ) -> dict[str, Tensor]:
         """One forward and backward pass over (B, 3, H, W) crops, sigma (B,), labels (B, H, W); gives the loss's parts.
 
-        With fewer crops than parts, every crop is a part.
+        With fewer crops than parts, every crop is a part. `share`: see `Objective.forward`.
         """
+        judged = {"clean": clean, "sigma": sigma, "labels": labels, "share": share}
         few = -(-len(noisy) // self.parts)
         if few == len(noisy):
             restored, estimate = self._restore(noisy, sigma)
-            loss, parts = self._judge(restored, estimate, clean, sigma, labels)
+            loss, parts = self._judge(restored, estimate, **judged)
             loss.backward()
             return parts
         pieces = list(zip(noisy.split(few), sigma.split(few), strict=True))
@@ -66,7 +68,7 @@ class Gradient:
         for judge in self.objective.modules():
             if isinstance(judge, Judge):
                 judge.at_once = few
-        loss, parts = self._judge(outputs[0], outputs[1] if outputs[1:] else None, clean, sigma, labels)
+        loss, parts = self._judge(outputs[0], outputs[1] if outputs[1:] else None, **judged)
         loss.backward()
         slopes = zip(*(_slope(output).split(few) for output in outputs), strict=True)
         for number, (piece, slope) in enumerate(zip(pieces, slopes, strict=True), 1):
@@ -80,11 +82,9 @@ class Gradient:
             restored, estimate = self.model(noisy, sigma)
         return restored.to(torch.promote_types(restored.dtype, torch.float32)), estimate
 
-    def _judge(
-        self, restored: Tensor, estimate: Tensor | None, clean: Tensor, sigma: Tensor, labels: Tensor | None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def _judge(self, restored: Tensor, estimate: Tensor | None, **given: Any) -> tuple[Tensor, dict[str, Tensor]]:
         with self._autocast(restored):
-            loss, parts = self.objective(restored=restored, clean=clean, sigma=sigma, estimate=estimate, labels=labels)
+            loss, parts = self.objective(restored=restored, estimate=estimate, **given)
         return loss, parts
 
     def _autocast(self, images: Tensor) -> torch.autocast:

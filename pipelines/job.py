@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines import checkpoint, pictures, registry, tracking, train
+from pipelines import checkpoint, pictures, registry, remote, run_folder, tracking, train
 from pipelines import config as configs
 from pipelines.config import Config
 from pipelines.evaluate import RESULTS, Results, evaluate
@@ -40,12 +40,13 @@ def run(config: Config, *, quiet: bool = False, verbose: bool = False, watch: tr
 def keep(run: tracking.Run, run_dir: Path, results: Results, drawn: list[Path], *, step: int) -> None:
     """Put the evaluation of a step's checkpoint into the run's folder and its MLflow record."""
     results.save(run_dir / RESULTS)
-    train.write_run(run_dir, evaluated=step)
+    run_folder.write_run(run_dir, evaluated=step)
     run.results(results.flat())
     run.file(run_dir / RESULTS)
     run.text(results.table(), "results.txt")
     for path in drawn:
         run.file(path, "pictures")
+    remote.push(run_dir, RESULTS, *(str(path.relative_to(run_dir)) for path in drawn))
 
 
 def evaluate_run(
@@ -60,7 +61,7 @@ def evaluate_run(
     config = config or configs.load(folder / checkpoint.CONFIG)
     results = evaluate(folder, config, quiet=quiet, verbose=verbose)
     run_dir = folder.parent
-    if out is None and (run_dir / train.RUN).exists():
+    if out is None and (run_dir / run_folder.RUN).exists():
         with train.open_run(configs.load(run_dir / checkpoint.CONFIG), run_dir) as run:
             keep(run, run_dir, results, [], step=int(checkpoint.meta(folder)["step"]))
         return results, run_dir / RESULTS

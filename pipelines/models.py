@@ -7,7 +7,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from d2sm.models import CBDNet, FFDNet, SADNet
-from pipelines.config import Model
+from pipelines.sections import Model
 
 
 def build(model: Model) -> nn.Module:

@@ -20,7 +20,8 @@ from d2sm.objectives import (
     total_variation,
 )
 from pipelines import segmenters
-from pipelines.config import ConfigError, Loss
+from pipelines.config import ConfigError
+from pipelines.sections import Loss
 
 
 class Objective(nn.Module):
@@ -48,6 +49,7 @@ class Objective(nn.Module):
         sigma: Tensor | None = None,
         estimate: Tensor | None = None,
         labels: Tensor | None = None,
+        share: float = 1.0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar to descend, and its parts without graph. L1 is always among the parts.
 
@@ -58,6 +60,8 @@ class Objective(nn.Module):
             restored, clean: (B, 3, H, W).
             sigma: (B,), in units of 0..255, and estimate: (B, 3, H, W); for the terms on the estimate of the noise.
             labels: (B, H, W) train ids; for the cross-entropy.
+            share: of the step's crops that are here, over an equal share; workers' gradients are averaged, so means
+                over more crops have to count for more. D2SM knows all workers' samples and needs no such weight.
         """
         parts = {"l1": l1_loss(restored, clean), **self._images(restored, clean)}
         if self.cross_entropy is not None and labels is not None:
@@ -66,9 +70,16 @@ class Objective(nn.Module):
             parts |= self._noise(estimate.float(), sigma)
         if self.adversarial is not None:
             parts["adversarial"], parts["discriminator"] = self.adversarial(restored=restored, clean=clean)
-        total = torch.stack([weight * parts[name] for name, weight in self.weights.items()]).sum()
+        total = self._weighted(parts, 1.0)
         logged = {"loss": total.detach(), **{f"loss.{name}": part.detach() for name, part in parts.items()}}
-        return total + parts.get("discriminator", 0.0), logged
+        if share != 1.0:
+            total = self._weighted(parts, share)
+        return total + share * parts.get("discriminator", 0.0), logged
+
+    def _weighted(self, parts: dict[str, Tensor], share: float) -> Tensor:
+        """Terms that are a mean over the crops here times `share`, and D2SM as it is."""
+        shares = {name: 1.0 if name == "d2sm" else share for name in self.weights}
+        return torch.stack([weight * shares[name] * parts[name] for name, weight in self.weights.items()]).sum()
 
     def _images(self, restored: Tensor, clean: Tensor) -> dict[str, Tensor]:
         """The terms that compare the two images."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,9 +23,17 @@ class Mailbox:
     def __init__(self) -> None:
         self.entries: list[Entry] = []
         self.gone = 0
+        self.ending = False
 
     def put(self, entry: Entry) -> None:
         self.entries.append(entry)
+
+    def end(self) -> None:
+        """The driver wants the run to end."""
+        self.ending = True
+
+    def ends(self) -> bool:
+        return self.ending
 
     def after(self, known: int) -> list[Entry]:
         """The entries after the first `known`, which may be forgotten; those of an answer that was lost come again."""
@@ -98,6 +107,39 @@ class Waiting:
         share = self.waited / self.seconds
         self.said = share > WAITING and self.seconds >= self.least
         return f"the workers waited for data for {share:.0%} of the time; {self.remedy}" if self.said else None
+
+
+class Restarts:
+    """Says when a run's workers were started again, and, once it is further than before, how long that held it up."""
+
+    def __init__(self) -> None:
+        self.count, self.lost = 0, 0.0
+        self._workers = 0
+        self._reached: tuple[int, float] | None = None  # the newest step that was logged, and when
+        self._behind = False
+
+    def begins(self, step: int, workers: int) -> str | None:
+        """What to show when `workers` workers begin at a step; nothing for the first ones."""
+        before, self._workers = self._workers, workers
+        if not before:
+            self._reached = (step, time.monotonic())
+            return None
+        self.count += 1
+        self._behind = True
+        changed = f" instead of {before}" if workers != before else ""
+        return f"started again at step {step}, on {workers} worker{'s' * (workers > 1)}{changed}"
+
+    def reaches(self, step: int, steps_per_second: float) -> str | None:
+        """What to show at a log entry further than all before."""
+        assert self._reached is not None
+        (before, then), now = self._reached, time.monotonic()
+        self._reached = (step, now)
+        if not self._behind:
+            return None
+        self._behind = False
+        seconds = max(0.0, now - then - (step - before) / steps_per_second)
+        self.lost += seconds
+        return f"further than before, at step {step}; {seconds:.0f} s were lost"
 
 
 class Line:

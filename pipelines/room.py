@@ -45,7 +45,7 @@ def at_once(config: Config, cpus: float, gpus: float) -> int:
     fits = [cpus / cpus_of(config)]
     places = session.gpu_places(config, gpus)
     if config.train.use_gpu:
-        fits.append(places / config.train.num_workers)
+        fits.append(places / config.train.workers[1])
     if config.evaluate.use_gpu and config.evaluate.actors:
         fits.append(places / config.evaluate.actors)
     return int(min(fits)) if min(fits) < math.inf else 10**6

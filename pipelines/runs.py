@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipelines import checkpoint, stores, train
+from pipelines import checkpoint, remote, run_folder, stores
 from pipelines import config as configs
 from pipelines.config import Config
 from pipelines.evaluate import RESULTS, Results
@@ -111,19 +111,20 @@ class Row:
 
 
 def read(folder: str | Path) -> Finished:
-    """A finished run, from its folder.
+    """A finished run, from its folder or its URI.
 
     Raises:
+        RemoteError: the URI cannot be read.
         RunsError: not a run's folder, not trained to its end, or not evaluated.
     """
-    folder = Path(folder).expanduser().absolute()
+    folder = remote.local(folder).expanduser().absolute()
     last = checkpoint.latest(folder) if folder.is_dir() else None
     if last is None:
         raise RunsError(f"{folder}: no run with a complete checkpoint there; give a folder that `d2sm train` wrote")
     about = checkpoint.meta(last)
     if not about.get("final"):
         raise RunsError(f"{folder}: stopped at step {about['step']} of {about['steps']}; train it to its end first")
-    known, step = train.read_run(folder), int(about["step"])
+    known, step = run_folder.read_run(folder), int(about["step"])
     if not (folder / RESULTS).exists() or known.get("evaluated", step) != step:
         raise RunsError(f"{folder}: its last step is not evaluated; `d2sm evaluate {folder}` does it")
     config = configs.load(last / checkpoint.CONFIG)
@@ -157,7 +158,7 @@ def label(config: Config) -> str:
 def changed(config: Config) -> dict[str, Any]:
     """The keys in which a setting differs from its recipe, but for those that alter no result."""
     plain = recipes().get(config.recipe, Config()).flat()
-    free = tuple(key for key in train.FREE if key != "train.max_steps")
+    free = tuple(key for key in run_folder.FREE if key != "train.max_steps")
     return {
         key: value
         for key, value in config.flat().items()

@@ -5,10 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-import signal
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -35,9 +32,14 @@ class ResourceError(ValueError):
     """More than the cluster has was asked for. One line."""
 
 
-def cpus_needed(config: Config) -> float:
-    """CPUs that training reserves, those of Ray Data included; without them it would wait for ever."""
-    return config.train.num_workers * config.train.cpus_per_worker + config.train.data_cpus
+def cpus_needed(config: Config, workers: int | None = None) -> float:
+    """CPUs that training reserves, those of Ray Data included; without them it would wait for ever.
+
+    Args:
+        workers: None: the most. With [least, most] workers ingest reserves nothing (`data.stream`).
+    """
+    train = config.train
+    return (workers or train.workers[1]) * train.cpus_per_worker + (0 if train.elastic else train.data_cpus)
 
 
 def start(*, cpus: float, verbose: bool = False) -> None:
@@ -105,17 +107,18 @@ def check(config: Config) -> None:
     Raises:
         ResourceError: names what is asked for, what there is, and the keys that change it.
     """
-    have, need = capacity(), cpus_needed(config)
+    least, _ = config.train.workers
+    have, need = capacity(), cpus_needed(config, least)
     if have.get("CPU", 0) < need:
         raise ResourceError(
-            f"train.num_workers={config.train.num_workers}: at train.cpus_per_worker={config.train.cpus_per_worker:g}, "
+            f"train.num_workers={least}: at train.cpus_per_worker={config.train.cpus_per_worker:g}, "
             f"train.data_cpus={config.train.data_cpus:g} training reserves {need:g} CPUs, but Ray has "
             f"{have.get('CPU', 0):g}; lower one of them, or join a larger cluster (RAY_ADDRESS)"
         )
     share = config.train.gpus_per_worker
-    if config.train.use_gpu and gpu_places(config, have.get("GPU", 0)) < config.train.num_workers:
+    if config.train.use_gpu and gpu_places(config, have.get("GPU", 0)) < least:
         raise ResourceError(
-            f"train.use_gpu=true: {config.train.num_workers} workers need {share:g} GPU each, but Ray has "
+            f"train.use_gpu=true: {least} workers need {share:g} GPU each, but Ray has "
             f"{have.get('GPU', 0):g}; lower train.num_workers or train.gpus_per_worker, or say train.use_gpu=false"
         )
 
@@ -125,7 +128,7 @@ def crowded(config: Config) -> str | None:
     if config.train.use_gpu:
         return None
     cpus = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
-    workers = min(config.train.num_workers, int(cpus / config.train.cpus_per_worker))
+    workers = min(config.train.workers[1], int(cpus / config.train.cpus_per_worker))
     # On this machine alone Ray is told of more CPUs than there are cores; a node's word is taken for its cores.
     cores = min(int(cpus), os.cpu_count() or 1) if len(ray.nodes()) == 1 else int(cpus)
     if workers * config.train.threads <= cores:
@@ -134,20 +137,6 @@ def crowded(config: Config) -> str | None:
         f"train.threads={config.train.threads}: {workers} workers on a node of {cores} cores get in each other's way; "
         "lower it, or train.num_workers"
     )
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Let Ctrl-C be a KeyboardInterrupt again: Ray Train stops its workers on it, but then exits the process with 0."""
-    ours = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGINT) if ours else None
-    try:
-        yield
-    except SystemExit:
-        raise KeyboardInterrupt from None
-    finally:
-        if before is not None:
-            signal.signal(signal.SIGINT, before)
 
 
 def cause(error: BaseException) -> BaseException:

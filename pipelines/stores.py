@@ -46,12 +46,18 @@ def uri_of(config: Config) -> str:
     Sqlite paths come back absolute: Ray changes the working folder of its processes.
 
     Raises:
-        TrackingError: for a folder of files (MLflow 3 no longer writes those) or an unknown kind of store.
+        TrackingError: for a folder of files (MLflow 3 no longer writes those) or an unknown kind of store; none is
+            given, and train.storage is a URI.
     """
     if config.tracking.uri:
         return absolute(config.tracking.uri, asked_by="tracking.uri")
     if inherited := os.environ.get("MLFLOW_TRACKING_URI"):
         return absolute(inherited, asked_by="MLFLOW_TRACKING_URI")
+    if "://" in config.train.storage:
+        raise TrackingError(
+            f"train.storage={redact(config.train.storage)}: MLflow's database cannot be kept there; give tracking.uri, "
+            "or MLFLOW_TRACKING_URI, such as http://host:5000 or sqlite:///<folder>/mlflow.db"
+        )
     return f"sqlite:///{Path(config.train.storage).absolute() / 'mlflow.db'}"
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 
-from pipelines import checkpoint, job, plan, render, room, segmenters, session, tracking, train
+from pipelines import checkpoint, job, plan, render, room, run_folder, segmenters, session, tracking, train
 from pipelines import config as configs
 from pipelines.config import Config, ConfigError
 from pipelines.elsewhere import spelled_out
@@ -72,7 +72,7 @@ def runs_of(rows: Sequence[Config], *, name: str, seeds: int) -> list[Config]:
     """
     if seeds < 1:
         raise ConfigError(f"seeds={seeds}: at least 1")
-    train.check_name(name, "name")
+    run_folder.check_name(name, "name")
     rows = [spelled_out(row, what="a table") for row in rows]
     return [
         row.replace(
@@ -111,7 +111,7 @@ def table(
     wanted = runs_of(rows, name=name, seeds=seeds)
     left = [config for config in wanted if not done(config)]
     steps = {name: _check(config) for name, config in {label(config): config for config in left}.items()}
-    folder = train.folder_of(wanted[0]).parent
+    folder = run_folder.folder_of(wanted[0]).parent
     folder.mkdir(parents=True, exist_ok=True)
     with _open_run(wanted[0], folder) as run:
         left = [config.replace({"tracking.parent": run.id}) for config in left]
@@ -123,10 +123,10 @@ def table(
 def done(config: Config) -> bool:
     """Whether this very run is finished, evaluated as it is asked for now."""
     try:
-        found = read(train.folder_of(config)).config.flat()
+        found = read(run_folder.folder_of(config)).config.flat()
     except (RunsError, checkpoint.CheckpointError):
         return False
-    free = tuple(key for key in train.FREE if key not in ("train.max_steps", "evaluate."))
+    free = tuple(key for key in run_folder.FREE if key not in ("train.max_steps", "evaluate."))
     alike = ("evaluate.actors", "evaluate.threads", "evaluate.use_gpu", "evaluate.tile", "evaluate.pictures")
     return all(found[key] == value for key, value in config.flat().items() if not key.startswith((*free, *alike)))
 
@@ -143,15 +143,15 @@ def _check(config: Config) -> int:
 
 def _open_run(first: Config, folder: Path) -> tracking.Run:
     """The table's own MLflow run; those of its rows stand below it."""
-    known = train.read_run(folder).get("run_id")
+    known = run_folder.read_run(folder).get("run_id")
     run = tracking.open_run(first, run_dir=folder, tags={"d2sm.table": folder.name}, run_id=known, whole=False)
-    train.write_run(folder, run_id=run.id, page=run.page)
+    run_folder.write_run(folder, run_id=run.id, page=run.page)
     return run
 
 
 def _write(wanted: Sequence[Config], folder: Path, run: tracking.Run) -> list[Row]:
     """The table of what is finished so far, as files and in MLflow."""
-    rows = gather([train.folder_of(config) for config in wanted if done(config)])
+    rows = gather([run_folder.folder_of(config) for config in wanted if done(config)])
     for path in render.write(rows, folder):
         run.file(path)
     return rows
@@ -180,7 +180,7 @@ def _run(
                         _settle(config, "FAILED")
                         line.say(f"failed  {config.train.name}: {why}")
                     else:
-                        line.say(f"done    {config.train.name}: {read(train.folder_of(config)).results.line()}")
+                        line.say(f"done    {config.train.name}: {read(run_folder.folder_of(config)).results.line()}")
                     finish()
             finally:
                 _stop(running)
@@ -233,6 +233,6 @@ def _stop(running: Mapping[Any, Config]) -> None:
 
 
 def _settle(config: Config, status: tracking.Status) -> None:
-    run_id = train.read_run(train.folder_of(config)).get("run_id")
+    run_id = run_folder.read_run(run_folder.folder_of(config)).get("run_id")
     if run_id:
         tracking.settle(tracking.uri_of(config), {run_id: status})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -16,14 +15,17 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
+from d2sm.distributed import Agreement
 from d2sm.models.recompute import recompute
 from pipelines import checkpoint, data
 from pipelines.adversary import Adversary
 from pipelines.config import Config, Train
 from pipelines.gradient import Gradient
+from pipelines.keeper import Keeper
 from pipelines.models import Learner, build
 from pipelines.objective import Objective
 from pipelines.progress import Entry
+from pipelines.stopping import Wish
 
 RECENT = 100  # entries of the log that a checkpoint carries: far more than can be on their way
 _Tensors = tuple[Tensor, ...] | list[Tensor]
@@ -44,30 +46,39 @@ def train_loop(job: Mapping[str, Any]) -> None:
     """Train from the last complete checkpoint to the end of the plan.
 
     Args:
-        job: config (as saved), run_dir, steps (in all), steps_per_epoch, meta (what checkpoints say of the data),
-            log (handle of the actor that takes log entries).
+        job: config (as saved), place (the run's folder or URI), steps (in all), steps_per_epoch, meta (what checkpoints
+            say of the data), log (handle of the actor that takes log entries).
     """
     config = Config.model_validate(job["config"])
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(config.train.threads)
     worker = Worker(config, job["steps_per_epoch"])
-    last = checkpoint.latest(Path(job["run_dir"]))
+    last = checkpoint.latest(job["place"])
     step = worker.restore(last) if last else 0
     log = Log(job["log"], step, speaks=rank == 0)
+    log.begin(workers)
     if last:
         log.resume(checkpoint.log(last), ours=checkpoint.is_of(last, config.train.name))
-    for row in _shares(ray.train.get_dataset_shard("train"), log):
-        if (row["step"], row["part"]) != (step, rank % workers):
-            raise TrainingError(f"step {step}: worker {rank} was handed part {row['part']} of step {row['step']}")
-        log.add(worker.step(row, step), step)
-        step += 1
-        final = step == job["steps"]
-        if final or step % config.train.log_every == 0:
-            log.flush(step, lr=float(worker.schedule.get_last_lr()[0]))
-        if final or step % config.train.checkpoint_every == 0:
-            log.check(step)  # a broken state is never saved
-            worker.save(step, final, job["meta"], rank, log.state())
+    wish, agreement = Wish(job["log"], listens=rank == 0), Agreement()
+    with Keeper(job["place"], config.train.keep) as keeper:
+        for row in _shares(ray.train.get_dataset_shard("train"), log):
+            if (row["step"], row["part"]) != (step, rank):
+                raise TrainingError(f"step {step}: worker {rank} was handed part {row['part']} of step {row['step']}")
+            agreement.ask(wish.known())
+            share = len(row["sigma"]) * workers / config.train.batch_size
+            log.add(worker.step(row, step, share), step)
+            step += 1
+            ends = agreement.answer()
+            final = step == job["steps"]
+            if final or step % config.train.log_every == 0:
+                log.flush(step, lr=float(worker.schedule.get_last_lr()[0]))
+            if final or ends or step % config.train.checkpoint_every == 0:
+                log.check(step)  # a broken state is never saved
+                if rank == 0:
+                    worker.save(keeper, step, final, job["meta"], log.state())
+            if ends:
+                return
 
 
 class Worker:
@@ -94,11 +105,12 @@ class Worker:
         self.adversary = Adversary(judge.discriminator, config) if judge is not None else None
         self.schedule = LambdaLR(self.optimizer, lambda step: rate(config.train, step, steps_per_epoch))
 
-    def step(self, row: data.Row, step: int) -> dict[str, Tensor]:
-        """Descend once; gives the step's numbers, still on the device."""
+    def step(self, row: data.Row, step: int, share: float = 1.0) -> dict[str, Tensor]:
+        """Descend once; gives the step's numbers, still on the device. `share`: see `Objective.forward`."""
         clean, noisy, sigma = data.to_tensors(row, self.device)
         self.optimizer.zero_grad(set_to_none=True)
-        parts = self.gradient(clean=clean, noisy=noisy, sigma=sigma, labels=data.labels(row, self.device))
+        labels = data.labels(row, self.device)
+        parts = self.gradient(clean=clean, noisy=noisy, sigma=sigma, labels=labels, share=share)
         if self.device.type == "cpu":  # elsewhere looking would stop the queue
             _check(parts, f"step {step}")
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.train.clip or float("inf"))
@@ -111,20 +123,11 @@ class Worker:
             self.average.update_parameters(self.network)
         return numbers
 
-    def save(self, step: int, final: bool, about: Mapping[str, Any], rank: int, log: Mapping[str, Any]) -> None:
-        """Report a checkpoint: worker 0 writes it, all wait."""
-        metrics = {"step": step}
-        if rank > 0:
-            ray.train.report(metrics, checkpoint=None, checkpoint_dir_name=checkpoint.name_of(step))
-            return
-        with tempfile.TemporaryDirectory(prefix="d2sm-") as folder:
-            weights = self.average.module if self.average is not None else self.network
-            meta = {**about, "step": step, "epoch": step // self.steps_per_epoch, "final": final}
-            checkpoint.write(
-                Path(folder), weights=weights.state_dict(), state=self.state(), config=self.config, meta=meta, log=log
-            )
-            saved = ray.train.Checkpoint.from_directory(folder)
-            ray.train.report(metrics, checkpoint=saved, checkpoint_dir_name=checkpoint.name_of(step))
+    def save(self, keeper: Keeper, step: int, final: bool, about: Mapping[str, Any], log: Mapping[str, Any]) -> None:
+        """Hand a checkpoint to whom it is written by, beside the next steps."""
+        weights = self.average.module if self.average is not None else self.network
+        meta = {**about, "step": step, "epoch": step // self.steps_per_epoch, "final": final}
+        keeper.save(step, weights=weights.state_dict(), state=self.state(), config=self.config, meta=meta, log=log)
 
     def state(self) -> dict[str, Any]:
         """Everything that decides how training goes on. All workers hold the same."""
@@ -170,6 +173,11 @@ class Log:
         self.sums: dict[str, Any] = {}  # Tensor, or float once resumed
         self.recent: deque[Entry] = deque(maxlen=RECENT)
         self.waited, self.started = 0.0, time.monotonic()
+
+    def begin(self, workers: int) -> None:
+        """Say from which step on how many workers train."""
+        if self.speaks:
+            self.actor.put.remote({"begins": self.since, "workers": workers})
 
     def add(self, numbers: dict[str, Tensor], step: int) -> None:
         self.sums = {name: self.sums.get(name, 0) + number for name, number in numbers.items()}
@@ -247,7 +255,7 @@ def _shares(shard: Any, log: Log) -> Iterator[dict[str, Any]]:
         log.waited += time.monotonic() - asked
         row = {name: column[0] for name, column in batch.items()}
         log.skipped(data.skipped_files(row.pop("skipped")))
-        yield row
+        yield data.taken(row)
 
 
 def _average(network: nn.Module, decay: float) -> AveragedModel | None:

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Self
 
+import psutil
+
 from cluster import nodes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,6 +45,18 @@ class LocalCluster:
         assert found is not None
         return found
 
+    def processes(self, name: str) -> list[psutil.Process]:
+        """The living processes of Ray's that are called so, such as RayTrainWorker; those of the oldest node first."""
+        state = self.state
+        found = [process for process in nodes.ours(state) if name in " ".join(_words(process))]
+        return sorted(found, key=lambda process: (state.sessions.index(os.getsid(process.pid)), process.pid))
+
+    def node_of(self, process: psutil.Process) -> int:
+        """The number of the worker node that a process runs on, as `d2sm cluster kill` counts; 0 for the head."""
+        living = {os.getsid(one.pid) for one in nodes.ours(self.state)}
+        sessions = [session for session in self.state.sessions if session in living]
+        return sessions.index(os.getsid(process.pid))
+
     def start(self, *words: str, **environment: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [*_D2SM, *words], env=self.environment | environment, cwd=self.folder, text=True,
@@ -67,6 +81,13 @@ class LocalCluster:
 
     def __exit__(self, *_: object) -> None:
         self.d2sm("cluster", "down")
+
+
+def _words(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
 
 
 def interrupt_after(process: subprocess.Popen[str], line: str) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from cluster.cli import main
 from d2sm.features import features
-from pipelines import runs, stores, tracking, train
+from pipelines import run_folder, runs, stores, tracking
 from pipelines.evaluate import tensor
 from pipelines.figures import comparison, curves, embedding
 from pipelines.figures.curves import Curve
@@ -28,7 +28,7 @@ def log(finished: runs.Finished, entries: dict[int, dict[str, float]], run_id: s
     with tracking.open_run(finished.config, run_dir=finished.folder, tags={}, run_id=run_id) as run:
         for step, numbers in entries.items():
             run.log(step, numbers)
-    train.write_run(finished.folder, run_id=run.id)
+    run_folder.write_run(finished.folder, run_id=run.id)
     return run.id
 
 

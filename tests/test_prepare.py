@@ -24,7 +24,8 @@ from pipelines.evaluate import evaluate
 from pipelines.images import ImageError, read_labels, read_rgb, write_png
 from pipelines.prepare import Prepared, prepare
 from pipelines.prepared import MANIFEST, STARTED, Manifest
-from pipelines.train import fit, open_folder
+from pipelines.run_folder import open_folder
+from pipelines.train import fit
 from pipelines.train_loop import TrainingError
 from tests.conftest import tiny_config
 from tests.test_data import reference, same, steps

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import checkpoint, runs, train
+from pipelines import checkpoint, run_folder, runs
 from pipelines.config import Config
 from pipelines.evaluate import CONVENTION, RESULTS, EvaluationError, Results, Score
 from pipelines.models import build
@@ -79,7 +79,7 @@ def test_runs_that_are_not_finished_are_refused(tmp_path: Path) -> None:
         runs.read(folder)
     results().save(folder / RESULTS)
     assert runs.read(folder).results == results()
-    train.write_run(folder, evaluated=4)  # before the training went on
+    run_folder.write_run(folder, evaluated=4)  # before the training went on
     with pytest.raises(RunsError, match="late: its last step is not evaluated"):
         runs.read(folder)
 

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from d2sm.features import features
-from pipelines import data, segmenters, train
+from pipelines import data, run_folder, segmenters, train
 from pipelines.config import Config
 from pipelines.elsewhere import spelled_out
 from pipelines.evaluate import images as evaluation_images
@@ -63,7 +63,7 @@ class Sweep:
     @property
     def folder(self) -> Path:
         """Where the sweep and its trials are kept."""
-        return train.storage_of(self.base) / self.name
+        return run_folder.storage_of(self.base, what="a sweep") / self.name
 
     def at(self, point: Point) -> Config:
         """A point's whole configuration."""
@@ -107,7 +107,7 @@ def settled(sweep: Sweep) -> Sweep:
         ConfigError, TrackingError: a name with folders, a password in the URI.
     """
     base = spelled_out(sweep.base, what="a sweep")
-    train.check_name(sweep.name, "name")
+    run_folder.check_name(sweep.name, "name")
     return replace(sweep, base=base.replace({"train.name": "", "tracking.register_as": "", "tracking.parent": ""}))
 
 

@@ -21,8 +21,9 @@ from pipelines import config as configs
 from pipelines.config import Config
 from pipelines.evaluate import evaluate
 from pipelines.job import keep
+from pipelines.run_folder import folder_of
 from pipelines.stores import TrackingError
-from pipelines.train import Trained, fit, folder_of, images, open_run
+from pipelines.train import Trained, fit, images, open_run
 
 T = TypeVar("T")
 SETTINGS, BASE = "sweep.json", "base.yaml"  # in the sweep's folder

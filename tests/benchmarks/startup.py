@@ -28,7 +28,7 @@ STAGES = (
 
 def child(root: str, storage: str) -> None:
     """One run, its stages written to a file as they are passed; in a process of its own."""
-    from pipelines import evaluate, train, train_loop
+    from pipelines import evaluate, train, train_loop, workers
     from pipelines.recipes import recipe
 
     file = Path(storage) / "stages"
@@ -48,9 +48,9 @@ def child(root: str, storage: str) -> None:
                 super().__init__(*args)
                 mark("worker built")
 
-            def step(self, row: Any, step: int) -> Any:
+            def step(self, *args: Any) -> Any:
                 mark("first share")
-                made = super().step(row, step)
+                made = super().step(*args)
                 mark("first step")
                 return made
 
@@ -58,7 +58,7 @@ def child(root: str, storage: str) -> None:
         train_loop.Worker = Timed  # type: ignore[misc]
         loop(job)
 
-    train.train_loop = timed  # type: ignore[assignment]
+    workers.train_loop = timed
     config = recipe("ffdnet_d2sm_cpu").replace(
         {
             "data.root": root, "data.crop_size": 64, "train.storage": storage, "train.name": "tiny",

@@ -155,7 +155,7 @@ def start_plain(config: Config, gate: Gate, device: torch.device) -> Callable[[]
 
 def start_rays(config: Config, gate: Gate) -> Callable[[], None]:
     job = {
-        "config": config.model_dump(mode="json"), "run_dir": str(gate.folder / config.train.name), "gate": gate,
+        "config": config.model_dump(mode="json"), "place": str(gate.folder / config.train.name), "gate": gate,
         "steps": gate.rounds * gate.steps, "steps_per_epoch": 10**6, "meta": {"name": config.train.name},
         "log": Mailbox.remote(),  # type: ignore[attr-defined]
     }  # fmt: skip
