@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import importlib
 import logging
 import os
 import re
 import shlex
 import socket
 import sys
-import threading
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -29,11 +27,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}  # the databases MLflow accepts, beside sqlite
-
-
-def preload() -> None:
-    """Import mlflow in a thread, while this process waits for something else, such as Ray's processes."""
-    threading.Thread(target=importlib.import_module, args=("mlflow",), daemon=True).start()
 
 
 class TrackingError(ValueError):

@@ -21,7 +21,6 @@ from pipelines import (
     run_folder,
     session,
     stopping,
-    stores,
     tracking,
     workers,
 )
@@ -67,7 +66,6 @@ def fit(config: Config, *, quiet: bool = False, verbose: bool = False, watch: Wa
     items = images(config)
     check_objective(config)
     fingerprint = cityscapes.fingerprint(items)
-    stores.preload()
     session.start(cpus=session.cpus_needed(config), verbose=verbose)
     session.check(config)
     run_dir = run_folder.open_folder(config, fingerprint)
