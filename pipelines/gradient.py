@@ -54,13 +54,15 @@ class Gradient:
 
         With fewer crops than parts, every crop is a part. `share`: see `Objective.forward`.
         """
-        judged = {"clean": clean, "sigma": sigma, "labels": labels, "share": share}
+        judged: dict[str, Any] = {"clean": clean, "sigma": sigma, "labels": labels, "share": share}
         few = -(-len(noisy) // self.parts)
-        if few == len(noisy):
-            restored, estimate = self._restore(noisy, sigma)
-            loss, parts = self._judge(restored, estimate, **judged)
-            loss.backward()
-            return parts
+        if few < len(noisy):
+            return self._in_parts(noisy, sigma, few, judged)
+        loss, parts = self._judge(*self._restore(noisy, sigma), **judged)
+        loss.backward()
+        return parts
+
+    def _in_parts(self, noisy: Tensor, sigma: Tensor, few: int, judged: dict[str, Any]) -> dict[str, Tensor]:
         pieces = list(zip(noisy.split(few), sigma.split(few), strict=True))
         with torch.no_grad():
             made = [self._restore(*piece) for piece in pieces]
