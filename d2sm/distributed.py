@@ -7,7 +7,7 @@ the loss knows the gradient of its own rows in closed form (see `matching.py`).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -92,11 +92,29 @@ class Agreement:
         return bool(self._wished.item())
 
 
+def _hosts() -> dist.ProcessGroup | None:
+    """A group for tensors in the hosts' memory: the default one where it takes them, else one made beside it, once."""
+    default = dist.group.WORLD
+    if "cpu" in dist.get_backend_config(default):
+        return None
+    if default not in _BESIDE:
+        _BESIDE.clear()  # of a default group that is no more
+        _BESIDE[default] = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
+    return _BESIDE[default]
+
+
+_BESIDE: dict[dist.ProcessGroup | None, dist.ProcessGroup] = {}
+
+
 def _counts(rows: Tensor) -> list[int]:
-    """How many rows each worker has; checks that they are as long, since a collective on unequal rows hangs or lies."""
-    mine = torch.tensor([*rows.shape, rows.element_size()], device=rows.device)
+    """How many rows each worker has; checks that they are as long, since a collective on unequal rows hangs or lies.
+
+    Every step, since one that only some workers take part in hangs too. By the hosts: the numbers are needed there, and
+    read from an accelerator they would make the host wait until it has done all that it was asked before.
+    """
+    mine = torch.tensor([*rows.shape, rows.element_size()])
     everyone = [torch.empty_like(mine) for _ in range(world_size())]
-    dist.all_gather(everyone, mine)
+    dist.all_gather(everyone, mine, group=_hosts())
     shapes = [tuple(shape.tolist()) for shape in everyone]
     if len({shape[1:] for shape in shapes}) > 1:
         raise ValueError(

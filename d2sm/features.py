@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
+
+from d2sm.frozen import Judge
 
 Scale = tuple[tuple[float, float, float], tuple[float, float, float]]  # mean and std per channel
 IMAGENET: Scale = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -30,7 +31,7 @@ IMAGENET: Scale = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 SIGNED: Scale = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
-class Features(nn.Module):
+class Features(Judge):
     """Phi. (B, 3, H, W) RGB in [0, 1] -> (B, channels, h, w), h and w about H and W over `stride`.
 
     Always in eval mode, parameters frozen; gradient flows to the images. `mean` and `std` are float32 buffers
@@ -51,7 +52,7 @@ class Features(nn.Module):
         """Stays in eval mode whatever `mode` is: a parent's .train() leaves BatchNorm and dropout alone."""
         return super().train(False)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def judged(self, images: Tensor) -> Tensor:
         out: Tensor = self.net(self.normalised(images))
         return out
 
@@ -245,9 +246,15 @@ def weights_at_hand(network: str) -> Path:
 Built = tuple[nn.Module, dict[str, nn.Module], Scale]
 
 
-def _vgg(build: Callable[..., nn.Module]) -> Built:
+def _torchvision(name: str) -> Any:
+    """Imported only here: it takes more than a second, most of it torch's compiler, in every process."""
+    models = import_module("torchvision.models")
     with torch.device("meta"):
-        whole: Any = build(weights=None)
+        return getattr(models, name)(weights=None)
+
+
+def _vgg(name: str) -> Built:
+    whole = _torchvision(name)
     steps: dict[str, nn.Module] = {}
     block, index = 1, 0
     for part in whole.features:
@@ -261,16 +268,14 @@ def _vgg(build: Callable[..., nn.Module]) -> Built:
 
 
 def _alexnet() -> Built:
-    with torch.device("meta"):
-        whole = torchvision.models.alexnet(weights=None)
+    whole = _torchvision("alexnet")
     names = ["conv1", "relu1", "pool1", "conv2", "relu2", "pool2"]
     names += ["conv3", "relu3", "conv4", "relu4", "conv5", "relu5", "pool5"]
     return whole, dict(zip(names, whole.features, strict=True)), IMAGENET
 
 
 def _squeezenet() -> Built:
-    with torch.device("meta"):
-        whole = torchvision.models.squeezenet1_0(weights=None)
+    whole = _torchvision("squeezenet1_0")
     names = [
         "conv1",
         "relu1",
@@ -298,8 +303,8 @@ def _lite0() -> Built:
 
 
 NETWORKS: dict[str, Callable[[], Built]] = {
-    "vgg19": partial(_vgg, torchvision.models.vgg19),
-    "vgg16": partial(_vgg, torchvision.models.vgg16),
+    "vgg19": partial(_vgg, "vgg19"),
+    "vgg16": partial(_vgg, "vgg16"),
     "alexnet": _alexnet,
     "efficientnet_lite0": _lite0,
     "squeezenet1_0": _squeezenet,

@@ -35,7 +35,7 @@ class Layers(Frozen):
                 part.inplace = False  # type: ignore[assignment]  # else a ReLU writes into the map before it
         super().__init__(phi)
 
-    def forward(self, images: Tensor) -> list[Tensor]:
+    def judged(self, images: Tensor) -> list[Tensor]:
         phi = cast(Features, self.network)
         maps, x = [], phi.normalised(images)
         for index, step in enumerate(cast(nn.Sequential, phi.net)):

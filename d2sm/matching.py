@@ -124,7 +124,7 @@ class StatisticsMatching(nn.Module):
         memory.allocate(everyone)
         new = memory.slots(everyone.shape[1])
         own = new[mine]
-        entering, leaving = everyone[:, mine].to(memory.rings.dtype), memory.rings[:, memory.leaving(own)]
+        entering, leaving = everyone[:, mine].to(memory.rings.dtype), memory.rings[:, memory.leaving(new, mine)]
         memory.write(everyone)
         # One product for entering and leaving rows: each reads the whole queue, which is what it costs.
         rows = torch.cat([entering, leaving], dim=1).to(pairs.dtype)

@@ -45,9 +45,10 @@ class Memory(nn.Module):
         """Where the next `count` rows will stand: the empty slots, then those of the oldest rows. (count,) int64."""
         return (torch.arange(count, device=self.rings.device) + self.position) % self.queue_size
 
-    def leaving(self, slots: Tensor) -> Tensor:
-        """Those of the next slots that hold a row which has to go; the empty ones come first."""
-        return slots if self.fill == self.queue_size else slots[slots < self.fill]
+    def leaving(self, slots: Tensor, part: slice) -> Tensor:
+        """Those of a part of the next slots that hold a row which has to go; the empty ones come first."""
+        empty = self.queue_size - self.fill  # counted here: a mask of slots would make an accelerator's host wait
+        return slots[max(part.start, empty) : part.stop]
 
     def write(self, pairs: Tensor) -> None:
         """Let (2, M, D) restored and clean rows enter, M <= q; as many of the oldest leave when the rings are full."""

@@ -50,6 +50,9 @@ class Train(Section):
         description="decay of the averaged weights, which are then the ones used; it rises to this; 0: none",
     )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of network and Phi; the losses stay in float32")
+    accumulate: int = Field(1, ge=1, description="parts in which a worker takes its crops, for less memory; same step")
+    recompute: bool = Field(False, description="compute activations twice instead of keeping them, for less memory")
+    compile: bool = Field(False, description="torch.compile the network")
     num_workers: int | tuple[int, int] = Field(
         1,
         description="Ray Train workers; [least, most]: goes on with fewer when a node is lost, and grows again",
@@ -86,6 +89,11 @@ class Train(Section):
             raise ValueError(f"train.num_workers={asked}: train.batch_size={self.batch_size} has fewer crops; lower it")
         if not self.elastic and self.batch_size % least:
             raise ValueError(f"train.batch_size={self.batch_size}: must be a multiple of train.num_workers={least}")
+        if self.accumulate > (share := -(-self.batch_size // least)):
+            raise ValueError(
+                f"train.accumulate={self.accumulate}: a worker has no more than {share} crops a step "
+                "(train.batch_size / train.num_workers); lower it"
+            )
         return self
 
 

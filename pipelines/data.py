@@ -208,11 +208,10 @@ def _crop(image: _Picture, row: dict[str, Any], size: int) -> NDArray[Any]:
 
 def to_tensors(row: Row, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """A share as the network takes it: clean, noisy (b, 3, h, w) in channels-last memory, sigma (b,)."""
-    import torch
 
     from d2sm.noise import add_noise
 
-    sigma = torch.from_numpy(row["sigma"].copy()).to(device)
+    sigma = _moved(row["sigma"], device)
     clean = _images(row["clean"], device)
     if "noisy" in row:  # a real pair: its noise level is not known
         return clean, _images(row["noisy"], device), sigma
@@ -221,16 +220,22 @@ def to_tensors(row: Row, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
 
 def labels(row: Row, device: torch.device) -> Tensor | None:
     """A share's train ids (b, h, w) uint8, 255 where there is none; None where crops carry no labels."""
-    import torch
-
-    return torch.from_numpy(row["label"].copy()).to(device) if "label" in row else None
+    return _moved(row["label"], device) if "label" in row else None
 
 
 def _images(pixels: NDArray[Any], device: torch.device) -> Tensor:
+    return _moved(pixels, device).permute(0, 3, 1, 2).float() / 255
+
+
+def _moved(array: NDArray[Any], device: torch.device) -> Tensor:
+    """A copy on the device, which a GPU fetches by itself: from pinned memory, else the host would wait for it."""
     import torch
 
-    tensor = torch.from_numpy(pixels.copy()).to(device, non_blocking=True)
-    return tensor.permute(0, 3, 1, 2).float() / 255
+    if device.type != "cuda":
+        return torch.from_numpy(array.copy()).to(device)
+    pinned = torch.empty(array.shape, dtype=torch.from_numpy(array[:0].copy()).dtype, pin_memory=True)
+    pinned.numpy()[...] = array
+    return pinned.to(device, non_blocking=True)
 
 
 def check_sizes(config: Config, items: pa.Table) -> None:

@@ -125,6 +125,22 @@ def check(config: Config) -> None:
         )
 
 
+def crowded(config: Config) -> str | None:
+    """A line where the CPU workers that share a node have more threads than it has cores, which slows them down."""
+    if config.train.use_gpu:
+        return None
+    cpus = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
+    workers = min(config.train.workers[1], int(cpus / config.train.cpus_per_worker))
+    # On this machine alone Ray is told of more CPUs than there are cores; a node's word is taken for its cores.
+    cores = min(int(cpus), os.cpu_count() or 1) if len(ray.nodes()) == 1 else int(cpus)
+    if workers * config.train.threads <= cores:
+        return None
+    return (
+        f"train.threads={config.train.threads}: {workers} workers on a node of {cores} cores get in each other's way; "
+        "lower it, or train.num_workers"
+    )
+
+
 def cause(error: BaseException) -> BaseException:
     """The innermost reason of an error that crossed processes."""
     for inner in _inside(error):

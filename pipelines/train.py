@@ -144,6 +144,8 @@ def _train(
     if start < steps:
         with Line(config.train.name, steps, start, quiet=quiet) as line:
             record = _Record(run, line, seen, run_dir, start=start, watch=watch, remedy=_remedy(config))
+            if not quiet and (crowded := session.crowded(config)):
+                line.say(f"{config.train.name}: {crowded}")
             if left_out := data.left_out(items):
                 record({"skipped": left_out})
             with Reader(record) as reader:

@@ -16,9 +16,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 from d2sm.distributed import Agreement
+from d2sm.models.recompute import recompute
 from pipelines import checkpoint, data
 from pipelines.adversary import Adversary
 from pipelines.config import Config, Train
+from pipelines.gradient import Gradient
 from pipelines.keeper import Keeper
 from pipelines.models import Learner, build
 from pipelines.objective import Objective
@@ -87,11 +89,17 @@ class Worker:
         self.device = ray.train.torch.get_device()
         torch.manual_seed(config.train.seed)
         network = build(config.model).to(self.device).to(memory_format=torch.channels_last)
+        if config.train.recompute:
+            recompute(network)
         self.average = _average(network, config.train.ema)
         learner = Learner(network, estimate=config.loss.judges_estimate)
+        if config.train.compile:
+            learner.compile(fullgraph=True, dynamic=False)  # in place: the names of its weights stay
         self.model: nn.Module = ray.train.torch.prepare_model(learner)
         self.network = network
-        self.objective = Objective(config.loss).to(self.device).train()
+        # Phi as well: its convolutions are given restored images, which are channels-last.
+        self.objective = Objective(config.loss).to(self.device).to(memory_format=torch.channels_last).train()
+        self.gradient = Gradient(self.model, self.objective, config.train)
         self.optimizer = torch.optim.Adam(network.parameters(), lr=config.train.lr, betas=config.train.betas)
         judge = self.objective.adversarial
         self.adversary = Adversary(judge.discriminator, config) if judge is not None else None
@@ -100,16 +108,11 @@ class Worker:
     def step(self, row: data.Row, step: int, share: float = 1.0) -> dict[str, Tensor]:
         """Descend once; gives the step's numbers, still on the device. `share`: see `Objective.forward`."""
         clean, noisy, sigma = data.to_tensors(row, self.device)
+        self.optimizer.zero_grad(set_to_none=True)
         labels = data.labels(row, self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16"):
-            restored, estimate = self.model(noisy, sigma)
-            loss, parts = self.objective(
-                restored=restored.float(), clean=clean, sigma=sigma, estimate=estimate, labels=labels, share=share
-            )
+        parts = self.gradient(clean=clean, noisy=noisy, sigma=sigma, labels=labels, share=share)
         if self.device.type == "cpu":  # elsewhere looking would stop the queue
             _check(parts, f"step {step}")
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.train.clip or float("inf"))
         self.optimizer.step()
         self.schedule.step()
@@ -259,11 +262,14 @@ def _average(network: nn.Module, decay: float) -> AveragedModel | None:
     """The averaged weights. The decay rises to its value, so that a short run does not remember its random start."""
 
     @torch.no_grad()
-    def update(averaged: _Tensors, current: _Tensors, number: Tensor | int) -> None:
-        done = int(number)  # AveragedModel counts on the CPU
+    def update(averaged: _Tensors, current: _Tensors, _: Tensor | int) -> None:
+        done = int(average.n_averaged)  # it counts on the CPU, but hands out a copy on the device: reading that waits
         torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + done) / (10 + done)))
 
-    return AveragedModel(network, multi_avg_fn=update) if decay else None
+    if not decay:
+        return None
+    average = AveragedModel(network, multi_avg_fn=update)
+    return average
 
 
 def _check(numbers: Mapping[str, Tensor], where: str) -> None:

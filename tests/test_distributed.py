@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from d2sm import D2SMLoss, StatisticsMatching
-from d2sm.distributed import Agreement, gather_rows, sum_over_workers, world_size
+from d2sm.distributed import Agreement, average_gradients, gather_rows, sum_over_workers, world_size
 from d2sm.divergence import Divergence
 from d2sm.objectives import Adversarial
 from pipelines.adversary import Adversary
 from pipelines.config import Config
 from pipelines.data import share_of
+from pipelines.gradient import Gradient
+from pipelines.models import Learner
 from pipelines.objective import Objective
 
 STEPS, QUEUE = 4, 22
@@ -86,6 +90,43 @@ def _play(rank: int, workers: int) -> dict[str, Any]:
     return {"norms": norms, "network": network.state_dict(), "discriminator": loss.state_dict()}
 
 
+def _in_parts(rank: int, workers: int, accumulate: int) -> dict[str, Any]:
+    """Two steps' gradients of an objective, each worker's crops in parts; how often workers met under DDP."""
+    crops = 4 * workers
+    config = Config().replace({
+        "loss.features": "efficientnet_lite0.bn1", "loss.features_weights": "random", "loss.patch_size": 4,
+        "loss.queue_size": 256, "loss.adversarial": 0.5, "train.batch_size": crops, "train.num_workers": workers,
+        "train.accumulate": accumulate, "data.crop_size": 16,
+    })  # fmt: skip
+    network, meetings = _network(), [0]
+    network.blind = True  # type: ignore[assignment]
+    model: nn.Module = Learner(network, estimate=False)
+    if workers > 1:
+        model = DistributedDataParallel(model)
+        model.register_comm_hook(meetings, _counted)
+    torch.manual_seed(9)
+    objective = Objective(config.loss).double().train()
+    gradient = Gradient(model, objective, config.train)
+    assert objective.adversarial is not None
+    for step in range(2):
+        clean = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+        share = clean[:5] if (workers, rank) == (2, 0) else clean[5:] if workers == 2 else clean
+        network.zero_grad()
+        objective.zero_grad()
+        weight = len(share) * workers / len(clean)
+        parts = gradient(clean=share, noisy=0.9 * share, sigma=torch.ones(len(share)), share=weight)
+    average_gradients(objective.adversarial.discriminator.parameters())
+    slopes = [weight.grad for weight in (*network.parameters(), *objective.parameters()) if weight.grad is not None]
+    state = {key: value for key, value in objective.state_dict().items() if isinstance(value, torch.Tensor)}
+    return {"d2sm": parts["loss.d2sm"], "gradient": torch.cat([slope.flatten() for slope in slopes]), "state": state,
+            "meetings": meetings[0]}  # fmt: skip
+
+
+def _counted(meetings, bucket):  # type: ignore[no-untyped-def]  # DDP checks annotations, and takes no strings
+    meetings[0] += 1
+    return allreduce_hook(None, bucket)
+
+
 def _bf16_gather(rank: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     clean = torch.randn(4, 512, generator=generator)
@@ -93,6 +134,17 @@ def _bf16_gather(rank: int) -> dict[str, Any]:
     part = slice(2 * rank, 2 * rank + 2)
     coarse = StatisticsMatching(8, gather_dtype=torch.bfloat16)(restored=restored[part], clean=clean[part])
     return {"coarse": coarse.item(), "rows": gather_rows(restored[part][:, :3])[0], "all": restored[:, :3]}
+
+
+def _by_hosts(rank: int) -> list[torch.Tensor]:
+    """As under NCCL, whose group takes no tensors of the host: the shapes go through a group made beside it, once."""
+    with (
+        patch.object(dist, "get_backend_config", lambda group: "cuda:nccl"),
+        patch.object(dist, "new_group", wraps=dist.new_group) as made,
+    ):
+        gathered = [gather_rows(torch.full((1 + rank, 2), float(step)))[0] for step in range(3)]
+    assert made.call_count == 1
+    return gathered
 
 
 def _mismatch(rank: int) -> str:
@@ -140,7 +192,9 @@ def _worker(rank: int, workers: int, folder: str) -> None:
     results["agreed"], results["shared"] = _agreed(rank), _shared(rank, workers)
     results["total"] = sum_over_workers(torch.tensor([1.0, rank]))
     if workers == 2:
+        results["parts"] = {accumulate: _in_parts(rank, workers, accumulate) for accumulate in (1, 3)}
         results["bf16"], results["mismatch"] = _bf16_gather(rank), _mismatch(rank)
+        results["hosts"] = _by_hosts(rank)
     torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -199,6 +253,21 @@ def test_unequal_shares_descend_as_one_process(workers: list[dict[Any, Any]]) ->
         torch.testing.assert_close(worker["shared"], alone, rtol=1e-3, atol=1e-6)
 
 
+def test_parts_on_two_workers_equal_one_process_with_the_whole_batch(workers: list[dict[Any, Any]]) -> None:
+    """5 and 3 crops in 3 parts each; float64. The workers meet once a step, as without parts."""
+    if len(workers) != 2:
+        return
+    alone = _in_parts(0, 1, 1)
+    assert alone["gradient"].abs().max() > 1e-6
+    for worker in workers:
+        for seen in worker["parts"].values():
+            torch.testing.assert_close(seen["d2sm"], alone["d2sm"], rtol=1e-9, atol=0)
+            torch.testing.assert_close(seen["gradient"], alone["gradient"], rtol=1e-7, atol=1e-10)
+            assert seen["meetings"] == 2
+            for name, value in alone["state"].items():
+                torch.testing.assert_close(seen["state"][name], value, rtol=1e-7, atol=1e-9, msg=name)
+
+
 def test_gathering_in_half_precision_and_unequal_rows(workers: list[dict[Any, Any]]) -> None:
     assert workers[0]["total"].tolist() == [len(workers), sum(range(len(workers)))]
     if len(workers) != 2:
@@ -208,6 +277,7 @@ def test_gathering_in_half_precision_and_unequal_rows(workers: list[dict[Any, An
     restored = clean + 0.3 * torch.randn(4, 512, generator=generator)
     full = StatisticsMatching(8)(restored=restored, clean=clean).item()
     for worker in workers:
+        assert [rows.tolist() for rows in worker["hosts"]] == [[[step] * 2] * 3 for step in range(3)]
         assert worker["bf16"]["coarse"] == pytest.approx(full, rel=2e-2)
         assert torch.equal(worker["bf16"]["rows"], worker["bf16"]["all"])
         assert "rows of different length" in worker["mismatch"]

@@ -9,10 +9,11 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from d2sm.models.recompute import Forgetful
 from d2sm.models.sizes import padded
 
 
-class CBDNet(nn.Module):
+class CBDNet(Forgetful):
     """Five convolutions estimate the noise level of every pixel; a U-Net then corrects the image, told both.
 
     No normalisation, ReLU after every convolution but the very last, skips are added. 4,365,382 parameters.
@@ -85,11 +86,11 @@ class CBDNet(nn.Module):
         """
         whole = padded(noisy, self.stride, "CBDNet")
         height, width = noisy.shape[-2:]
-        estimate = self.estimator(whole)
-        full = self.at_full(torch.cat([whole, estimate], dim=1))
-        half = self.at_half(full)
-        half = self.merge_half(half + self.to_half(self.at_quarter(half)))
-        restored = whole + self.merge_full(full + self.to_full(half))
+        estimate = self.part(self.estimator, whole)
+        full = self.part(self.at_full, torch.cat([whole, estimate], dim=1))
+        half = self.part(self.at_half, full)
+        half = self.part(self.merge_half, half + self.to_half(self.part(self.at_quarter, half)))
+        restored = whole + self.part(self.merge_full, full + self.to_full(half))
         return restored[..., :height, :width], estimate[..., :height, :width]
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from d2sm.models.recompute import Forgetful
 from d2sm.models.sizes import padded
 
+_PART = 6  # layers that forget together: three convolutions with their ReLUs
 
-class FFDNet(nn.Module):
+
+class FFDNet(Forgetful):
     """A plain convolutional denoiser that works at half resolution and is told the noise level.
 
     The image is folded by 2 into 12 channels, one constant channel holding sigma/255 is appended, `depth`
@@ -85,5 +88,13 @@ class FFDNet(nn.Module):
             raise ValueError(f"FFDNet: sigma has shape {tuple(sigma.shape)}: needs ({batch},), one per image")
         folded = F.pixel_unshuffle(whole, self.stride)
         level = (sigma / 255).to(folded.dtype).view(batch, 1, 1, 1).expand(-1, 1, *folded.shape[2:])
-        restored = F.pixel_shuffle(self.body(torch.cat([folded, level], dim=1)), self.stride)
+        maps = torch.cat([folded, level], dim=1)
+        for start in range(0, len(self.body), _PART):
+            maps = self.part(self._layers, maps, start)
+        restored = F.pixel_shuffle(maps, self.stride)
         return restored[..., :height, :width]
+
+    def _layers(self, maps: Tensor, start: int) -> Tensor:
+        for layer in islice(self.body, start, start + _PART):
+            maps = layer(maps)
+        return maps

@@ -8,8 +8,8 @@ from typing import Final
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import deform_conv2d
 
+from d2sm.models.recompute import Forgetful
 from d2sm.models.sizes import padded
 
 _SLOPE = 0.2  # of every leaky ReLU
@@ -17,7 +17,7 @@ _OFFSETS = 32  # channels of the maps that offsets are computed from
 _GROUPS, _TAPS = 8, 9  # of a deformable 3x3 convolution
 
 
-class SADNet(nn.Module):
+class SADNet(Forgetful):
     """An encoder of four scales (32, 64, 128, 256 channels), a context block at the coarsest, and a decoder of
     modulated deformable convolutions, whose offsets are passed on from coarse to fine. 4,234,723 parameters.
 
@@ -74,8 +74,8 @@ class SADNet(nn.Module):
         height, width = noisy.shape[-2:]
         maps = [whole]
         for scale in self.encoder:
-            maps.append(scale(maps[-1]))
-        x, offset = self.coarsest(self.context(maps.pop()))
+            maps.append(self.part(scale, maps[-1]))
+        x, offset = self.coarsest(self.part(self.context, maps.pop()))
         for scale in self.decoder:
             x, offset = scale(x, maps.pop(), offset)
         restored = whole + self.last(x)
@@ -120,7 +120,7 @@ class _Context(nn.Module):
         return out
 
 
-class _Adaptive(nn.Module):
+class _Adaptive(Forgetful):
     """The offset block, and the deformable convolution that follows its offsets.
 
     Args:
@@ -139,16 +139,25 @@ class _Adaptive(nn.Module):
 
     def forward(self, x: Tensor, coarser: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The adapted map (B, C, h, w), and the map of offsets (B, 32, h, w) for the next finer scale."""
+        offset = self.part(self._offset, x, coarser)
+        out: Tensor = x + self.part(self._adapted, x, offset)
+        return out, offset
+
+    def _offset(self, x: Tensor, coarser: Tensor | None) -> Tensor:
         offset = _leaky(self.look(x))
         if self.refine is not None and coarser is not None:
             # A shift of one coarse pixel is one of two fine ones.
             doubled = 2 * F.interpolate(coarser, scale_factor=2.0, mode="bilinear", align_corners=False)
             offset = _leaky(self.refine(torch.cat([offset, doubled], dim=1)))
-        offset = _leaky(self.settle(offset))
-        out: Tensor = x + self.second(_leaky(self._deformed(x, self.offsets(offset))))
-        return out, offset
+        return _leaky(self.settle(offset))
+
+    def _adapted(self, x: Tensor, offset: Tensor) -> Tensor:
+        out: Tensor = self.second(_leaky(self._deformed(x, self.offsets(offset))))
+        return out
 
     def _deformed(self, x: Tensor, places: Tensor) -> Tensor:
+        from torchvision.ops import deform_conv2d  # a second and more, which those without a SADNet need not wait for
+
         weight, bias = self.deform.weight, self.deform.bias
         x, places = x.to(weight.dtype), places.to(weight.dtype)  # there is no bfloat16 kernel
         shifts, masks = places.split([2 * _GROUPS * _TAPS, _GROUPS * _TAPS], dim=1)
@@ -156,7 +165,7 @@ class _Adaptive(nn.Module):
         return out
 
 
-class _Up(nn.Module):
+class _Up(Forgetful):
     """From the next coarser scale: doubled, joined with the encoder's map, adapted."""
 
     def __init__(self, channels: int) -> None:
@@ -166,8 +175,11 @@ class _Up(nn.Module):
         self.adapt = _Adaptive(channels)
 
     def forward(self, x: Tensor, skip: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
-        joined = self.join(torch.cat([self.enlarge(x), skip], dim=1))
-        out: tuple[Tensor, Tensor] = self.adapt(joined, offset)
+        out: tuple[Tensor, Tensor] = self.adapt(self.part(self._joined, x, skip), offset)
+        return out
+
+    def _joined(self, x: Tensor, skip: Tensor) -> Tensor:
+        out: Tensor = self.join(torch.cat([self.enlarge(x), skip], dim=1))
         return out
 
 

@@ -5,6 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 
-for name in ("loss_cost", "loss_share", "communication", "noise_place", "ingest", "evaluation"):
+for name in (
+    "loss_cost",
+    "loss_share",
+    "communication",
+    "noise_place",
+    "ingest",
+    "evaluation",
+    "training",
+    "step_parts",
+    "memory",
+    "startup",
+):
     print(f"\n## {name}\n", flush=True)
     subprocess.run([sys.executable, "-m", f"tests.benchmarks.{name}"], check=True)
