@@ -64,7 +64,12 @@ class Train(Section):
     )
     threads: int = Field(1, ge=1, description="torch threads of a CPU worker")
     data_cpus: float = Field(1.0, gt=0, description="CPUs left free for Ray Data")
-    max_failures: int = Field(0, ge=0, description="how often lost workers are restarted from the last checkpoint")
+    max_failures: int = Field(
+        0,
+        ge=0,
+        description="how often lost workers are started again from the last checkpoint; with [least, most] of them at "
+        "least 8 times",
+    )
     log_every: int = Field(20, ge=1, description="steps between two entries of the log")
     checkpoint_every: int = Field(200, ge=1, description="steps between two checkpoints")
     keep: int = Field(2, ge=1, description="newest checkpoints that are kept")

@@ -18,6 +18,7 @@ from pipelines.train_loop import TrainingError, train_loop
 
 _GROWS = 15.0  # seconds between two looks whether a run with [least, most] workers may have more
 _PLACES = 40  # tries to place the workers, 15 s each (`session.ENVIRONMENT`): an autoscaler may need minutes for a node
+_LOSSES = 8  # restarts that a run with [least, most] workers has in any case: it was asked to live with losses
 _Stream = Callable[[int], ray.data.Dataset]
 
 
@@ -80,7 +81,9 @@ def _trainer(config: Config, items: pa.Table, steps: int, fingerprint: str, mail
         run_config=RunConfig(
             name=train.name,
             storage_path=str(run_folder.folder_of(config).parent),  # of Ray's own; checkpoints are the keeper's
-            failure_config=FailureConfig(max_failures=train.max_failures, controller_failure_limit=_PLACES),
+            failure_config=FailureConfig(
+                max_failures=max(train.max_failures, _LOSSES * train.elastic), controller_failure_limit=_PLACES
+            ),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
         # Ray calls this at every start of the workers, and `Shares` calls what it gets.
