@@ -13,7 +13,7 @@ import pyarrow as pa
 import ray
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from d2sm import metrics
 from d2sm.inference import restore
@@ -118,7 +118,7 @@ def evaluate(model: str | Path, config: Config | None = None, *, quiet: bool = F
         CheckpointError, DataError, SegmenterError, EvaluationError: one line each.
     """
     bundle = checkpoint.resolve(model)
-    _, trained_with = checkpoint.load_model(bundle)  # a broken one is said here, not by an actor
+    network, trained_with = checkpoint.load_model(bundle)  # here: an actor's node may not see the folder
     config = config or trained_with
     items = images(config)
     segmenter = config.evaluate.segmenter
@@ -126,7 +126,7 @@ def evaluate(model: str | Path, config: Config | None = None, *, quiet: bool = F
         segmenters.load(segmenter, weights=config.evaluate.segmenter_weights)
     if config.evaluate.actors:
         session.start(cpus=config.evaluate.actors + 1, verbose=verbose)
-    rows = _rows(bundle, config, items, quiet)
+    rows = _rows(network, config, items, quiet)
     labelled = segmenter is not None and items["label"].null_count < items.num_rows
     return _summary(config, rows, items.num_rows, cityscapes.fingerprint(items), segmenter if labelled else None)
 
@@ -149,13 +149,13 @@ def images(config: Config) -> pa.Table:
     return items.slice(0, config.evaluate.limit or items.num_rows)
 
 
-def _rows(bundle: Path, config: Config, items: pa.Table, quiet: bool) -> list[dict[str, Any]]:
+def _rows(network: nn.Module, config: Config, items: pa.Table, quiet: bool) -> list[dict[str, Any]]:
     """Every image's measurements."""
     rows: list[dict[str, Any]] = []
     done: set[str] = set()
     try:
         with Line("evaluate", items.num_rows, quiet=quiet) as line:
-            for row in measurements(bundle, config, items):
+            for row in measurements(network, config, items):
                 if row["tile"] and config.evaluate.tile == "auto" and not quiet and not any(r["tile"] for r in rows):
                     line.say(f"{row['name']}: restored in tiles of {row['tile']} pixels, as the memory at hand allows")
                 rows.append(row)
@@ -169,21 +169,21 @@ def _rows(bundle: Path, config: Config, items: pa.Table, quiet: bool) -> list[di
     return sorted(rows, key=lambda row: (row["name"], row["kind"], row["level"]))
 
 
-def measurements(bundle: Path, config: Config, items: pa.Table) -> Iterator[dict[str, Any]]:
+def measurements(network: nn.Module, config: Config, items: pa.Table) -> Iterator[dict[str, Any]]:
     """A row for every kind and noise level of an image, image after image, in the order in which they are done."""
-    return _stream(bundle, config, items) if config.evaluate.actors else _here(bundle, config, items)
+    return _stream(network, config, items) if config.evaluate.actors else _here(network, config, items)
 
 
-def _here(bundle: Path, config: Config, items: pa.Table) -> Iterator[dict[str, Any]]:
+def _here(network: nn.Module, config: Config, items: pa.Table) -> Iterator[dict[str, Any]]:
     """In this process."""
     with torch_threads(config.evaluate.threads):
-        evaluator = _Evaluator(bundle, config)
+        evaluator = _Evaluator(network, config)
         for row in items.to_pylist():
             columns = evaluator({name: [value] for name, value in row.items()})
             yield from (dict(zip(columns, values)) for values in zip(*columns.values(), strict=True))
 
 
-def _stream(bundle: Path, config: Config, items: pa.Table) -> Iterator[dict[str, Any]]:
+def _stream(network: nn.Module, config: Config, items: pa.Table) -> Iterator[dict[str, Any]]:
     """From a pool of actors that read the images themselves."""
     evaluate = config.evaluate
     if ray.cluster_resources().get("CPU", 0) < evaluate.actors:
@@ -193,7 +193,7 @@ def _stream(bundle: Path, config: Config, items: pa.Table) -> Iterator[dict[str,
     context.raise_original_map_exception = True  # else the reason is lost: only its text comes through
     pool = ray.data.from_arrow([items.slice(i, 1) for i in range(items.num_rows)]).map_batches(
         _Evaluator,
-        fn_constructor_kwargs={"bundle": bundle, "config": config},
+        fn_constructor_kwargs={"network": network, "config": config},
         batch_size=1,
         batch_format="numpy",
         compute=ray.data.ActorPoolStrategy(size=evaluate.actors),
@@ -213,12 +213,12 @@ class _Truth:
 
 
 class _Evaluator:
-    """One actor: model and segmenter loaded once, an image at a time."""
+    """One actor: the network, the segmenter loaded once, an image at a time."""
 
-    def __init__(self, bundle: Path, config: Config) -> None:
+    def __init__(self, network: nn.Module, config: Config) -> None:
         torch.set_num_threads(config.evaluate.threads)
         self.device = torch.device("cuda" if config.evaluate.use_gpu else "cpu")
-        self.config, self.model = config, checkpoint.load_model(bundle)[0].to(self.device)
+        self.config, self.model = config, network.to(self.device)
         name = config.evaluate.segmenter
         self.segmenter = (
             segmenters.load(name, weights=config.evaluate.segmenter_weights).to(self.device) if name else None

@@ -194,7 +194,7 @@ def steady(bundle: Path, config: Config) -> Times:
     """Seconds for as many images as there are, at the pace of those after the first `AHEAD`."""
     items = cityscapes.index(config.data.root, config.data.val_split).slice(0, config.evaluate.limit)
     done: dict[str, Times] = {}
-    for row in measurements(bundle, config, items):
+    for row in measurements(checkpoint.load_model(bundle)[0], config, items):
         done.setdefault(row["name"], (time.perf_counter(), cpu_seconds()))
     at = list(done.values())
     share = items.num_rows / (len(at) - AHEAD)
