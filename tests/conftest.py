@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported: tensors are small here, and cores few
+
 from pipelines.config import Config
 
 # Ray and MLflow read these at import; a test that wants one sets it itself.
