@@ -15,6 +15,7 @@ last, so that starting does not count.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import tempfile
@@ -74,8 +75,9 @@ def rows_of(what: str, found: Mapping[str, np.ndarray], megapixels: float, base:
         cells = [what, name]
         for column in (0, 1):
             ratio = found[base][:, column] / times[:, column]
-            cells.append(f"{megapixels / np.median(times[:, column]):.3g}")
-            cells.append(f"{np.median(ratio):.2f}x ({ratio.min():.2f} to {ratio.max():.2f})")
+            known = not np.isnan(ratio).any()
+            cells.append(f"{megapixels / np.median(times[:, column]):.3g}" if known else "")
+            cells.append(f"{np.median(ratio):.2f}x ({ratio.min():.2f} to {ratio.max():.2f})" if known else "")
         rows.append(cells)
     return rows
 
@@ -193,28 +195,27 @@ def evaluating(bundle: Path, config: Config, items: list[dict[str, Any]], rounds
 def paced(bundle: Path, config: Config) -> tuple[Times, Times]:
     """Seconds for all images: with all it takes to start, and at the pace of those after `AHEAD` (at most half)."""
     items = cityscapes.index(config.data.root, config.data.val_split).slice(0, config.evaluate.limit)
-    at = [(time.perf_counter(), cpu_seconds())]
-    seen: set[str] = set()
+    start, at, seen = time.perf_counter(), [], set()
     for row in measurements(bundle, config, items):
         if row["name"] not in seen:
             seen.add(row["name"])
             at.append((time.perf_counter(), cpu_seconds()))
-    ahead = min(AHEAD, len(seen) // 2)
-
-    def between(first: int, share: float) -> Times:
-        return (at[-1][0] - at[first][0]) * share, (at[-1][1] - at[first][1]) * share
-
-    return between(0, 1), between(ahead, len(seen) / (len(seen) - ahead))
+    ahead = min(AHEAD, len(at) // 2)
+    passed, worked = (end - begin for end, begin in zip(at[-1], at[ahead - 1], strict=True))
+    share = len(at) / (len(at) - ahead)
+    # Of the whole, what processors worked is not known: actors of the run before take their counters with them.
+    return (at[-1][0] - start, math.nan), (passed * share, worked * share)
 
 
 def actors(bundle: Path, config: Config, rounds: int, most: int) -> dict[str, dict[str, np.ndarray]]:
     """One actor and more, one thread each."""
     several = {f"{n} actor{'s' * (n > 1)}": config.replace({"evaluate.actors": n}) for n in (1, most)}
     found: dict[str, dict[str, list[Times]]] = {what: {n: [] for n in several} for what in ("whole", "steady")}
-    for index in range(rounds):
+    for index in range(rounds + 1):
         for name, asked in several.items():
             for what, taken in zip(found, paced(bundle, asked), strict=True):
-                found[what][name].append(taken)
+                if index:
+                    found[what][name].append(taken)
                 print(
                     f"  round {index}, {name}, {what}: {taken[0]:.2f} s passed, {taken[1]:.2f} s worked",
                     file=sys.stderr,
