@@ -1,6 +1,6 @@
 """Megapixels per second of `denoise` and `evaluate`: against the plain loop one would write, and over actors.
 
-    python -m tests.benchmarks.evaluation [ROOT] [--images 12] [--rounds 3] [--models 32x8 96x12] [--weights FILE]
+    python -m tests.benchmarks.evaluation [ROOT] [--images 8] [--rounds 3] [--models 32x8 96x12] [--weights FILE]
 
 ROOT is in the Cityscapes layout, its val split is read; none: CamVid beside the checkout, else built-in scenes. The
 plain loops read with PIL, call the network, and write with PIL, or measure with scikit-image; they take the same
@@ -8,13 +8,14 @@ networks, noise and threads as ours, and what they give is compared with what ou
 are those within a round. Per core means by the seconds that processors worked, which other work on the machine disturbs
 less than the time that passed.
 
-Actors: whole is all that `evaluate` takes once Ray is up, imports and networks included; steady is from the eighth
-image to the last, so that starting does not count.
+Actors: whole is all they take once Ray is up, imports and networks included; steady is from the eighth image to the
+last, so that starting does not count.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import tempfile
@@ -74,8 +75,9 @@ def rows_of(what: str, found: Mapping[str, np.ndarray], megapixels: float, base:
         cells = [what, name]
         for column in (0, 1):
             ratio = found[base][:, column] / times[:, column]
-            cells.append(f"{megapixels / np.median(times[:, column]):.3g}")
-            cells.append(f"{np.median(ratio):.2f}x ({ratio.min():.2f} to {ratio.max():.2f})")
+            known = not np.isnan(ratio).any()
+            cells.append(f"{megapixels / np.median(times[:, column]):.3g}" if known else "")
+            cells.append(f"{np.median(ratio):.2f}x ({ratio.min():.2f} to {ratio.max():.2f})" if known else "")
         rows.append(cells)
     return rows
 
@@ -190,29 +192,35 @@ def evaluating(bundle: Path, config: Config, items: list[dict[str, Any]], rounds
         return rounds_of(ways, rounds)
 
 
-def steady(bundle: Path, config: Config) -> Times:
-    """Seconds for as many images as there are, at the pace of those after the first `AHEAD`."""
+def paced(bundle: Path, config: Config) -> tuple[Times, Times]:
+    """Seconds for all images: with all it takes to start, and at the pace of those after `AHEAD` (at most half)."""
     items = cityscapes.index(config.data.root, config.data.val_split).slice(0, config.evaluate.limit)
-    done: dict[str, Times] = {}
+    start, at, seen = time.perf_counter(), [], set()
     for row in measurements(checkpoint.load_model(bundle)[0], config, items):
-        done.setdefault(row["name"], (time.perf_counter(), cpu_seconds()))
-    at = list(done.values())
-    share = items.num_rows / (len(at) - AHEAD)
-    return (at[-1][0] - at[AHEAD - 1][0]) * share, (at[-1][1] - at[AHEAD - 1][1]) * share
+        if row["name"] not in seen:
+            seen.add(row["name"])
+            at.append((time.perf_counter(), cpu_seconds()))
+    ahead = min(AHEAD, len(at) // 2)
+    passed, worked = (end - begin for end, begin in zip(at[-1], at[ahead - 1], strict=True))
+    share = len(at) / (len(at) - ahead)
+    # Of the whole, what processors worked is not known: actors of the run before take their counters with them.
+    return (at[-1][0] - start, math.nan), (passed * share, worked * share)
 
 
 def actors(bundle: Path, config: Config, rounds: int, most: int) -> dict[str, dict[str, np.ndarray]]:
-    """One actor and more, one thread each: in the steady state, and with all it takes to start them."""
-    several = {count: config.replace({"evaluate.actors": count, "evaluate.threads": 1}) for count in (1, most)}
-    names = {1: "1 actor", most: f"{most} actors"}
-    ways: dict[str, dict[str, Callable[[], Times]]] = {
-        "steady": {names[n]: lambda c=c: steady(bundle, c) for n, c in several.items()},  # type: ignore[misc]
-        "whole": {
-            names[n]: lambda c=c: timed(lambda: evaluate(bundle, c, quiet=True))  # type: ignore[misc]
-            for n, c in several.items()
-        },
-    }
-    return {f"evaluate, {what}": rounds_of(pair, rounds) for what, pair in ways.items()}
+    """One actor and more, one thread each."""
+    several = {f"{n} actor{'s' * (n > 1)}": config.replace({"evaluate.actors": n}) for n in (1, most)}
+    found: dict[str, dict[str, list[Times]]] = {what: {n: [] for n in several} for what in ("whole", "steady")}
+    for index in range(rounds + 1):
+        for name, asked in several.items():
+            for what, taken in zip(found, paced(bundle, asked), strict=True):
+                if index:
+                    found[what][name].append(taken)
+                print(
+                    f"  round {index}, {name}, {what}: {taken[0]:.2f} s passed, {taken[1]:.2f} s worked",
+                    file=sys.stderr,
+                )
+    return {what: {name: np.array(times) for name, times in ways.items()} for what, ways in found.items()}
 
 
 def bundle_of(size: str, config: Config, folder: Path) -> tuple[Path, Config]:
@@ -248,7 +256,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("root", nargs="?", type=Path)
     parser.add_argument("--weights", type=Path, help="ESPNet-CamVid's, for ROOT")
-    parser.add_argument("--images", type=int, default=12)
+    parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--models", nargs="+", default=["32x8", "96x12"], help="FFDNets; the first is evaluated")
     parser.add_argument("--actors", type=int, default=2)
@@ -275,11 +283,11 @@ def main() -> None:
                 f"evaluate, FFDNet {args.models[0].replace('x', ' x ')}, 1 thread", found, size, "plain loop"
             )
         if "actors" in args.parts:
-            longer = config.replace({"evaluate.limit": min(4 * args.images, len(items))})
+            longer = config.replace({"evaluate.limit": min(3 * args.images, len(items))})
             whole = sum(item["height"] * item["width"] for item in items[: longer.evaluate.limit]) / 1e6
             session.start(cpus=args.actors + 1)
             for what, found in actors(first, longer, args.rounds, args.actors).items():
-                rows += rows_of(what, found, whole, "1 actor")
+                rows += rows_of(f"evaluate, {longer.evaluate.limit} images, {what}", found, whole, "1 actor")
             ray.shutdown()
         print(
             f"{machine(CPU)}; {len(few)} images of {Path(config.data.root).name}, {size / len(few):.3g} MP each; "
