@@ -19,13 +19,14 @@ def spelled_out(config: Config, *, what: str) -> Config:
     Raises:
         ConfigError, TrackingError: `train.storage` is a URI; a password in the tracking URI.
     """
+    storage = run_folder.storage_of(config, what=what)
     uri = stores.uri_of(config)
     if stores.redact(uri) != uri:
         raise stores.TrackingError(
             f"{stores.redact(uri)}: {what} writes its tracking URI into files; give the user and the password in "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
         )
-    changes: dict[str, Any] = {"tracking.uri": uri, "train.storage": str(run_folder.storage_of(config, what=what))}
+    changes: dict[str, Any] = {"tracking.uri": uri, "train.storage": str(storage)}
     for key in ("data.root", *configs.WEIGHTS):
         value = config.flat()[key]
         if value and Path(value).exists():

@@ -259,6 +259,7 @@ def test_a_blind_model_is_served_without_a_noise_level(store: str, tmp_path: Pat
     config.save(bundle / "config.yaml")
     network = stirred(CBDNet()).eval()
     save_file(network.state_dict(), bundle / "model.safetensors")
+    network.to(memory_format=torch.channels_last)  # as it is loaded
     record = register(bundle, name="blind", run_id=None, uri=store, results=RESULTS, example=None)
     assert record.tags["backbone"] == "cbdnet"
     assert record.tags["objective"] == "1 MSE + 0.5 noise_asymmetry + 0.05 noise_tv"

@@ -30,9 +30,9 @@ class Count:
         self.bytes = 0
         self.gather, self.reduce = dist.all_gather, dist.all_reduce
 
-    def all_gather(self, everyone: list[Tensor], mine: Tensor, *args: Any) -> None:
+    def all_gather(self, everyone: list[Tensor], mine: Tensor, **where: Any) -> None:
         self.bytes += mine.nbytes
-        self.gather(everyone, mine, *args)
+        self.gather(everyone, mine, **where)
 
     def all_reduce(self, values: Tensor, *args: Any) -> None:
         self.bytes += values.nbytes

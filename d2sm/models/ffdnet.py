@@ -89,12 +89,13 @@ class FFDNet(Forgetful):
         folded = F.pixel_unshuffle(whole, self.stride)
         level = (sigma / 255).to(folded.dtype).view(batch, 1, 1, 1).expand(-1, 1, *folded.shape[2:])
         maps = torch.cat([folded, level], dim=1)
-        for start in range(0, len(self.body), _PART):
-            maps = self.part(self._layers, maps, start)
+        few = _PART if self.forgets else len(self.body)  # a part's input is kept while it runs
+        for start in range(0, len(self.body), few):
+            maps = self.part(self._layers, maps, start, few)
         restored = F.pixel_shuffle(maps, self.stride)
         return restored[..., :height, :width]
 
-    def _layers(self, maps: Tensor, start: int) -> Tensor:
-        for layer in islice(self.body, start, start + _PART):
+    def _layers(self, maps: Tensor, start: int, few: int) -> Tensor:
+        for layer in islice(self.body, start, start + few):
             maps = layer(maps)
         return maps

@@ -25,9 +25,14 @@ class Forgetful(nn.Module):
 
     recompute: bool = False
 
+    @property
+    def forgets(self) -> bool:
+        """Whether a part that is run now forgets."""
+        return self.recompute and torch.is_grad_enabled()
+
     def part(self, run: Callable[..., Made], *inputs: Any) -> Made:
         """run(*inputs), without keeping what lies within where `recompute` is set and a graph is made."""
-        if not (self.recompute and torch.is_grad_enabled()):
+        if not self.forgets:
             return run(*inputs)
         return checkpoint(run, *inputs, use_reentrant=False, preserve_rng_state=False)
 

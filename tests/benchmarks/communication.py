@@ -45,10 +45,10 @@ def measured(n: int, d: int, q: int, divergence: Divergence, dtype: torch.dtype)
     matching = StatisticsMatching(q, divergence, gather_dtype=dtype)
     sent = 0
 
-    def all_gather(everyone: list[Tensor], mine: Tensor, *args: Any) -> None:
+    def all_gather(everyone: list[Tensor], mine: Tensor, **where: Any) -> None:
         nonlocal sent
         sent += mine.nbytes
-        gather(everyone, mine, *args)
+        gather(everyone, mine, **where)
 
     def all_reduce(values: Tensor, *args: Any) -> None:
         nonlocal sent
