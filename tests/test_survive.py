@@ -314,8 +314,9 @@ def test_chaos(cluster: LocalCluster, undisturbed: Path, scenes_root: Path, tmp_
         run.start()
 
     since = time.monotonic()
-    for kill, at in ((worker, 20), (node, 40), (driver, 60), (worker, 80)):
+    for kill, at in ((worker, 40), (node, 120), (driver, 200), (worker, 280)):
         run.reach(at)
+        run.until(lambda: bool(cluster.processes("RayTrainWorker")))  # those before may just have been killed
         lines.append(f"{time.monotonic() - since:5.0f} s  step {run.step:3d}  {kill.__name__} killed")
         kill()
     run.finish()
