@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -24,6 +25,7 @@ class Mailbox:
         self.entries: list[Entry] = []
         self.gone = 0
         self.ending = False
+        self.reason: str | None = None
 
     def put(self, entry: Entry) -> None:
         self.entries.append(entry)
@@ -35,6 +37,13 @@ class Mailbox:
     def ends(self) -> bool:
         return self.ending
 
+    def fail(self, reason: str) -> None:
+        """A worker cannot go on, and would fail again if it were started again."""
+        self.reason = reason
+
+    def failed(self) -> str | None:
+        return self.reason
+
     def after(self, known: int) -> list[Entry]:
         """The entries after the first `known`, which may be forgotten; those of an answer that was lost come again."""
         del self.entries[: known - self.gone]
@@ -43,10 +52,17 @@ class Mailbox:
 
 
 class Reader:
-    """A thread that hands the mailbox's entries to `on_entry`, in order, while the block runs."""
+    """A thread that hands the mailbox's entries to `on_entry`, in order, while the block runs.
 
-    def __init__(self, on_entry: Callable[[Entry], None], *, every: float = 0.5) -> None:
-        self.on_entry, self.every = on_entry, every
+    Args:
+        on_entry: called with an entry.
+        between: called after each look into the mailbox.
+    """
+
+    def __init__(
+        self, on_entry: Callable[[Entry], None], between: Callable[[], None] = lambda: None, *, every: float = 0.5
+    ) -> None:
+        self.on_entry, self.between, self.every = on_entry, between, every
         # Beside the driver: on another node it would be lost with that node, and the run would go on without a log.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.mailbox = Mailbox.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
@@ -77,6 +93,7 @@ class Reader:
             try:
                 for entry in entries:
                     self.on_entry(entry)
+                self.between()
             except Exception as error:  # raised where the block ends; a thread's own would be lost
                 self.error = error
                 return
@@ -110,17 +127,20 @@ class Waiting:
 
 
 class Restarts:
-    """Says when a run's workers were started again, and, once it is further than before, how long that held it up."""
+    """Says when a run's workers are lost and when they were started again, that nobody has begun for long, and, once
+    the run is further than before, how long it was held up."""
 
-    def __init__(self) -> None:
-        self.count, self.lost = 0, 0.0
+    def __init__(self, *, patience: float = 60.0) -> None:
+        self.count, self.lost, self.patience = 0, 0.0, patience
         self._workers = 0
+        self._since: float | None = time.monotonic()  # when workers were asked for that have not begun
         self._reached: tuple[int, float] | None = None  # the newest step that was logged, and when
         self._behind = False
 
     def begins(self, step: int, workers: int) -> str | None:
         """What to show when `workers` workers begin at a step; nothing for the first ones."""
         before, self._workers = self._workers, workers
+        self._since = None
         if not before:
             self._reached = (step, time.monotonic())
             return None
@@ -128,6 +148,21 @@ class Restarts:
         self._behind = True
         changed = f" instead of {before}" if workers != before else ""
         return f"started again at step {step}, on {workers} worker{'s' * (workers > 1)}{changed}"
+
+    def breaks(self, ranks: Sequence[int]) -> str | None:
+        """What to show when Ray finds that workers died; the others end with them."""
+        if self._since is not None:
+            return None
+        self._since = time.monotonic()
+        which = f"worker{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
+        return f"lost {which} of {self._workers}; goes on from its last checkpoint where it may (train.max_failures)"
+
+    def waits(self) -> str | None:
+        """What to show, once, when no worker has begun for long."""
+        if self._since is None or time.monotonic() - self._since < self.patience:
+            return None
+        self._since = math.inf
+        return f"no worker has begun for {self.patience:.0f} s"
 
     def reaches(self, step: int, steps_per_second: float) -> str | None:
         """What to show at a log entry further than all before."""

@@ -103,6 +103,16 @@ def gpu_places(config: Config, gpus: float) -> float:
     return gpus * (1 // config.train.gpus_per_worker)
 
 
+def room(config: Config) -> str:
+    """What the workers ask for and what is free now, in words."""
+    train, free = config.train, ray.available_resources()
+    least, most = train.workers
+    count = f"{least} to {most}" if train.elastic else f"{most}"
+    each = f"{train.cpus_per_worker:g} CPU" + (f" and {train.gpus_per_worker:g} GPU" if train.use_gpu else "")
+    now = f"{free.get('CPU', 0):g} CPU" + (f" and {free.get('GPU', 0):g} GPU" if train.use_gpu else "")
+    return f"asked for are {count} with {each} each, and Ray has {now} free"
+
+
 def check(config: Config) -> None:
     """Stop before Ray would wait without a word.
 

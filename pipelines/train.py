@@ -143,12 +143,12 @@ def _train(
             run.log(entry["step"], entry["metrics"])
     if start < steps:
         with Line(config.train.name, steps, start, quiet=quiet) as line:
-            record = _Record(run, line, seen, run_dir, start=start, watch=watch, remedy=_remedy(config))
+            record = _Record(config, run, line, seen, run_dir, start=start, watch=watch)
             if not quiet and (crowded := session.crowded(config)):
                 line.say(f"{config.train.name}: {crowded}")
             if left_out := data.left_out(items):
                 record({"skipped": left_out})
-            with Reader(record) as reader:
+            with Reader(record, record.between) as reader:
                 ended = workers.run(config, items, steps, fingerprint, reader.mailbox, line.say)
         remote.refresh(run_dir)
         checkpoint.prune(run_dir, config.train.keep)
@@ -180,6 +180,7 @@ class _Record:
 
     def __init__(
         self,
+        config: Config,
         run: tracking.Run,
         line: Line,
         seen: dict[str, float],
@@ -187,16 +188,18 @@ class _Record:
         *,
         start: int,
         watch: Watch | None,
-        remedy: str,
     ) -> None:
-        self.run, self.line, self.seen, self.told = run, line, seen, start
-        self.watch, self.waiting, self.restarts = watch, Waiting(remedy), Restarts()
+        self.config, self.run, self.line, self.seen, self.told = config, run, line, seen, start
+        self.watch, self.waiting, self.restarts = watch, Waiting(_remedy(config)), Restarts()
         self.skipped_file = run_dir / SKIPPED
         self.skipped: dict[str, str] = json.loads(self.skipped_file.read_text()) if self.skipped_file.exists() else {}
 
     def __call__(self, entry: Entry) -> None:
         if "skipped" in entry:
             self._skip(dict(entry["skipped"]))
+            return
+        if "lost" in entry:
+            self._say(self.restarts.breaks(entry["lost"]))
             return
         if "begins" in entry:
             self._say(self.restarts.begins(entry["begins"], entry["workers"]))
@@ -217,6 +220,11 @@ class _Record:
             self._say(caught_up)
             self.run.tag("d2sm.restarts", str(self.restarts.count))
             self.run.tag("d2sm.seconds_lost", f"{self.restarts.lost:.0f}")
+
+    def between(self) -> None:
+        """Beside the entries: that there are no workers, which would else be a silence of minutes."""
+        if text := self.restarts.waits():
+            self._say(f"{text}; {session.room(self.config)}")
 
     def _say(self, text: str | None) -> None:
         if text:

@@ -6,8 +6,10 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+import ray
 import ray.train
 import ray.train.torch
 import torch
@@ -15,11 +17,11 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
-from d2sm.distributed import Agreement
+from d2sm.distributed import Agreement, gather_rows
 from d2sm.models.recompute import recompute
 from pipelines import checkpoint, data
 from pipelines.adversary import Adversary
-from pipelines.config import Config, Train
+from pipelines.config import Config, ConfigError, Train
 from pipelines.gradient import Gradient
 from pipelines.keeper import Keeper
 from pipelines.models import Learner, build
@@ -28,6 +30,7 @@ from pipelines.progress import Entry
 from pipelines.stopping import Wish
 
 RECENT = 100  # entries of the log that a checkpoint carries: far more than can be on their way
+_WAITED = "data_wait"
 _Tensors = tuple[Tensor, ...] | list[Tensor]
 _FINITE = {  # number -> what it is, and what to lower when it is not finite
     "loss.l1": ("the loss", "train.lr or loss.weight"),
@@ -42,7 +45,21 @@ class TrainingError(ValueError):
     """Training cannot go on. One line."""
 
 
+_SURE = (TrainingError, ConfigError)  # from the same checkpoint they come again; a file may be back by then
+
+
 def train_loop(job: Mapping[str, Any]) -> None:
+    """What Ray starts, and starts again when a worker fails: then in vain, when it would fail again (`_SURE`)."""
+    if ray.get(job["log"].failed.remote()):
+        return
+    try:
+        train(job)
+    except _SURE as error:
+        ray.get(job["log"].fail.remote(str(error)))
+        raise
+
+
+def train(job: Mapping[str, Any]) -> None:
     """Train from the last complete checkpoint to the end of the plan.
 
     Args:
@@ -59,7 +76,8 @@ def train_loop(job: Mapping[str, Any]) -> None:
     log = Log(job["log"], step, speaks=rank == 0)
     log.begin(workers)
     if last:
-        log.resume(checkpoint.log(last), ours=checkpoint.is_of(last, config.train.name))
+        ours = checkpoint.is_of(last, config.train.name)
+        log.resume(checkpoint.log(last), rank, workers, worker.device, ours=ours)
     wish, agreement = Wish(job["log"], listens=rank == 0), Agreement()
     with Keeper(job["place"], config.train.keep) as keeper:
         for row in _shares(ray.train.get_dataset_shard("train"), log):
@@ -67,16 +85,16 @@ def train_loop(job: Mapping[str, Any]) -> None:
                 raise TrainingError(f"step {step}: worker {rank} was handed part {row['part']} of step {row['step']}")
             agreement.ask(wish.known())
             share = len(row["sigma"]) * workers / config.train.batch_size
-            log.add(worker.step(row, step, share), step)
+            log.add(worker.step(row, step, share), share)
             step += 1
             ends = agreement.answer()
             final = step == job["steps"]
             if final or step % config.train.log_every == 0:
                 log.flush(step, lr=float(worker.schedule.get_last_lr()[0]))
             if final or ends or step % config.train.checkpoint_every == 0:
-                log.check(step)  # a broken state is never saved
+                state = log.state(log.gather(step))  # which raises on a broken state: that is never saved
                 if rank == 0:
-                    worker.save(keeper, step, final, job["meta"], log.state())
+                    worker.save(keeper, step, final, job["meta"], state)
             if ends:
                 return
 
@@ -166,11 +184,15 @@ class Worker:
 
 
 class Log:
-    """Sums of the steps' numbers, kept on the device and sent to the driver every `log_every` steps."""
+    """Sums of the steps' numbers, kept on the device and sent to the driver every `log_every` steps.
+
+    What is logged is of the whole batch: the workers' numbers are averaged at every entry, each weighted by its share
+    of the crops. `data_wait` is that of the worker that waited longest.
+    """
 
     def __init__(self, actor: Any, step: int, *, speaks: bool) -> None:
         self.actor, self.speaks, self.since = actor, speaks, step
-        self.sums: dict[str, Any] = {}  # Tensor, or float once resumed
+        self.sums: dict[str, Tensor] = {}
         self.recent: deque[Entry] = deque(maxlen=RECENT)
         self.waited, self.started = 0.0, time.monotonic()
 
@@ -179,34 +201,46 @@ class Log:
         if self.speaks:
             self.actor.put.remote({"begins": self.since, "workers": workers})
 
-    def add(self, numbers: dict[str, Tensor], step: int) -> None:
-        self.sums = {name: self.sums.get(name, 0) + number for name, number in numbers.items()}
+    def add(self, numbers: Mapping[str, Tensor], share: float = 1.0) -> None:
+        """A step's numbers; `share` as in `Objective.forward`."""
+        for name, number in numbers.items():
+            number = number.float() if share == 1.0 else share * number.float()
+            self.sums[name] = self.sums[name] + number if name in self.sums else number
 
-    def check(self, step: int) -> None:
-        """Stop on NaN or infinity since the last entry; after such a gradient the weights are lost too."""
-        _check(self.sums, f"steps {self.since} to {step - 1}")
+    def gather(self, step: int) -> dict[str, Tensor]:
+        """Every worker's sums, (W,) by name, on all workers; the time waited for data is among them.
+
+        Raises:
+            TrainingError: on NaN or infinity since the last entry; after such a gradient the weights are lost too.
+        """
+        if not self.sums:
+            return {}
+        mine = torch.stack(list(self.sums.values()))
+        rows, _ = gather_rows(torch.cat([mine, mine.new_tensor([self.waited])])[None])
+        everyone = dict(zip([*self.sums, _WAITED], rows.T, strict=True))
+        _check({name: column.sum() for name, column in everyone.items()}, f"steps {self.since} to {step - 1}")
+        return everyone
 
     def flush(self, step: int, lr: float) -> None:
         """Send the means since the last entry."""
-        self.check(step)
-        steps, seconds = step - self.since, time.monotonic() - self.started
-        if self.speaks and steps:
-            means = {name: total.item() / steps for name, total in self.sums.items()}
-            means |= {"lr": lr, "steps_per_second": steps / seconds, "data_wait": self.waited / seconds}
+        everyone, steps, seconds = self.gather(step), step - self.since, time.monotonic() - self.started
+        if self.speaks and everyone:
+            waited = float(everyone.pop(_WAITED).max())
+            means = {name: float(column.mean()) / steps for name, column in everyone.items()}
+            means |= {"lr": lr, "steps_per_second": steps / seconds, "data_wait": waited / seconds}
             self._send({"step": step, "metrics": means})
         self.sums, self.since, self.waited, self.started = {}, step, 0.0, time.monotonic()
 
-    def state(self) -> dict[str, Any]:
+    def state(self, everyone: Mapping[str, Tensor]) -> dict[str, Any]:
         """What goes into a checkpoint, so that a run that goes on from it logs what one without a stop would."""
         return {
             "since": self.since,
-            "sums": {name: float(total) for name, total in self.sums.items()},
-            "waited": self.waited,
+            "sums": {name: column.tolist() for name, column in everyone.items()},
             "seconds": time.monotonic() - self.started,
             "recent": list(self.recent),
         }
 
-    def resume(self, state: Mapping[str, Any], *, ours: bool) -> None:
+    def resume(self, state: Mapping[str, Any], rank: int, workers: int, device: torch.device, *, ours: bool) -> None:
         """Go on with the entry in the making, and send the last ones again: who was killed may not have passed them on.
 
         Args:
@@ -215,7 +249,10 @@ class Log:
         """
         if not state or not ours:
             return
-        self.since, self.sums, self.waited = state["since"], dict(state["sums"]), state["waited"]
+        # Another number of workers goes on with the mean.
+        mine = {name: sums[rank] if len(sums) == workers else fmean(sums) for name, sums in state["sums"].items()}
+        self.since, self.waited = state["since"], mine.pop(_WAITED, 0.0)
+        self.sums = {name: torch.tensor(total, device=device) for name, total in mine.items()}
         self.started = time.monotonic() - state["seconds"]
         for entry in state["recent"]:
             self._send(entry)

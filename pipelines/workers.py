@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import ray
-from ray.train import DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train import DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipelines import checkpoint, data, plan, run_folder, session, stopping, tracking
@@ -42,12 +42,26 @@ def run(
         say(f"{config.train.name}: ends after this step, with a checkpoint; Ctrl-C again leaves at once")
 
     try:
-        return stopping.interruptible(trainer.fit, ask=ask)
+        ended = stopping.interruptible(trainer.fit, ask=ask)
     except Exception as error:  # Ray wraps what a worker raised in several layers
         reason = session.cause(error)
         if isinstance(reason, (ValueError, OSError)):
             raise TrainingError(f"{config.train.name}: {' '.join(str(reason).split())[:600]}") from error
         raise
+    if reason := ray.get(mailbox.failed.remote()):
+        raise TrainingError(f"{config.train.name}: {reason}")
+    return ended
+
+
+class _Losses(UserCallback):
+    """Tells the driver, from where Ray watches the workers, which of them died."""
+
+    def __init__(self, mailbox: Any) -> None:
+        self.mailbox = mailbox
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        if not any(isinstance(session.cause(error), ValueError) for error in worker_exceptions.values()):
+            self.mailbox.put.remote({"lost": sorted(worker_exceptions)})
 
 
 def _trainer(config: Config, items: pa.Table, steps: int, fingerprint: str, mailbox: Any) -> TorchTrainer:
@@ -84,6 +98,7 @@ def _trainer(config: Config, items: pa.Table, steps: int, fingerprint: str, mail
             failure_config=FailureConfig(
                 max_failures=max(train.max_failures, _LOSSES * train.elastic), controller_failure_limit=_PLACES
             ),
+            callbacks=[_Losses(mailbox)],
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
         # Ray calls this at every start of the workers, and `Shares` calls what it gets.

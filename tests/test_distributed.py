@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -24,6 +26,7 @@ from pipelines.data import share_of
 from pipelines.gradient import Gradient
 from pipelines.models import Learner
 from pipelines.objective import Objective
+from pipelines.train_loop import Log
 
 STEPS, QUEUE = 4, 22
 CASES: tuple[tuple[Divergence, bool], ...] = (("kl", False), ("inverse_kl", False), ("jsd", False), ("kl", True))
@@ -184,12 +187,31 @@ def _shared(rank: int, workers: int) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
 
 
+def _logged(rank: int, workers: int, *, stop: bool) -> tuple[float, list[list[float]]]:
+    """The logged loss of three steps of five crops, with or without a stop after the second; and what was saved."""
+    sent: list[dict[str, Any]] = []
+    actor = SimpleNamespace(put=SimpleNamespace(remote=sent.append))
+    log = Log(actor, 0, speaks=True)
+    for step in range(3):
+        errors = torch.rand(5, generator=torch.Generator().manual_seed(step))
+        start, count = share_of(5, rank, workers)
+        log.add({"loss": errors[start : start + count].mean()}, count * workers / 5)
+        if step == 1:
+            saved = json.loads(json.dumps(log.state(log.gather(2))))
+            if stop:
+                log = Log(actor, 2, speaks=True)
+                log.resume(saved, rank, workers, torch.device("cpu"), ours=True)
+    log.flush(3, lr=1.0)
+    return sent[-1]["metrics"]["loss"], saved["sums"]["loss"]
+
+
 def _worker(rank: int, workers: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=workers)
     results: dict[Any, Any] = {case: _train(rank, workers, *case) for case in CASES}
     results["play"] = _play(rank, workers)
     results["agreed"], results["shared"] = _agreed(rank), _shared(rank, workers)
+    results["logged"] = [_logged(rank, workers, stop=stop) for stop in (False, True)]
     results["total"] = sum_over_workers(torch.tensor([1.0, rank]))
     if workers == 2:
         results["parts"] = {accumulate: _in_parts(rank, workers, accumulate) for accumulate in (1, 3)}
@@ -251,6 +273,16 @@ def test_unequal_shares_descend_as_one_process(workers: list[dict[Any, Any]]) ->
     assert alone.abs().max() > 1e-4
     for worker in workers:
         torch.testing.assert_close(worker["shared"], alone, rtol=1e-3, atol=1e-6)
+
+
+def test_what_is_logged_is_of_the_whole_batch(workers: list[dict[Any, Any]]) -> None:
+    """Of five crops, whoever holds them; and a stop within an entry leaves it as it is, bit for bit."""
+    alone, _ = _logged(0, 1, stop=False)
+    for worker in workers:
+        (whole, saved), (stopped, _) = worker["logged"]
+        assert len(saved) == len(workers) and len(set(saved)) > 1  # each worker's own, else a stop would round
+        assert whole == stopped == workers[0]["logged"][0][0]
+        assert whole == pytest.approx(alone, rel=1e-6)
 
 
 def test_parts_on_two_workers_equal_one_process_with_the_whole_batch(workers: list[dict[Any, Any]]) -> None:

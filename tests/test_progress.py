@@ -6,12 +6,13 @@ import functools
 from pathlib import Path
 
 import pytest
+import ray
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines import progress, train
 from pipelines.prepared import STARTED
-from pipelines.progress import Restarts, Waiting
+from pipelines.progress import Line, Restarts, Waiting
 from tests.conftest import tiny_config
 
 
@@ -33,6 +34,9 @@ def test_a_restart_is_told_with_what_it_cost(monkeypatch: pytest.MonkeyPatch) ->
     assert restarts.begins(0, 3) is None
     now[0] = 110
     assert restarts.reaches(20, steps_per_second=2) is None
+    now[0] = 115
+    assert restarts.breaks([0, 2]) is not None
+    assert restarts.breaks([1]) is None
     now[0] = 130
     assert restarts.begins(10, 3) == "started again at step 10, on 3 workers"
     assert restarts.begins(10, 1) == "started again at step 10, on 1 worker instead of 3"
@@ -40,6 +44,56 @@ def test_a_restart_is_told_with_what_it_cost(monkeypatch: pytest.MonkeyPatch) ->
     assert restarts.reaches(40, steps_per_second=2) == "further than before, at step 40; 30 s were lost"
     assert restarts.reaches(60, steps_per_second=2) is None
     assert (restarts.count, restarts.lost) == (2, 30.0)
+
+
+def test_that_nobody_has_begun_is_said_once_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    restarts, said = Restarts(), []
+    for then in (101, 161, 165, 300):
+        now[0] = then
+        said.append(restarts.waits())
+    assert said == [None, "no worker has begun for 60 s", None, None]
+    restarts.begins(0, 2)
+    now[0] = 500
+    assert restarts.waits() is None
+    lost = restarts.breaks([1])
+    assert lost is not None and lost.startswith("lost worker 1 of 2;")
+    assert restarts.waits() is None
+    now[0] = 561
+    assert restarts.waits() is not None
+
+
+@pytest.mark.slow
+def test_a_run_without_places_says_what_it_waits_for(
+    ray_session: None, scenes_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody else holds every CPU until the line is there."""
+    monkeypatch.setattr(train, "Restarts", functools.partial(Restarts, patience=3))
+    every = int(ray.cluster_resources()["CPU"])
+    others = [Other.remote() for _ in range(every)]  # type: ignore[attr-defined]
+    ray.get([other.here.remote() for other in others])
+    seen: list[str] = []
+
+    def say(_: Line, text: str) -> None:
+        seen.append(text)
+        for other in others if "no worker has begun" in text else []:
+            ray.kill(other)
+
+    monkeypatch.setattr(Line, "say", say)
+    done = train.fit(tiny_config(scenes_root, tmp_path, train__name="waits", train__epochs=1))
+    assert done.step == 3
+    assert [text for text in seen if "no worker" in text] == [
+        "waits: no worker has begun for 3 s; asked for are 2 with 0.5 CPU each, and Ray has 0 CPU free"
+    ]
+
+
+@ray.remote(num_cpus=1)
+class Other:
+    """Holds a CPU."""
+
+    def here(self) -> None:
+        pass
 
 
 def test_a_short_run_is_left_alone() -> None:

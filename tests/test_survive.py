@@ -270,8 +270,12 @@ def test_fewer_workers_and_more_again(
     cluster: LocalCluster, undisturbed: Path, scenes_root: Path, tmp_path: Path
 ) -> None:
     """[1, 3] workers on three nodes of one CPU: a node is lost, and one comes. The crops are the same, in the same
-    order; sums over workers are in another order, so the weights agree to rounding."""
-    slower = ["train.epochs=100", "model.width=32", "model.depth=6", "data.crop_size=96"]  # a node needs time to come
+    order; sums over workers are in another order, so the weights agree to rounding.
+
+    Larger batches and not a larger network, which would make the steps as slow (a node needs time to come): a width of
+    32 and depth of 6 let that rounding grow, at this learning rate, to a tensor's whole deviation within 120 steps, on
+    one and on two workers of which none was lost."""
+    slower = ["train.epochs=80", "train.batch_size=32", "data.crops_per_image=16", "data.crop_size=96"]
     fixed = Training(cluster, scenes_root, tmp_path, "fixed", *slower)
     fixed.finish()
     elastic = ["train.num_workers=[1,3]", "train.cpus_per_worker=1"]
@@ -287,11 +291,13 @@ def test_fewer_workers_and_more_again(
     cluster.d2sm("cluster", "add", "--cpus", "1")
     run.until(lambda: any("on 3 workers instead of 2" in line for line in run.said))
     run.finish()
-    assert [step for step, _ in run.losses] == list(range(5, 301, 5))
+    assert [step for step, _ in run.losses] == list(range(5, 241, 5))
+    for (step, ours), (_, theirs) in zip(run.losses, fixed.losses, strict=True):
+        assert ours == pytest.approx(theirs, rel=0.01), step
     ours, theirs = (load_file(checkpoint.resolve(one.folder) / checkpoint.MODEL) for one in (run, fixed))
     away = max(float((ours[name] - theirs[name]).abs().max() / theirs[name].std()) for name in theirs)
     print(f"\n  largest difference to a run of two workers: {away:.1e} of a tensor's deviation")
-    assert away < 0.05
+    assert away < 0.02
     report("a node lost and one added, elastic", run.lost)
 
 

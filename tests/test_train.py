@@ -92,7 +92,10 @@ def test_stopped_and_resumed_equals_not_stopped_on_one_worker(whole: Trained) ->
     alone = whole.config.replace({"train.num_workers": 1, "train.name": "whole1"})
     config = alone.replace({"train.name": "parts1"})
     fit(config.replace({"train.max_steps": 4}), quiet=True)
-    same_run(fit(alone, quiet=True), fit(config, quiet=True))
+    one = fit(alone, quiet=True)
+    same_run(one, fit(config, quiet=True))
+    for (step, ours), (_, theirs) in zip(logged(one), logged(whole), strict=True):  # what is logged is all workers'
+        assert ours == pytest.approx(theirs, rel=1e-3), step
 
 
 @pytest.mark.slow
@@ -134,13 +137,18 @@ def test_other_data_under_the_same_name(whole: Trained, scenes_root: Path, tmp_p
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_not_finite_stops_the_run(ray_session: None, scenes_root: Path, storage: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run(
+    ray_session: None, scenes_root: Path, storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At once, whatever train.max_failures: from the same checkpoint it would come again."""
     config = tiny_config(
-        scenes_root, storage, train__name="nan", train__lr=1e30, train__num_workers=1, train__checkpoint_every=1
-    )
-    with pytest.raises(TrainingError, match=r"step 1: the loss is not finite") as error:
-        fit(config, quiet=True)
+        scenes_root, storage, train__name="nan", train__lr=1e30, train__num_workers=1, train__checkpoint_every=1,
+        train__max_failures=2,
+    )  # fmt: skip
+    with pytest.raises(TrainingError, match=r"nan: step 1: the loss is not finite") as error:
+        fit(config)
     assert "\n" not in str(error.value)
+    assert "started again" not in capsys.readouterr().err
     last = checkpoint.latest(storage / "nan")
     assert last is not None and last.name == "step-00000001"
     weights = load_file(last / checkpoint.MODEL)
@@ -255,11 +263,11 @@ def test_a_broken_state_is_never_saved(bad: str) -> None:
     log = Log(None, 3, speaks=False)
     for step in (3, 4, 5):
         numbers = {name: torch.tensor(1.0) for name in ("loss", "gradient_norm", bad)}
-        log.add(numbers | ({bad: torch.tensor(float("inf"))} if step == 4 else {}), step)
+        log.add(numbers | ({bad: torch.tensor(float("inf"))} if step == 4 else {}))
     with pytest.raises(
         TrainingError, match=r"steps 3 to 5: the (discriminator's )?(loss|gradient) is not finite"
     ) as error:
-        log.check(6)
+        log.gather(6)
     assert ("Lower loss.adversarial_lr" in str(error.value)) == ("discriminator" in bad)
 
 
