@@ -153,10 +153,12 @@ def _rows(network: nn.Module, config: Config, items: pa.Table, quiet: bool) -> l
     """Every image's measurements."""
     rows: list[dict[str, Any]] = []
     done: set[str] = set()
+    tell = config.evaluate.tile == "auto" and not quiet
     try:
         with Line("evaluate", items.num_rows, quiet=quiet) as line:
             for row in measurements(network, config, items):
-                if row["tile"] and config.evaluate.tile == "auto" and not quiet and not any(r["tile"] for r in rows):
+                if row["tile"] and tell:
+                    tell = False
                     line.say(f"{row['name']}: restored in tiles of {row['tile']} pixels, as the memory at hand allows")
                 rows.append(row)
                 done.add(row["name"])

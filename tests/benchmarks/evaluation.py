@@ -40,11 +40,10 @@ from pipelines.images import TRAIN_IDS
 from pipelines.models import build
 from pipelines.scenes import write_scenes
 from pipelines.threads import torch_threads
-from tests.benchmarks.timing import cpu_seconds, machine, table
+from tests.benchmarks.timing import SHARED, cpu_seconds, goal, machine, table
 
 CPU = torch.device("cpu")
 SIGMA = 25.0
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 AHEAD = 8  # images that are measured before the steady state is
 
 Times = tuple[float, float]  # seconds passed, seconds worked
@@ -78,6 +77,9 @@ def rows_of(what: str, found: Mapping[str, np.ndarray], megapixels: float, base:
             known = not np.isnan(ratio).any()
             cells.append(f"{megapixels / np.median(times[:, column]):.3g}" if known else "")
             cells.append(f"{np.median(ratio):.2f}x ({ratio.min():.2f} to {ratio.max():.2f})" if known else "")
+            if known and name != base and column == (base == "plain loop"):
+                unit = "megapixels a CPU second" if column else "megapixels a second"
+                goal(f"{what}, {name}, to {base}'s {unit}", ratio, least=1.0 if column else None)
         rows.append(cells)
     return rows
 

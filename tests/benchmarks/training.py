@@ -39,7 +39,7 @@ from pipelines.models import Learner, build
 from pipelines.objective import Objective
 from pipelines.progress import Mailbox
 from pipelines.recipes import recipe
-from tests.benchmarks.timing import machine, table
+from tests.benchmarks.timing import goal, machine, table
 
 ROWS = 4  # different shares in memory
 WARM = 2  # rounds that are not counted
@@ -194,6 +194,8 @@ def against_plain(name: str, workers: int, device: torch.device, rounds: int, st
         for end in ends:
             end()
     ratios = [a / b for a, b in zip(taken["plain"], taken["ray"], strict=True)]
+    each = f"{workers} worker{'s' * (workers > 1)}"
+    goal(f"training, Ray Train on {each}, to a plain loop's crops a second", ratios, least=0.97)
     crops = {way: steps * config.train.batch_size / median(times) for way, times in taken.items()}
     spread = f"{median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
     return [f"{workers} x 1", f"{crops['plain']:.1f}", f"{crops['ray']:.1f}", spread]
