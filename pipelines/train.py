@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -224,7 +225,9 @@ class _Record:
     def between(self) -> None:
         """Beside the entries: that there are no workers, which would else be a silence of minutes."""
         if text := self.restarts.waits():
-            self._say(f"{text}; {session.room(self.config)}")
+            with contextlib.suppress(ray.exceptions.RayError):  # the head is away as well
+                text = f"{text}; {session.room(self.config)}"
+            self._say(text)
 
     def _say(self, text: str | None) -> None:
         if text:
