@@ -104,7 +104,8 @@ class Reader:
 class Waiting:
     """Says once a run that the workers wait for data, and what helps, when that takes more than a tenth of the time.
 
-    The first entry is left out, since the stream starts within it, and so is what took less than `least` seconds.
+    The first entry of a start is left out, since the stream starts within it, and so is what took less than `least`
+    seconds.
     """
 
     def __init__(self, remedy: str, *, least: float = 10.0) -> None:
@@ -112,6 +113,10 @@ class Waiting:
         self.step: int | None = None
         self.waited = self.seconds = 0.0
         self.said = False
+
+    def begins(self) -> None:
+        """Workers start, or start again."""
+        self.step = None
 
     def __call__(self, step: int, metrics: Mapping[str, float]) -> str | None:
         """The line to show after a log entry, if any."""

@@ -203,6 +203,7 @@ class _Record:
             self._say(self.restarts.breaks(entry["lost"]))
             return
         if "begins" in entry:
+            self.waiting.begins()
             self._say(self.restarts.begins(entry["begins"], entry["workers"]))
             return
         metrics = entry["metrics"]

@@ -101,7 +101,9 @@ def test_a_short_run_is_left_alone() -> None:
     assert [waiting(10 * n, entry(0.9, seconds=4)) for n in range(4)][:3] == [None, None, None]
     again = Waiting("", least=0)
     assert [again(step, entry(0.9)) for step in (20, 20, 10)] == [None] * 3  # workers were lost: nothing counts twice
-    assert again(20, entry(0.9)) is not None
+    again.begins()
+    assert again(30, entry(0.9)) is None  # the stream starts again within it
+    assert again(40, entry(0.9)) is not None
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0.1, 100)), min_size=2, max_size=20))
