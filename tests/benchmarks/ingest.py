@@ -1,6 +1,6 @@
 """Crops per second that a training worker gets: our stream against a plain torch DataLoader on the same cores.
 
-    python -m tests.benchmarks.ingest [ROOT] [--crop 128] [--each 1 4] [--rounds 5] [--images 96]
+    python -m tests.benchmarks.ingest [ROOT] [--crop 128] [--each 1 4] [--rounds 3] [--images 96]
 
 ROOT is in the Cityscapes layout, its images repeated to `--images`; none: the Cityscapes frames beside the checkout,
 else built-in scenes of 2048 x 1024. The baseline is what one would write: a data set that opens an image with PIL and
@@ -159,7 +159,7 @@ def main() -> None:
     parser.add_argument("root", nargs="?", type=Path)
     parser.add_argument("--crop", type=int, default=128)
     parser.add_argument("--each", type=int, nargs="+", default=[1, 4])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--images", type=int, default=96)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
