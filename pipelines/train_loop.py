@@ -249,8 +249,9 @@ class Log:
         """
         if not state or not ours:
             return
-        # Another number of workers goes on with the mean.
-        mine = {name: sums[rank] if len(sums) == workers else fmean(sums) for name, sums in state["sums"].items()}
+        # Another number of workers goes on with the mean. Checkpoints made before 2026-11-25 hold one number for all.
+        of_all = {name: sums if isinstance(sums, list) else [sums] for name, sums in state["sums"].items()}
+        mine = {name: sums[rank] if len(sums) == workers else fmean(sums) for name, sums in of_all.items()}
         self.since, self.waited = state["since"], mine.pop(_WAITED, 0.0)
         self.sums = {name: torch.tensor(total, device=device) for name, total in mine.items()}
         self.started = time.monotonic() - state["seconds"]

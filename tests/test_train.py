@@ -271,6 +271,15 @@ def test_a_broken_state_is_never_saved(bad: str) -> None:
     assert ("Lower loss.adversarial_lr" in str(error.value)) == ("discriminator" in bad)
 
 
+@pytest.mark.parametrize("saved, mine", [([1.0, 3.0], 3.0), ([1.0, 3.0, 5.0], 3.0), (2.0, 2.0)])
+def test_a_log_goes_on_on_as_many_workers_or_others(saved: Any, mine: float) -> None:
+    """Each with its own sums, or all with their mean; the last is how checkpoints were before."""
+    log = Log(None, 4, speaks=False)
+    state = {"since": 2, "sums": {"loss": saved}, "seconds": 1.0, "recent": []}
+    log.resume(state, 1, 2, torch.device("cpu"), ours=True)
+    assert (log.since, float(log.sums["loss"])) == (2, mine)
+
+
 def schedule(**changes: Any) -> Config:
     return Config().replace({f"train.{key}": value for key, value in changes.items()})
 
