@@ -32,11 +32,11 @@ def nodes(seen: Mapping[str, Seen | None]) -> Check:
 
 def resources(config: Config, living: Sequence[Mapping[str, float]]) -> Check:
     train = config.train
-    each = {"CPU": train.cpus_per_worker, **({"GPU": train.gpus_per_worker} if train.use_gpu else {})}
+    each = session.reserved(config)
     least, most = train.workers
     workers = f"{least} to {most} workers" if train.elastic else f"{least} worker{'s' * (least > 1)}"
     for_data = "" if train.elastic else f" + {train.data_cpus:g} CPU for data"
-    wanted = f"{workers} x {_amounts(each)}{for_data}"
+    wanted = f"{workers} x {session.amounts(each)}{for_data}"
     try:
         session.check(config)
     except session.ResourceError as error:
@@ -45,20 +45,20 @@ def resources(config: Config, living: Sequence[Mapping[str, float]]) -> Check:
     places = sum(int(min(node.get(name, 0) / amount for name, amount in each.items())) for node in living)
     enough = have["CPU"] >= session.cpus_needed(config, least) and places >= least
     if enough:
-        return Check("resources", True, f"{wanted}; there are {_amounts(have)} on {len(living)} nodes")
+        return Check("resources", True, f"{wanted}; there are {session.amounts(have)} on {len(living)} nodes")
     grown = {name: session.capacity().get(name, 0) for name in each}
     if any(grown[name] > have[name] for name in each):
-        return Check("resources", True, f"{wanted}; there are {_amounts(have)}, up to {_amounts(grown)} by autoscaling")
+        return Check(
+            "resources",
+            True,
+            f"{wanted}; there are {session.amounts(have)}, up to {session.amounts(grown)} by autoscaling",
+        )
     return Check(
         "resources",
         False,
-        f"{wanted}: only {places} workers find a node with {_amounts(each)} free of its own; lower "
+        f"{wanted}: only {places} workers find a node with {session.amounts(each)} free of its own; lower "
         "train.cpus_per_worker or train.num_workers, or add nodes",
     )
-
-
-def _amounts(amounts: Mapping[str, float]) -> str:
-    return ", ".join(f"{amount:g} {name}" for name, amount in amounts.items())
 
 
 def versions(here: Seen, seen: Mapping[str, Seen]) -> Check:

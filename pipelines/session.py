@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ray
@@ -103,14 +103,27 @@ def gpu_places(config: Config, gpus: float) -> float:
     return gpus * (1 // config.train.gpus_per_worker)
 
 
+def reserved(config: Config) -> dict[str, float]:
+    """What Ray reserves for a worker, by the name of the resource."""
+    train = config.train
+    return {"CPU": train.cpus_per_worker, **({"GPU": train.gpus_per_worker} if train.use_gpu else {})}
+
+
+def amounts(of: Mapping[str, float], *, between: str = ", ") -> str:
+    """Resources in words."""
+    return between.join(f"{amount:g} {name}" for name, amount in of.items())
+
+
 def room(config: Config) -> str:
     """What the workers ask for and what is free now, in words."""
-    train, free = config.train, ray.available_resources()
-    least, most = train.workers
-    count = f"{least} to {most}" if train.elastic else f"{most}"
-    each = f"{train.cpus_per_worker:g} CPU" + (f" and {train.gpus_per_worker:g} GPU" if train.use_gpu else "")
-    now = f"{free.get('CPU', 0):g} CPU" + (f" and {free.get('GPU', 0):g} GPU" if train.use_gpu else "")
-    return f"asked for are {count} with {each} each, and Ray has {now} free"
+    each, free = reserved(config), ray.available_resources()
+    least, most = config.train.workers
+    count = f"{least} to {most}" if config.train.elastic else f"{most}"
+    now = {name: free.get(name, 0) for name in each}
+    return (
+        f"asked for are {count} with {amounts(each, between=' and ')} each, and Ray has "
+        f"{amounts(now, between=' and ')} free"
+    )
 
 
 def check(config: Config) -> None:

@@ -208,7 +208,7 @@ class Log:
             self.sums[name] = self.sums[name] + number if name in self.sums else number
 
     def gather(self, step: int) -> dict[str, Tensor]:
-        """Every worker's sums, (W,) by name, on all workers; the time waited for data is among them.
+        """Every worker's sums, (W,) by name, on all workers' hosts; the time waited for data is among them.
 
         Raises:
             TrainingError: on NaN or infinity since the last entry; after such a gradient the weights are lost too.
@@ -217,7 +217,7 @@ class Log:
             return {}
         mine = torch.stack(list(self.sums.values()))
         rows, _ = gather_rows(torch.cat([mine, mine.new_tensor([self.waited])])[None])
-        everyone = dict(zip([*self.sums, _WAITED], rows.T, strict=True))
+        everyone = dict(zip([*self.sums, _WAITED], rows.cpu().T, strict=True))  # once; the host waits at each look
         _check({name: column.sum() for name, column in everyone.items()}, f"steps {self.since} to {step - 1}")
         return everyone
 

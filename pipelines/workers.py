@@ -86,10 +86,7 @@ def _trainer(config: Config, items: pa.Table, steps: int, fingerprint: str, mail
         scaling_config=ScalingConfig(
             num_workers=train.num_workers,
             use_gpu=train.use_gpu,
-            resources_per_worker={
-                "CPU": train.cpus_per_worker,
-                **({"GPU": train.gpus_per_worker} if train.use_gpu else {}),
-            },
+            resources_per_worker=session.reserved(config),
             elastic_resize_monitor_interval_s=_GROWS,
         ),
         run_config=RunConfig(

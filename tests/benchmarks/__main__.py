@@ -1,6 +1,8 @@
 """`make bench`: every measurement, one after the other, each in a process of its own, and what became of the goals.
 
-python -m tests.benchmarks [NAME ...]        half an hour on two cores; NAMES: only these
+    python -m tests.benchmarks [NAME ...]
+
+Half an hour on two cores; with names, only these.
 """
 
 from __future__ import annotations
