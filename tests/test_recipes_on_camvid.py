@@ -61,7 +61,7 @@ def loss_on(worker: Worker, held_out: list[data.Row]) -> float:
 @pytest.mark.parametrize("name", ROWS)
 def test_a_row_learns_on_real_photographs(name: str, shared: Path, tmp_path: Path, without_ray: None) -> None:
     config = on_camvid(name, shared, tmp_path)
-    steps = 40 if config.model.name == "ffdnet" else 12
+    steps = 120 if config.model.name == "ffdnet" else 12  # FFDNet starts as the identity, and is worse at first
     *rows, a, b, c = batches(config, steps + HELD_OUT)
     torch.set_num_threads(2)
     worker = Worker(config, steps_per_epoch=100)
