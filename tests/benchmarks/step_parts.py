@@ -107,13 +107,15 @@ def peak(device: torch.device, dtype: torch.dtype) -> float:
     side = 8192 if device.type == "cuda" else 2048
     channels, size, batch = (512, 64, 64) if device.type == "cuda" else (256, 64, 4)
     a = torch.randn(side, side, device=device, dtype=dtype)
-    inner = torch.nn.Conv2d(channels, channels, 3, padding=1, bias=False, device=device, dtype=dtype)
-    inner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     x = torch.randn(batch, channels, size, size, device=device, dtype=dtype).to(memory_format=torch.channels_last)
-    with torch.no_grad():
-        product = 2 * side**3 / min(seconds(lambda: a @ a, device) for _ in range(5))
-        convolved = 2 * batch * size**2 * 9 * channels**2 / min(seconds(lambda: inner(x), device) for _ in range(5))
-    return max(product, convolved)
+    weight = torch.randn(channels, channels, 3, 3, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    works: list[Callable[[], Tensor]] = [lambda: a @ a, lambda: torch.conv2d(x, weight, padding=1)]
+    best = 0.0
+    for work in works:
+        with FlopCounterMode(display=False) as flops:
+            work()
+        best = max(best, flops.get_total_flops() / min(seconds(work, device) for _ in range(5)))
+    return best
 
 
 def shares(name: str, device: torch.device, rounds: int) -> list[list[str]]:
