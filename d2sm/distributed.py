@@ -65,31 +65,31 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
-class Agreement:
-    """Whether any worker wishes something, told to all of them in the same step, at 8 bytes a step.
+class AnyRank:
+    """Whether a flag is set on any rank: a logical OR that every rank learns in the same step, at 8 bytes a step.
 
-    `ask` starts the exchange and `answer` ends it, so that it runs beside the work between them. Its group is its own
-    and on the CPU: nothing waits for an accelerator's queue, and the gradients' collectives keep their order. All
-    workers must make one, and ask and answer equally often.
+    `start` begins the exchange and `result` ends it, so it overlaps with the work between them. It uses a process group
+    of its own, on the CPU: it never waits for an accelerator, and does not change the order of the collectives of the
+    gradients. All ranks must construct one, and call `start` and `result` equally often.
     """
 
     def __init__(self) -> None:
         self._group: Any = dist.new_group(backend="gloo") if world_size() > 1 else None
-        self._wished = torch.zeros(1, dtype=torch.int64)
-        self._under_way: dist.Work | None = None
+        self._flag = torch.zeros(1, dtype=torch.int64)
+        self._pending: dist.Work | None = None
 
-    def ask(self, wish: bool) -> None:
-        """This worker's wish."""
-        self._wished.fill_(int(wish))
+    def start(self, flag: bool) -> None:
+        """Begin the exchange with this rank's flag."""
+        self._flag.fill_(int(flag))
         if self._group is not None:
-            self._under_way = dist.all_reduce(self._wished, dist.ReduceOp.MAX, group=self._group, async_op=True)
+            self._pending = dist.all_reduce(self._flag, dist.ReduceOp.MAX, group=self._group, async_op=True)
 
-    def answer(self) -> bool:
-        """Whether anybody's was true. Waits until all have asked."""
-        if self._under_way is not None:
-            self._under_way.wait()
-            self._under_way = None
-        return bool(self._wished.item())
+    def result(self) -> bool:
+        """Whether the flag was set on any rank. Waits until all ranks have called `start`."""
+        if self._pending is not None:
+            self._pending.wait()
+            self._pending = None
+        return bool(self._flag.item())
 
 
 def _hosts() -> dist.ProcessGroup | None:

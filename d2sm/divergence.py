@@ -14,7 +14,7 @@ For KL and inverse KL the divergence of a column needs three sums only:
     S_j = sum_i kx_ij,   T_j = sum_i ky_ij,   C_j = sum_i kx_ij (log kx_ij - log ky_ij)
 
 and a pair (i, j) adds to them independently of all others: what leaves is subtracted, what enters is added.
-Jensen-Shannon puts P and Q under one logarithm, where S_j and T_j cannot be pulled out of the sum; see `Pairwise`.
+Jensen-Shannon puts P and Q under one logarithm, where S_j and T_j cannot be pulled out of the sum; see `JSDivergence`.
 
 Gradient: D depends on kx_ij through P_.j, hence dL/dkx_ij = (g_ij - sum_i P_ij g_ij) / S_j with g_ij = dD/dP_ij; a
 cosine stands in two columns, hence dL/ds_ij = (dL/dkx_ij + dL/dkx_ji) / 2, the half from k = (s + 1) / 2.
@@ -48,7 +48,7 @@ def _cosines(pairs: Tensor, queues: Tensor) -> Tensor:
     return torch.cat([part.to(pairs.dtype) @ pairs.mT for part in queues.split(512, dim=1)], dim=1).mT
 
 
-class ColumnSums(nn.Module):
+class KLDivergence(nn.Module):
     """KL and inverse KL in O(N n) a step beside the kernel rows, and O(n) memory.
 
     Rounding drift is bounded without a recount: a column is counted afresh when its sample enters and dropped when it
@@ -103,7 +103,7 @@ class ColumnSums(nn.Module):
         return torch.cat([k, c[None]])
 
 
-class Pairwise(nn.Module):
+class JSDivergence(nn.Module):
     """Jensen-Shannon: JSD(P, Q) = (KL(P||M) + KL(Q||M)) / 2, M = (P + Q) / 2.
 
     Every entry changes when a column sum does, so a step costs O(n^2) additions and logarithms on top of the
@@ -119,7 +119,7 @@ class Pairwise(nn.Module):
         self.kernels: Tensor
 
     def update(self, k: Tensor, gone: Tensor, new: Tensor, own: Tensor) -> None:
-        """Exchange leaving for entering samples (arguments as in `ColumnSums`)."""
+        """Exchange leaving for entering samples (arguments as in `KLDivergence`)."""
         self.kernels = self.kernels.to(k.device)
         for matrix, own_rows in zip(self.kernels, k, strict=True):
             rows, _ = gather_rows(own_rows)  # (M, n)

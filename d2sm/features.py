@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from d2sm.frozen import Judge
+from d2sm.frozen import FrozenNetwork
 
 Scale = tuple[tuple[float, float, float], tuple[float, float, float]]  # mean and std per channel
 IMAGENET: Scale = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -31,7 +31,7 @@ IMAGENET: Scale = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 SIGNED: Scale = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
-class Features(Judge):
+class Features(FrozenNetwork):
     """Phi. (B, 3, H, W) RGB in [0, 1] -> (B, channels, h, w), h and w about H and W over `stride`.
 
     Always in eval mode, parameters frozen; gradient flows to the images. `mean` and `std` are float32 buffers
@@ -48,11 +48,7 @@ class Features(Judge):
             self.register_buffer(key, None if values is None else torch.tensor(values).view(1, 3, 1, 1))
         self.requires_grad_(False).eval()
 
-    def train(self, mode: bool = True) -> Features:
-        """Stays in eval mode whatever `mode` is: a parent's .train() leaves BatchNorm and dropout alone."""
-        return super().train(False)
-
-    def judged(self, images: Tensor) -> Tensor:
+    def forward_chunk(self, images: Tensor) -> Tensor:
         out: Tensor = self.net(self.normalised(images))
         return out
 

@@ -1,4 +1,4 @@
-"""A network that judges and is not trained."""
+"""Frozen networks, which the losses look through: gradient flows to the images, none to the weights."""
 
 from __future__ import annotations
 
@@ -10,63 +10,68 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
-class Judge(nn.Module):
-    """What looks at every image by itself, and so can look at a few at a time, for the memory of a few.
+class FrozenNetwork(nn.Module):
+    """A module that treats images independently, so a batch can be processed in chunks to bound memory.
+
+    It stays in eval mode. Subclasses freeze their parameters and implement `forward_chunk`.
 
     Attributes:
-        at_once: images at a time; None: all. With fewer than there are, the backward pass computes the activations of
-            each few again: a forward pass more, and the same maps and gradient but for rounding.
+        chunk_size: images in a chunk; None: the whole batch at once. With more than one chunk, activations are not kept
+            for the backward pass but computed again, chunk by chunk: one more forward pass, the same outputs and
+            gradients up to rounding.
     """
 
-    at_once: int | None = None
+    chunk_size: int | None = None
 
     def forward(self, images: Tensor) -> Any:
-        """Maps (B, ...) of images (B, 3, H, W): a tensor, or a list of them."""
-        if self.at_once is None or len(images) <= self.at_once:
-            return self.judged(images)
-        look = self.judged
+        """Images (B, 3, H, W) to maps (B, ...): a tensor, or a list of tensors."""
+        if self.chunk_size is None or len(images) <= self.chunk_size:
+            return self.forward_chunk(images)
+        run = self.forward_chunk
         if torch.is_grad_enabled() and images.requires_grad:
-            look = partial(checkpoint, look, use_reentrant=False, preserve_rng_state=False)
-        made = [look(few) for few in images.split(self.at_once)]
-        return torch.cat(made) if isinstance(made[0], Tensor) else [torch.cat(maps) for maps in zip(*made, strict=True)]
+            run = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
+        outputs = [run(chunk) for chunk in images.split(self.chunk_size)]
+        if isinstance(outputs[0], Tensor):
+            return torch.cat(outputs)
+        return [torch.cat(maps) for maps in zip(*outputs, strict=True)]
 
-    def judged(self, images: Tensor) -> Any:
-        """The maps of these images, all at once."""
+    def forward_chunk(self, images: Tensor) -> Any:
+        """The maps of one chunk of images."""
         raise NotImplementedError
 
+    def train(self, mode: bool = True) -> Self:
+        """Stays in eval mode whatever `mode` is: a parent's .train() changes neither BatchNorm nor dropout here."""
+        return super().train(False)
 
-class Frozen(Judge):
-    """A network in eval mode whatever its parent's mode, without gradient to its weights, and outside of the state.
 
-    Gradient flows to its input. The `state_dict()` of whatever holds it has none of its weights, and loads strictly
-    without them: they come from their own file, at every start.
+class FrozenWrapper(FrozenNetwork):
+    """A given network, frozen, in eval mode and left out of `state_dict()`.
+
+    The `state_dict()` of any module that holds this one has none of the network's weights and loads strictly without
+    them: they are read from their own file whenever the network is built.
     """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network.requires_grad_(False).eval()
-        unsaved(self, "network")
+        exclude_from_state_dict(self, "network")
 
-    def judged(self, images: Tensor) -> Any:
+    def forward_chunk(self, images: Tensor) -> Any:
         return self.network(images)
 
-    def train(self, mode: bool = True) -> Self:
-        """Stays in eval mode whatever `mode` is: a parent's .train() leaves BatchNorm and dropout alone."""
-        return super().train(False)
+
+def exclude_from_state_dict(module: nn.Module, child: str) -> None:
+    """Leave a child's weights out of the module's `state_dict()`; loading stays strict about everything else."""
+    # Partials instead of closures: a module must survive pickling.
+    module.register_state_dict_post_hook(partial(_drop_keys, child=child))
+    module.register_load_state_dict_pre_hook(partial(_add_own_values, child=child))
 
 
-def unsaved(module: nn.Module, child: str) -> None:
-    """Keep a child's weights out of the module's `state_dict()`; loading is strict all the same."""
-    # No closures: a module must survive pickling.
-    module.register_state_dict_post_hook(partial(_leave_out, child=child))
-    module.register_load_state_dict_pre_hook(partial(_put_back, child=child))
-
-
-def _leave_out(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any, child: str) -> None:
+def _drop_keys(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any, child: str) -> None:
     for key in [key for key in state if key.startswith(f"{prefix}{child}.")]:
         del state[key]
 
 
-def _put_back(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any, child: str) -> None:
+def _add_own_values(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any, child: str) -> None:
     for key, value in module.get_submodule(child).state_dict().items():
         state.setdefault(f"{prefix}{child}.{key}", value)

@@ -9,10 +9,10 @@ from typing import cast
 from torch import Tensor, nn
 
 from d2sm.features import Features, features, layer_names
-from d2sm.frozen import Frozen
+from d2sm.frozen import FrozenWrapper
 
 
-class Layers(Frozen):
+class Layers(FrozenWrapper):
     """(B, 3, H, W) RGB in [0, 1] -> the maps (B, C, h, w) of some layers, shallow to deep, in one pass, float32.
 
     Args:
@@ -35,7 +35,7 @@ class Layers(Frozen):
                 part.inplace = False  # type: ignore[assignment]  # else a ReLU writes into the map before it
         super().__init__(phi)
 
-    def judged(self, images: Tensor) -> list[Tensor]:
+    def forward_chunk(self, images: Tensor) -> list[Tensor]:
         phi = cast(Features, self.network)
         maps, x = [], phi.normalised(images)
         for index, step in enumerate(cast(nn.Sequential, phi.net)):

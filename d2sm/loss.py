@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from d2sm.divergence import Divergence
 from d2sm.features import features as named_features
 from d2sm.features import patches, wrap
-from d2sm.frozen import unsaved
+from d2sm.frozen import exclude_from_state_dict
 from d2sm.matching import Reduction, StatisticsMatching
 
 
@@ -73,7 +73,7 @@ class D2SMLoss(nn.Module):
             queue_size, divergence, reduction=reduction, queue_dtype=queue_dtype, gather_dtype=gather_dtype
         )
         self._restored_seen = False
-        unsaved(self, "features")  # Phi finds its own weights
+        exclude_from_state_dict(self, "features")  # Phi finds its own weights
 
     def forward(self, *, restored: Tensor, clean: Tensor) -> Tensor:
         """Compare, and remember both for later steps (in training mode).

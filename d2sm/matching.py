@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from d2sm.distributed import gather_rows, world_size
-from d2sm.divergence import ColumnSums, Divergence, Pairwise, kernel
-from d2sm.memory import Memory
+from d2sm.divergence import KLDivergence, Divergence, JSDivergence, kernel
+from d2sm.feature_queue import FeatureQueue
 
 Reduction = Literal["mean", "sum"]
 
@@ -73,9 +73,9 @@ class StatisticsMatching(nn.Module):
         if queue_size < 2:
             raise ValueError(f"queue_size={queue_size}: at least 2, since samples are compared with each other")
         self.queue_size, self.reduction, self.gather_dtype = queue_size, reduction, gather_dtype
-        self.memory = Memory(queue_size, queue_dtype)
-        self.divergence: ColumnSums | Pairwise = (
-            Pairwise(queue_size) if divergence == "jsd" else ColumnSums(queue_size, inverse=divergence == "inverse_kl")
+        self.memory = FeatureQueue(queue_size, queue_dtype)
+        self.divergence: KLDivergence | JSDivergence = (
+            JSDivergence(queue_size) if divergence == "jsd" else KLDivergence(queue_size, inverse=divergence == "inverse_kl")
         )
 
     def forward(self, *, restored: Tensor, clean: Tensor) -> Tensor:

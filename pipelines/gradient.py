@@ -9,8 +9,8 @@ adds up is the gradient once d loss / d restored is known:
 
 Every term of the objective sees all crops, once, whatever it is: labels, estimates and a discriminator need nothing of
 their own. The objective's own memory is that of its frozen networks (VGG-19 holds 0.3 GB for a crop of 512), so these
-look at as few crops at a time, see `frozen.Judge`. What remains with all crops are images, features and queues. It
-costs a forward pass more of the network, and one of Phi on the restored crops.
+look at as few crops at a time, see `frozen.FrozenNetwork`. What remains with all crops are images, features and queues.
+It costs a forward pass more of the network, and one of Phi on the restored crops.
 
 (Gradients cached at Phi's features instead would save as much, but the other terms would each have to say how they
 split, and the discriminator's spectral norms would be refined once a part and not once a step.)
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from d2sm.frozen import Judge
+from d2sm.frozen import FrozenNetwork
 from pipelines.config import ConfigError, Train
 from pipelines.objective import Objective
 
@@ -68,8 +68,8 @@ class Gradient:
             made = [self._restore(*piece) for piece in pieces]
         outputs = [torch.cat(whole).requires_grad_() for whole in zip(*made, strict=True) if whole[0] is not None]
         for judge in self.objective.modules():
-            if isinstance(judge, Judge):
-                judge.at_once = few
+            if isinstance(judge, FrozenNetwork):
+                judge.chunk_size = few
         loss, parts = self._judge(outputs[0], outputs[1] if outputs[1:] else None, **judged)
         loss.backward()
         slopes = zip(*(_slope(output).split(few) for output in outputs), strict=True)

@@ -1,7 +1,7 @@
 """Ending a run early without losing anything: Ctrl-C once asks the workers for a checkpoint, twice leaves at once.
 
 The driver leaves the wish in the mailbox; worker 0 reads it there now and then; and all workers learn of it in the same
-step (`d2sm.distributed.Agreement`), so that they end together, after a checkpoint of that very step.
+step (`d2sm.distributed.AnyRank`), so that they end together, after a checkpoint of that very step.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
-from d2sm.distributed import Agreement, gather_rows
-from d2sm.models.recompute import recompute
+from d2sm.distributed import AnyRank, gather_rows
+from d2sm.models.activation_checkpointing import checkpoint_activations
 from pipelines import checkpoint, data
 from pipelines.adversary import Adversary
 from pipelines.config import Config, ConfigError, Train
@@ -78,16 +78,16 @@ def train(job: Mapping[str, Any]) -> None:
     if last:
         ours = checkpoint.is_of(last, config.train.name)
         log.resume(checkpoint.log(last), rank, workers, worker.device, ours=ours)
-    wish, agreement = Wish(job["log"], listens=rank == 0), Agreement()
+    wish, any_rank = Wish(job["log"], listens=rank == 0), AnyRank()
     with Keeper(job["place"], config.train.keep) as keeper:
         for row in _shares(ray.train.get_dataset_shard("train"), log):
             if (row["step"], row["part"]) != (step, rank):
                 raise TrainingError(f"step {step}: worker {rank} was handed part {row['part']} of step {row['step']}")
-            agreement.ask(wish.known())
+            any_rank.start(wish.known())
             share = len(row["sigma"]) * workers / config.train.batch_size
             log.add(worker.step(row, step, share), share)
             step += 1
-            ends = agreement.answer()
+            ends = any_rank.result()
             final = step == job["steps"]
             if final or step % config.train.log_every == 0:
                 log.flush(step, lr=float(worker.schedule.get_last_lr()[0]))
@@ -108,7 +108,7 @@ class Worker:
         torch.manual_seed(config.train.seed)
         network = build(config.model).to(self.device).to(memory_format=torch.channels_last)
         if config.train.recompute:
-            recompute(network)
+            checkpoint_activations(network)
         self.average = _average(network, config.train.ema)
         learner = Learner(network, estimate=config.loss.judges_estimate)
         if config.train.compile:

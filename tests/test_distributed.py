@@ -17,7 +17,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.parallel import DistributedDataParallel
 
 from d2sm import D2SMLoss, StatisticsMatching
-from d2sm.distributed import Agreement, average_gradients, gather_rows, sum_over_workers, world_size
+from d2sm.distributed import AnyRank, average_gradients, gather_rows, sum_over_workers, world_size
 from d2sm.divergence import Divergence
 from d2sm.objectives import Adversarial
 from pipelines.adversary import Adversary
@@ -160,11 +160,11 @@ def _mismatch(rank: int) -> str:
 
 def _agreed(rank: int) -> list[bool]:
     """Nobody, the last worker alone, all, nobody."""
-    agreement, answers = Agreement(), []
+    agreement, answers = AnyRank(), []
     for wish in (False, rank == world_size() - 1, True, False):
-        agreement.ask(wish)
+        agreement.start(wish)
         sum_over_workers(torch.ones(3))  # the step's own collectives run beside it
-        answers.append(agreement.answer())
+        answers.append(agreement.result())
     return answers
 
 
@@ -262,9 +262,9 @@ def test_a_discriminator_is_the_same_on_all_workers_and_on_one(workers: list[dic
 
 def test_what_one_wishes_all_know_in_the_same_step(workers: list[dict[Any, Any]]) -> None:
     assert [worker["agreed"] for worker in workers] == [[False, True, True, False]] * len(workers)
-    alone = Agreement()
-    alone.ask(True)
-    assert alone.answer()
+    alone = AnyRank()
+    alone.start(True)
+    assert alone.result()
 
 
 def test_unequal_shares_descend_as_one_process(workers: list[dict[Any, Any]]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from d2sm import metrics
 from d2sm.features import features
-from d2sm.frozen import Frozen
+from d2sm.frozen import FrozenWrapper
 from d2sm.objectives import (
     LPIPS,
     Contextual,
@@ -297,7 +297,7 @@ def test_networks_are_frozen_and_not_in_the_state(name: str, heads: Path) -> Non
     }
     loss = losses[name]()
     parent = nn.ModuleDict({"loss": loss, "model": nn.Conv2d(3, 3, 1)}).train()
-    networks = [module for module in loss.modules() if isinstance(module, Frozen)]
+    networks = [module for module in loss.modules() if isinstance(module, FrozenWrapper)]
     assert networks and not any(part.training for network in networks for part in network.modules())
     assert not any(p.requires_grad for p in loss.parameters())
     assert set(parent.state_dict()) == {"model.weight", "model.bias"}

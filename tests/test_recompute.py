@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from d2sm.models import CBDNet, ESPNet, FFDNet, SADNet
-from d2sm.models.recompute import recompute
+from d2sm.models.activation_checkpointing import checkpoint_activations
 from tests.networks import stirred
 
 
@@ -40,7 +40,7 @@ def test_the_same_gradients_with_less_kept(make: type[nn.Module], share: float) 
     torch.manual_seed(0)
     network = stirred(make())
     forgetful = copy.deepcopy(network)
-    recompute(forgetful)
+    checkpoint_activations(forgetful)
     assert forgetful.state_dict().keys() == network.state_dict().keys()
     (all_of_it, wanted), (less, found) = kept(network), kept(forgetful)
     assert torch.equal(found, wanted)
@@ -53,6 +53,6 @@ def test_the_same_gradients_with_less_kept(make: type[nn.Module], share: float) 
 
 
 def test_a_network_without_parts_is_one_line() -> None:
-    with pytest.raises(ValueError, match="ESPNet: has no parts that could be computed again") as error:
-        recompute(ESPNet(19))
+    with pytest.raises(ValueError, match="ESPNet: does not support activation checkpointing") as error:
+        checkpoint_activations(ESPNet(19))
     assert "\n" not in str(error.value)

@@ -9,11 +9,11 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from d2sm.models.recompute import Forgetful
+from d2sm.models.activation_checkpointing import CheckpointedModule
 from d2sm.models.sizes import padded
 
 
-class CBDNet(Forgetful):
+class CBDNet(CheckpointedModule):
     """Five convolutions estimate the noise level of every pixel; a U-Net then corrects the image, told both.
 
     No normalisation, ReLU after every convolution but the very last, skips are added. 4,365,382 parameters.
@@ -86,11 +86,11 @@ class CBDNet(Forgetful):
         """
         whole = padded(noisy, self.stride, "CBDNet")
         height, width = noisy.shape[-2:]
-        estimate = self.part(self.estimator, whole)
-        full = self.part(self.at_full, torch.cat([whole, estimate], dim=1))
-        half = self.part(self.at_half, full)
-        half = self.part(self.merge_half, half + self.to_half(self.part(self.at_quarter, half)))
-        restored = whole + self.part(self.merge_full, full + self.to_full(half))
+        estimate = self.checkpointed(self.estimator, whole)
+        full = self.checkpointed(self.at_full, torch.cat([whole, estimate], dim=1))
+        half = self.checkpointed(self.at_half, full)
+        half = self.checkpointed(self.merge_half, half + self.to_half(self.checkpointed(self.at_quarter, half)))
+        restored = whole + self.checkpointed(self.merge_full, full + self.to_full(half))
         return restored[..., :height, :width], estimate[..., :height, :width]
 
 

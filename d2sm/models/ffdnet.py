@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from d2sm.models.recompute import Forgetful
+from d2sm.models.activation_checkpointing import CheckpointedModule
 from d2sm.models.sizes import padded
 
 _PART = 6  # layers that forget together: three convolutions with their ReLUs
 
 
-class FFDNet(Forgetful):
+class FFDNet(CheckpointedModule):
     """A plain convolutional denoiser that works at half resolution and is told the noise level.
 
     The image is folded by 2 into 12 channels, one constant channel holding sigma/255 is appended, `depth`
@@ -89,9 +89,9 @@ class FFDNet(Forgetful):
         folded = F.pixel_unshuffle(whole, self.stride)
         level = (sigma / 255).to(folded.dtype).view(batch, 1, 1, 1).expand(-1, 1, *folded.shape[2:])
         maps = torch.cat([folded, level], dim=1)
-        few = _PART if self.forgets else len(self.body)  # a part's input is kept while it runs
+        few = _PART if self.is_checkpointing else len(self.body)  # a part's input is kept while it runs
         for start in range(0, len(self.body), few):
-            maps = self.part(self._layers, maps, start, few)
+            maps = self.checkpointed(self._layers, maps, start, few)
         restored = F.pixel_shuffle(maps, self.stride)
         return restored[..., :height, :width]
 

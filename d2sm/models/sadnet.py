@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from d2sm.models.recompute import Forgetful
+from d2sm.models.activation_checkpointing import CheckpointedModule
 from d2sm.models.sizes import padded
 
 _SLOPE = 0.2  # of every leaky ReLU
@@ -17,7 +17,7 @@ _OFFSETS = 32  # channels of the maps that offsets are computed from
 _GROUPS, _TAPS = 8, 9  # of a deformable 3x3 convolution
 
 
-class SADNet(Forgetful):
+class SADNet(CheckpointedModule):
     """An encoder of four scales (32, 64, 128, 256 channels), a context block at the coarsest, and a decoder of
     modulated deformable convolutions, whose offsets are passed on from coarse to fine. 4,234,723 parameters.
 
@@ -74,8 +74,8 @@ class SADNet(Forgetful):
         height, width = noisy.shape[-2:]
         maps = [whole]
         for scale in self.encoder:
-            maps.append(self.part(scale, maps[-1]))
-        x, offset = self.coarsest(self.part(self.context, maps.pop()))
+            maps.append(self.checkpointed(scale, maps[-1]))
+        x, offset = self.coarsest(self.checkpointed(self.context, maps.pop()))
         for scale in self.decoder:
             x, offset = scale(x, maps.pop(), offset)
         restored = whole + self.last(x)
@@ -120,7 +120,7 @@ class _Context(nn.Module):
         return out
 
 
-class _Adaptive(Forgetful):
+class _Adaptive(CheckpointedModule):
     """The offset block, and the deformable convolution that follows its offsets.
 
     Args:
@@ -139,8 +139,8 @@ class _Adaptive(Forgetful):
 
     def forward(self, x: Tensor, coarser: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The adapted map (B, C, h, w), and the map of offsets (B, 32, h, w) for the next finer scale."""
-        offset = self.part(self._offset, x, coarser)
-        out: Tensor = x + self.part(self._adapted, x, offset)
+        offset = self.checkpointed(self._offset, x, coarser)
+        out: Tensor = x + self.checkpointed(self._adapted, x, offset)
         return out, offset
 
     def _offset(self, x: Tensor, coarser: Tensor | None) -> Tensor:
@@ -165,7 +165,7 @@ class _Adaptive(Forgetful):
         return out
 
 
-class _Up(Forgetful):
+class _Up(CheckpointedModule):
     """From the next coarser scale: doubled, joined with the encoder's map, adapted."""
 
     def __init__(self, channels: int) -> None:
@@ -175,7 +175,7 @@ class _Up(Forgetful):
         self.adapt = _Adaptive(channels)
 
     def forward(self, x: Tensor, skip: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
-        out: tuple[Tensor, Tensor] = self.adapt(self.part(self._joined, x, skip), offset)
+        out: tuple[Tensor, Tensor] = self.adapt(self.checkpointed(self._joined, x, skip), offset)
         return out
 
     def _joined(self, x: Tensor, skip: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from d2sm.features import features as named_features
 from d2sm.features import wrap
-from d2sm.frozen import unsaved
+from d2sm.frozen import exclude_from_state_dict
 from d2sm.objectives.pair import check_pair
 
 _EPSILON = 1e-8
@@ -66,7 +66,7 @@ class Adversarial(nn.Module):
         super().__init__()
         self.features = named_features(features, weights=weights) if isinstance(features, str) else wrap(features)
         self.discriminator = discriminator(self.features.channels)
-        unsaved(self, "features")  # Phi finds its own weights
+        exclude_from_state_dict(self, "features")  # Phi finds its own weights
 
     def forward(self, *, restored: Tensor, clean: Tensor) -> Losses:
         """Both losses from one pass of Phi over each image; in training mode each call refines the spectral norms.

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from d2sm.frozen import Frozen
+from d2sm.frozen import FrozenWrapper
 
 ABSENT = -1e4
 """The logit of a class a network does not know: never the largest, yet finite, also in half precision."""
@@ -33,7 +33,7 @@ class CrossEntropy(nn.Module):
         super().__init__()
         if not scale > 0:
             raise ValueError(f"scale={scale}: must be positive; 1 keeps the size of the crops")
-        self.scale, self.segmenter = scale, Frozen(segmenter)
+        self.scale, self.segmenter = scale, FrozenWrapper(segmenter)
 
     def forward(self, *, restored: Tensor, labels: Tensor) -> Tensor:
         """The cross-entropy; `restored` is not clamped, else pixels out of range would get no gradient.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Memory(nn.Module):
+class FeatureQueue(nn.Module):
     """Q^X and Q^Y: at most `queue_size` pairs of feature rows.
 
     Rows never filled do not exist for anybody: `restored` and `clean` give the filled ones only. The rings are
