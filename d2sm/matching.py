@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from d2sm.distributed import gather_rows, world_size
-from d2sm.divergence import KLDivergence, Divergence, JSDivergence, kernel
+from d2sm.divergence import Divergence, JSDivergence, KLDivergence, kernel
 from d2sm.feature_queue import FeatureQueue
 
 Reduction = Literal["mean", "sum"]
@@ -75,7 +75,9 @@ class StatisticsMatching(nn.Module):
         self.queue_size, self.reduction, self.gather_dtype = queue_size, reduction, gather_dtype
         self.memory = FeatureQueue(queue_size, queue_dtype)
         self.divergence: KLDivergence | JSDivergence = (
-            JSDivergence(queue_size) if divergence == "jsd" else KLDivergence(queue_size, inverse=divergence == "inverse_kl")
+            JSDivergence(queue_size)
+            if divergence == "jsd"
+            else KLDivergence(queue_size, inverse=divergence == "inverse_kl")
         )
 
     def forward(self, *, restored: Tensor, clean: Tensor) -> Tensor:

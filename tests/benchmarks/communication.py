@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.communication
 
-The formulas are those of `StatisticsMatching` (and of `JSDivergence` for JSD): with b bytes a number, 2 N D b for the rows
-and 3 n float64 for the changes of the column sums, plus 24 bytes of shapes for every gather of rows. They do not depend
-on the number of workers W: each adds its own rows only.
+The formulas are those of `StatisticsMatching` (and of `JSDivergence` for JSD): with b bytes a number, 2 N D b for the
+rows and 3 n float64 for the changes of the column sums, plus 24 bytes of shapes for every gather of rows. They do not
+depend on the number of workers W: each adds its own rows only.
 """
 
 from __future__ import annotations
