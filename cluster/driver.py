@@ -1,32 +1,10 @@
-"""What a submitted job runs: `python -m cluster.driver [--no-preflight] -- VERB ...`: the preflight, then the verb."""
+"""The former name of `cluster.job_entrypoint`, which jobs submitted by earlier versions name."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 
-
-def main(argv: Sequence[str]) -> int:
-    """Exit code of the verb; 1 when a check failed, and the verb was not started."""
-    from cluster import cli, words
-
-    cut = list(argv).index("--")
-    options, verb = argv[:cut], list(argv[cut + 1 :])
-    try:
-        args = cli.parser().parse_args(verb)
-        config = words.configured(args)
-        if config is not None and getattr(args, "no_evaluate", False):
-            config = config.replace({"evaluate.segmenter": None})  # not needed, so not asked for
-        if config is not None and verb[0] != "check" and "--no-preflight" not in options:
-            from cluster.preflight import passes, preflight
-
-            if not passes(preflight(config)):
-                return 1
-    except (ValueError, OSError) as error:
-        print(f"d2sm: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return cli.main(verb)
-
+from cluster.job_entrypoint import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

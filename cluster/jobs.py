@@ -19,11 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
-from cluster import head, words
-from cluster.facts import VERSION
-from cluster.head import ClusterError
-from cluster.parcel import parcel
-from pipelines import access
+from cluster import dashboard
+from cluster.cli import arguments
+from cluster.constants import VERSION
+from cluster.dashboard import ClusterError
+from cluster.working_dir import parcel
+from pipelines.runtime import auth
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails
@@ -46,9 +47,9 @@ class Job:
 
     def info(self) -> JobDetails:
         """What the cluster says of it: status, entrypoint, message, times."""
-        client = head.client(self.address)
+        client = dashboard.client(self.address)
         try:
-            with head.one_line(self.address):
+            with dashboard.one_line(self.address):
                 return client.get_job_info(self.id)
         except ClusterError as error:
             if "404" in str(error):
@@ -63,8 +64,8 @@ class Job:
     def logs(self) -> str:
         """All that it has printed so far."""
         self.info()
-        client = head.client(self.address)
-        with head.one_line(self.address):
+        client = dashboard.client(self.address)
+        with dashboard.one_line(self.address):
             return str(client.get_job_logs(self.id))
 
     def wait(self, timeout: float | None = None) -> str:
@@ -96,8 +97,8 @@ class Job:
     def stop(self) -> str:
         """End it, as Ctrl-C would: its last checkpoint stays. Gives the status it ended with."""
         self.info()
-        client = head.client(self.address)
-        with head.one_line(self.address):
+        client = dashboard.client(self.address)
+        with dashboard.one_line(self.address):
             client.stop_job(self.id)
         return self.wait(timeout=90)
 
@@ -117,7 +118,7 @@ class Job:
     async def _tail(self, tidy: Tidy) -> None:
         seen = 0  # the log comes from its beginning again at each connection
         skip = tidy.taken
-        async for text in head.client(self.address).tail_job_logs(self.id):
+        async for text in dashboard.client(self.address).tail_job_logs(self.id):
             fresh = text[max(0, skip - seen) :]
             seen += len(text)
             if fresh:
@@ -196,16 +197,16 @@ def submit(
         preflight: check resources, data, storage, weights before the verb starts.
 
     Raises:
-        ClusterError, AccessError, ParcelError, ConfigError: each one line, and nothing was sent.
+        ClusterError, AuthError, WorkingDirError, ConfigError: each one line, and nothing was sent.
     """
-    address = head.address_of(address)
-    verb, carried = words.prepared(verb)
+    address = dashboard.address_of(address)
+    verb, carried = arguments.prepared(verb)
     variables = _variables(env or {}, verb)
     _no_secrets(verb, variables)
-    head.check(address)
-    driver = ["exec", "python", "-m", "cluster.driver", *([] if preflight else ["--no-preflight"]), "--", *verb]
-    client = head.client(address)
-    with parcel([*include, *carried]) as folder, head.one_line(address):
+    dashboard.check(address)
+    driver = ["exec", "python", "-m", "cluster.job_entrypoint", *([] if preflight else ["--no-preflight"]), "--", *verb]
+    client = dashboard.client(address)
+    with parcel([*include, *carried]) as folder, dashboard.one_line(address):
         environment: dict[str, Any] = {"working_dir": str(folder), "env_vars": _STOP | variables}
         if install:
             environment["pip"] = {"packages": _pins(), "pip_check": False}
@@ -224,9 +225,9 @@ def submit(
 
 def listing(address: str) -> list[JobDetails]:
     """The jobs that were submitted to a cluster, newest first."""
-    head.check(address)
-    client = head.client(address)
-    with head.one_line(address):
+    dashboard.check(address)
+    client = dashboard.client(address)
+    with dashboard.one_line(address):
         found = [job for job in client.list_jobs() if job.submission_id]
     return sorted(found, key=lambda job: job.start_time or 0, reverse=True)
 
@@ -241,7 +242,7 @@ def _variables(given: Mapping[str, str], verb: Sequence[str]) -> dict[str, str]:
 
 def _no_secrets(verb: Sequence[str], variables: Mapping[str, str]) -> None:
     """Entrypoint and variables of a job are shown to all who see the cluster."""
-    token = access.token()
+    token = auth.token()
     remedy = "set it in the environment of the cluster's nodes instead (a Kubernetes Secret, a file that they source)"
     for where, text in [*(("the command", word) for word in verb), *((f"--env {k}", v) for k, v in variables.items())]:
         if redact(text) != text or (token and token in text):
@@ -262,9 +263,9 @@ def _pins() -> list[str]:
 
 def redact(text: str) -> str:
     """`stores.redact`, imported when needed: help must stay quick."""
-    from pipelines import stores
+    from pipelines.runtime.text import redact as without_secrets
 
-    return stores.redact(text)
+    return without_secrets(text)
 
 
 def _patiently(ask: Callable[[], _T]) -> _T:

@@ -27,8 +27,8 @@ from pathlib import Path
 
 import psutil
 
-from cluster import facts
-from pipelines import access
+from cluster import constants
+from pipelines.runtime import auth
 
 MARK = "D2SM_CLUSTER_MARK"
 OBJECT_STORE = 512 * 2**20  # bytes a node; crops and patches are small
@@ -71,7 +71,7 @@ def read() -> State | None:
 
 
 def up(
-    nodes: int = 3, *, cpus: float = 2, port: int = facts.GCS_PORT, dashboard_port: int = facts.DASHBOARD_PORT
+    nodes: int = 3, *, cpus: float = 2, port: int = constants.GCS_PORT, dashboard_port: int = constants.DASHBOARD_PORT
 ) -> State:
     """Start a head and `nodes - 1` workers; returns when all of them have joined and jobs are taken.
 
@@ -94,8 +94,8 @@ def up(
     mark = f"d2sm-{secrets.token_hex(4)}"
     state = State(
         mark=mark,
-        address=f"{facts.LOOPBACK}:{port}",
-        dashboard=f"http://{facts.LOOPBACK}:{dashboard_port}",
+        address=f"{constants.LOOPBACK}:{port}",
+        dashboard=f"http://{constants.LOOPBACK}:{dashboard_port}",
         temp=tempfile.mkdtemp(prefix=f"{mark}-", dir="/tmp"),  # short: it holds sockets, whose paths are limited
         nodes=nodes,
         boot=_boot(),
@@ -227,7 +227,7 @@ def _check_running(running: _Running, state: State, end: float, what: str) -> No
 
 def alive(state: State) -> list[dict[str, object]]:
     """The nodes that the head counts as alive, as its dashboard tells them; none while it does not answer."""
-    headers = {"Authorization": f"Bearer {access.token()}"}
+    headers = {"Authorization": f"Bearer {auth.token()}"}
     request = urllib.request.Request(f"{state.dashboard}/api/v0/nodes?limit=1000", headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
@@ -310,17 +310,17 @@ def _secure() -> None:
             f"RAY_AUTH_MODE={os.environ['RAY_AUTH_MODE']}: the nodes listen beyond loopback, and would run what "
             "anybody sends them; unset it, or set it to token"
         )
-    if not access.token():
+    if not auth.token():
         words = [sys.executable, "-m", "ray.scripts.scripts", "get-auth-token", "--generate"]
         subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
-    if not access.token():
+    if not auth.token():
         raise NodesError("no token of Ray's: `ray get-auth-token --generate` makes one, in ~/.ray/auth_token")
 
 
 def _port(wanted: int, option: str = "") -> int:
     """The port, or a free one for 0."""
     try:
-        with socket.create_server((facts.LOOPBACK, wanted)) as server:
+        with socket.create_server((constants.LOOPBACK, wanted)) as server:
             return int(server.getsockname()[1])
     except (OSError, OverflowError):
         raise NodesError(f"{option} {wanted}: taken, or no port; give another, or 0 for a free one") from None

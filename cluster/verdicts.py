@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cluster.probe import Seen
-from pipelines import session, stores
 from pipelines.config import Config
+from pipelines.runtime import resources, text
+from pipelines.tracking import store
 
 
 @dataclass(frozen=True)
@@ -30,33 +31,33 @@ def nodes(seen: Mapping[str, Seen | None]) -> Check:
     return Check("nodes", True, f"{len(seen)} answer")
 
 
-def resources(config: Config, living: Sequence[Mapping[str, float]]) -> Check:
+def workers_fit(config: Config, living: Sequence[Mapping[str, float]]) -> Check:
     train = config.train
-    each = session.reserved(config)
+    each = resources.reserved(config)
     least, most = train.workers
     workers = f"{least} to {most} workers" if train.elastic else f"{least} worker{'s' * (least > 1)}"
     for_data = "" if train.elastic else f" + {train.data_cpus:g} CPU for data"
-    wanted = f"{workers} x {session.amounts(each)}{for_data}"
+    wanted = f"{workers} x {resources.amounts(each)}{for_data}"
     try:
-        session.check(config)
-    except session.ResourceError as error:
+        resources.check(config)
+    except resources.ResourceError as error:
         return Check("resources", False, str(error))
     have = {name: sum(node.get(name, 0) for node in living) for name in each}
     places = sum(int(min(node.get(name, 0) / amount for name, amount in each.items())) for node in living)
-    enough = have["CPU"] >= session.cpus_needed(config, least) and places >= least
+    enough = have["CPU"] >= resources.cpus_needed(config, least) and places >= least
     if enough:
-        return Check("resources", True, f"{wanted}; there are {session.amounts(have)} on {len(living)} nodes")
-    grown = {name: session.capacity().get(name, 0) for name in each}
+        return Check("resources", True, f"{wanted}; there are {resources.amounts(have)} on {len(living)} nodes")
+    grown = {name: resources.capacity().get(name, 0) for name in each}
     if any(grown[name] > have[name] for name in each):
         return Check(
             "resources",
             True,
-            f"{wanted}; there are {session.amounts(have)}, up to {session.amounts(grown)} by autoscaling",
+            f"{wanted}; there are {resources.amounts(have)}, up to {resources.amounts(grown)} by autoscaling",
         )
     return Check(
         "resources",
         False,
-        f"{wanted}: only {places} workers find a node with {session.amounts(each)} free of its own; lower "
+        f"{wanted}: only {places} workers find a node with {resources.amounts(each)} free of its own; lower "
         "train.cpus_per_worker or train.num_workers, or add nodes",
     )
 
@@ -97,11 +98,11 @@ def storage(storage: str, trouble: str, seen: Mapping[str, Seen]) -> Check:
 
 def tracking(config: Config) -> Check:
     try:
-        uri = stores.uri_of(config)
-        stores.check(uri)
-    except stores.TrackingError as error:
+        uri = store.uri_of(config)
+        store.check(uri)
+    except store.TrackingError as error:
         return Check("tracking", False, str(error))
-    return Check("tracking", True, stores.redact(uri))
+    return Check("tracking", True, text.redact(uri))
 
 
 def weights(trouble: str, seen: Mapping[str, Seen]) -> Check:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipelines import denoise, registry, tracking
-from pipelines.job import Outcome, run
-from pipelines.progress import Line
+from pipelines.experiment import Outcome, run
 from pipelines.recipes import recipe
+from pipelines.runtime.progress import Line
 from pipelines.scenes import segmenter, write_scenes
 
 TRAIN, VAL, SEGMENTER_STEPS = 24, 6, 1000

@@ -19,13 +19,14 @@ from torch import nn
 
 from d2sm.inference import restore
 from d2sm.noise import add_noise, seed_of
-from pipelines import checkpoint, registry, remote
-from pipelines.evaluate import tensor
-from pipelines.images import ENDINGS, read_rgb, write_png
-from pipelines.pictures import pixels
-from pipelines.progress import Line
-from pipelines.threads import torch_threads
-from pipelines.tiling import Tile, tile_for
+from pipelines import registry
+from pipelines.data.images import ENDINGS, read_rgb, write_png
+from pipelines.inference.pictures import pixels
+from pipelines.inference.samples import tensor
+from pipelines.inference.tiling import Tile, tile_for
+from pipelines.runs import checkpoint, storage
+from pipelines.runtime.progress import Line
+from pipelines.runtime.threads import torch_threads
 
 ON_A_GPU = 3  # photographs side by side: one is read while another is restored and a third written
 
@@ -39,7 +40,7 @@ def load(model: str, *, uri: str | None = None, device: str = "cpu") -> nn.Modul
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         have = "cpu or cuda" if torch.cuda.is_available() else "cpu (torch finds no GPU)"
         raise DenoiseError(f"device={device}: there is {have}")
-    if remote.is_uri(model) or (Path(model).exists() and not model.startswith("models:")):
+    if storage.is_uri(model) or (Path(model).exists() and not model.startswith("models:")):
         return checkpoint.load_model(checkpoint.resolve(model))[0].to(device)
     if model.startswith(("models:", "/", ".")) or "@" in model:
         return registry.lookup(model, uri=uri).load(device)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,97 +11,21 @@ import numpy as np
 import pyarrow as pa
 import ray
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from d2sm import metrics
 from d2sm.inference import restore
-from d2sm.noise import add_noise, seed_of
-from pipelines import checkpoint, cityscapes, segmenters, session, shards
 from pipelines.config import Config
-from pipelines.progress import Line
-from pipelines.threads import torch_threads
-from pipelines.tiling import tile_for
-
-CONVENTION = (
-    "RGB in [0, 1]; Gaussian noise of sigma/255, not clipped, seeded by file name; restored (and noisy, where it is "
-    "measured) clamped to [0, 1]; PSNR and SSIM (scikit-image, Gaussian window 11, sigma 1.5, data range 1) per image, "
-    "then averaged; MIoU from one confusion matrix over all images, classes present, label 255 ignored"
-)
-RESULTS = "results.json"
-_KINDS = ("noisy", "restored")
-
-
-class EvaluationError(ValueError):
-    """Evaluation cannot be done as asked. One line."""
-
-
-@dataclass(frozen=True)
-class Score:
-    """What is measured of one kind of image at one noise level. None: not measured (no labels or segmenter)."""
-
-    psnr: float | None
-    ssim: float | None
-    miou: float | None
-    iou: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Results:
-    """All numbers of an evaluation. `noisy` and `restored` by noise level, such as "25"."""
-
-    images: int
-    split: str
-    data: str
-    segmenter: str
-    convention: str
-    noisy: Mapping[str, Score]
-    restored: Mapping[str, Score]
-    clean: Score
-
-    def flat(self) -> dict[str, float]:
-        """MLflow's names: psnr.sigma25 of the restored, noisy.psnr.sigma25, clean.miou."""
-        found = {}
-        for prefix, by_level in (("", self.restored), ("noisy.", self.noisy)):
-            for level, score in by_level.items():
-                for name in ("psnr", "ssim", "miou"):
-                    found[f"{prefix}{name}.sigma{level}"] = getattr(score, name)
-        found["clean.miou"] = self.clean.miou
-        return {name: value for name, value in found.items() if value is not None}
-
-    def save(self, path: Path) -> None:
-        """Write results.json."""
-        path.write_text(json.dumps(asdict(self), indent=2))
-
-    @classmethod
-    def load(cls, path: Path) -> Results:
-        """Read what `save` wrote.
-
-        Raises:
-            EvaluationError: when it is not that.
-        """
-        try:
-            tree = json.loads(path.read_text())
-            kinds = {kind: {level: Score(**score) for level, score in tree[kind].items()} for kind in _KINDS}
-            return cls(**{**tree, **kinds, "clean": Score(**tree["clean"])})
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            raise EvaluationError(f"{path}: cannot be read as results; `d2sm evaluate` writes them again") from None
-
-    def line(self) -> str:
-        """PSNR / SSIM / MIoU of the restored, by noise level."""
-        return ", ".join(f"sigma {level} {_cell(score)}" for level, score in self.restored.items())
-
-    def table(self, title: str = "restored") -> str:
-        """The numbers as text: a row for noisy, restored and clean, three columns a noise level."""
-        levels = list(self.restored)
-        head = ["PSNR dB / SSIM / MIoU", *(f"sigma {level}" for level in levels)]
-        rows = [head]
-        for name, by_level in (("noisy", self.noisy), (title, self.restored)):
-            rows.append([name, *(_cell(by_level[level]) for level in levels)])
-        rows.append(["clean (ceiling)", *([f"- / - / {_number(self.clean.miou, 3)}"] * len(levels))])
-        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+from pipelines.data import index, shards
+from pipelines.data.splits import evaluation_images
+from pipelines.inference.samples import noisy_images, tensor
+from pipelines.inference.tiling import tile_for
+from pipelines.networks import segmenters
+from pipelines.runs import checkpoint
+from pipelines.runs.results import CONVENTION, EvaluationError, Results, Score
+from pipelines.runtime import session
+from pipelines.runtime.progress import Line
+from pipelines.runtime.threads import torch_threads
 
 
 def evaluate(model: str | Path, config: Config | None = None, *, quiet: bool = False, verbose: bool = False) -> Results:
@@ -120,7 +43,7 @@ def evaluate(model: str | Path, config: Config | None = None, *, quiet: bool = F
     bundle = checkpoint.resolve(model)
     network, trained_with = checkpoint.load_model(bundle)  # here: an actor's node may not see the folder
     config = config or trained_with
-    items = images(config)
+    items = evaluation_images(config)
     segmenter = config.evaluate.segmenter
     if segmenter:
         segmenters.load(segmenter, weights=config.evaluate.segmenter_weights)
@@ -128,25 +51,7 @@ def evaluate(model: str | Path, config: Config | None = None, *, quiet: bool = F
         session.start(cpus=config.evaluate.actors + 1, verbose=verbose)
     rows = _rows(network, config, items, quiet)
     labelled = segmenter is not None and items["label"].null_count < items.num_rows
-    return _summary(config, rows, items.num_rows, cityscapes.fingerprint(items), segmenter if labelled else None)
-
-
-def images(config: Config) -> pa.Table:
-    """The table of images that evaluation reads."""
-    labelled = config.evaluate.segmenter and config.data.layout == "cityscapes"
-    items = cityscapes.index(
-        config.data.root,
-        config.data.val_split,
-        layout=config.data.layout,
-        labels="optional" if labelled else "ignore",
-    )
-    missing = items["label"].null_count
-    if labelled and 0 < missing < items.num_rows:
-        name = next(row["name"] for row in items.to_pylist() if row["label"] is None)
-        raise cityscapes.DataError(
-            f"{name}: one of {missing} images without a label in gtFine; unpack all, or set evaluate.segmenter=null"
-        )
-    return items.slice(0, config.evaluate.limit or items.num_rows)
+    return _summary(config, rows, items.num_rows, index.fingerprint(items), segmenter if labelled else None)
 
 
 def _rows(network: nn.Module, config: Config, items: pa.Table, quiet: bool) -> list[dict[str, Any]]:
@@ -263,22 +168,6 @@ def sharing(config: Config) -> int:
     return min(actors, int(1 // config.train.gpus_per_worker)) if config.evaluate.use_gpu else actors
 
 
-def noisy_images(config: Config, name: str, pair: str | None, clean: Tensor) -> list[tuple[str, float, Tensor]]:
-    """(level, sigma, noisy (1, 3, H, W)) to restore: one a noise level, or the photographed one of a pair."""
-    if pair is not None:
-        return [("pair", config.noise.sigma[0], tensor(shards.rgb(pair)))]
-    levels = torch.tensor(config.evaluate.sigmas)
-    return [
-        (f"{sigma:g}", sigma, add_noise(clean, sigma=torch.tensor([sigma]), seeds=[seed_of(name)]))
-        for sigma in levels.tolist()
-    ]
-
-
-def tensor(pixels: NDArray[np.uint8]) -> Tensor:
-    """(H, W, 3) uint8 -> (1, 3, H, W) float32 in [0, 1]."""
-    return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
-
-
 def _summary(
     config: Config, rows: Sequence[Mapping[str, Any]], images: int, fingerprint: str, segmenter: str | None
 ) -> Results:
@@ -310,11 +199,3 @@ def _score(rows: Sequence[Mapping[str, Any]], segmented: bool) -> Score:
         miou=metrics.miou(confusion) if segmented else None,
         iou={name: float(v) for name, v in zip(metrics.CLASSES, iou, strict=True) if segmented and not v.isnan()},
     )
-
-
-def _cell(score: Score) -> str:
-    return f"{_number(score.psnr, 2)} / {_number(score.ssim, 3)} / {_number(score.miou, 3)}"
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"

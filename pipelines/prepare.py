@@ -17,11 +17,12 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
-from pipelines import cityscapes, session, shards
-from pipelines.cityscapes import Layout
-from pipelines.layouts import DataError
-from pipelines.prepared import MANIFEST, STARTED, Manifest, Photograph, Shard, is_prepared, load
-from pipelines.progress import Line
+from pipelines.data import index, shards
+from pipelines.data.index import Layout
+from pipelines.data.layouts import DataError
+from pipelines.data.manifest import MANIFEST, STARTED, Manifest, Photograph, Shard, is_prepared, load
+from pipelines.runtime import session
+from pipelines.runtime.progress import Line
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def prepare(
     manifest = Manifest(
         source=os.path.abspath(Path(source).expanduser()),
         layout=layout,
-        fingerprints={split: cityscapes.fingerprint(table) for split, table in tables.items()},
+        fingerprints={split: index.fingerprint(table) for split, table in tables.items()},
         shard_mb=shard_mb,
     )
     _check_target(root, manifest)
@@ -101,7 +102,7 @@ def _tables(source: str | Path, splits: Sequence[str], layout: Layout) -> dict[s
     if is_prepared(Path(source)):
         raise DataError(f"{source}: is a prepared set already; give the photographs")
     labels = "optional" if layout == "cityscapes" else None
-    return {split: cityscapes.index(source, split, layout=layout, labels=labels) for split in splits}  # type: ignore[arg-type]
+    return {split: index.index(source, split, layout=layout, labels=labels) for split in splits}  # type: ignore[arg-type]
 
 
 def _check_target(root: Path, manifest: Manifest) -> None:
@@ -168,7 +169,7 @@ def _write(root: Path, drafts: list[_Draft], quiet: bool) -> tuple[dict[str, Sha
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     context.raise_original_map_exception = True  # else the reason is lost: only its text comes through
-    schema = pa.schema([("file", pa.string()), ("items", pa.list_(pa.struct(list(cityscapes.SCHEMA))))])
+    schema = pa.schema([("file", pa.string()), ("items", pa.list_(pa.struct(list(index.SCHEMA))))])
     rows = [pa.Table.from_pylist([{"file": draft.file, "items": draft.items}], schema=schema) for draft in drafts]
     tasks = ray.data.from_arrow(rows).map_batches(_Task(root), batch_size=1, batch_format="pyarrow")
     done: dict[str, Shard] = {}

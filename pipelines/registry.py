@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines import bundles, stores
-from pipelines.bundles import Record, RegistryError
 from pipelines.config import Config
-from pipelines.stores import redact
+from pipelines.runtime.text import redact
+from pipelines.tracking import bundle as bundles
+from pipelines.tracking import store
+from pipelines.tracking.bundle import Record, RegistryError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -60,7 +61,7 @@ def register(
     """
     if not name or re.search(r"[/@:]", name):
         raise RegistryError(f"tracking.register_as={name!r}: a name without / @ : such as d2sm-ffdnet")
-    uri = stores.absolute(uri)
+    uri = store.absolute(uri)
     client = _reach(uri, writes=True)
     if alias:
         _check_alias(alias)
@@ -91,7 +92,7 @@ def lookup(reference: str, *, uri: str | None = None) -> Record:
         RegistryError: when there is no such name, version or alias (it names the near ones), or no answer.
     """
     name, version, alias = _parse(reference)
-    uri = stores.absolute(uri) if uri else stores.uri_of(Config())
+    uri = store.absolute(uri) if uri else store.uri_of(Config())
     client = _reach(uri)
     with _plain(uri):
         model = _model(client, name, uri)
@@ -115,7 +116,7 @@ def models(uri: str) -> list[Record]:
     Raises:
         RegistryError: when the store does not answer.
     """
-    uri = stores.absolute(uri)
+    uri = store.absolute(uri)
     client = _reach(uri)
     records = []
     with _plain(uri):
@@ -212,20 +213,20 @@ def _parse(reference: str) -> tuple[str, int | None, str]:
 
 def _reach(uri: str, *, writes: bool = False) -> MlflowClient:
     """A client of a store that answers. Reading makes no new database."""
-    path = stores.sqlite_file(uri)
+    path = store.sqlite_file(uri)
     if path and not writes and not path.exists():
         raise RegistryError(
             f"{redact(uri)}: no such file, so no models; give another by tracking.uri or MLFLOW_TRACKING_URI"
         )
     try:
-        return stores.prepare(uri)
-    except stores.TrackingError as error:
+        return store.prepare(uri)
+    except store.TrackingError as error:
         raise RegistryError(str(error)) from None
 
 
 @contextmanager
 def _plain(uri: str) -> Iterator[None]:
-    with stores.one_line(uri, RegistryError):
+    with store.one_line(uri, RegistryError):
         yield
 
 

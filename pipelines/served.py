@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-SIGMA = 25.0  # when the caller names none
+from pipelines.tracking.bundle import SIGMA
 
 _WHOLE = 1024  # larger images are restored in tiles, to bound the memory
 _TILE = 512
@@ -51,7 +51,7 @@ class Restorer:
 
 def _load_pyfunc(path: str) -> Restorer:
     """MLflow's entry: `path` is the bundle folder inside the model."""
-    from pipelines.checkpoint import load_model
+    from pipelines.runs.checkpoint import load_model
 
     return Restorer(load_model(Path(path))[0])
 

@@ -15,14 +15,22 @@ from typing import Any
 
 import ray
 
-from pipelines import checkpoint, job, plan, render, room, run_folder, segmenters, session, tracking, train
 from pipelines import config as configs
+from pipelines import experiment, tracking
+from pipelines.comparison import render
+from pipelines.comparison.rows import Row, RunsError, gather, label, read
 from pipelines.config import Config, ConfigError
-from pipelines.elsewhere import spelled_out
-from pipelines.evaluate import images as evaluation_images
-from pipelines.progress import Entry, Line, Reader
+from pipelines.data import plan, splits
+from pipelines.data.splits import evaluation_images
+from pipelines.experiment import resolved
+from pipelines.networks import segmenters
 from pipelines.recipes import recipe, recipes
-from pipelines.runs import Row, RunsError, gather, label, read
+from pipelines.runs import checkpoint
+from pipelines.runs import folder as run_folder
+from pipelines.runtime import resources, session
+from pipelines.runtime.progress import Line
+from pipelines.training import objective
+from pipelines.training.messages import Entry, Reader
 
 _KILL = 20.0  # seconds a row has to end after Ctrl-C
 
@@ -73,7 +81,7 @@ def runs_of(rows: Sequence[Config], *, name: str, seeds: int) -> list[Config]:
     if seeds < 1:
         raise ConfigError(f"seeds={seeds}: at least 1")
     run_folder.check_name(name, "name")
-    rows = [spelled_out(row, what="a table") for row in rows]
+    rows = [resolved(row, what="a table") for row in rows]
     return [
         row.replace(
             {
@@ -133,9 +141,9 @@ def done(config: Config) -> bool:
 
 def _check(config: Config) -> int:
     """All that can be known to be missing is said before hours of training. Gives the steps of such a run."""
-    items = train.images(config)
+    items = splits.training_images(config)
     evaluation_images(config)
-    train.check_objective(config)
+    objective.check_objective(config)
     if config.evaluate.segmenter:
         segmenters.load(config.evaluate.segmenter, weights=config.evaluate.segmenter_weights)
     return plan.total_steps(config, items.num_rows)
@@ -161,7 +169,7 @@ def _run(
     left: list[Config], steps: Mapping[str, int], finish: Any, concurrent: int | None, *, quiet: bool, verbose: bool
 ) -> dict[str, str]:
     """Run them all, as many at once as fit; gives why some failed, by name. `steps` are a run's, by its label."""
-    most = room.room(left, concurrent, verbose=verbose)
+    most = resources.runs_that_fit(left, concurrent, verbose=verbose)
     failed: dict[str, str] = {}
     with Line(f"table, {most} at once", sum(steps[label(config)] for config in left), quiet=quiet) as line:
         watch = _Watch(line)
@@ -196,7 +204,7 @@ def _job(tree: Mapping[str, Any], mailbox: Any) -> None:
     def watch(step: int, metrics: Mapping[str, float]) -> None:
         mailbox.put.remote({"name": config.train.name, "step": step, "loss": metrics["loss"]})
 
-    job.run(config, quiet=True, watch=watch)
+    experiment.run(config, quiet=True, watch=watch)
 
 
 class _Watch:

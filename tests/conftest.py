@@ -30,8 +30,8 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One Ray for the whole suite: starting it costs more than most tests."""
-    from pipelines import session
-    from tests.s3_server import ENVIRONMENT
+    from pipelines.runtime import session
+    from tests.helpers.s3_server import ENVIRONMENT
 
     # As an administrator would set them for a cluster's nodes.
     os.environ |= ENVIRONMENT | {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}

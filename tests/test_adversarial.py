@@ -18,14 +18,15 @@ from torch.nn.utils import parametrize
 from cluster import preflight
 from d2sm.objectives import Adversarial
 from d2sm.objectives.adversarial import discriminator
-from pipelines import checkpoint
-from pipelines.adversary import Adversary
 from pipelines.config import Config
 from pipelines.recipes import recipe
-from pipelines.train_loop import TrainingError, Worker
+from pipelines.runs import checkpoint
+from pipelines.training.discriminator import DiscriminatorOptimizer
+from pipelines.training.finite import TrainingError
+from pipelines.training.loop import Worker
+from tests.helpers.equality import equal
+from tests.helpers.training_steps import share, small
 from tests.test_objectives import images
-from tests.test_recipe_steps import share, small
-from tests.test_train import equal
 
 
 def phi() -> nn.Module:
@@ -167,13 +168,13 @@ def test_images_of_other_shapes_are_refused() -> None:
 def test_its_optimizer_clips_and_goes_on_at_the_configured_rate() -> None:
     config = Config().replace({"loss.adversarial": 1, "train.clip": 0.5})
     judge = nn.Linear(2, 1)
-    adversary = Adversary(judge, config)
+    adversary = DiscriminatorOptimizer(judge, config)
     (100 * judge(torch.ones(1, 2)).sum()).backward()
     assert adversary.step().item() == pytest.approx(100 * 3**0.5)
     assert all(weight.grad is None for weight in judge.parameters())
     first = adversary.state_dict()["state"][0]["exp_avg"]
     torch.testing.assert_close(first, torch.full((1, 2), 0.5 * 0.5 / 3**0.5))  # (1 - 0.5) of a gradient of norm 0.5
-    faster = Adversary(judge, config.replace({"loss.adversarial_lr": 0.01}))
+    faster = DiscriminatorOptimizer(judge, config.replace({"loss.adversarial_lr": 0.01}))
     faster.load_state_dict(adversary.state_dict())
     assert [group["lr"] for group in faster.optimizer.param_groups] == [0.01]
     assert equal(faster.state_dict()["state"], adversary.state_dict()["state"])

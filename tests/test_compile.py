@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipelines.config import Config, ConfigError
-from pipelines.train_loop import Worker
+from pipelines.training.loop import Worker
 
 TINY = {"model.width": 8, "model.depth": 3, "loss.weight": 0, "train.batch_size": 2}
 

@@ -20,13 +20,13 @@ from d2sm import D2SMLoss, StatisticsMatching
 from d2sm.distributed import AnyRank, average_gradients, gather_rows, sum_over_workers, world_size
 from d2sm.divergence import Divergence
 from d2sm.objectives import Adversarial
-from pipelines.adversary import Adversary
 from pipelines.config import Config
-from pipelines.data import share_of
-from pipelines.gradient import Gradient
-from pipelines.models import Learner
-from pipelines.objective import Objective
-from pipelines.train_loop import Log
+from pipelines.data.stream import share_of
+from pipelines.networks.models import TrainingModule
+from pipelines.training.backward import Gradient
+from pipelines.training.discriminator import DiscriminatorOptimizer
+from pipelines.training.log import Log
+from pipelines.training.objective import Objective
 
 STEPS, QUEUE = 4, 22
 CASES: tuple[tuple[Divergence, bool], ...] = (("kl", False), ("inverse_kl", False), ("jsd", False), ("kl", True))
@@ -80,7 +80,9 @@ def _play(rank: int, workers: int) -> dict[str, Any]:
     loss = Adversarial(_phi()).double()
     with torch.no_grad():
         loss.discriminator[-1].bias.fill_(1)  # so that some logits stand within the margins and others do not
-    adversary = Adversary(loss.discriminator, Config().replace({"loss.adversarial": 1, "loss.adversarial_lr": 0.01}))
+    adversary = DiscriminatorOptimizer(
+        loss.discriminator, Config().replace({"loss.adversarial": 1, "loss.adversarial_lr": 0.01})
+    )
     optimizer, norms = torch.optim.Adam(network.parameters(), lr=0.01), []
     for step in range(STEPS):
         images, sizes = _batch(step, uneven=False)
@@ -103,7 +105,7 @@ def _in_parts(rank: int, workers: int, accumulate: int) -> dict[str, Any]:
     })  # fmt: skip
     network, meetings = _network(), [0]
     network.blind = True  # type: ignore[assignment]
-    model: nn.Module = Learner(network, estimate=False)
+    model: nn.Module = TrainingModule(network, estimate=False)
     if workers > 1:
         model = DistributedDataParallel(model)
         model.register_comm_hook(meetings, _counted)

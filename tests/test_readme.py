@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.cli import parser
+from cluster.cli.main import parser
 from pipelines import config as configs
 from pipelines.recipes import recipes
 

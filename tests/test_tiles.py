@@ -12,8 +12,9 @@ from torch.profiler import ProfilerActivity, profile
 from d2sm.inference import restore
 from d2sm.models import CBDNet, FFDNet, SADNet
 from d2sm.tiles import largest_tile
-from pipelines import headroom, tiling
-from pipelines.tiling import SHARE, UNSTATED, tile_for
+from pipelines.inference import tiling
+from pipelines.inference.tiling import SHARE, UNSTATED, tile_for
+from pipelines.runtime import memory
 from tests.networks import stirred
 
 SIDES = st.integers(1, 5000)
@@ -114,7 +115,7 @@ def test_what_was_asked_for_is_taken_and_a_silent_network_gets_the_usual_tile() 
 
 
 def test_the_memory_of_this_machine() -> None:
-    assert 2**20 < headroom.free_bytes(torch.device("cpu")) < 2**50
+    assert 2**20 < memory.free_bytes(torch.device("cpu")) < 2**50
 
 
 def group(folder, limit: str, usage: int, cache: int, version: int) -> None:
@@ -126,13 +127,13 @@ def group(folder, limit: str, usage: int, cache: int, version: int) -> None:
 
 
 def test_the_limit_of_a_control_group(tmp_path) -> None:
-    assert headroom.group_free(tmp_path, "0::/user/job\n") == []
+    assert memory.group_free(tmp_path, "0::/user/job\n") == []
     group(tmp_path / "user", "max", 900, 0, 2)
-    assert headroom.group_free(tmp_path, "0::/user/job\n") == []
+    assert memory.group_free(tmp_path, "0::/user/job\n") == []
     group(tmp_path, "1000", 900, 300, 2)  # that of a container, whose own folders it does not see
     group(tmp_path / "user" / "job", "500", 100, 0, 2)
-    assert sorted(headroom.group_free(tmp_path, "0::/user/job\n")) == [400, 400]
+    assert sorted(memory.group_free(tmp_path, "0::/user/job\n")) == [400, 400]
     group(tmp_path / "memory" / "box", "2000", 1990, 5, 1)
     text = "9:name=systemd:/\n4:memory:/box\n3:cpuset,cpu:/\n0::/elsewhere\n"
-    assert sorted(headroom.group_free(tmp_path, text)) == [15, 400]
-    assert headroom.group_free(tmp_path, "") == []
+    assert sorted(memory.group_free(tmp_path, text)) == [15, 400]
+    assert memory.group_free(tmp_path, "") == []

@@ -6,7 +6,8 @@ import json
 import sys
 from collections.abc import Sequence
 
-from pipelines import run_folder, tracking
+from pipelines import tracking
+from pipelines.runs import folder as run_folder
 from tuning import picture, rows
 from tuning.rows import Row
 from tuning.sweep import Sweep

@@ -12,9 +12,10 @@ from typing import Any
 from ray import tune
 
 from pipelines import config as configs
-from pipelines import plan, session
 from pipelines.config import Config
-from pipelines.room import room
+from pipelines.data import plan
+from pipelines.runtime import resources
+from pipelines.runtime.resources import runs_that_fit
 from tuning import live, record, rows, search, trial
 from tuning.rows import Row
 from tuning.space import Point, SpaceError
@@ -58,8 +59,8 @@ def run(sweep: Sweep, *, concurrent: int | None = None, quiet: bool = False, ver
     """
     sweep = settled(sweep)
     points, excluded, reason = check(sweep)
-    at_once = room([sweep.base], concurrent, verbose=verbose)
-    session.check(sweep.base)
+    at_once = runs_that_fit([sweep.base], concurrent, verbose=verbose)
+    resources.check(sweep.base)
     _open_folder(sweep, points)
     if not quiet:
         print(_intent(sweep, points, excluded, at_once))

@@ -10,10 +10,13 @@ from typing import Any
 import pyarrow as pa
 
 from d2sm.features import features
-from pipelines import data, run_folder, segmenters, train
 from pipelines.config import Config
-from pipelines.elsewhere import spelled_out
-from pipelines.evaluate import images as evaluation_images
+from pipelines.data import splits
+from pipelines.data.splits import evaluation_images
+from pipelines.experiment import resolved
+from pipelines.networks import segmenters
+from pipelines.runs import folder as run_folder
+from pipelines.training import objective
 from tuning import search, space
 from tuning.search import Scheduler, Search
 from tuning.space import Point, Space, SpaceError
@@ -85,7 +88,7 @@ class Reason:
     def __call__(self, point: Point) -> str | None:
         try:
             config = self.base.replace(point)
-            data.check_sizes(config, self.items)
+            splits.check_sizes(config, self.items)
             size = config.loss.patch_size
             if config.loss.weight and size and size % self._stride(config):
                 return f"loss.patch_size={size}: no multiple of the stride of {config.loss.features}"
@@ -106,7 +109,7 @@ def settled(sweep: Sweep) -> Sweep:
     Raises:
         ConfigError, TrackingError: a name with folders, a password in the URI.
     """
-    base = spelled_out(sweep.base, what="a sweep")
+    base = resolved(sweep.base, what="a sweep")
     run_folder.check_name(sweep.name, "name")
     return replace(sweep, base=base.replace({"train.name": "", "tracking.register_as": "", "tracking.parent": ""}))
 
@@ -123,8 +126,8 @@ def check(sweep: Sweep) -> tuple[list[Point] | None, str, Reason]:
     """
     space.check(sweep.space, sweep.base)
     _check_choices(sweep)
-    reason = Reason(sweep.base, train.images(sweep.base))
-    train.check_objective(sweep.base)
+    reason = Reason(sweep.base, splits.training_images(sweep.base))
+    objective.check_objective(sweep.base)
     if sweep.evaluates:
         evaluation_images(sweep.base)
         if sweep.base.evaluate.segmenter:

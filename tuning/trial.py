@@ -16,14 +16,18 @@ from typing import Any, TypeVar
 
 from ray import tune
 
-from pipelines import checkpoint, plan, session
 from pipelines import config as configs
 from pipelines.config import Config
+from pipelines.data import plan
+from pipelines.data.splits import training_images
 from pipelines.evaluate import evaluate
-from pipelines.job import keep
-from pipelines.run_folder import folder_of
-from pipelines.stores import TrackingError
-from pipelines.train import Trained, fit, images, open_run
+from pipelines.experiment import keep
+from pipelines.runs import checkpoint
+from pipelines.runs.folder import folder_of
+from pipelines.runtime import session
+from pipelines.tracking.store import TrackingError
+from pipelines.train import Trained, fit
+from pipelines.training.tracked import open_run
 
 T = TypeVar("T")
 SETTINGS, BASE = "sweep.json", "base.yaml"  # in the sweep's folder
@@ -66,7 +70,7 @@ class Trial(tune.Trainable):
     def steps(self) -> int:
         """Of the whole trial. Looking at all images takes a while, and nothing that changes halfway changes them."""
         config = self.config_of()
-        return plan.total_steps(config, images(config).num_rows)
+        return plan.total_steps(config, training_images(config).num_rows)
 
     def step(self) -> dict[str, Any]:
         budgets: list[int] = self.settings["budgets"]

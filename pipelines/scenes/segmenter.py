@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from d2sm.metrics import CLASSES
 from d2sm.models.espnet import ESPNet
-from pipelines.images import read_labels, read_rgb
+from pipelines.data.images import read_labels, read_rgb
 
 Progress = Callable[[int, int, float], None]
 

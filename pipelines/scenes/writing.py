@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipelines.images import write_png
+from pipelines.data.images import write_png
 from pipelines.scenes.drawing import VERSION, SceneError, check_size, scene
 
 MANIFEST, STARTED = "scenes.json", "scenes.partial.json"

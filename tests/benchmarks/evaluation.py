@@ -32,14 +32,17 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import nn
 
 from d2sm.noise import seed_of
-from pipelines import checkpoint, cityscapes, segmenters, session
 from pipelines.config import Config
+from pipelines.data import index as cityscapes
+from pipelines.data.images import TRAIN_IDS
 from pipelines.denoise import denoise, load
 from pipelines.evaluate import evaluate, measurements
-from pipelines.images import TRAIN_IDS
-from pipelines.models import build
+from pipelines.networks import segmenters
+from pipelines.networks.models import build
+from pipelines.runs import checkpoint
+from pipelines.runtime import session
+from pipelines.runtime.threads import torch_threads
 from pipelines.scenes import write_scenes
-from pipelines.threads import torch_threads
 from tests.benchmarks.timing import SHARED, cpu_seconds, goal, machine, table
 
 CPU = torch.device("cpu")

@@ -35,9 +35,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from d2sm.noise import add_noise
-from pipelines import cityscapes, data, plan, session
 from pipelines.config import Config
+from pipelines.data import index as cityscapes
+from pipelines.data import plan
+from pipelines.data import stream as data
 from pipelines.prepare import prepare
+from pipelines.runtime import session
 from pipelines.scenes import write_scenes
 from tests.benchmarks.timing import SHARED, cpu_seconds, goal, machine, table
 

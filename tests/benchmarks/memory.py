@@ -19,7 +19,7 @@ from unittest.mock import patch
 import torch
 
 from pipelines.config import Config
-from pipelines.train_loop import Worker
+from pipelines.training.loop import Worker
 from tests.benchmarks.timing import interleaved, machine, ms, table
 from tests.benchmarks.training import rows_of
 

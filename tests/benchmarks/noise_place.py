@@ -18,9 +18,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pipelines import cityscapes, data, session
 from pipelines.config import Config
+from pipelines.data import index as cityscapes
+from pipelines.data import stream as data
 from pipelines.recipes import recipe
+from pipelines.runtime import session
 from pipelines.scenes import write_scenes
 from tests.benchmarks.timing import machine, table
 

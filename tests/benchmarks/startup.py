@@ -28,8 +28,10 @@ STAGES = (
 
 def child(root: str, storage: str) -> None:
     """One run, its stages written to a file as they are passed; in a process of its own."""
-    from pipelines import evaluate, train, train_loop, workers
+    from pipelines import evaluate, train
     from pipelines.recipes import recipe
+    from pipelines.training import launch
+    from pipelines.training import loop as train_loop
 
     file = Path(storage) / "stages"
     _mark(file, "imported")
@@ -58,7 +60,7 @@ def child(root: str, storage: str) -> None:
         train_loop.Worker = Timed  # type: ignore[misc]
         loop(job)
 
-    workers.train_loop = timed
+    launch.train_loop = timed
     config = recipe("ffdnet_d2sm_cpu").replace(
         {
             "data.root": root, "data.crop_size": 64, "train.storage": storage, "train.name": "tiny",

@@ -27,9 +27,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from d2sm import divergence, matching
 from d2sm.features import patches
-from pipelines import data
+from pipelines.data import stream
 from pipelines.recipes import recipe
-from pipelines.train_loop import Worker
+from pipelines.training.loop import Worker
 from tests.benchmarks.timing import machine, ms, seconds, table
 from tests.benchmarks.training import ROWS, rows_of, settings
 
@@ -62,12 +62,12 @@ class Clock:
 Meter = Callable[[str], AbstractContextManager[Any]]
 
 
-def in_parts(worker: Worker, row: data.Row, clock: Clock, meter: Meter) -> None:
+def in_parts(worker: Worker, row: stream.Row, clock: Clock, meter: Meter) -> None:
     """L1 + D2SM as `Worker.step` has it, with the graph cut between the parts."""
     loss, half = worker.objective.d2sm, worker.config.train.precision == "bf16"
     assert loss is not None
     with torch.autocast(worker.device.type, torch.bfloat16, enabled=half):
-        clean, noisy, sigma = data.to_tensors(row, worker.device)
+        clean, noisy, sigma = stream.to_tensors(row, worker.device)
         clock("crops to tensors, noise")
         with meter("network, forward"):
             restored = worker.model(noisy, sigma)[0].float()

@@ -32,13 +32,14 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipelines import data, session
-from pipelines import train_loop as ours
 from pipelines.config import Config
-from pipelines.models import Learner, build
-from pipelines.objective import Objective
-from pipelines.progress import Mailbox
+from pipelines.data import stream
+from pipelines.networks.models import TrainingModule, build
 from pipelines.recipes import recipe
+from pipelines.runtime import session
+from pipelines.training import loop as ours
+from pipelines.training.messages import Mailbox
+from pipelines.training.objective import Objective
 from tests.benchmarks.timing import goal, machine, table
 
 ROWS = 4  # different shares in memory
@@ -51,7 +52,7 @@ class Gate:
     def __init__(self, folder: Path, name: str, rounds: int, steps: int) -> None:
         self.folder, self.name, self.rounds, self.steps = folder, name, rounds, steps
 
-    def turns(self, rank: int, rows: list[data.Row], device: torch.device) -> Iterator[data.Row]:
+    def turns(self, rank: int, rows: list[stream.Row], device: torch.device) -> Iterator[stream.Row]:
         """Rows, `steps` a turn; the time from the first to the end of the last step is written down."""
         for index in range(self.rounds):
             _wait(self.folder / f"go-{self.name}-{index}")
@@ -80,7 +81,7 @@ def _wait(file: Path) -> Path:
     return file
 
 
-def rows_of(config: Config, rank: int) -> list[data.Row]:
+def rows_of(config: Config, rank: int) -> list[stream.Row]:
     """A worker's shares, as the stream would bring them."""
     share, size = config.train.batch_size // config.train.num_workers, config.data.crop_size
     random = np.random.default_rng(rank)
@@ -110,12 +111,12 @@ def plain(rank: int, config: Config, gate: Gate, device: str) -> None:
         dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=workers)
     torch.manual_seed(0)
     network = build(config.model).to(where).to(memory_format=torch.channels_last)
-    learner = Learner(network, estimate=config.loss.judges_estimate)
+    learner = TrainingModule(network, estimate=config.loss.judges_estimate)
     model: nn.Module = DistributedDataParallel(learner) if workers > 1 else learner
     objective = Objective(config.loss).to(where).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.Adam(network.parameters(), lr=config.train.lr)
     for row in gate.turns(rank, rows_of(config, rank), where):
-        clean, noisy, sigma = data.to_tensors(row, where)
+        clean, noisy, sigma = stream.to_tensors(row, where)
         with torch.autocast(where.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
             restored, estimate = model(noisy, sigma)
             loss, _ = objective(restored=restored.float(), clean=clean, sigma=sigma, estimate=estimate)
@@ -132,7 +133,7 @@ def rays(job: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
 
-    def from_memory(*_: Any) -> Iterator[data.Row]:
+    def from_memory(*_: Any) -> Iterator[stream.Row]:
         device = ray.train.torch.get_device()
         turns = gate.turns(rank, rows_of(config, rank), device)
         yield from ({**row, "step": step, "part": rank % workers} for step, row in enumerate(turns))

@@ -1,0 +1,139 @@
+"""The head of a Ray cluster as this project's verbs talk to it: which address, with which token, errors in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from http.client import HTTPException
+from typing import TYPE_CHECKING, Any
+
+from cluster import constants, nodes
+from pipelines.runtime import auth
+from pipelines.runtime.auth import AuthError
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+_OVERRIDES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # Ray lets them win over an address that is given
+
+
+_TALKATIVE = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
+
+
+class ClusterError(ValueError):
+    """A cluster that does not answer, refuses, or lacks what is asked of it. One line."""
+
+
+def address_of(given: str | None = None) -> str:
+    """The cluster's http address: given, RAY_API_SERVER_ADDRESS, that of `d2sm cluster up`, Ray's default."""
+    address = given or os.environ.get("RAY_API_SERVER_ADDRESS")
+    if not address:
+        state = nodes.read()
+        address = state.dashboard if state else f"http://{constants.LOOPBACK}:{constants.DASHBOARD_PORT}"
+    if "://" not in address:
+        address = f"http://{address}"
+    if not address.startswith(("http://", "https://")):
+        raise ClusterError(f"--address {address}: give the dashboard's address, such as http://head:8265")
+    return address.rstrip("/")
+
+
+def check(address: str, *, timeout: float = 10) -> None:
+    """Make sure that a cluster answers, and that one beyond loopback asks for a token which we have.
+
+    Raises:
+        ClusterError: nothing answers.
+        AuthError: no token here, or the cluster does not ask for one.
+    """
+    beyond = not auth.loopback(auth.host_of(address))
+    token = auth.token()
+    if beyond and not token:
+        raise AuthError(
+            f"{address}: a cluster beyond loopback needs Ray's token; put the cluster's into ~/.ray/auth_token (or "
+            "RAY_AUTH_TOKEN_PATH), or reach the head through a tunnel: ssh -L 8265:localhost:8265 HEAD"
+        )
+    status = _status(f"{address}/api/version", timeout)
+    if status == 200 and beyond:
+        raise AuthError(
+            f"{address}: this cluster runs what anybody sends it; start its nodes with RAY_AUTH_MODE=token and Ray's "
+            "token, or let it listen on loopback alone"
+        )
+    if status in (401, 403) and not token:
+        raise AuthError(
+            f"{address}: the cluster asks for Ray's token; put it into ~/.ray/auth_token (or RAY_AUTH_TOKEN_PATH)"
+        )
+
+
+def _status(url: str, timeout: float) -> int:
+    """What the cluster answers to somebody without a token."""
+    try:
+        with urllib.request.urlopen(url, timeout=timeout) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except (OSError, ValueError, HTTPException) as error:
+        raise _absent(url.removesuffix("/api/version"), getattr(error, "reason", None) or error) from None
+
+
+def _absent(address: str, reason: object) -> ClusterError:
+    why = " ".join(str(reason).split())[:200]
+    return ClusterError(
+        f"{address}: no Ray cluster answers ({why}); give its address with --address, or start one here: "
+        "d2sm cluster up"
+    )
+
+
+def ask(address: str, path: str, *, timeout: float = 10) -> Any:
+    """The JSON that the dashboard gives for a path."""
+    request = urllib.request.Request(f"{address}{path}", headers=_headers())
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as answer:
+            return json.load(answer)
+    except (OSError, ValueError, HTTPException) as error:
+        raise _absent(address, getattr(error, "reason", None) or error) from None
+
+
+def client(address: str) -> JobSubmissionClient:
+    """Ray's own client of the jobs at this very address, with the token."""
+    with one_line(address):
+        from ray.job_submission import JobSubmissionClient
+
+        for name in _TALKATIVE:
+            logging.getLogger(name).setLevel(logging.WARNING)
+        kept = {name: os.environ.pop(name) for name in _OVERRIDES if name in os.environ}
+        try:
+            return JobSubmissionClient(address, headers=_headers())
+        finally:
+            os.environ.update(kept)
+
+
+def _headers() -> dict[str, str]:
+    token = auth.token()
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+@contextlib.contextmanager
+def one_line(address: str) -> Iterator[None]:
+    """What Ray's client and the network raise, as one line."""
+    from ray.exceptions import AuthenticationError
+    from requests.exceptions import RequestException
+
+    try:
+        yield
+    except AuthenticationError:
+        raise AuthError(
+            f"{address}: the cluster refuses this token; put the cluster's own into ~/.ray/auth_token (or "
+            "RAY_AUTH_TOKEN_PATH, or RAY_AUTH_TOKEN)"
+        ) from None
+    except (ConnectionError, RequestException) as error:
+        raise _absent(address, error) from None
+    except RuntimeError as error:  # "Request failed with status code ..."
+        raise ClusterError(f"{address}: {' '.join(str(error).split())[:300]}") from None

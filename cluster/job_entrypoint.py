@@ -1,0 +1,37 @@
+"""What a submitted job runs: the preflight, then the verb.
+
+python -m cluster.job_entrypoint [--no-preflight] -- VERB ...
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit code of the verb; 1 when a check failed, and the verb was not started."""
+    from cluster.cli import arguments
+    from cluster.cli.main import main as run
+    from cluster.cli.main import parser
+
+    cut = list(argv).index("--")
+    options, verb = argv[:cut], list(argv[cut + 1 :])
+    try:
+        args = parser().parse_args(verb)
+        config = arguments.configured(args)
+        if config is not None and getattr(args, "no_evaluate", False):
+            config = config.replace({"evaluate.segmenter": None})  # not needed, so not asked for
+        if config is not None and verb[0] != "check" and "--no-preflight" not in options:
+            from cluster.preflight import passes, preflight
+
+            if not passes(preflight(config)):
+                return 1
+    except (ValueError, OSError) as error:
+        print(f"d2sm: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return run(verb)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

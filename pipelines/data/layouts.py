@@ -1,0 +1,190 @@
+"""What lies in a data root, as items: Cityscapes as published, a plain folder, or noisy/clean pairs."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from pipelines.data.images import ENDINGS, Kind
+
+_IMAGE, _LABEL = "_leftImg8bit.png", "_gtFine_labelIds.png"
+_SPLITS = {"train", "val", "test"}
+
+
+class DataError(ValueError):
+    """A data set that cannot be used: one line with the place, what is wrong with it, and the remedy."""
+
+
+class Item(NamedTuple):
+    name: str
+    image: Path
+    label: Path | None = None
+    noisy: Path | None = None
+
+    def files(self) -> Iterator[tuple[Path, Kind]]:
+        yield self.image, "rgb"
+        if self.label:
+            yield self.label, "labels"
+        if self.noisy:
+            yield self.noisy, "rgb"
+
+
+def cityscapes(root: Path, split: str, labels: str) -> list[Item]:
+    top = root / "leftImg8bit"
+    if not top.is_dir():
+        raise _wrong_layout(root, "cityscapes", "leftImg8bit/<split>/<city>/*_leftImg8bit.png")
+    _known_split(split, top)
+    images = _named(top / split, _IMAGE)
+    if not images:
+        raise DataError(f"{top / split}: no <city>/*{_IMAGE} there, only {_listing(top / split)}; unpack the images")
+    found = {} if labels == "ignore" else _named(root / "gtFine" / split, _LABEL)
+    missing = sorted(set(images) - set(found))
+    if labels == "required" and missing:
+        wanted = root / "gtFine" / split / f"{missing[0]}{_LABEL}"
+        raise DataError(
+            f"{images[missing[0]]}: has no label {wanted}{more(missing)}; unpack gtFine, "
+            'or use labels="optional" to do without'
+        )
+    return [Item(name, path, label=found.get(name)) for name, path in images.items()]
+
+
+def folder(root: Path, split: str, labels: str) -> list[Item]:
+    fits = _fits(root)
+    if fits in ("cityscapes", "pairs"):
+        raise _wrong_layout(root, "folder", "a folder of nothing but images")
+    base = root / split
+    if not base.is_dir():
+        base = _without_splits(root, split)
+    images = _images(base)
+    if not images:
+        raise _wrong_layout(base, "folder", "*.png, *.jpg or *.jpeg at any depth")
+    return [Item(name, path) for name, path in images.items()]
+
+
+def pairs(root: Path, split: str, labels: str) -> list[Item]:
+    base = root / split
+    if not _has_pairs(base):
+        base = _without_splits(root, split) if _has_pairs(root) else base
+    if not _has_pairs(base):
+        if splits := [folder.name for folder in _folders(root) if _has_pairs(folder)]:
+            one_of("split", split, splits, f" in {root}")
+        raise _wrong_layout(root, "pairs", "clean/ and noisy/, or <split>/clean/ and <split>/noisy/")
+    clean, noisy = _images(base / "clean"), _images(base / "noisy")
+    alone = sorted(clean.keys() ^ noisy.keys())
+    if alone:
+        path, other = (clean[alone[0]], "noisy") if alone[0] in clean else (noisy[alone[0]], "clean")
+        raise DataError(f"{path}: has no partner in {base / other}{more(alone)}; add it or remove the file")
+    if not clean:
+        raise DataError(f"{base / 'clean'}: holds no *.png, *.jpg or *.jpeg; put the clean images there")
+    return [Item(name, path, noisy=noisy[name]) for name, path in clean.items()]
+
+
+def _has_pairs(folder: Path) -> bool:
+    return (folder / "clean").is_dir() and (folder / "noisy").is_dir()
+
+
+def open_root(root: str | Path) -> Path:
+    """The absolute path of a local folder that is not empty; DataError otherwise."""
+    if "://" in str(root):
+        raise DataError(f"{root}: only mounted file systems are read; mount it or copy it, and give the path")
+    path = Path(os.path.abspath(Path(root).expanduser()))
+    if not path.is_dir():
+        what = "is a file, not a folder" if path.exists() else "does not exist"
+        raise DataError(f"{path}: {what}; give the folder of the data (`d2sm scenes <folder>` writes one to try)")
+    if not any(path.iterdir()):
+        raise DataError(f"{path}: is empty; unpack or mount the data there (`d2sm scenes <folder>` writes some to try)")
+    return path
+
+
+def _walk(top: Path) -> Iterator[Path]:
+    """All files below, in order, through links to folders (each real folder once), without hidden ones."""
+    seen: set[str] = set()
+    for folder, folders, files in os.walk(top, followlinks=True, onerror=_unreadable):
+        real = os.path.realpath(folder)
+        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
+        if real not in seen:
+            yield from (Path(folder, name) for name in sorted(files) if not name.startswith("."))
+        seen.add(real)
+
+
+def _unreadable(error: OSError) -> None:
+    raise DataError(f"{error.filename}: {error.strerror}; make the folder readable")
+
+
+def _named(top: Path, ending: str) -> dict[str, Path]:
+    if not top.is_dir():
+        return {}
+    return _unique(top, (path for path in _walk(top) if path.name.endswith(ending)), lambda p: p[: -len(ending)])
+
+
+def _images(top: Path) -> dict[str, Path]:
+    wanted = (path for path in _walk(top) if path.suffix.lower() in ENDINGS)
+    return _unique(top, wanted, lambda name: os.path.splitext(name)[0])
+
+
+def _unique(top: Path, paths: Iterator[Path], shorten: Callable[[str], str]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in paths:
+        name = shorten(path.relative_to(top).as_posix())
+        if name in found:
+            raise DataError(f"{path}: collides with {found[name].name}, both are named {name!r}; rename one")
+        if not name.isprintable():  # also the names that are no UTF-8
+            raise DataError(f"{str(path)!a}: has unprintable characters in its name; rename it")
+        found[name] = path
+    return found
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _known_split(split: str, top: Path) -> None:
+    one_of("split", split, [folder.name for folder in _folders(top)], f" in {top}")
+
+
+def _without_splits(root: Path, split: str) -> Path:
+    """The root itself, unless it holds other splits: `val` must never silently mean all of train and val."""
+    splits = sorted(_SPLITS & {folder.name for folder in _folders(root)})
+    if splits and split:
+        one_of("split", split, splits, f" in {root}")
+    return root
+
+
+def _fits(root: Path) -> str | None:
+    if (root / "leftImg8bit").is_dir():
+        return "cityscapes"
+    if any(_has_pairs(folder) for folder in (root, *_folders(root))):
+        return "pairs"
+    return "folder" if any(path.suffix.lower() in ENDINGS for path in _walk(root)) else None
+
+
+def _wrong_layout(root: Path, layout: str, looked_for: str) -> DataError:
+    near = [path for path in (root.parent, *_folders(root)) if (path / "leftImg8bit").is_dir()]
+    fits = _fits(root)
+    if near and layout == "cityscapes":
+        remedy = f"give {near[0]} as the root"
+    elif fits and fits != layout:
+        remedy = f"data.layout={fits} fits"
+    else:
+        remedy = "no layout fits: see the README for the three that do"
+    return DataError(f"{root}: not data.layout={layout}: looked for {looked_for}, found {_listing(root)}; {remedy}")
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
+    return ", ".join(names[:4]) + f" and {len(names) - 4} more" * (len(names) > 4) or "nothing"
+
+
+def more(bad: Collection[object]) -> str:
+    return f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+
+
+def one_of(what: str, value: str, allowed: Collection[str], where: str = "") -> None:
+    if value in allowed:
+        return
+    nearest = difflib.get_close_matches(value, allowed, 1)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    raise DataError(f"{what} {value!r} is unknown{where}; there are: {', '.join(allowed) or 'none'}{hint}")

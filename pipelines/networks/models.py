@@ -1,0 +1,45 @@
+"""From the configuration's model section to a network."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch import Tensor, nn
+
+from d2sm.models import CBDNet, FFDNet, SADNet
+from pipelines.sections import Model
+
+
+def build(model: Model) -> nn.Module:
+    """The backbone, freshly initialised by torch's current seed.
+
+    A backbone has the attributes `blind` (takes no sigma), `stride`, `receptive_field` and `bytes_per_pixel`, and pads
+    and crops inside `forward`, so that any size works. A new one: a file in `d2sm/models`, a line here, a name in
+    `config.Model`.
+    """
+    match model.name:
+        case "ffdnet":
+            return FFDNet(width=model.width, depth=model.depth)
+        case "cbdnet":
+            return CBDNet()
+        case "sadnet":
+            return SADNet()
+
+
+class TrainingModule(nn.Module):
+    """A backbone as a training step calls it, blind or not: DistributedDataParallel wraps this, which calls forward.
+
+    Args:
+        network: from `build`.
+        estimate: also give its estimate of the noise, for the objectives that judge it (CBDNet).
+    """
+
+    def __init__(self, network: nn.Module, *, estimate: bool) -> None:
+        super().__init__()
+        self.network, self.estimate = network, estimate
+
+    def forward(self, noisy: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(B, 3, H, W) and (B,) -> restored, and the estimate (B, 3, H, W) or None."""
+        if self.estimate:
+            return cast(CBDNet, self.network).with_estimate(noisy)
+        return (self.network(noisy) if self.network.blind else self.network(noisy, sigma)), None

@@ -1,0 +1,100 @@
+"""The numbers of an evaluation, as a file and as a table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+CONVENTION = (
+    "RGB in [0, 1]; Gaussian noise of sigma/255, not clipped, seeded by file name; restored (and noisy, where it is "
+    "measured) clamped to [0, 1]; PSNR and SSIM (scikit-image, Gaussian window 11, sigma 1.5, data range 1) per image, "
+    "then averaged; MIoU from one confusion matrix over all images, classes present, label 255 ignored"
+)
+
+
+RESULTS = "results.json"
+
+
+_KINDS = ("noisy", "restored")
+
+
+class EvaluationError(ValueError):
+    """Evaluation cannot be done as asked. One line."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What is measured of one kind of image at one noise level. None: not measured (no labels or segmenter)."""
+
+    psnr: float | None
+    ssim: float | None
+    miou: float | None
+    iou: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Results:
+    """All numbers of an evaluation. `noisy` and `restored` by noise level, such as "25"."""
+
+    images: int
+    split: str
+    data: str
+    segmenter: str
+    convention: str
+    noisy: Mapping[str, Score]
+    restored: Mapping[str, Score]
+    clean: Score
+
+    def flat(self) -> dict[str, float]:
+        """MLflow's names: psnr.sigma25 of the restored, noisy.psnr.sigma25, clean.miou."""
+        found = {}
+        for prefix, by_level in (("", self.restored), ("noisy.", self.noisy)):
+            for level, score in by_level.items():
+                for name in ("psnr", "ssim", "miou"):
+                    found[f"{prefix}{name}.sigma{level}"] = getattr(score, name)
+        found["clean.miou"] = self.clean.miou
+        return {name: value for name, value in found.items() if value is not None}
+
+    def save(self, path: Path) -> None:
+        """Write results.json."""
+        path.write_text(json.dumps(asdict(self), indent=2))
+
+    @classmethod
+    def load(cls, path: Path) -> Results:
+        """Read what `save` wrote.
+
+        Raises:
+            EvaluationError: when it is not that.
+        """
+        try:
+            tree = json.loads(path.read_text())
+            kinds = {kind: {level: Score(**score) for level, score in tree[kind].items()} for kind in _KINDS}
+            return cls(**{**tree, **kinds, "clean": Score(**tree["clean"])})
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            raise EvaluationError(f"{path}: cannot be read as results; `d2sm evaluate` writes them again") from None
+
+    def line(self) -> str:
+        """PSNR / SSIM / MIoU of the restored, by noise level."""
+        return ", ".join(f"sigma {level} {_cell(score)}" for level, score in self.restored.items())
+
+    def table(self, title: str = "restored") -> str:
+        """The numbers as text: a row for noisy, restored and clean, three columns a noise level."""
+        levels = list(self.restored)
+        head = ["PSNR dB / SSIM / MIoU", *(f"sigma {level}" for level in levels)]
+        rows = [head]
+        for name, by_level in (("noisy", self.noisy), (title, self.restored)):
+            rows.append([name, *(_cell(by_level[level]) for level in levels)])
+        rows.append(["clean (ceiling)", *([f"- / - / {_number(self.clean.miou, 3)}"] * len(levels))])
+        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def _cell(score: Score) -> str:
+    return f"{_number(score.psnr, 2)} / {_number(score.ssim, 3)} / {_number(score.miou, 3)}"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,185 @@
+"""Which MLflow store is meant, whether it answers, and a client for it.
+
+MLflow's own client tries a dead server for minutes, and its messages hold the password. What leaves this file
+is one line, within seconds, without it. `mlflow` takes two seconds to import, so it is imported where used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import logging
+import os
+import shlex
+import socket
+import sys
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.config import Config
+from pipelines.runtime.text import one_line_of, redact
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}  # the databases MLflow accepts, beside sqlite
+
+
+class TrackingError(ValueError):
+    """MLflow cannot be used as asked. One line: the URI without its password, what is wrong, the remedy."""
+
+
+def uri_of(config: Config) -> str:
+    """The tracking URI of a run: tracking.uri, else MLFLOW_TRACKING_URI, else a sqlite file in train.storage.
+
+    Sqlite paths come back absolute: Ray changes the working folder of its processes.
+
+    Raises:
+        TrackingError: for a folder of files (MLflow 3 no longer writes those) or an unknown kind of store; none is
+            given, and train.storage is a URI.
+    """
+    if config.tracking.uri:
+        return absolute(config.tracking.uri, asked_by="tracking.uri")
+    if inherited := os.environ.get("MLFLOW_TRACKING_URI"):
+        return absolute(inherited, asked_by="MLFLOW_TRACKING_URI")
+    if "://" in config.train.storage:
+        raise TrackingError(
+            f"train.storage={redact(config.train.storage)}: MLflow's database cannot be kept there; give tracking.uri, "
+            "or MLFLOW_TRACKING_URI, such as http://host:5000 or sqlite:///<folder>/mlflow.db"
+        )
+    return f"sqlite:///{Path(config.train.storage).absolute() / 'mlflow.db'}"
+
+
+def absolute(uri: str, *, asked_by: str = "tracking.uri") -> str:
+    """Check the kind of store and make a sqlite path absolute; other URIs come back as they are.
+
+    Raises:
+        TrackingError: see `uri_of`.
+    """
+    scheme = urllib.parse.urlsplit(uri).scheme.split("+")[0]
+    if scheme == "sqlite":
+        path = uri.partition(":///")[2].partition("?")[0]
+        if not path or path == ":memory:":
+            raise TrackingError(f"{asked_by}={uri}: a database in memory is lost; give sqlite:///<folder>/mlflow.db")
+        return uri if path.startswith("/") else uri.replace(":///", f":///{Path.cwd()}/", 1)
+    if scheme in ("http", "https", "databricks", *_PORTS):
+        return uri
+    if scheme in ("", "file"):
+        raise TrackingError(
+            f"{asked_by}={uri}: MLflow 3 no longer writes to a folder of files; "
+            f"give sqlite:///<folder>/mlflow.db or the http:// address of a server "
+            f"(`mlflow migrate-filestore` moves an old folder)"
+        )
+    raise TrackingError(
+        f"{asked_by}={redact(uri)}: unknown kind of store; "
+        f"give sqlite:///<folder>/mlflow.db, a server's http:// address, or a postgresql:// or mysql:// URI"
+    )
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file of a sqlite URI; None for any other."""
+    if not urllib.parse.urlsplit(uri).scheme.startswith("sqlite"):
+        return None
+    return Path(uri.partition(":///")[2].partition("?")[0])
+
+
+def check(uri: str, *, timeout: float = 5.0) -> None:
+    """Make sure that a server answers, in seconds where MLflow's retries take minutes; files need no check.
+
+    Raises:
+        TrackingError: when nothing answers within `timeout` seconds.
+    """
+    parts = urllib.parse.urlsplit(uri)
+    kind = parts.scheme.split("+")[0]
+    try:
+        if kind in ("http", "https"):
+            _ask(parts, timeout)
+        elif kind in _PORTS:
+            port = parts.port or _PORTS[kind]
+            socket.create_connection((parts.hostname or "localhost", port), timeout).close()
+    except (OSError, ValueError, http.client.HTTPException) as error:  # the last: it speaks no HTTP
+        reason = getattr(error, "reason", None) or error
+        raise TrackingError(
+            f"{redact(uri)}: the tracking server does not answer ({one_line_of(str(reason))}); "
+            f"start it, or give another with tracking.uri or MLFLOW_TRACKING_URI"
+        ) from None
+
+
+def _ask(parts: urllib.parse.SplitResult, timeout: float) -> None:
+    host = parts.netloc.rpartition("@")[2]  # urllib takes no user:password@
+    address = urllib.parse.urlunsplit((parts.scheme, host, parts.path.rstrip("/") + "/health", "", ""))
+    try:
+        urllib.request.urlopen(address, timeout=timeout).close()
+    except urllib.error.HTTPError as error:
+        # A proxy in front answers for a server that is down; any other status says that one is there.
+        if error.code in (502, 503, 504):
+            raise
+
+
+def client(uri: str) -> MlflowClient:
+    """A client of both the runs and the models of this store, that gives up in seconds.
+
+    The variables are read by MLflow at each request; whoever set them keeps their values.
+    """
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a storm of bars for four small files
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # it prints the password with the address
+    from mlflow import MlflowClient
+
+    for noisy in ("mlflow.store.db.utils", "mlflow.system_metrics", "mlflow.pyfunc", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a warning at each attempt
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def prepare(uri: str) -> MlflowClient:
+    """A client of a store that is ready: folders made, a server asked, a new sqlite file set up.
+
+    Processes that set up one sqlite file at the same time break it for good, hence the lock beside it.
+
+    Raises:
+        TrackingError: when the store cannot be made or does not answer.
+    """
+    check(uri)
+    path = sqlite_file(uri)
+    with one_line(uri, TrackingError):
+        if path is None:
+            ready = client(uri)
+            ready.search_experiments(max_results=1)
+            return ready
+        from filelock import FileLock
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock", timeout=120):
+            ready = client(uri)
+            ready.search_experiments(max_results=1)  # the first request makes the tables
+        return ready
+
+
+@contextlib.contextmanager
+def one_line(uri: str, kind: type[ValueError]) -> Iterator[None]:
+    """Turn what MLflow and the network raise into one line of `kind`, without a password."""
+    from mlflow.exceptions import MlflowException
+    from requests.exceptions import RequestException
+
+    try:
+        yield
+    except (MlflowException, RequestException, OSError) as error:
+        raise kind(f"{redact(uri)}: {one_line_of(str(error))}") from None
+
+
+def ui_command(uri: str) -> str:
+    """The command that opens MLflow's pages on this store, for this machine only."""
+    if urllib.parse.urlsplit(uri).scheme in ("http", "https"):
+        return f"python -m webbrowser {shlex.quote(redact(uri).replace('***@', ''))}"
+    store = shlex.quote(uri) if redact(uri) == uri else '"$MLFLOW_TRACKING_URI"'
+    beside = Path(sys.executable).with_name("mlflow")  # not on the path unless the environment is activated
+    program = str(beside) if beside.exists() else "mlflow"
+    with contextlib.suppress(ValueError):
+        program = str(beside.relative_to(Path.cwd())) if beside.exists() else program
+    return f"{program} server --backend-store-uri {store} --host 127.0.0.1 --port 5000"

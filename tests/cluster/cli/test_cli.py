@@ -1,0 +1,296 @@
+"""The command line: help for every verb, and one line for every mistake."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cluster.cli.main import main
+from pipelines.config import Config, ConfigError, keys
+from pipelines.data.images import write_png
+from pipelines.networks.models import build
+from pipelines.recipes import recipes
+from pipelines.runs import checkpoint
+
+ROOT = Path(__file__).resolve().parents[3]
+SMALL = ["model.width=8", "model.depth=3", "loss.features=squeezenet1_0.fire3", "loss.features_weights=random",
+         "data.crop_size=64", "data.crops_per_image=2", "train.batch_size=4", "loss.queue_size=32"]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the repository's own runs is seen, and nothing is left in it."""
+    monkeypatch.chdir(tmp_path)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """Runs a verb that must fail; gives its one line."""
+    code = main(argv)
+    out, err = capsys.readouterr()
+    assert code == 2
+    assert out == ""
+    assert err.startswith("d2sm: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    return err
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        "",
+        "demo",
+        "scenes",
+        "prepare",
+        "train",
+        "evaluate",
+        "denoise",
+        "models",
+        "models list",
+        "models show",
+        "models promote",
+        "models compare",
+    ],
+)
+def test_every_verb_explains_itself(capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([*verb.split(), "--help"])
+    out, err = capsys.readouterr()
+    assert (end.value.code, err) == (0, "")
+    assert f"usage: d2sm {verb}".rstrip() in out
+    assert len(out.splitlines()) > 5
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom cluster.cli import main\n"
+        "try: main(['train', '--help'])\nexcept SystemExit: pass\n"
+        "print('loaded', *sorted({'torch', 'ray', 'mlflow', 'pydantic'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.splitlines()[-1].split() == ["loaded"]
+
+
+def test_the_lists_of_train(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--keys"]) == 0
+    out = capsys.readouterr().out
+    assert [key for key in keys() if f"\n{key}=" not in f"\n{out}"] == []
+    assert main(["train", "--recipes"]) == 0
+    out = capsys.readouterr().out
+    assert [name for name in recipes() if f"\n{name}\n" not in f"\n{out}"] == []
+
+
+def test_a_mistake_in_a_process_of_its_own(tmp_path: Path) -> None:
+    """As a user meets it: the exit code, and all that is on stderr."""
+    command = [sys.executable, "-m", "cluster.cli", "train", "--recipe", "demo", "loss.queue_sise=3"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "d2sm: loss.queue_sise: no such key; did you mean loss.queue_size? (`d2sm train --keys` lists them all)\n"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_verbose_shows_where_it_happened() -> None:
+    with pytest.raises(ConfigError):
+        main(["train", "-v", "--recipe", "none"])
+
+
+def test_wrong_words(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in (
+        ["tran"],
+        [],
+        ["train", "--recipe"],
+        ["train", "--recipe", "demo", "--config", "x"],
+        ["models"],
+        ["denoise", "a", "b"],
+    ):
+        with pytest.raises(SystemExit) as end:
+            main(argv)
+        assert end.value.code == 2
+        assert "error: " in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        ([], ["--recipe", "--config"]),
+        (["--recipe", "demos"], ["demos", "did you mean demo?"]),
+        (["--config", "none.yaml"], ["none.yaml", "No such file"]),
+        (["--recipe", "demo"], ["data.root"]),
+        (["--recipe", "demo", "train.epochs"], ["train.epochs", "key=value"]),
+        (["--recipe", "demo", "train.epochs=many"], ["train.epochs='many'", "integer"]),
+        (["--recipe", "demo", "queue=3"], ["queue: no such key"]),
+        (["--recipe", "demo", "loss.queue_size=15"], ["loss.queue_size=15", "16 samples"]),
+        (["--recipe", "demo", "train.batch_size=5"], ["train.batch_size=5", "train.num_workers=2"]),
+        (["--recipe", "demo", "data.root=nowhere"], ["nowhere: does not exist"]),
+        (
+            ["--recipe", "demo", "data.root=nowhere", "train.storage=weird://a/runs"],
+            ["train.storage=weird://a/runs", "no file system"],
+        ),
+        (["--recipe", "demo", "data.root=nowhere", "data.layout=cities"], ["data.layout='cities'", "'folder'"]),
+    ],
+)
+def test_train_refuses(capsys: pytest.CaptureFixture[str], tmp_path: Path, argv: list[str], words: list[str]) -> None:
+    line = refused(capsys, "train", *argv)
+    assert all(word in line for word in words), line
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_data(capsys: pytest.CaptureFixture[str], tmp_path: Path, scenes_root: Path) -> None:
+    def line(root: Path, *more: str) -> str:
+        return refused(capsys, "train", "--recipe", "ffdnet_d2sm_cpu", f"data.root={root}", *SMALL, *more)
+
+    (tmp_path / "empty").mkdir()
+    assert "is empty" in line(tmp_path / "empty")
+    (tmp_path / "odd").mkdir()
+    write_png(tmp_path / "odd" / "a.png", np.zeros((80, 80, 3), np.uint8))
+    assert "data.layout=folder fits" in line(tmp_path / "odd")
+    assert "data.layout=cityscapes fits" in line(scenes_root, "data.layout=folder")
+    assert "did you mean 'train'" in line(scenes_root, "data.train_split=trian")
+    assert "192x96 pixels hold no crop of data.crop_size=128" in line(scenes_root, "data.crop_size=128")
+    assert "has only 12 crops" in line(scenes_root, "train.batch_size=16")
+    assert "did you mean 'fire3'" in line(scenes_root, "loss.features=squeezenet1_0.fire33")
+    assert "loss.patch_size=2: must be a multiple of squeezenet1_0.fire3's stride, 4" in line(
+        scenes_root, "loss.patch_size=2", "loss.queue_size=4096"
+    )
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "mode, words",
+    [
+        ("L", "8-bit grey"),
+        ("RGBA", "with alpha"),
+        ("I;16", "16-bit grey"),
+        ("text", "is not a PNG or JPEG"),
+        ("cut", "truncated"),
+    ],
+)
+def test_wrong_images(capsys: pytest.CaptureFixture[str], tmp_path: Path, mode: str, words: str) -> None:
+    photos = tmp_path / "photos"
+    for number in range(4):
+        write_png(photos / f"{number}.png", np.random.default_rng(number).integers(0, 255, (80, 80, 3), dtype=np.uint8))
+    bad = photos / "2.png"
+    if mode == "text":
+        bad.write_text("no picture")
+    elif mode == "cut":
+        bad.write_bytes(bad.read_bytes()[:1000])
+    else:
+        shape = (80, 80, 4) if mode == "RGBA" else (80, 80)
+        Image.fromarray(np.zeros(shape, np.uint16 if mode == "I;16" else np.uint8)).save(bad)
+    line = refused(capsys, "train", "--recipe", "ffdnet_d2sm_cpu", f"data.root={photos}", "data.layout=folder", *SMALL)
+    assert f"{bad}: " in line
+    assert words in line
+
+
+def test_an_image_without_its_label_and_one_of_another_size(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, scenes_root: Path
+) -> None:
+    root = shutil.copytree(scenes_root, tmp_path / "scenes")
+    folder = written(tmp_path / "model")
+    first, second = sorted(root.glob("gtFine/val/*/*.png"))
+    first.unlink()
+    argv = ["evaluate", str(folder), f"data.root={root}", "evaluate.segmenter=tests.helpers.segmenters:segmenter"]
+    assert "without a label" in refused(capsys, *argv)
+    write_png(second, np.zeros((10, 10), np.uint8))
+    assert f"{second}: is 10x10" in refused(capsys, *argv)
+
+
+def written(folder: Path) -> Path:
+    """A checkpoint of a small model."""
+    config = Config().replace({"model.width": 8, "model.depth": 3})
+    torch.manual_seed(0)
+    checkpoint.write(folder, weights=build(config.model).state_dict(), state={}, config=config, meta={"step": 1})
+    return folder
+
+
+@pytest.mark.parametrize("verb", [["evaluate"], ["denoise", "a.png", "b.png", "--sigma", "25", "--model"]])
+def test_wrong_models(capsys: pytest.CaptureFixture[str], tmp_path: Path, verb: list[str]) -> None:
+    write_png(tmp_path / "a.png", np.zeros((40, 40, 3), np.uint8))
+    folder = written(tmp_path / "model")
+    assert "runs/nothing: no such folder" in refused(capsys, *verb, "runs/nothing")
+    assert "runs/mlflow.db: no such file" in refused(capsys, *verb, "models:/d2sm-ffdnet@champion")
+    (tmp_path / "empty").mkdir()
+    assert "empty: no complete checkpoint" in refused(capsys, *verb, "empty")
+    Config().replace({"model.width": 12, "model.depth": 3}).save(folder / checkpoint.CONFIG)
+    assert "weights of another model than FFDNet" in refused(capsys, *verb, str(folder))
+    (folder / checkpoint.MODEL).write_bytes(b"12")
+    assert "is damaged" in refused(capsys, *verb, str(folder))
+    assert not (tmp_path / "b.png").exists()
+
+
+def test_denoise(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    write_png(tmp_path / "a.png", np.full((40, 41, 3), 128, np.uint8))
+    model = ["--model", str(written(tmp_path / "model"))]
+    assert main(["denoise", "a.png", "b.png", *model, "--sigma", "25"]) == 0
+    assert capsys.readouterr().out == "1 restored: b.png\n"
+    assert (tmp_path / "b.png").exists()
+    assert "--sigma" in refused(capsys, "denoise", "a.png", "c.png", *model)
+    assert "over its source" in refused(capsys, "denoise", "a.png", "a.png", *model, "--sigma", "25")
+    assert "sigma=[300.0]" in refused(capsys, "denoise", "a.png", "c.png", *model, "--sigma", "300")
+    assert "device=tpu" in refused(capsys, "denoise", "a.png", "c.png", *model, "--sigma", "25", "--device", "tpu")
+    assert "tile=-3" in refused(capsys, "denoise", "a.png", "c.png", *model, "--sigma", "25", "--tile", "-3")
+    assert not (tmp_path / "c.png").exists()
+
+
+def test_scenes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    small = ["--train", "1", "--val", "1", "--height", "64", "--width", "96"]
+    assert main(["scenes", "streets", *small]) == 0
+    assert "data.root=streets" in capsys.readouterr().out
+    assert len(list((tmp_path / "streets").rglob("*_leftImg8bit.png"))) == 2
+    assert "other built-in scenes" in refused(capsys, "scenes", "streets", *small, "--seed", "1")
+    assert "height=10" in refused(capsys, "scenes", "more", "--height", "10")
+
+
+def test_models_of_no_store(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for argv in (["list"], ["show", "a@b"], ["promote", "a/1"], ["compare", "a/1", "a/2"]):
+        assert "runs/mlflow.db: no such file" in refused(capsys, "models", *argv)
+    assert not list(tmp_path.iterdir())
+
+
+def trained(database: Path) -> bool:
+    """Whether the log of a run has an entry."""
+    if not database.exists():
+        return False
+    with contextlib.suppress(sqlite3.OperationalError), sqlite3.connect(database) as store:  # tables in the making
+        return store.execute("select count(*) from metrics where key = 'loss'").fetchone()[0] > 0
+    return False
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_run_as_killed_and_keeps_the_checkpoint(scenes_root: Path, tmp_path: Path) -> None:
+    words = ["train", "--recipe", "demo", "--no-evaluate", f"data.root={scenes_root}", f"train.storage={tmp_path}"]
+    words += ["train.name=stopped", "train.epochs=4000", "train.checkpoint_every=10000", "train.log_every=2"]
+    words += ["loss.weight=0"]
+    command = [sys.executable, "-c", "import sys; from cluster.cli import main; sys.exit(main())", *words]
+    environment = {k: v for k, v in os.environ.items() if k not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            deadline = time.monotonic() + 200
+            while not trained(tmp_path / "mlflow.db") and time.monotonic() < deadline:
+                assert process.poll() is None, process.stderr and process.stderr.read()
+                time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=90)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert "stopped: ends after this step, with a checkpoint; Ctrl-C again leaves at once" in errors
+    assert "d2sm: stopped; the last complete checkpoint is kept" in errors and "Traceback" not in errors
+    last = checkpoint.latest(tmp_path / "stopped")
+    assert last is not None and 2 <= checkpoint.meta(last)["step"] < 10000
+    with sqlite3.connect(tmp_path / "mlflow.db") as store:
+        assert store.execute("select status from runs").fetchall() == [("KILLED",)]

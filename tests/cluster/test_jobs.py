@@ -1,0 +1,410 @@
+"""What is decided before a cluster is asked: addresses, tokens, words, secrets, what travels, what answers mean."""
+
+from __future__ import annotations
+
+import http.server
+import io
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import cluster
+from cluster import constants, dashboard, job_entrypoint, jobs, nodes, verdicts, working_dir
+from cluster.cli import arguments
+from cluster.cli.main import main, parser
+from cluster.dashboard import ClusterError
+from cluster.probe import OURS, Ask, Seen, look
+from cluster.working_dir import WorkingDirError
+from pipelines.config import Config, ConfigError
+from pipelines.runtime import auth, session
+from pipelines.runtime.auth import AuthError
+from pipelines.tracking.run import COMMIT, commit
+
+TRAIN = ["train", "--recipe", "ffdnet_l1_cpu", "data.root=/data", "train.storage=/storage"]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path) -> Iterator[None]:
+    """No token, cluster or address of whoever runs the tests; what a test or Ray sets is gone afterwards."""
+    before = dict(os.environ)
+    for name in [name for name in before if name.startswith("RAY_")] + ["D2SM_CLUSTER", "MLFLOW_TRACKING_URI"]:
+        os.environ.pop(name, None)
+    os.environ["HOME"] = str(tmp_path)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def given_token(tmp_path: Path, text: str = "sesame") -> None:
+    (tmp_path / ".ray").mkdir(exist_ok=True)
+    (tmp_path / ".ray" / "auth_token").write_text(text)
+
+
+@pytest.mark.parametrize("verb", ["submit", "jobs", "jobs list", "jobs logs", "jobs wait", "jobs stop", "check",
+                                  "cluster", "cluster up", "cluster status", "cluster down"])  # fmt: skip
+def test_every_verb_explains_itself(capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([*verb.split(), "--help"])
+    assert end.value.code == 0
+    assert f"usage: d2sm {verb}" in capsys.readouterr().out
+
+
+def test_a_verb_is_submitted_with_and_without_dashes() -> None:
+    for between in ([], ["--"]):
+        args = parser().parse_args(["submit", "--address", "http://head:8265", *between, *TRAIN])
+        assert [word for word in args.words if word != "--"] == TRAIN and args.address == "http://head:8265"
+
+
+# Addresses and the token
+
+
+def test_the_token_is_found_where_ray_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert auth.token() is None
+    given_token(tmp_path, "of the home folder\n")
+    assert auth.token() == "of the home folder"
+    (tmp_path / "file").write_text("of a file")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "file"))
+    assert auth.token() == "of a file"
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
+    with pytest.raises(AuthError, match="RAY_AUTH_TOKEN_PATH=.*none: no token can be read"):
+        auth.token()
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "of the environment")
+    assert auth.token() == "of the environment"
+
+
+@pytest.mark.parametrize("host, here", [("localhost", True), ("127.0.0.1", True), ("127.8.8.8", True), ("::1", True),
+                                        ("10.0.0.1", False), ("head", False), ("", False)])  # fmt: skip
+def test_loopback(host: str, here: bool) -> None:
+    assert auth.loopback(host) == here
+    if here:
+        assert auth.this_machine(host) or ":" in host or host.startswith("127.8")
+
+
+@pytest.mark.parametrize("address", ["10.255.0.1:6379", "ray://10.255.0.1:10001", "[2001:db8::1]:6379"])
+def test_a_cluster_of_other_machines_is_joined_with_the_token_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, address: str
+) -> None:
+    with pytest.raises(AuthError, match="needs Ray's token; set RAY_AUTH_MODE=token") as error:
+        auth.check_join(address)
+    assert "\n" not in str(error.value)
+    given_token(tmp_path)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    auth.offer_token()
+    auth.check_join(address)
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+
+
+def test_this_machine_is_joined_without() -> None:
+    for address in ("auto", "127.0.0.1:6379", "localhost:6379"):
+        auth.check_join(address)
+
+
+def test_a_session_refuses_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    if ray.is_initialized():
+        pytest.skip("needs a process without Ray; the same refusal is tested above")
+    monkeypatch.setenv("RAY_ADDRESS", "10.255.0.1:6379")
+    with pytest.raises(AuthError, match="RAY_ADDRESS=10.255.0.1:6379"):
+        session.start(cpus=1)
+
+
+def test_which_cluster_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert dashboard.address_of() == f"http://127.0.0.1:{constants.DASHBOARD_PORT}"
+    state = nodes.State("m", "127.0.0.1:1", "http://127.0.0.1:2", "/tmp/none", 1)
+    nodes._written(state)
+    assert nodes.read() == state
+    assert dashboard.address_of() == "http://127.0.0.1:2"
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://there:8265/")
+    assert dashboard.address_of() == "http://there:8265"
+    assert dashboard.address_of("here:8265") == "http://here:8265"
+    with pytest.raises(ClusterError, match="--address ray://here: give the dashboard's address"):
+        dashboard.address_of("ray://here")
+
+
+class Open(http.server.BaseHTTPRequestHandler):
+    """A head that asks nobody for anything."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def open_port() -> Iterator[int]:
+    with http.server.ThreadingHTTPServer(("0.0.0.0", 0), Open) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()
+
+
+def own_address() -> str:
+    """An address of this machine that is not loopback; connecting a datagram socket sends nothing."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as trial:
+        try:
+            trial.connect(("198.51.100.1", 9))
+        except OSError:
+            pytest.skip("needs a network interface beside loopback")
+        return str(trial.getsockname()[0])
+
+
+def test_beyond_loopback_the_token_must_be_here_and_be_asked_for(tmp_path: Path, open_port: int) -> None:
+    dashboard.check(f"http://127.0.0.1:{open_port}")  # loopback: as it is
+    address = f"http://{own_address()}:{open_port}"
+    with pytest.raises(AuthError, match="a cluster beyond loopback needs Ray's token") as error:
+        cluster.submit(["scenes", "/tmp/x"], address=address)
+    assert "\n" not in str(error.value)
+    given_token(tmp_path)
+    with pytest.raises(AuthError, match="this cluster runs what anybody sends it; start its nodes with RAY_AUTH"):
+        cluster.submit(["scenes", "/tmp/x"], address=address)
+
+
+def test_a_cluster_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in (["submit", "--", "scenes", "/tmp/x"], ["jobs", "list"], ["jobs", "stop", "x"]):
+        where = verb.index("--") if "--" in verb else len(verb)
+        assert main([*verb[:where], "--address", "http://127.0.0.1:9", *verb[where:]]) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and err.count("\n") == 1 and "http://127.0.0.1:9: no Ray cluster answers" in err
+
+
+def test_up_refuses_a_taken_port_and_nodes_without_the_token(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, open_port: int
+) -> None:
+    assert main(["cluster", "up", "--port", str(open_port)]) == 2
+    assert f"--port {open_port}: taken" in capsys.readouterr().err
+    assert main(["cluster", "up", "--nodes", "0"]) == 2
+    assert "at least one of each" in capsys.readouterr().err
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert main(["cluster", "up", "--port", "0", "--dashboard-port", "0"]) == 2
+    assert "RAY_AUTH_MODE=disabled: the nodes listen beyond loopback" in capsys.readouterr().err
+    assert nodes.read() is None and not nodes.path().exists()
+
+
+def test_a_damaged_state_file(tmp_path: Path) -> None:
+    (tmp_path / ".d2sm").mkdir()
+    (tmp_path / ".d2sm" / "cluster.json").write_text("{}")
+    with pytest.raises(nodes.NodesError, match=r"cluster.json: holds no state of a cluster; remove the file"):
+        nodes.read()
+
+
+def test_no_stranger_is_taken_for_a_node() -> None:
+    """A process id that was given to somebody else since: this very process's. Session 0 is the kernel's."""
+    sessions = (os.getpid(), os.getsid(0), 0)
+    state = nodes.State("m", "127.0.0.1:1", "http://127.0.0.1:2", "/tmp/none", 1, sessions, nodes._boot())
+    assert nodes.ours(state) == []
+
+
+def test_process_ids_from_before_a_restart_of_the_machine_are_not_ours() -> None:
+    """A session whose leader has ended, as of a node whose `ray start` was killed."""
+    leader = subprocess.Popen(["sh", "-c", "sleep 60 & echo $!"], stdout=subprocess.PIPE, start_new_session=True)
+    member = int((leader.stdout or pytest.fail()).readline())
+    leader.wait()
+    state = nodes.State("m", "127.0.0.1:1", "http://127.0.0.1:2", "/tmp/none", 1, (leader.pid,), nodes._boot())
+    try:
+        assert [process.pid for process in nodes.ours(state)] == [member]
+        assert nodes.ours(replace(state, boot="the one before")) == []
+    finally:
+        os.kill(member, signal.SIGKILL)
+
+
+# Words and secrets
+
+
+def test_words_that_travel() -> None:
+    assert arguments.prepared(TRAIN) == (TRAIN, [])
+    assert arguments.prepared(["scenes", "/data/x"]) == (["scenes", "/data/x"], [])
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["train.storage=runs"], "train.storage=runs: relative paths mean nothing on a cluster"),
+        (["data.root=photos"], "data.root=photos: relative.*such as data.root=/storage/photos"),
+        (["evaluate.segmenter_weights=w.pth"], "evaluate.segmenter_weights=w.pth"),
+        (["tracking.uri=sqlite:///mlflow.db"], "tracking.uri=sqlite:///mlflow.db: relative"),
+        (["data.root="], "data.root: give the folder"),
+        (["loss.queue_sise=3"], "did you mean loss.queue_size"),
+    ],
+)
+def test_words_that_mean_nothing_there(more: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
+        arguments.prepared([*TRAIN, *more])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("verb", [[], ["submit", "--", "train"], ["cluster", "down"], ["jobs", "list"], ["demo"]])
+def test_verbs_that_stay(verb: list[str]) -> None:
+    with pytest.raises(ConfigError, match="submit: "):
+        arguments.prepared(verb)
+
+
+def test_a_configuration_travels_along(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    Config().replace({"data.root": "/data", "train.storage": "/storage"}).save(file)
+    for option in (["--config", str(file)], [f"--config={file}"]):
+        sent, carried = arguments.prepared(["train", *option, "train.epochs=2"])
+        assert carried == [file] and str(tmp_path) not in " ".join(sent) and "mine.yaml" in " ".join(sent)
+
+
+@pytest.mark.parametrize(
+    "verb, env, shown",
+    [
+        (["tracking.uri=http://me:hunter2@mlflow:5000"], {}, "tracking.uri=http://***@mlflow:5000"),
+        ([], {"WHERE": "s3://key:hunter2@bucket"}, "--env WHERE"),
+        ([], {"AWS_SECRET_ACCESS_KEY": "hunter2"}, "--env AWS_SECRET_ACCESS_KEY"),
+        ([], {"MLFLOW_TRACKING_PASSWORD": "hunter2"}, "--env MLFLOW_TRACKING_PASSWORD"),
+        (["train.name=sesame"], {}, "train.name=***"),
+    ],
+)
+def test_secrets_do_not_travel(tmp_path: Path, verb: list[str], env: dict[str, str], shown: str) -> None:
+    given_token(tmp_path)
+    with pytest.raises(ClusterError, match="this secret to everybody") as error:
+        cluster.submit([*TRAIN, *verb], env=env, address="http://127.0.0.1:9")
+    text = str(error.value)
+    assert shown in text and "hunter2" not in text and "sesame" not in text and "\n" not in text
+
+
+def test_where_runs_are_logged_travels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    assert jobs._variables({}, TRAIN) == {"MLFLOW_TRACKING_URI": "http://mlflow:5000"}
+    assert jobs._variables({}, [*TRAIN, "tracking.uri=http://b"]) == {}
+    assert jobs._variables({"MLFLOW_TRACKING_URI": "http://c"}, TRAIN) == {"MLFLOW_TRACKING_URI": "http://c"}
+
+
+# What travels
+
+
+def test_the_parcel_is_the_code_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("x = 1\n")
+    with working_dir.parcel([tmp_path / "mine.py"]) as folder:
+        names = {path.name for path in folder.iterdir()}
+        assert names == {*working_dir.CODE, COMMIT, "mine.py"}
+        sent = [sys.executable, "-c", "from pipelines.tracking import commit; print(*commit())"]
+        told = subprocess.run(sent, cwd=folder, env=os.environ | {"PYTHONPATH": ""}, capture_output=True, text=True)
+        assert told.stdout.split(" ")[0] == commit()[0]
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        assert sum(path.stat().st_size for path in files) < 2**20
+        assert not [path for path in files if path.suffix in (".pyc", ".pth", ".png", ".safetensors")]
+        assert (folder / "cluster" / "driver.py").exists()
+    assert not folder.exists()
+
+
+def test_data_does_not_travel(tmp_path: Path) -> None:
+    (tmp_path / "weights.pth").write_bytes(b"0" * (working_dir.LIMIT + 1))
+    too_much = r"more than 10 MB to send.*weights.pth, 10.0 MB"
+    with pytest.raises(WorkingDirError, match=too_much) as error, working_dir.parcel([tmp_path]):
+        pass
+    assert "\n" not in str(error.value)
+    with pytest.raises(WorkingDirError, match="--include none: no such file"), working_dir.parcel(["none"]):
+        pass
+    (tmp_path / "d2sm").mkdir()
+    with pytest.raises(WorkingDirError, match="already has a d2sm"), working_dir.parcel([tmp_path / "d2sm"]):
+        pass
+
+
+def test_the_pins_are_read() -> None:
+    assert f"ray=={constants.RAY}" in jobs._pins() and all(re.fullmatch(r"\S+==\S+", line) for line in jobs._pins())
+
+
+def test_the_driver_refuses_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert job_entrypoint.main(["--", *TRAIN, "train.epochs=many"]) == 2
+    assert capsys.readouterr().err.startswith("d2sm: train.epochs='many'")
+
+
+# The log
+
+
+def test_a_log_is_made_tidy() -> None:
+    out = io.StringIO()
+    tidy = jobs.Tidy(out)
+    log = ["Running entrypoint for job x: exec python\n2026-11-23 02:59:36,720\tINFO job_manager.py:581 -- Runtime\n",
+           "first\nsec", "ond\n\rstep 1/9", "\rstep 5/9", "\rstep 9/9\n", "\nat http://a:b@c/\n"]  # fmt: skip
+    log += ["\x1b[33m(raylet)\x1b[0m Raylet is terminated. Reasons: (1) SIGKILL\n\t(2) lags\n    [state-dump] x\n",
+            "    [2026-11-24 07:03:27,607 I 21290 21290] (raylet) accessor.cc:475: Received\n",
+            "step 9/9\x1b[33m(raylet)\x1b[0m WARNING: 4 PYTHON worker processes\n",
+            "[2026-11-24 07:51:08,501 E 3051 3051] core_worker.cc:2465: Actor with class name\nend"]  # fmt: skip
+    for text in log:
+        tidy.write(text)
+    tidy.close()
+    tidy.note("waiting")
+    assert out.getvalue() == "first\nsecond\nstep 1/9\nstep 5/9\nstep 9/9\n\nat http://***@c/\nstep 9/9\nend\nwaiting\n"
+    assert tidy.taken == len("".join(log))
+
+
+# What the nodes' answers mean
+
+HERE = Seen("here", {"python": "3.11.7", "ray": "2.60.0", "torch": "2.15.0"}, root=("a", "b"))
+
+
+def test_answers_that_are_well() -> None:
+    seen = {"one": HERE, "two": HERE}
+    found = [verdicts.nodes(seen), verdicts.versions(HERE, seen), verdicts.data("/data", HERE, seen),
+             verdicts.storage("/storage", "", seen), verdicts.weights("", seen)]  # fmt: skip
+    assert all(check.ok for check in found), found
+
+
+@pytest.mark.parametrize(
+    "other, name, message",
+    [
+        ({"versions": {"python": "3.11.7", "ray": "2.59.0", "torch": "2.15.0"}}, "versions", "ray is 2.59.0 on two"),
+        ({"root": ()}, "data", "data.root=/data: is empty on two; mount it there"),
+        ({"root": ("a",)}, "data", "holds other files on two than here"),
+        ({"root_error": "No such file"}, "data", "No such file on two"),
+        ({"storage_error": "Permission denied"}, "storage", "train.storage=/storage: Permission denied on two; give"),
+        ({"files": {"/w.pth": None}}, "weights", "/w.pth: not on two; put it into the image"),
+        ({"modules": {"mine": False}}, "weights", "module mine: not on two"),
+    ],
+)
+def test_answers_of_one_node_that_are_not(other: dict[str, object], name: str, message: str) -> None:
+    seen = {"one": HERE, "two": replace(HERE, **other)}  # type: ignore[arg-type]
+    found = {"versions": verdicts.versions(HERE, seen), "data": verdicts.data("/data", HERE, seen),
+             "storage": verdicts.storage("/storage", "", seen), "weights": verdicts.weights("", seen)}  # fmt: skip
+    assert {key for key, check in found.items() if not check.ok} == {name}
+    assert message in found[name].answer and "\n" not in str(found[name])
+
+
+def test_a_node_that_does_not_answer() -> None:
+    check = verdicts.nodes({"one": HERE, "two": None})
+    assert not check.ok and "two of 2: no answer" in check.answer
+
+
+def test_enough_in_all_but_on_no_node(ray_session: None) -> None:
+    config = Config().replace({"data.root": "/data", "train.cpus_per_worker": 2.0, "loss.weight": 0})
+    assert verdicts.workers_fit(config, [{"CPU": 4.0}]).ok
+    check = verdicts.workers_fit(config, [{"CPU": 1.0}] * 4)
+    assert not check.ok and "only 0 workers find a node with 2 CPU" in check.answer
+
+
+def test_workers_that_may_be_fewer_need_the_fewest_alone(ray_session: None) -> None:
+    config = Config().replace({"data.root": "/data", "train.num_workers": [2, 8], "loss.weight": 0})
+    check = verdicts.workers_fit(config, [{"CPU": 1.0}, {"CPU": 1.0}])
+    assert check.ok and check.answer == "2 to 8 workers x 1 CPU; there are 2 CPU on 2 nodes"
+
+
+def test_what_a_node_sees(tmp_path: Path) -> None:
+    trial = tmp_path / "trial"
+    trial.mkdir()
+    (trial / OURS).touch()
+    ask = Ask(str(tmp_path), str(trial), files=(str(trial / OURS), "/none"), modules=("json", "none_such"))
+    seen = look(ask, "n1")
+    assert (seen.root, seen.root_error, seen.storage_error) == (("trial",), "", "")
+    assert seen.files == {str(trial / OURS): 0, "/none": None} and seen.modules == {"json": True, "none_such": False}
+    assert (trial / "n1").read_text() == "n1" and seen.versions["ray"] == constants.RAY
+    (trial / OURS).unlink()
+    assert "another folder of the same name" in look(ask, "n1").storage_error
+    (trial / OURS).touch()
+    uri = replace(ask, trial=trial.as_uri())
+    assert look(uri, "n2").storage_error == "" and (trial / "n2").exists()
+    assert "another place" in look(replace(uri, trial=tmp_path.as_uri()), "n2").storage_error

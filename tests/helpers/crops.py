@@ -1,0 +1,69 @@
+"""Crops cut one by one, to hold the stream against."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from pipelines.config import Config
+from pipelines.data import plan, stream
+
+
+def steps(config: Config, items: pa.Table, first: int = 0) -> list[dict[str, np.ndarray]]:
+    """The batches of all workers, put together; checks that each got its own parts in order."""
+    got = dealt(config, items, first)
+    wanted = list(range(first, plan.total_steps(config, items.num_rows)))
+    for worker, rows in enumerate(got):
+        assert [(int(row["step"]), int(row["part"])) for row in rows] == [(step, worker) for step in wanted]
+    return [
+        {name: np.concatenate([row[name] for row in parts]) for name in ("clean", "sigma", "seed")}
+        for parts in zip(*got, strict=True)
+    ]
+
+
+def same(a: list[dict[str, np.ndarray]], b: list[dict[str, np.ndarray]]) -> None:
+    assert len(a) == len(b)
+    for one, other in zip(a, b, strict=True):
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name])
+
+
+def reference(config: Config, items: pa.Table) -> list[dict[str, np.ndarray]]:
+    """The whole run by a plain loop and PIL's decoder."""
+    batches = []
+    size, an_epoch = config.data.crop_size, plan.steps_per_epoch(config, items.num_rows)
+    for step in range(plan.total_steps(config, items.num_rows)):
+        table = plan.epoch_table(config, items.num_rows, step // an_epoch)
+        rows = plan.step_rows(table, config, step % an_epoch).to_pylist()
+        crops = []
+        for row in rows:
+            with Image.open(items["image"][row["item"]].as_py()) as image:
+                pixels = np.asarray(image)
+            top = int(row["down"] * (pixels.shape[0] - size + 1))
+            left = int(row["across"] * (pixels.shape[1] - size + 1))
+            crop = pixels[top : top + size, left : left + size]
+            crops.append(crop[:, ::-1] if row["flip"] else crop)
+        sigma, seed = (np.array([row[name] for row in rows]) for name in ("sigma", "seed"))
+        batches.append({"clean": np.stack(crops), "sigma": sigma.astype(np.float32), "seed": seed})
+    return batches
+
+
+def dealt(config: Config, items: pa.Table, first: int = 0) -> list[list[dict[str, Any]]]:
+    """What each worker is handed, taken side by side as Ray Train does."""
+    splits = stream.stream(config, items, first).streaming_split(config.train.workers[1], equal=True)
+    got: list[list[dict[str, Any]]] = [[] for _ in splits]
+
+    def take(worker: int) -> None:
+        for batch in splits[worker].iter_batches(batch_size=1, batch_format="numpy"):
+            got[worker].append(stream.taken({name: column[0] for name, column in batch.items()}))
+
+    threads = [threading.Thread(target=take, args=(worker,)) for worker in range(len(splits))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    return got

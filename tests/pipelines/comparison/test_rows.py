@@ -1,0 +1,86 @@
+"""Finished runs, gathered into rows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipelines.comparison import rows
+from pipelines.comparison.paper import published
+from pipelines.comparison.rows import RunsError
+from pipelines.config import Config
+from pipelines.recipes import recipe, recipes
+from pipelines.runs import folder as run_folder
+from pipelines.runs.results import RESULTS, EvaluationError, Results
+from tests.helpers.finished_runs import finished, results
+
+
+def test_seeds_of_one_setting_are_one_row(tmp_path: Path) -> None:
+    l1, d2sm = recipe("ffdnet_l1_cpu"), recipe("ffdnet_d2sm_cpu")
+    folders = [
+        finished(tmp_path / "a", l1.replace({"train.seed": 1}), results(27.0)),
+        finished(tmp_path / "b", d2sm, results(28.0)),
+        finished(tmp_path / "c", l1.replace({"train.seed": 0, "train.num_workers": 1}), results(26.0, None)),
+        finished(tmp_path / "d", d2sm.replace({"loss.queue_size": 64}), results(29.0)),
+    ]
+    first, second, third = rows.gather(folders)
+    assert [run.seed for run in first.runs] == [0, 1]
+    assert first.mean("psnr.sigma25") == 26.5
+    assert first.spread("psnr.sigma25") == pytest.approx(0.5**0.5)
+    assert first.mean("miou.sigma25") == 0.6 and first.spread("miou.sigma25") is None  # measured in one of them
+    assert first.mean("psnr.sigma10") is None
+    assert first.label.startswith("ffdnet_l1_cpu model.width=4") and "seed" not in first.label
+    assert "loss.queue_size" not in second.label and third.label.endswith("loss.queue_size=64")
+    assert first.runs[0].commit == "c0ffee+"
+    assert second.gain(first, "psnr.sigma25") == (2.0, None)  # seed 0 alone has both
+    assert first.gain(first, "ssim.sigma25") == (0.0, 0.0) and first.gain(first, "psnr.sigma10") is None
+    assert first.published["psnr.sigma35"] == 34.074
+
+
+def test_results_come_back_as_they_were_saved(tmp_path: Path) -> None:
+    results().save(tmp_path / RESULTS)
+    assert Results.load(tmp_path / RESULTS) == results()
+    (tmp_path / RESULTS).write_text('{"images": 3}')
+    with pytest.raises(EvaluationError, match=r"results\.json: cannot be read.*d2sm evaluate"):
+        Results.load(tmp_path / RESULTS)
+
+
+def test_runs_that_are_not_finished_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunsError, match="nothing: no run with a complete checkpoint"):
+        rows.read(tmp_path / "nothing")
+    with pytest.raises(RunsError, match="half: stopped at step 8 of 8; train it"):
+        rows.read(finished(tmp_path / "half", recipe("ffdnet_l1_cpu"), results(), final=False))
+    folder = finished(tmp_path / "late", recipe("ffdnet_l1_cpu"))
+    with pytest.raises(RunsError, match="late: its last step is not evaluated; `d2sm evaluate"):
+        rows.read(folder)
+    results().save(folder / RESULTS)
+    assert rows.read(folder).results == results()
+    run_folder.write_run(folder, evaluated=4)  # before the training went on
+    with pytest.raises(RunsError, match="late: its last step is not evaluated"):
+        rows.read(folder)
+
+
+@pytest.mark.parametrize(
+    "other, message",
+    [
+        (results(data="xyz"), "b: measured on other terms than .*a .data: xyz, there abc"),
+        (replace(results(), segmenter="espnet-scenes"), "segmenter: espnet-scenes"),
+        (replace(results(), restored={"25": results().restored["25"]}), "other noise levels"),
+        (results(), "the same setting and seed 0 as .*a; give one"),
+    ],
+)
+def test_runs_that_cannot_stand_in_one_table_are_refused(tmp_path: Path, other: Results, message: str) -> None:
+    folders = [finished(tmp_path / name, recipe("ffdnet_l1_cpu"), found) for name, found in
+               (("a", results()), ("b", other))]  # fmt: skip
+    with pytest.raises(RunsError, match=message):
+        rows.gather(folders)
+
+
+def test_the_papers_rows_and_the_recipes_name_each_other() -> None:
+    """Every row of the paper has its recipe, and every recipe but the demo a row."""
+    named = {name for name, config in recipes().items() if published(config)}
+    assert set(recipes()) - named == {"demo"}
+    assert published(recipe("ffdnet_jsd")) == {"psnr.sigma25": 36.31, "ssim.sigma25": 0.935, "miou.sigma25": 0.640}
+    assert published(Config()) == {}

@@ -1,0 +1,115 @@
+"""The epoch as a table: who draws it, in how many parts and when makes no difference."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.config import Config
+from pipelines.data import plan
+from pipelines.data.stream import _runs
+
+SIZES = st.tuples(st.integers(1, 40), st.integers(1, 5), st.integers(1, 12), st.integers(1, 50))
+
+
+def config_of(each: int = 2, batch: int = 4, shuffle: int = 3, **more: object) -> Config:
+    return Config().replace(
+        {"data.crops_per_image": each, "train.batch_size": batch, "data.shuffle_images": shuffle, "loss.weight": 0,
+         **{key.replace("__", "."): value for key, value in more.items()}}
+    )  # fmt: skip
+
+
+@settings(deadline=None)
+@given(SIZES, st.integers(0, 2**31 - 1), st.integers(0, 500))
+def test_each_image_gives_its_crops_and_they_lie_inside(sizes: tuple[int, ...], seed: int, epoch: int) -> None:
+    items, each, batch, shuffle = sizes
+    config = config_of(each, batch, shuffle, train__seed=seed)
+    table = plan.epoch_table(config, items, epoch)
+    assert table.schema.equals(plan.SCHEMA)
+    assert np.bincount(table["item"], minlength=items).tolist() == [each] * items
+    for edge in ("across", "down"):
+        place = table[edge].to_numpy()
+        assert (place >= 0).all()
+        # int(share * (room + 1)) is a valid edge up to the largest images there are.
+        assert (np.floor(place * (2**15 + 1)) <= 2**15).all()
+    sigma = table["sigma"].to_numpy()
+    assert ((sigma >= 0) & (sigma <= 75)).all()
+    assert (table["seed"].to_numpy() >= 0).all()
+
+
+def test_the_table_follows_from_seed_and_epoch_alone() -> None:
+    config = config_of(each=3, shuffle=10)
+    table = plan.epoch_table(config, 50, 4)
+    np.random.seed(1)
+    more_workers = config.replace({"train.num_workers": 4, "train.batch_size": 32, "train.epochs": 9})
+    assert plan.epoch_table(more_workers, 50, 4).equals(table)
+    assert not plan.epoch_table(config, 50, 5).equals(table)
+    assert not plan.epoch_table(config.replace({"train.seed": 1}), 50, 4).equals(table)
+
+
+def test_the_table_of_today_is_that_of_tomorrow() -> None:
+    """A known answer: an update of numpy that draws otherwise would silently change every run."""
+    table = plan.epoch_table(config_of(each=2, shuffle=2), 3, 7)
+    assert table["item"].to_pylist() == [2, 1, 1, 2, 0, 0]
+    assert table["seed"].to_pylist()[:2] == [786126673502731525, 7649834302839706298]
+
+
+def test_epochs_and_seeds_share_no_draws() -> None:
+    seeds = [plan.epoch_table(config_of(train__seed=s), 100, e)["seed"].to_pylist() for s in (0, 1) for e in (0, 1, 2)]
+    assert len({seed for row in seeds for seed in row}) == 6 * 200
+    orders = [plan.epoch_table(config_of(), 100, epoch)["item"].to_pylist() for epoch in range(4)]
+    assert len({tuple(order) for order in orders}) == 4
+
+
+def test_what_is_drawn_for_a_crop_does_not_depend_on_the_mixing() -> None:
+    one, other = (plan.epoch_table(config_of(shuffle=n), 20, 0).sort_by("seed") for n in (1, 20))
+    assert one.equals(other)
+
+
+def test_crops_mix_only_with_those_of_their_group() -> None:
+    items = plan.epoch_table(config_of(each=4, shuffle=5), 20, 0)["item"].to_numpy().reshape(4, 20)
+    assert [len(set(group)) for group in items] == [5, 5, 5, 5]
+    assert any(len(set(group[:4])) > 1 for group in items)
+
+
+def test_the_distributions_that_were_asked_for() -> None:
+    uniform = plan.epoch_table(config_of(noise__sigma=[10, 30]), 5000, 0)
+    sigma = uniform["sigma"].to_numpy()
+    # 10,000 draws: the mean of a uniform is within 5 standard errors (5.8 / 100).
+    assert abs(sigma.mean() - 20) < 0.29
+    assert 10 <= sigma.min() < 10.1
+    assert 29.9 < sigma.max() <= 30
+    assert abs(uniform["flip"].to_numpy().mean() - 0.5) < 0.025
+    listed = plan.epoch_table(config_of(noise__sigma=[15, 25, 50], noise__draw="list"), 5000, 0)["sigma"].to_numpy()
+    assert set(listed) == {15, 25, 50}
+    assert np.abs(np.unique(listed, return_counts=True)[1] / 10000 - 1 / 3).max() < 0.025
+    assert not any(plan.epoch_table(config_of(data__flip=False), 50, 0)["flip"].to_pylist())
+
+
+@settings(deadline=None)
+@given(SIZES, st.integers(1, 4), st.integers(0, 10**6), st.one_of(st.none(), st.integers(1, 200)))
+def test_tasks_cover_every_step_that_is_left_exactly_once(
+    sizes: tuple[int, ...], epochs: int, first: int, limit: int | None
+) -> None:
+    items, each, batch, shuffle = sizes
+    config = config_of(each, batch, shuffle, train__epochs=epochs, train__max_steps=limit)
+    an_epoch, total = plan.steps_per_epoch(config, items), plan.total_steps(config, items)
+    if not total:
+        return
+    first %= total
+    runs = _runs(config, items, first, total)
+    steps = [step for start, end in runs for step in range(start, end)]
+    assert steps == list(range(first, total))
+    assert all(start // an_epoch == (end - 1) // an_epoch for start, end in runs)  # each within its epoch
+    assert all(end - start <= plan.steps_per_task(config) for start, end in runs)
+
+
+def test_lengths() -> None:
+    config = config_of(each=3, batch=4, train__epochs=5)
+    assert plan.steps_per_epoch(config, 7) == 5  # 21 crops, one left over
+    assert plan.total_steps(config, 7) == 25
+    assert plan.total_steps(config.replace({"train.max_steps": 8}), 7) == 8
+    assert plan.total_steps(config.replace({"train.max_steps": 80}), 7) == 25
+    rows = [plan.step_rows(plan.epoch_table(config, 7, 0), config, step).num_rows for step in range(5)]
+    assert rows == [4] * 5

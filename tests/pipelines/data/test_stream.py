@@ -1,0 +1,263 @@
+"""The stream of crops, through real Ray Data: the same crops however they are dealt, and those of the plan."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import ray.data
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipelines.config import Config
+from pipelines.data import index, plan, splits, stream
+from pipelines.data.images import ImageError, write_png
+from pipelines.data.stream import DataError
+from tests.conftest import tiny_config
+from tests.helpers.crops import reference, same, steps
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def items(scenes_root: Path) -> pa.Table:
+    return index.index(scenes_root, "train", labels="ignore")
+
+
+@pytest.mark.slow
+def test_the_workers_get_the_crops_of_the_plan(
+    ray_session: None, scenes_root: Path, items: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit; for one and two workers; in few or many tasks; from the start and from within an epoch."""
+    config = tiny_config(scenes_root, tmp_path, data__shuffle_images=3)
+    expected = reference(config, items)
+    assert len(expected) == 6
+    same(steps(config, items), expected)
+    same(steps(config.replace({"train.num_workers": 1}), items), expected)
+    same(steps(config, items, first=4), expected[4:])
+    monkeypatch.setattr(stream, "_MAX_TASKS", 2)
+    same(steps(config, items, first=1), expected[1:])
+    other = config.replace({"data.shuffle_images": 6, "train.num_workers": 4})
+    same(steps(other, items, first=2), reference(other, items)[2:])
+    same(steps(config.replace({"train.num_workers": [1, 3]}), items, first=3), expected[3:])  # shares of 1, 1, 2 crops
+
+
+@given(batch=st.integers(1, 300), workers=st.integers(1, 64))
+def test_shares_are_even_and_cover_the_batch(batch: int, workers: int) -> None:
+    shares = [stream.share_of(batch, part, workers) for part in range(workers)]
+    ends = [start + count for start, count in shares]
+    assert [start for start, _ in shares] == [0, *ends[:-1]] and ends[-1] == batch
+    counts = [count for _, count in shares]
+    assert max(counts) - min(counts) <= 1
+    longest = -(-batch // workers)
+    assert max(counts) == longest and all(start + longest <= batch for start, _ in shares)
+
+
+def prepared(config: Config, items: pa.Table, first: int, last: int) -> list[stream.Row]:
+    """What one ingest task emits for some steps, without Ray."""
+    return list(stream._Prepare(config, items)({"first": np.array([first]), "last": np.array([last])}))
+
+
+def test_noise_does_not_depend_on_the_share(scenes_root: Path, items: pa.Table, tmp_path: Path) -> None:
+    def noisy(workers: int) -> torch.Tensor:
+        config = tiny_config(scenes_root, tmp_path, train__num_workers=workers)
+        rows = [{k: v[0] for k, v in row.items()} for row in prepared(config, items, 0, 2)]
+        return torch.cat([stream.to_tensors(row, CPU)[1] for row in rows])
+
+    assert torch.equal(noisy(1), noisy(2))
+    assert torch.equal(noisy(1), noisy(4))
+    assert noisy(1).shape == (8, 3, 64, 64)
+
+
+def test_noise_has_the_level_of_the_plan(scenes_root: Path, items: pa.Table, tmp_path: Path) -> None:
+    config = tiny_config(scenes_root, tmp_path, train__num_workers=1)
+    (row,) = prepared(config, items, 0, 1)
+    clean, noisy, sigma = stream.to_tensors({name: column[0] for name, column in row.items()}, CPU)
+    assert (clean.dtype, clean.min() >= 0, clean.max() <= 1) == (torch.float32, True, True)
+    found = (noisy - clean).std(dim=(1, 2, 3)) * 255
+    # 12,288 samples a crop: the standard deviation is known to 1 / sqrt(2 n) = 0.64 %; five of these.
+    torch.testing.assert_close(found, sigma, rtol=0.032, atol=0)
+    assert noisy.max() > 1 or noisy.min() < 0  # not clipped
+
+
+def test_an_image_is_read_once_a_task(
+    scenes_root: Path, items: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    real = stream.read_rgb
+    monkeypatch.setattr(stream, "read_rgb", lambda path: read.append(path) or real(path))
+    prepared(tiny_config(scenes_root, tmp_path), items, 0, 3)
+    assert sorted(read) == items["image"].to_pylist()
+
+
+def test_labels_are_cut_with_the_very_crop_and_only_when_asked_for(
+    scenes_root: Path, items: pa.Table, tmp_path: Path
+) -> None:
+    labelled = index.index(scenes_root, "train")
+    config = tiny_config(
+        scenes_root, tmp_path, train__num_workers=1, loss__cross_entropy=1, loss__segmenter="espnet-scenes"
+    )
+    plain = config.replace({"loss.cross_entropy": 0})
+    assert all("label" not in row for row in prepared(plain, labelled, 0, 3))
+    rows = prepared(config, labelled, 0, 3)
+    same(
+        rows, [{**row, "label": found["label"]} for row, found in zip(prepared(plain, items, 0, 3), rows, strict=True)]
+    )
+    wanted, flips = [], 0
+    for crop in plan.epoch_table(config, items.num_rows, 0).to_pylist():
+        with Image.open(labelled["label"][crop["item"]].as_py()) as image:
+            label = index.TRAIN_IDS[np.asarray(image)]
+        top, left = int(crop["down"] * (label.shape[0] - 64 + 1)), int(crop["across"] * (label.shape[1] - 64 + 1))
+        cut = label[top : top + 64, left : left + 64]
+        wanted.append(cut[:, ::-1] if crop["flip"] else cut)
+        flips += crop["flip"]
+    assert 0 < flips < len(wanted)
+    np.testing.assert_array_equal(np.concatenate([row["label"][0] for row in rows]), np.stack(wanted))
+    found = stream.labels({name: column[0] for name, column in rows[0].items()}, CPU)
+    assert found is not None
+    assert (found.shape, found.dtype) == ((4, 64, 64), torch.uint8)
+
+
+def test_an_image_without_labels_is_named(scenes_root: Path, items: pa.Table, tmp_path: Path) -> None:
+    config = tiny_config(scenes_root, tmp_path, loss__cross_entropy=1, loss__segmenter="espnet-scenes")
+    with pytest.raises(DataError, match=r"one of 6 images without a label in gtFine; .*loss.cross_entropy=0"):
+        splits.check_labels(config, items)
+    splits.check_labels(config, index.index(scenes_root, "train"))
+    splits.check_labels(config.replace({"loss.cross_entropy": 0}), items)
+
+
+@pytest.fixture
+def damaged(scenes_root: Path, tmp_path: Path) -> Path:
+    """A copy of the scenes where one training image is cut short; its name comes second."""
+    root = shutil.copytree(scenes_root, tmp_path / "scenes")
+    bad = sorted(root.glob("leftImg8bit/train/*/*.png"))[1]
+    bad.write_bytes(bad.read_bytes()[:2000])
+    return bad
+
+
+def table_of(items: pa.Table, before: Path, after: Path) -> pa.Table:
+    """The index of the whole files, for those of another root."""
+    moved = [path.replace(str(before), str(after)) for path in items["image"].to_pylist()]
+    return items.set_column(1, "image", pa.array(moved))
+
+
+def test_a_truncated_image_stops_the_run(damaged: Path, scenes_root: Path, items: pa.Table, tmp_path: Path) -> None:
+    root = damaged.parents[3]
+    table = table_of(items, scenes_root, root)
+    with pytest.raises(ImageError, match=f"{damaged}.*truncated") as error:
+        prepared(tiny_config(root, tmp_path), table, 0, 3)
+    assert "\n" not in str(error.value)
+
+
+def test_a_truncated_image_is_skipped_listed_and_replaced(
+    damaged: Path, scenes_root: Path, items: pa.Table, tmp_path: Path
+) -> None:
+    root = damaged.parents[3]
+    table = table_of(items, scenes_root, root)
+    config = tiny_config(root, tmp_path, data__bad_images="skip", train__num_workers=1)
+    rows, good = prepared(config, table, 0, 3), prepared(config, items, 0, 3)
+    listed = [entry for row in rows for entry in stream.skipped_files(str(row["skipped"][0]))]
+    assert [name for name, _ in listed] == [items["name"][1].as_py()]
+    assert str(damaged) in listed[0][1]
+    assert "truncated" in listed[0][1]
+    order = plan.epoch_table(config, items.num_rows, 0)["item"].to_numpy()
+    crops, expected = (np.concatenate([row["clean"][0] for row in found]) for found in (rows, good))
+    for item, crop, wanted in zip(order, crops, expected, strict=True):
+        assert np.array_equal(crop, wanted) == (item != 1)
+    # In their place stand real crops of other images: none is empty.
+    assert (crops.reshape(len(crops), -1).std(axis=1) > 5).all()
+    np.testing.assert_array_equal([row["seed"] for row in rows], [row["seed"] for row in good])
+
+
+def test_what_replaces_a_bad_image_depends_on_no_task(
+    damaged: Path, scenes_root: Path, items: pa.Table, tmp_path: Path
+) -> None:
+    """Also a run that is resumed within a task, where other images lie beside the bad one, sees the same crops."""
+    root = damaged.parents[3]
+    table = table_of(items, scenes_root, root)
+    for seed in range(4):
+        config = tiny_config(root, tmp_path, data__bad_images="skip", train__num_workers=1, train__seed=seed)
+        whole = prepared(config, table, 0, 3)
+        for step in range(3):
+            (alone,) = prepared(config, table, step, step + 1)
+            np.testing.assert_array_equal(alone["clean"], whole[step]["clean"])
+
+
+def test_nothing_but_bad_images(damaged: Path, items: pa.Table, tmp_path: Path) -> None:
+    table = items.set_column(1, "image", pa.array([str(damaged)] * items.num_rows))
+    config = tiny_config(damaged.parents[3], tmp_path, data__bad_images="skip")
+    with pytest.raises(DataError, match=f"none of 6 images can be read: {damaged}"):
+        prepared(config, table, 0, 3)
+
+
+def test_a_crop_larger_than_the_image(scenes_root: Path, items: pa.Table, tmp_path: Path) -> None:
+    config = tiny_config(scenes_root, tmp_path, data__crop_size=97)
+    with pytest.raises(DataError, match=r"scenes/.*: 192x96 pixels hold no crop of data.crop_size=97"):
+        splits.check_sizes(config, items)
+    splits.check_sizes(config.replace({"data.crop_size": 96}), items)  # the very size fits
+
+
+def test_a_crop_of_the_very_size_of_the_image(scenes_root: Path, items: pa.Table, tmp_path: Path) -> None:
+    config = tiny_config(scenes_root, tmp_path, data__crop_size=96)
+    assert all(row["clean"].shape == (1, 2, 96, 96, 3) for row in prepared(config, items, 0, 3))
+
+
+def test_a_batch_larger_than_the_split(scenes_root: Path, items: pa.Table, tmp_path: Path) -> None:
+    config = tiny_config(scenes_root, tmp_path, train__batch_size=16)
+    with pytest.raises(DataError, match="train.batch_size=16: the split has only 12 crops"):
+        splits.check_sizes(config, items)
+
+
+def test_pairs_are_cut_at_the_same_place_and_get_no_more_noise(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        clean = rng.integers(0, 200, (80, 100, 3), dtype=np.uint8)
+        write_png(tmp_path / f"pairs/train/clean/{number}.png", clean)
+        write_png(tmp_path / f"pairs/train/noisy/{number}.png", clean + np.uint8(number + 1))
+    table = index.index(tmp_path / "pairs", "train", layout="pairs")
+    config = tiny_config(
+        tmp_path / "pairs", tmp_path, data__layout="pairs", noise__sigma=[25], noise__draw="list", train__num_workers=1
+    )
+    rows = prepared(config, table, 0, 2)
+    for row in rows:
+        share = {name: column[0] for name, column in row.items()}
+        clean, noisy, sigma = stream.to_tensors(share, CPU)
+        difference = (noisy - clean) * 255
+        assert (sigma == 25).all()
+        torch.testing.assert_close(
+            difference, difference.mean((1, 2, 3), keepdim=True).expand_as(difference), atol=1e-4, rtol=0
+        )
+        assert set(difference.mean((1, 2, 3)).round().int().tolist()) <= {1, 2, 3, 4}
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_data_set_larger_than_the_object_store(tmp_path: Path) -> None:
+    """Nothing is spilled to disk, and a task holds little more than its own images' crops."""
+    if not Path("/proc/self/smaps_rollup").exists():
+        pytest.skip("needs Linux, to see what memory is a process's own")
+    call = [sys.executable, "-m", "tests.helpers.streamed", str(tmp_path), "80"]
+    done = subprocess.run(call, capture_output=True, text=True, check=False, timeout=500)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    print(found)
+    assert found["prepared"]["on_disk_mib"] > 200
+    for way in ("png", "prepared"):
+        assert found[way]["crops"] == 2 * 40 * 16
+        assert found[way]["spilled_mib"] == 0
+        assert found[way]["store_mib"] <= 90
+        assert 20 < found[way]["task_mib"] < 400
+
+
+def test_ray_still_lets_blocks_wait() -> None:
+    """The setting is private to Ray: were it gone, `data.stream` would set a name that nobody reads, and be slower."""
+    fields = vars(ray.data.DataContext())
+    assert "_max_num_blocks_in_streaming_gen_buffer" in fields

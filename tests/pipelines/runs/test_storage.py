@@ -1,0 +1,153 @@
+"""Runs at a URI: on an S3 server and on another of fsspec's file systems, whole and half-written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cluster.cli.main import main
+from pipelines import experiment, registry
+from pipelines.config import ConfigError
+from pipelines.runs import checkpoint
+from pipelines.runs import folder as run_folder
+from pipelines.runs import storage as remote
+from pipelines.tracking.store import TrackingError, uri_of
+from pipelines.train import fit
+from tests.conftest import tiny_config
+from tests.helpers.checkpoints import CONFIG, kept
+from tests.helpers.s3_server import S3, SECRET
+
+
+@pytest.fixture(scope="module")
+def s3(ray_session: None) -> Iterator[S3]:
+    """Ray's nodes have the secret in their environment, and so has this process."""
+    with S3() as server:
+        yield server
+
+
+@pytest.fixture(params=["s3", "memory"])
+def place(request: pytest.FixtureRequest, s3: S3, tmp_path: Path) -> str:
+    """A new run's URI. `memory` is one of fsspec's file systems that Arrow does not know."""
+    return s3.uri(f"/{tmp_path.name}/run") if request.param == "s3" else f"memory://{tmp_path.name}/run"
+
+
+def forget(place: str) -> None:
+    """As on another machine."""
+    shutil.rmtree(remote.copy_of(place))
+
+
+def test_a_checkpoint_goes_there_and_comes_back(place: str) -> None:
+    kept(place, 10, 20, 30)
+    forget(place)
+    last = checkpoint.latest(place)
+    assert last is not None and last.name == "step-00000030"
+    model, _ = checkpoint.load_model(last)
+    assert all(bool((tensor == 30).all()) for tensor in model.state_dict().values())
+    assert checkpoint.load_state(last)["step"] == 30
+    assert checkpoint.resolve(remote.joined(place, "step-00000020")).name == "step-00000020"
+    with pytest.raises(checkpoint.CheckpointError, match="no complete checkpoint there"):
+        checkpoint.resolve(remote.joined(place, "step-00000010"))  # train.keep=2
+
+
+def test_half_written_ones_do_not_count_and_are_swept(place: str) -> None:
+    kept(place, 10)
+    files, path = remote.opened(place, asked_by="it")
+    for step, meta in ((20, None), (30, b'{"sizes": {"state.'), (40, json.dumps({"sizes": {"state.pt": 5}}).encode())):
+        folder = f"{path}/{checkpoint.name_of(step)}"
+        files.create_dir(folder)
+        for name, content in (("state.pt", b"1234"), ("meta.json", meta)):
+            if content is not None:
+                with files.open_output_stream(f"{folder}/{name}") as out:
+                    out.write(content)
+    forget(place)
+    last = checkpoint.latest(place)
+    assert last is not None and last.name == "step-00000010"
+    kept(place, 50)
+    _, steps = remote._listed(place)
+    assert sorted(steps) == ["step-00000010", "step-00000050"]
+
+
+def test_files_of_a_run_go_there_and_come_back(place: str) -> None:
+    folder = remote.copy_of(place)
+    (folder / "pictures").mkdir()
+    (folder / "pictures" / "a.png").write_bytes(b"picture")
+    run_folder.write_run(folder, run_id="abc")
+    remote.push(folder, "pictures")
+    forget(place)
+    assert run_folder.read_run(remote.local(place)) == {"run_id": "abc"}
+    files, path = remote.opened(place, asked_by="it")
+    with files.open_input_stream(f"{path}/pictures/a.png") as stream:
+        assert stream.read() == b"picture"
+
+
+def test_an_ordinary_folder_is_left_alone(tmp_path: Path) -> None:
+    assert remote.refresh(tmp_path) == remote.local(tmp_path) == tmp_path
+    remote.push(tmp_path, "nothing")
+    assert remote.uri_of(tmp_path) is None and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "storage, reason",
+    [
+        ("weird://bucket/runs", "train.storage=weird://bucket/runs: no file system for it"),
+        ("s3://KEY:hunter2@bucket/runs", "would be written into files with its secret"),
+        ("s3://bucket/runs?secret_key=hunter2", "would be written into files with its secret"),
+        ("s3:///", "train.storage=s3:///: Missing bucket name"),
+    ],
+)
+def test_a_place_that_cannot_be_used(storage: str, reason: str) -> None:
+    config = CONFIG.replace({"train.storage": storage, "train.name": "run", "tracking.uri": "sqlite:////tmp/a.db"})
+    with pytest.raises(ConfigError, match=reason) as error:
+        run_folder.place_of(config)
+    assert "\n" not in str(error.value) and "hunter2" not in str(error.value)
+
+
+def test_the_tracking_database_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(TrackingError, match=r"train.storage=s3://bucket/runs: .* give tracking.uri"):
+        uri_of(CONFIG.replace({"train.storage": "s3://bucket/runs"}))
+
+
+def test_a_server_that_is_away(s3: S3, tmp_path: Path) -> None:
+    there = "s3://bucket/runs?endpoint_override=http%3A%2F%2F127.0.0.1%3A9&region=us-east-1"
+    with pytest.raises(remote.RemoteError, match="127.0.0.1%3A9") as error:
+        remote.push(remote.copy_of(there), remote.SOURCE)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_a_run_on_s3_stopped_and_gone_on_with_on_another_machine(
+    ray_session: None, s3: S3, scenes_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same weights as a run in a folder; evaluated, registered, denoised with; no secret in what it leaves."""
+    changes = {"train__checkpoint_every": 2, "evaluate__actors": 0, "evaluate__sigmas": [25], "train__num_workers": 1}
+    near = tiny_config(scenes_root, tmp_path, **changes)
+    far = near.replace({"train.storage": s3.uri("/runs"), "train.name": "far"})
+    place = run_folder.place_of(far)
+    fit(far.replace({"train.max_steps": 4}), quiet=True)
+    forget(place)
+    done = experiment.run(far.replace({"tracking.register_as": "streets", "tracking.alias": "champion"}), quiet=True)
+    assert done.trained.where == remote.joined(place, "step-00000006")
+    here = fit(near, quiet=True)
+    ours, theirs = (load_file(run.checkpoint / checkpoint.MODEL) for run in (done.trained, here))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    names = s3.names("runs/far")
+    assert {"config.yaml", "run.json", "results.json", "step-00000006/meta.json"} <= set(names)
+    assert not [name for name in names if SECRET.encode() in s3.read(f"runs/far/{name}")]
+    version = registry.lookup("streets@champion", uri=near.tracking.uri)
+    loaded = version.load().state_dict()
+    assert all(torch.equal(loaded[name], ours[name]) for name in ours)
+    forget(place)
+    photo = next(scenes_root.glob("leftImg8bit/val/*/*.png"))
+    words = ["denoise", str(photo), str(tmp_path / "out.png"), "--model", place, "--add-noise", "25"]
+    assert main(words) == 0 and (tmp_path / "out.png").exists()
+    assert main(["evaluate", place, "evaluate.sigmas=[25]", "--quiet"]) == 0
+    assert f"{done.results.restored['25'].psnr:.2f}" in capsys.readouterr().out
+    left = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in left if SECRET.encode() in path.read_bytes()]

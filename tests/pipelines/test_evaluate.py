@@ -1,0 +1,171 @@
+"""The numbers of an evaluation: those of a plain loop, whoever takes them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from d2sm.inference import restore
+from pipelines.data.images import ImageError, read_labels, read_rgb, write_png
+from pipelines.data.index import DataError, index
+from pipelines.evaluate import evaluate
+from pipelines.experiment import evaluate_run
+from pipelines.networks.segmenters import SegmenterError
+from pipelines.runs import checkpoint
+from pipelines.runs.results import CONVENTION, EvaluationError, Results
+from tests.conftest import tiny_config
+from tests.helpers.checkpoints import bundle_of
+from tests.helpers.segmenters import segmenter
+
+SEGMENTER = "tests.helpers.segmenters:segmenter"
+
+
+@pytest.fixture(scope="module")
+def bundle(scenes_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    storage = tmp_path_factory.mktemp("evaluate")
+    config = tiny_config(scenes_root, storage, evaluate__segmenter=SEGMENTER, evaluate__sigmas=[25, 12.5])
+    return bundle_of(storage / "step-00000000", config)
+
+
+@pytest.fixture(scope="module")
+def results(ray_session: None, bundle: Path) -> Results:
+    return evaluate(bundle, quiet=True)
+
+
+def by_hand(bundle: Path, root: Path, sigma: float) -> dict[str, float]:
+    """Restored PSNR, SSIM and MIoU of one level, with numpy and scikit-image and no code of the pipeline's metrics."""
+    from d2sm.noise import seed_of
+
+    model, segment = checkpoint.load_model(bundle)[0], segmenter()
+    psnr, ssim, counts = [], [], np.zeros((19, 19), int)
+    for row in index(root, "val").to_pylist():
+        clean = read_rgb(row["image"]).transpose(2, 0, 1).astype(np.float32) / np.float32(255)
+        noise = torch.empty(clean.shape).normal_(generator=torch.Generator().manual_seed(seed_of(row["name"])))
+        noisy = torch.from_numpy(clean)[None] + noise[None] * (torch.tensor([sigma]) / 255)
+        restored = restore(model, noisy, sigma).clamp(0, 1)
+        array = restored[0].numpy()
+        psnr.append(peak_signal_noise_ratio(clean, array, data_range=1))
+        ssim.append(
+            structural_similarity(
+                clean.transpose(1, 2, 0), array.transpose(1, 2, 0), channel_axis=2, data_range=1, sigma=1.5,
+                gaussian_weights=True, use_sample_covariance=False,
+            )
+        )  # fmt: skip
+        label = read_labels(row["label"])
+        with torch.no_grad():
+            said = segment(restored).argmax(1)[0].numpy()
+        np.add.at(counts, (label[label != 255], said[label != 255]), 1)
+    hit = np.diag(counts)
+    union = counts.sum(0) + counts.sum(1) - hit
+    return {"psnr": np.mean(psnr), "ssim": np.mean(ssim), "miou": np.mean((hit / np.maximum(union, 1))[union > 0])}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sigma", [12.5, 25])
+def test_the_numbers_are_those_of_a_plain_loop(results: Results, bundle: Path, scenes_root: Path, sigma: float) -> None:
+    wanted = by_hand(bundle, scenes_root, sigma)
+    found = results.restored[f"{sigma:g}"]
+    assert found.psnr == pytest.approx(wanted["psnr"], abs=1e-4)  # dB; float32 sums against scikit-image's
+    assert found.ssim == pytest.approx(wanted["ssim"], abs=1e-5)
+    assert found.miou == pytest.approx(wanted["miou"], abs=1e-12)
+
+
+@pytest.mark.slow
+def test_what_an_evaluation_says(results: Results) -> None:
+    assert list(results.restored) == list(results.noisy) == ["12.5", "25"]
+    assert (results.images, results.split, results.segmenter) == (2, "val", SEGMENTER)
+    # Two images of 55,296 numbers: clamping only lowers the error, so this lies just above 20 log10(255 / 25).
+    assert 20.17 < results.noisy["25"].psnr < 21.5
+    assert results.noisy["12.5"].psnr > results.noisy["25"].psnr
+    assert results.clean.psnr is None
+    assert 0 <= results.clean.miou <= 1
+    measured = {f"{name}.sigma{level}" for name in ("psnr", "ssim", "miou") for level in ("12.5", "25")}
+    assert set(results.flat()) == measured | {f"noisy.{name}" for name in measured} | {"clean.miou"}
+    table = results.table("ours")
+    assert f"{results.restored['25'].psnr:.2f}" in table
+    assert [line.split("  ")[0] for line in table.splitlines()[2:]] == ["noisy", "ours", "clean (ceiling)"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("actors", [0, 2])
+def test_any_number_of_actors_says_the_same_bit_for_bit(
+    actors: int, results: Results, bundle: Path, scenes_root: Path
+) -> None:
+    config = checkpoint.load_model(bundle)[1].replace({"evaluate.actors": actors})
+    assert evaluate(bundle, config, quiet=True) == results
+
+
+@pytest.mark.slow
+def test_a_folder_has_no_labels_so_no_miou(ray_session: None, bundle: Path, scenes_root: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for path in scenes_root.glob("leftImg8bit/val/*/*.png"):
+        shutil.copy(path, photos)
+    config = checkpoint.load_model(bundle)[1].replace(
+        {"data.root": str(photos), "data.layout": "folder", "evaluate.tile": 32, "evaluate.sigmas": [25]}
+    )
+    results, path = evaluate_run(bundle, config, out=tmp_path / "results.json", quiet=True)
+    assert results.segmenter == ""
+    assert results.restored["25"].miou is None
+    assert results.restored["25"].psnr > 0
+    assert "clean.miou" not in results.flat()
+    saved = json.loads(path.read_text())
+    assert saved["restored"]["25"]["psnr"] == results.restored["25"].psnr
+    assert saved["restored"]["25"]["miou"] is None
+    assert (saved["convention"], saved["images"], saved["data"]) == (CONVENTION, 2, results.data)
+
+
+@pytest.mark.slow
+def test_an_image_damaged_within_is_one_line(
+    ray_session: None, bundle: Path, tmp_path: Path, scenes_root: Path
+) -> None:
+    root = shutil.copytree(scenes_root, tmp_path / "scenes")
+    bad = sorted(root.glob("leftImg8bit/val/*/*.png"))[1]
+    data = bytearray(bad.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    bad.write_bytes(bytes(data))
+    config = checkpoint.load_model(bundle)[1].replace({"data.root": str(root)})
+    with pytest.raises((ImageError, EvaluationError), match=str(bad)) as error:
+        evaluate(bundle, config, quiet=True)
+    assert "\n" not in str(error.value)
+    assert "Traceback" not in str(error.value)
+
+
+def refused(bundle: Path, kind: type[Exception], match: str, **changes: Any) -> None:
+    config = checkpoint.load_model(bundle)[1]
+    with pytest.raises(kind, match=match) as error:
+        evaluate(bundle, config.replace({key.replace("__", "."): value for key, value in changes.items()}), quiet=True)
+    assert "\n" not in str(error.value)
+
+
+def test_bad_requests_are_one_line(bundle: Path, tmp_path: Path) -> None:
+    refused(bundle, DataError, "nowhere: does not exist", data__root=str(tmp_path / "nowhere"))
+    refused(bundle, DataError, "split 'vall'.*did you mean 'val'", data__val_split="vall")
+    refused(bundle, SegmenterError, "espnet-cityscape", evaluate__segmenter="espnet-cityscape")
+    refused(bundle, SegmenterError, "no such file", evaluate__segmenter="espnet-camvid",
+            evaluate__segmenter_weights=str(tmp_path / "none.pth"))  # fmt: skip
+
+
+def test_an_image_without_its_label(bundle: Path, tmp_path: Path, scenes_root: Path) -> None:
+    root = shutil.copytree(scenes_root, tmp_path / "scenes")
+    next(iter(sorted(root.glob("gtFine/val/*/*.png")))).unlink()
+    refused(bundle, DataError, "scenes/.*without a label in gtFine", data__root=str(root))
+
+
+def test_a_label_of_another_size(bundle: Path, tmp_path: Path, scenes_root: Path) -> None:
+    root = shutil.copytree(scenes_root, tmp_path / "scenes")
+    label = sorted(root.glob("gtFine/val/*/*.png"))[0]
+    write_png(label, np.zeros((96, 190), np.uint8))
+    refused(bundle, DataError, f"{label}: is 96x190", data__root=str(root))
+
+
+@pytest.mark.slow
+def test_more_actors_than_cpus(ray_session: None, bundle: Path) -> None:
+    refused(bundle, EvaluationError, "evaluate.actors=500", evaluate__actors=500)

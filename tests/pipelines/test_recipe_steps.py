@@ -1,0 +1,73 @@
+"""Every reduced row of the paper's tables takes real training steps: the worker's own, on crops of the plan."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelines.evaluate import evaluate
+from pipelines.recipes import recipe, recipes
+from pipelines.runs import checkpoint
+from pipelines.train import Trained, fit
+from pipelines.training.loop import Worker
+from tests.conftest import tiny_config
+from tests.helpers.training_steps import share, small
+from tests.test_objectives import write_heads
+
+ROWS = [name for name in recipes() if name.endswith("_cpu")]
+
+
+@pytest.fixture(scope="module")
+def heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_heads(tmp_path_factory.mktemp("lpips") / "alex.pth")
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_reduced_row_trains(name: str, scenes_root: Path, heads: Path, without_ray: None) -> None:
+    config = small(name, scenes_root, heads)
+    row = share(config, scenes_root)
+    assert ("label" in row) == ("cross_entropy" in name)
+    worker = Worker(config, steps_per_epoch=10)
+    before = [parameter.detach().clone() for parameter in worker.network.parameters()]
+    # A fresh FFDNet repeats its input, and at first gets worse.
+    parts = [worker.step(row, step) for step in range(12 if config.model.name == "ffdnet" else 4)]
+    names = {"loss", "gradient_norm", "loss.l1"} | {f"loss.{term}" for term in config.loss.terms}
+    if config.loss.adversarial:
+        names |= {"loss.discriminator", "discriminator_gradient_norm"}
+    assert set(parts[0]) == names
+    assert all(math.isfinite(value) for step in parts for value in step.values())
+    moved = [not torch.equal(a, b) for a, b in zip(before, worker.network.parameters(), strict=True)]
+    assert all(moved)
+    # D2SM's queues, and a discriminator that learns, change what is measured from step to step.
+    if not config.loss.weight and not config.loss.adversarial:
+        assert parts[-1]["loss"] < parts[0]["loss"]
+    frozen = ("perceptual", "lpips", "contextual", "cross_entropy")
+    assert not any(key.startswith(frozen) for key in worker.state()["objective"])
+
+
+@pytest.fixture(scope="module")
+def blind(ray_session: None, scenes_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """CBDNet's own objective with the cross-entropy, two workers under DDP, labels in the stream."""
+    own = recipe("cbdnet_own").loss
+    config = tiny_config(
+        scenes_root, tmp_path_factory.mktemp("runs"), train__name="blind", train__max_steps=2, train__epochs=1,
+        data__crop_size=32, model__name="cbdnet", model__width=96, model__depth=12, train__log_every=1,
+        loss__weight=0, loss__l1=own.l1, loss__mse=own.mse, loss__noise_asymmetry=own.noise_asymmetry,
+        loss__noise_tv=own.noise_tv, loss__cross_entropy=0.01, loss__segmenter="tests.helpers.segmenters:segmenter",
+        evaluate__limit=1, evaluate__sigmas=[25],
+    )  # fmt: skip
+    return fit(config, quiet=True)
+
+
+@pytest.mark.slow
+def test_a_blind_backbone_goes_through_the_whole_job(blind: Trained) -> None:
+    assert blind.step == 2
+    assert {"loss.mse", "loss.noise_asymmetry", "loss.noise_tv", "loss.cross_entropy"} <= blind.metrics.keys()
+    model, _ = checkpoint.load_model(blind.checkpoint)
+    assert model.blind
+    results = evaluate(blind.checkpoint, quiet=True)
+    psnr = results.restored["25"].psnr
+    assert psnr is not None and math.isfinite(psnr)

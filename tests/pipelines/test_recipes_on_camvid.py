@@ -1,0 +1,73 @@
+"""Every reduced row on real photographs: training steps as a worker takes them, and what they do to the row's loss."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.config import Config
+from pipelines.data import index, stream
+from pipelines.recipes import recipe, recipes
+from pipelines.training.loop import Worker
+from pipelines.training.objective import Objective
+from tests.test_objectives import write_heads
+
+ROWS = [name for name in recipes() if name.endswith("_cpu")]
+HELD_OUT = 3  # batches
+
+
+def on_camvid(name: str, shared: Path, folder: Path) -> Config:
+    """The row as it is, but for a short schedule, a batch of 8, and weights that are not at hand."""
+    config = recipe(name)
+    changes: dict[str, Any] = {
+        "data.root": str(shared / "data/camvid"), "train.num_workers": 1, "train.batch_size": 8,
+        "train.warmup_steps": 5, "train.epochs": 1, "train.schedule": "constant", "train.threads": 2,
+    }  # fmt: skip
+    if config.loss.lpips:
+        changes |= {"loss.lpips_heads": str(write_heads(folder / "alex.pth")), "loss.lpips_weights": "random"}
+    if config.loss.cross_entropy:
+        weights = shared / "data/weights/espnet_p2_q8_camvid.pth"
+        changes |= {"loss.segmenter": "espnet-camvid", "loss.segmenter_weights": str(weights)}
+    return config.replace(changes)
+
+
+def batches(config: Config, steps: int) -> list[stream.Row]:
+    """The first steps of the plan, cut as an ingest task cuts them."""
+    prepare = stream._Prepare(config, index.index(config.data.root, "train", labels="optional"))
+    rows = prepare({"first": np.array([0]), "last": np.array([steps])})
+    return [{key: column[0] for key, column in row.items()} for row in rows]
+
+
+@torch.no_grad()
+def loss_on(worker: Worker, held_out: list[stream.Row]) -> float:
+    """The row's own loss on crops it is not trained on, its queues empty and its discriminator new."""
+    torch.manual_seed(0)
+    objective = Objective(worker.config.loss)
+    total = 0.0
+    for row in held_out:
+        clean, noisy, sigma = stream.to_tensors(row, worker.device)
+        restored, estimate = worker.model(noisy, sigma)
+        labels = stream.labels(row, worker.device)
+        _, parts = objective(restored=restored, clean=clean, sigma=sigma, estimate=estimate, labels=labels)
+        total += parts["loss"].item()
+    return total / len(held_out)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ROWS)
+def test_a_row_learns_on_real_photographs(name: str, shared: Path, tmp_path: Path, without_ray: None) -> None:
+    config = on_camvid(name, shared, tmp_path)
+    steps = 120 if config.model.name == "ffdnet" else 12  # FFDNet starts as the identity, and is worse at first
+    *rows, a, b, c = batches(config, steps + HELD_OUT)
+    torch.set_num_threads(2)
+    worker = Worker(config, steps_per_epoch=100)
+    before = loss_on(worker, [a, b, c])
+    for step, row in enumerate(rows):
+        worker.step(row, step)
+    after = loss_on(worker, [a, b, c])
+    print(f"{name}: {before:.4f} -> {after:.4f} in {steps} steps")
+    assert after < before

@@ -1,0 +1,393 @@
+"""The model registry on real stores: what goes in comes out, verified, unpickled by nobody."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from d2sm.inference import restore
+from d2sm.models import CBDNet, FFDNet
+from pipelines.config import Config
+from pipelines.recipes import recipe
+from pipelines.registry import Record, RegistryError, compare, lookup, models, promote, register
+from pipelines.served import Restorer, ServedError
+from pipelines.tracking import store as stores
+from pipelines.tracking.run import open_run
+from tests.helpers.mlflow_server import Server, free_port, stop, wait_for
+from tests.networks import stirred
+
+SMALL = {"model.width": 8, "model.depth": 3}
+RESULTS = {
+    "psnr": {"sigma25": 30.0},
+    "miou.sigma25": 0.5,
+    "convention": "ssim gaussian 11",
+    "data": "camvid-val",
+}
+
+
+def write_bundle(folder: Path, seed: int = 0, uri: str = "") -> Path:
+    torch.manual_seed(seed)
+    folder.mkdir(parents=True)
+    save_file(stirred(FFDNet(width=8, depth=3)).state_dict(), folder / "model.safetensors")
+    config = Config().replace(SMALL | {"recipe": "demo", "evaluate.segmenter": "espnet-camvid", "tracking.uri": uri})
+    config.save(folder / "config.yaml")
+    meta = {"step": 7, "epoch": 1, "name": "test", "commit": "abc123", "data": "f00d"}
+    (folder / "meta.json").write_text(json.dumps(meta))
+    return folder
+
+
+def noisy_batch(height: int = 20, width: int = 33) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return rng.random((2, 3, height, width), dtype=np.float32)
+
+
+def direct(bundle_seed: int, noisy: np.ndarray, sigma: float) -> np.ndarray:
+    """What the network of `write_bundle` says, with nothing of MLflow between."""
+    torch.manual_seed(bundle_seed)
+    model = stirred(FFDNet(width=8, depth=3)).eval()
+    return restore(model, torch.from_numpy(noisy), sigma).clamp(0, 1).numpy()
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+
+
+@pytest.fixture(scope="module")
+def first(store: str, tmp_path_factory: pytest.TempPathFactory) -> Record:
+    """Version 1 of "denoiser", from a run, with the alias champion."""
+    folder = tmp_path_factory.mktemp("first")
+    config = Config().replace(SMALL | {"tracking.uri": store})
+    with open_run(config, run_dir=folder / "run", tags={}) as run:
+        run.log(7, {"loss": 1.0})
+    bundle = write_bundle(folder / "bundle")
+    return register(
+        bundle,
+        name="denoiser",
+        run_id=run.id,
+        uri=store,
+        alias="champion",
+        results=RESULTS,
+        example=noisy_batch(),
+    )
+
+
+@pytest.fixture(scope="module")
+def second(first: Record, tmp_path_factory: pytest.TempPathFactory) -> Record:
+    """Version 2, without a run, better in PSNR and worse in MIoU."""
+    bundle = write_bundle(tmp_path_factory.mktemp("second") / "bundle", seed=1)
+    results = RESULTS | {"psnr": {"sigma25": 31.0}, "miou.sigma25": 0.4}
+    return register(bundle, name="denoiser", run_id=None, uri=first.uri, results=results, example=None)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server(tmp_path_factory.mktemp("server")) as running:
+        yield running
+
+
+def test_a_version_says_what_it_is(first: Record) -> None:
+    assert (first.name, first.version, first.aliases) == ("denoiser", 1, ("champion",))
+    expected = {
+        "recipe": "demo",
+        "backbone": "ffdnet width=8 depth=3",
+        "objective": "1 L1 + 1 D2SM",
+        "phi": "vgg19.conv5_4",
+        "segmenter": "espnet-camvid",
+        "commit": "abc123",
+        "data_fingerprint": "f00d",
+        "evaluated_on": "camvid-val",
+        "convention": "ssim gaussian 11",
+        "psnr.sigma25": "30",
+        "miou.sigma25": "0.5",
+        "step": "7",
+    }
+    assert {key: first.tags.get(key) for key in expected} == expected
+    assert len(first.tags["weights.sha256"]) == 64
+    outputs = stores.client(first.uri).get_run(first.run_id).outputs
+    assert outputs is not None
+    logged = outputs.model_outputs
+    assert len(logged) == 1 and logged[0].model_id in first.source  # the run's page shows the model
+
+
+@pytest.mark.parametrize("reference", ["denoiser@champion", "denoiser/1", "models:/denoiser@champion"])
+def test_lookup_finds_and_loads(reference: str, first: Record, second: Record, tmp_path: Path) -> None:
+    record = lookup(reference, uri=first.uri)
+    assert record == first
+    model = record.load("cpu", cache=tmp_path)
+    assert not model.training
+    noisy = noisy_batch()
+    restored = restore(model, torch.from_numpy(noisy), 25.0).clamp(0, 1).numpy()
+    np.testing.assert_array_equal(restored, direct(0, noisy, 25.0))
+
+
+def test_a_bare_name_is_the_newest(first: Record, second: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", first.uri)
+    assert lookup("denoiser").version == 2
+    assert [record.label for record in models(first.uri)] == ["denoiser/2", "denoiser/1"]
+    assert [record.aliases for record in models(first.uri)] == [(), ("champion",)]
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("denoisr", "denoisr: no such model.*it has denoiser; did you mean denoiser"),
+        ("denoiser/9", "denoiser/9: no such version; denoiser has 1, 2"),
+        ("denoiser@champoin", "no such alias; denoiser has champion; did you mean champion"),
+        ("denoiser/one", "a model is named name, name/3 or name@alias"),
+        ("models:/", "a model is named"),
+    ],
+)
+def test_lookup_of_what_is_not_there(reference: str, message: str, first: Record, second: Record) -> None:
+    with pytest.raises(RegistryError, match=message) as caught:
+        lookup(reference, uri=first.uri)
+    assert "\n" not in str(caught.value)
+
+
+def test_stores_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(RegistryError, match="no such file, so no models"):
+        models(f"sqlite:///{tmp_path}/none/mlflow.db")
+    assert list(tmp_path.iterdir()) == []  # reading makes nothing
+    with pytest.raises(RegistryError, match="does not answer") as caught:
+        lookup("denoiser", uri=f"http://me:secret@127.0.0.1:{free_port()}")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_changed_model_is_not_loaded(first: Record, tmp_path: Path) -> None:
+    place = stores.client(first.uri).get_model_version_download_uri("denoiser", "1")
+    weights = Path(place.removeprefix("file://")) / "data/bundle/model.safetensors"
+    good = weights.read_bytes()
+    try:
+        weights.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+        with pytest.raises(RegistryError, match=r"denoiser/1: model.safetensors differs from what was registered"):
+            first.path(tmp_path)
+        assert list(tmp_path.iterdir()) == []  # nothing bad is kept
+    finally:
+        weights.write_bytes(good)
+    kept = first.path(tmp_path)
+    assert kept.name == first.tags["bundle.sha256"]
+    weights.write_bytes(b"")  # the cache serves without the store
+    assert first.path(tmp_path) == kept
+    weights.write_bytes(good)
+    (kept / "config.yaml").write_text("recipe: other")  # a spoilt cache is filled anew
+    assert "other" not in (first.path(tmp_path) / "config.yaml").read_text()
+
+
+def test_promotion_only_when_better(first: Record, second: Record) -> None:
+    uri = first.uri
+    with pytest.raises(RegistryError, match=r"miou.sigma25 0.4 does not beat denoiser/1's 0.5"):
+        promote("denoiser/2", "champion", if_better="miou.sigma25", uri=uri)
+    with pytest.raises(RegistryError, match=r"ssim.sigma25: denoiser/2 has no such number; it has .*psnr.sigma25"):
+        promote("denoiser/2", "champion", if_better="ssim.sigma25", uri=uri)
+    assert lookup("denoiser@champion", uri=uri).version == 1
+    assert promote("denoiser/2", "champion", if_better="psnr.sigma25", uri=uri).aliases == ("champion",)
+    assert lookup("denoiser@champion", uri=uri).version == 2
+    assert promote("denoiser/1", "champion", uri=uri).version == 1  # unconditionally, back again
+    assert promote("denoiser/2", "first-ever", if_better="miou.sigma25", uri=uri).version == 2  # nothing to beat
+    with pytest.raises(RegistryError, match="alias 'latest'"):
+        promote("denoiser/2", "latest", uri=uri)
+
+
+def test_numbers_taken_differently_are_not_compared(first: Record, tmp_path: Path) -> None:
+    results = RESULTS | {"psnr": {"sigma25": 40.0}, "data": "other-set"}
+    for alias in ("", "champion"):
+        bundle = write_bundle(tmp_path / f"bundle{alias}")
+        register(bundle, name="another", run_id=None, uri=first.uri, alias=alias, results=results)
+        results = RESULTS
+    with pytest.raises(
+        RegistryError, match=r"psnr.sigma25 40 and another/2's 30 .*evaluated_on: other-set, camvid-val"
+    ):
+        promote("another/1", "champion", if_better="psnr.sigma25", uri=first.uri)
+
+
+def test_compare(first: Record, second: Record) -> None:
+    rows = {row["what"]: row for row in compare(first, second)}
+    assert rows["psnr.sigma25"] == {"what": "psnr.sigma25", "a": "30", "b": "31", "difference": 1.0}
+    assert rows["backbone"]["difference"] is None
+    assert rows["weights.sha256"]["a"] != rows["weights.sha256"]["b"]
+
+
+def test_what_cannot_be_registered(store: str, tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "bundle")
+    with pytest.raises(RegistryError, match="a name without"):
+        register(bundle, name="a/b", run_id=None, uri=store)
+    (bundle / "meta.json").unlink()
+    with pytest.raises(RegistryError, match="has no meta.json; give a folder written by `d2sm train`"):
+        register(bundle, name="denoiser", run_id=None, uri=store)
+
+
+def test_a_password_is_not_registered(store: str, tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "bundle", uri="http://me:secret@host")
+    record = register(bundle, name="discreet", run_id=None, uri=store)
+    folder = record.path(tmp_path / "cache")
+    assert "secret" not in (folder / "config.yaml").read_text()
+    assert "secret" not in repr(Record(**{**vars(record), "uri": "http://me:secret@host"}))
+
+
+def test_mlflow_loads_it_without_pickle(first: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow
+
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    place = stores.client(first.uri).get_model_version_download_uri("denoiser", "1")
+    files = [path.relative_to(place.removeprefix("file://")).as_posix() for path in _files(place)]
+    assert not [name for name in files if name.endswith((".pkl", ".pickle", ".pt", ".pth", ".pyc"))]
+    assert {"code/d2sm/inference.py", "code/pipelines/served.py", "input_example.json"} <= set(files)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", first.uri)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # MLflow puts the model's code in front
+    served = mlflow.pyfunc.load_model("models:/denoiser@champion")
+    noisy = noisy_batch()
+    np.testing.assert_array_equal(served.predict(noisy, params={"sigma": 40.0}), direct(0, noisy, 40.0))
+    np.testing.assert_array_equal(served.predict(noisy), direct(0, noisy, 25.0))  # sigma's default
+
+
+def test_a_blind_model_is_served_without_a_noise_level(store: str, tmp_path: Path) -> None:
+    import mlflow
+
+    bundle = write_bundle(tmp_path / "bundle")
+    config = recipe("cbdnet_own")
+    config.save(bundle / "config.yaml")
+    network = stirred(CBDNet()).eval()
+    save_file(network.state_dict(), bundle / "model.safetensors")
+    network.to(memory_format=torch.channels_last)  # as it is loaded
+    record = register(bundle, name="blind", run_id=None, uri=store, results=RESULTS, example=None)
+    assert record.tags["backbone"] == "cbdnet"
+    assert record.tags["objective"] == "1 MSE + 0.5 noise_asymmetry + 0.05 noise_tv"
+    assert "phi" not in record.tags
+    mlflow.set_tracking_uri(store)
+    served = mlflow.pyfunc.load_model("models:/blind/1")
+    assert served.metadata.signature.params is None
+    noisy = noisy_batch()
+    wanted = restore(network, torch.from_numpy(noisy)).clamp(0, 1).numpy()
+    np.testing.assert_array_equal(served.predict(noisy), wanted)
+
+
+def _files(place: str) -> list[Path]:
+    return [path for path in Path(place.removeprefix("file://")).rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("noisy", "message"),
+    [
+        ([[0.0]], "got a list; give a numpy float32 array"),
+        (noisy_batch().astype(np.float64), "got float64 of shape"),
+        (noisy_batch()[0], r"got float32 of shape \(3, 20, 33\)"),
+        (noisy_batch()[:, :1], r"shape \(2, 1, 20, 33\)"),
+        (noisy_batch() * 255, "divided by 255"),
+        (np.full((1, 3, 8, 8), np.nan, np.float32), "values up to nan"),
+    ],
+)
+def test_input_that_is_no_batch_of_images(noisy: object, message: str) -> None:
+    with pytest.raises(ServedError, match=message):
+        Restorer(stirred(FFDNet(width=8, depth=3))).predict(noisy)
+
+
+def test_a_sigma_out_of_range() -> None:
+    with pytest.raises(ServedError, match="sigma=300"):
+        Restorer(stirred(FFDNet(width=8, depth=3))).predict(noisy_batch(), {"sigma": 300})
+
+
+@pytest.mark.slow
+def test_it_loads_elsewhere(first: Record, tmp_path: Path) -> None:
+    """From another folder, with an empty PYTHONPATH: the code travels with the model."""
+    code = (
+        "import mlflow, numpy as np;"
+        "m = mlflow.pyfunc.load_model('models:/denoiser/1');"
+        "np.save('restored.npy', m.predict(np.load('noisy.npy'), params={'sigma': 25.0}));"
+        "import pipelines; print(pipelines.__file__)"
+    )
+    np.save(tmp_path / "noisy.npy", noisy_batch())
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment |= {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "MLFLOW_TRACKING_URI": first.uri}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        check=False,
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("code/pipelines/__init__.py")
+    np.testing.assert_array_equal(np.load(tmp_path / "restored.npy"), direct(0, noisy_batch(), 25.0))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_server_keeps_models(server: Server, tmp_path: Path) -> None:
+    config = Config().replace(SMALL | {"tracking.uri": server.uri})
+    with open_run(config, run_dir=tmp_path / "run", tags={}) as run:
+        run.log(1, {"loss": 1.0})
+    bundle = write_bundle(tmp_path / "bundle", seed=3)
+    register(bundle, name="remote", run_id=run.id, uri=server.uri, alias="champion", results=RESULTS)
+    (bundle / "model.safetensors").unlink()  # it comes from the server
+    record = lookup("remote@champion", uri=server.uri)
+    restored = restore(record.load(cache=tmp_path / "cache"), torch.from_numpy(noisy_batch()), 25.0)
+    np.testing.assert_array_equal(restored.clamp(0, 1).numpy(), direct(3, noisy_batch(), 25.0))
+    assert [found.label for found in models(server.uri)] == ["remote/1"]
+    with pytest.raises(RegistryError, match="remot: no such model.*did you mean remote"):
+        lookup("remot", uri=server.uri)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_real_http_request(first: Record, tmp_path: Path) -> None:
+    port, log = free_port(), tmp_path / "serve.log"
+    words = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "models",
+        "serve",
+        "-m",
+        "models:/denoiser/1",
+        "--env-manager",
+        "local",
+    ]
+    environment = os.environ | {
+        "MLFLOW_TRACKING_URI": first.uri,
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [*words, "--host", "127.0.0.1", "--port", str(port)],
+            cwd=tmp_path,
+            env=environment,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
+    try:
+        wait_for(f"http://127.0.0.1:{port}/ping", process, log)
+        noisy = noisy_batch(16, 24)
+        answer = _post(port, {"inputs": noisy.tolist(), "params": {"sigma": 25.0}})
+        restored = np.asarray(answer["predictions"], np.float32)
+        np.testing.assert_allclose(restored, direct(0, noisy, 25.0), atol=1e-6)  # through decimal text
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            _post(port, {"inputs": (noisy[:, :, :4, :4] * 255).tolist()})
+        assert 400 <= caught.value.code < 600
+        assert process.poll() is None  # a bad request does not end it
+    finally:
+        stop(process)
+
+
+def _post(port: int, body: dict[str, object]) -> dict[str, object]:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/invocations",
+        data=json.dumps(body).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as reply:
+        answer: dict[str, object] = json.load(reply)
+    return answer

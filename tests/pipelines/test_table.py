@@ -1,0 +1,188 @@
+"""The table job: what is a row, what is done already, what comes out; and real runs, one of which fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from cluster.cli.main import main
+from pipelines import table
+from pipelines.comparison import render
+from pipelines.comparison import rows as runs
+from pipelines.config import Config
+from pipelines.recipes import recipe, recipes
+from pipelines.runs import checkpoint
+from pipelines.runs import folder as run_folder
+from pipelines.tracking.store import TrackingError
+from tests.conftest import tiny_config
+from tests.helpers.finished_runs import finished, results
+
+
+@pytest.fixture(autouse=True)
+def no_other_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow sets the variable when a test tells it a store."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def tiny(root: Path, storage: Path, **changes: object) -> Config:
+    """L1 alone, evaluated in the process that trains."""
+    few = {"train__num_workers": 1, "loss__weight": 0.0, "evaluate__actors": 0, "evaluate__sigmas": [25]}
+    return tiny_config(root, storage, **(few | {"train__epochs": 1, "evaluate__pictures": 0} | changes))
+
+
+def test_rows_are_recipes_patterns_and_recipes_with_other_keys() -> None:
+    rows = table.rows_of(["ffdnet_l1_cpu", "ffdnet_d2sm*_cpu", "ffdnet_d2sm_cpu:loss.weight=1"], {"data.root": "/d"})
+    assert [row.recipe for row in rows] == [
+        "ffdnet_l1_cpu", "ffdnet_d2sm_cpu", "ffdnet_d2sm_internal_cpu", "ffdnet_d2sm_cpu",
+    ]  # fmt: skip
+    assert rows[3].loss.weight == 1 and all(row.data.root == "/d" for row in rows)
+    assert len(table.rows_of(["*_cpu"], {})) == sum(name.endswith("_cpu") for name in recipes())
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--recipes", "ffdnet_l2_cpu"], "recipe 'ffdnet_l2_cpu': did you mean ffdnet_l1_cpu"),
+        (["--recipes", "ffdnet_l1_cpu:loss.queue=1"], "loss.queue"),
+        (["--recipes", "ffdnet_l1_cpu", "ffdnet_l1*"], "ffdnet_l1*: ffdnet_l1_cpu is already a row"),
+        (["--recipes", "ffdnet_l1_cpu", "--seeds", "0"], "seeds=0: at least 1"),
+        (["--recipes", "ffdnet_l1_cpu", "--name", "../up"], "name='../up': a plain name"),
+        (["--recipes", "ffdnet_l1_cpu", "train.storage=s3://bucket"], "train.storage=s3://bucket: a table writes to"),
+    ],
+)
+def test_a_wrong_table_is_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["table", *words, "data.root=/nowhere"]) == 2
+    said = capsys.readouterr().err
+    assert message in said and len(said.splitlines()) == 1
+
+
+def test_what_is_missing_is_said_before_anything_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["table", "--recipes", "ffdnet_l1_cpu"]) == 2
+    assert "data.root: give the folder" in capsys.readouterr().err
+    assert main(["table", "--recipes", "ffdnet_l1_cpu", "--data", "/nowhere", f"train.storage={tmp_path}"]) == 2
+    assert "/nowhere" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_password_is_not_written_down(tmp_path: Path) -> None:
+    config = recipe("ffdnet_l1_cpu").replace({"tracking.uri": "http://me:planted@127.0.0.1:1", "data.root": "/d"})
+    with pytest.raises(TrackingError, match="a table writes its tracking URI into files") as caught:
+        table.runs_of([config], name="t", seeds=1)
+    assert "planted" not in str(caught.value)
+
+
+def test_seeds_come_one_after_the_other_and_runs_are_named_by_what_they_are(tmp_path: Path) -> None:
+    rows = table.rows_of(["ffdnet_l1_cpu", "ffdnet_d2sm_cpu:loss.weight=1"], {"train.storage": str(tmp_path)})
+    found = table.runs_of(rows, name="t", seeds=2)
+    assert [config.train.name for config in found] == [
+        "ffdnet_l1_cpu-seed0", "ffdnet_d2sm_cpu-loss.weight=1.0-seed0",
+        "ffdnet_l1_cpu-seed1", "ffdnet_d2sm_cpu-loss.weight=1.0-seed1",
+    ]  # fmt: skip
+    assert [config.train.seed for config in found] == [0, 0, 1, 1]
+    assert {run_folder.folder_of(config).parent for config in found} == {tmp_path / "t"}
+    assert {config.tracking.uri for config in found} == {f"sqlite:///{tmp_path}/mlflow.db"}
+
+
+def test_what_is_finished_is_not_repeated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All runs are there already, so nothing is trained, and no Ray is started."""
+    small = {"model.width": 4, "model.depth": 3, "train.storage": str(tmp_path), "data.root": str(tmp_path)}
+    rows = table.rows_of(["ffdnet_l1_cpu", "ffdnet_d2sm_cpu"], small)
+    for number, config in enumerate(table.runs_of(rows, name="t", seeds=2)):
+        folder = finished(run_folder.folder_of(config), config, results(27 + number))
+        run_folder.write_run(folder, run_id=f"run{number}", page=f"#/runs/run{number}")
+    outcome = table.table(rows, name="t", seeds=2, quiet=True)
+    assert not outcome.failed
+    assert [row.mean("psnr.sigma25") for row in outcome.rows] == [28.0, 29.0]
+    text = (outcome.folder / render.TEXT).read_text()
+    assert "[28.00 ±1.41 / .800 ±.000 / .600 ±.000](#row-0)" in text
+    assert "| over " in text and "+1.00 ±0.00 / +.000 ±.000 / +.000 ±.000" in text
+    assert "| the paper's |  |  | 35.03 / .925 / .605 |" in text
+    assert "[run2](http://127.0.0.1:5000/#/runs/run2), commit c0ffee+" in text
+    tree = json.loads((outcome.folder / render.JSON).read_text())
+    assert tree["rows"][1]["mean"]["psnr.sigma25"] == 29.0 and tree["noisy"]["psnr.sigma25"] == 20.0
+    assert [run["seed"] for run in tree["rows"][0]["runs"]] == [0, 1]
+    client = MlflowClient(outcome.uri)
+    run = client.get_run(run_folder.read_run(outcome.folder)["run_id"])
+    assert run.info.status == "FINISHED" and run.data.tags["d2sm.table"] == "t" and not run.data.params
+    assert {file.path for file in client.list_artifacts(run.info.run_id)} == {render.TEXT, render.JSON}
+
+
+@pytest.mark.parametrize(
+    "changes, again",
+    [
+        ({}, False),
+        ({"train.num_workers": 1, "evaluate.actors": 0, "tracking.experiment": "other"}, False),
+        ({"train.epochs": 3}, True),
+        ({"train.max_steps": 4}, True),
+        ({"evaluate.sigmas": [10]}, True),
+    ],
+)
+def test_done_means_trained_and_measured_as_asked_now(tmp_path: Path, changes: dict[str, object], again: bool) -> None:
+    small = {"model.width": 4, "model.depth": 3, "train.storage": str(tmp_path)}
+    (config,) = table.runs_of(table.rows_of(["ffdnet_l1_cpu"], small), name="t", seeds=1)
+    finished(run_folder.folder_of(config), config, results())
+    assert table.done(config.replace(changes)) is not again
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_is_said_and_the_others_stand(
+    ray_session: None, scenes_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = tiny(scenes_root, tmp_path)
+    outcome = table.table([good, good.replace({"train.lr": 1e30})], name="t", seeds=1, quiet=True)
+    assert [row.label for row in outcome.rows] == [runs.label(good)]
+    ((name, why),) = outcome.failed.items()
+    assert "train.lr=1e+30" in name and "is not finite" in why
+    client, (row,) = MlflowClient(outcome.uri), outcome.rows
+    found = {run.info.run_name: run for run in client.search_runs(["1"])}
+    assert found[row.runs[0].name].info.status == "FINISHED" and found[name].info.status == "FAILED"
+    assert found[row.runs[0].name].data.tags["mlflow.parentRunId"] == found["t"].info.run_id
+
+
+@pytest.mark.long
+def test_a_table_that_is_stopped_goes_on(scenes_root: Path, tmp_path: Path) -> None:
+    """Ctrl-C while the second of two runs trains: the first is not repeated, the second goes on where it stopped."""
+    words = [sys.executable, "-m", "cluster.cli", "table", "--recipes", "ffdnet_l1_cpu", "--name", "t", "--seeds", "2",
+             "--concurrent", "1", "--data", str(scenes_root), f"train.storage={tmp_path}", "data.crop_size=64",
+             "data.crops_per_image=8", "train.batch_size=4", "train.num_workers=1", "train.epochs=40",
+             "evaluate.segmenter=null", "evaluate.actors=0", "train.checkpoint_every=20", "model.width=8"]  # fmt: skip
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    second = next_run(tmp_path / "t", "seed1")
+    try:
+        wait_for(lambda: checkpoint.latest(second) is not None)
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, said
+    first = next_run(tmp_path / "t", "seed0") / "results.json"
+    before = first.stat().st_mtime
+    reached = checkpoint.meta(checkpoint.resolve(second))["step"]
+    assert 0 < reached < 480
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    status = client.get_run(run_folder.read_run(second)["run_id"]).info.status
+    assert status == "KILLED"
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    assert first.stat().st_mtime == before and runs.read(second).step == 480
+    assert "table.md" in done.stdout
+
+
+def next_run(folder: Path, end: str) -> Path:
+    """The run's folder, once it is there."""
+    wait_for(lambda: list(folder.glob(f"*-{end}")) != [])
+    return next(folder.glob(f"*-{end}"))
+
+
+def wait_for(ready: object, patience: float = 240.0) -> None:
+    until = time.monotonic() + patience
+    while not ready():  # type: ignore[operator]
+        assert time.monotonic() < until, "not in time"
+        time.sleep(0.2)

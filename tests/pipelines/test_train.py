@@ -1,0 +1,285 @@
+"""Real runs on Ray Train: what is stopped and resumed, what goes wrong, and what is then left."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+from safetensors.torch import load_file
+
+from pipelines.config import Config, ConfigError
+from pipelines.data.index import DataError
+from pipelines.runs import checkpoint
+from pipelines.runtime.resources import ResourceError
+from pipelines.tracking import store
+from pipelines.tracking.store import TrackingError
+from pipelines.train import Trained, fit
+from pipelines.training.finite import TrainingError
+from pipelines.training.log import Log
+from pipelines.training.loop import rate
+from tests.conftest import tiny_config
+from tests.helpers.equality import equal, same_run
+from tests.helpers.mlflow_server import free_port
+
+# With all that training can carry along: average, clipping, schedule, queues, a discriminator.
+LONG = {"loss__adversarial": 0.01, "train__ema": 0.9, "train__clip": 1.0, "train__schedule": "cosine",
+        "train__warmup_steps": 1, "train__log_every": 2, "train__checkpoint_every": 2}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the runs of this file are; making a tracking store takes seconds, so they share one."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def whole(ray_session: None, scenes_root: Path, storage: Path) -> Trained:
+    """Six steps in one go, on two workers."""
+    return fit(tiny_config(scenes_root, storage, train__name="whole2", **LONG), quiet=True)
+
+
+def logged(trained: Trained, metric: str = "loss") -> list[tuple[int, float]]:
+    history = store.client(trained.uri).get_metric_history(trained.run_id, metric)
+    return sorted((point.step, point.value) for point in history)
+
+
+@pytest.mark.slow
+def test_stopped_and_resumed_equals_not_stopped_on_two_workers(whole: Trained, storage: Path) -> None:
+    """Step 4 lies within an epoch and within an ingest task."""
+    config = whole.config.replace({"train.name": "parts2"})
+    stopped = fit(config.replace({"train.max_steps": 4}), quiet=True)
+    assert stopped.step == 4
+    resumed = fit(config, quiet=True)
+    same_run(whole, resumed)
+    assert resumed.run_id == stopped.run_id != whole.run_id
+    assert [step for step, _ in logged(resumed)] == [2, 4, 6]
+    assert logged(resumed) == logged(whole)
+    runs = store.client(resumed.uri).search_runs(
+        [store.client(resumed.uri).get_experiment_by_name("d2sm").experiment_id],
+        filter_string="attributes.run_name = 'parts2'",
+    )
+    assert [run.info.status for run in runs] == ["FINISHED"]
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_stopped_and_resumed_equals_not_stopped_on_one_worker(whole: Trained) -> None:
+    alone = whole.config.replace({"train.num_workers": 1, "train.name": "whole1"})
+    config = alone.replace({"train.name": "parts1"})
+    fit(config.replace({"train.max_steps": 4}), quiet=True)
+    one = fit(alone, quiet=True)
+    same_run(one, fit(config, quiet=True))
+    for (step, ours), (_, theirs) in zip(logged(one), logged(whole), strict=True):  # what is logged is all workers'
+        assert ours == pytest.approx(theirs, rel=1e-3), step
+
+
+@pytest.mark.slow
+def test_what_a_run_leaves(whole: Trained) -> None:
+    steps = sorted(path.name for path in whole.run_dir.glob("step-*"))
+    assert steps == ["step-00000004", "step-00000006"]  # train.keep=2
+    meta = checkpoint.meta(whole.checkpoint)
+    assert (meta["step"], meta["epoch"], meta["final"]) == (6, 2, True)
+    assert not any("features" in name or "phi" in name for name in checkpoint.load_state(whole.checkpoint)["objective"])
+    state = checkpoint.load_state(whole.checkpoint)
+    assert not equal(state["model"], load_file(whole.checkpoint / checkpoint.MODEL))  # the average is the one used
+    assert all(math.isfinite(value) for value in whole.metrics.values())
+    params = store.client(whole.uri).get_run(whole.run_id).data.params
+    assert params["loss.queue_size"] == "32"
+    assert len(params) == len(whole.config.flat())
+
+
+@pytest.mark.slow
+def test_a_finished_run_trains_no_further(whole: Trained) -> None:
+    again = fit(whole.config, quiet=True)
+    assert (again.step, again.run_id, again.checkpoint) == (6, whole.run_id, whole.checkpoint)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key, value", [("train.lr", 5e-4), ("loss.weight", 0.5), ("noise.sigma", [0, 50])])
+def test_another_configuration_under_the_same_name(whole: Trained, key: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"{key}=.*whole2") as error:
+        fit(whole.config.replace({key: value}), quiet=True)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_other_data_under_the_same_name(whole: Trained, scenes_root: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(scenes_root, tmp_path / "scenes")
+    for path in sorted(root.glob("leftImg8bit/train/*/*"))[:1] + sorted(root.glob("gtFine/train/*/*"))[:1]:
+        path.unlink()
+    with pytest.raises(ConfigError, match="whole2.*other data"):
+        fit(whole.config.replace({"data.root": str(root)}), quiet=True)
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_stops_the_run(
+    ray_session: None, scenes_root: Path, storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At once, whatever train.max_failures: from the same checkpoint it would come again."""
+    config = tiny_config(
+        scenes_root, storage, train__name="nan", train__lr=1e30, train__num_workers=1, train__checkpoint_every=1,
+        train__max_failures=2,
+    )  # fmt: skip
+    with pytest.raises(TrainingError, match=r"nan: step 1: the loss is not finite") as error:
+        fit(config)
+    assert "\n" not in str(error.value)
+    assert "started again" not in capsys.readouterr().err
+    last = checkpoint.latest(storage / "nan")
+    assert last is not None and last.name == "step-00000001"
+    weights = load_file(last / checkpoint.MODEL)
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
+@pytest.mark.long
+def test_bad_images_are_skipped_and_listed(ray_session: None, scenes_root: Path, storage: Path, tmp_path: Path) -> None:
+    """A plain folder, L1 alone: one file is cut short (seen from its end), one damaged within (seen on reading)."""
+    root = tmp_path / "photos"
+    root.mkdir()
+    for number, path in enumerate(sorted(scenes_root.glob("leftImg8bit/train/*/*.png"))):
+        shutil.copy(path, root / f"{number}.png")
+    short, damaged = root / "0.png", root / "1.png"
+    short.write_bytes(short.read_bytes()[:-500])
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    damaged.write_bytes(bytes(data))
+    stop = tiny_config(root, storage, train__name="stop", train__num_workers=1, loss__weight=0, data__layout="folder")
+    with pytest.raises(DataError, match=f"{short}: is truncated"):
+        fit(stop, quiet=True)
+    short.rename(tmp_path / "short.png")
+    with pytest.raises(TrainingError, match=f"{damaged}: is damaged") as error:
+        fit(stop, quiet=True)
+    assert "\n" not in str(error.value)
+    assert "Traceback" not in str(error.value)
+    (tmp_path / "short.png").rename(short)
+    config = tiny_config(
+        root, storage, train__name="skip", train__num_workers=1, loss__weight=0, data__layout="folder",
+        train__epochs=1, data__bad_images="skip",
+    )  # fmt: skip
+    trained = fit(config, quiet=True)
+    assert trained.step == 2  # ten crops of the five files that look whole
+    listed = json.loads((trained.run_dir / "skipped.json").read_text())
+    assert {name: str(root / f"{name}.png") in why for name, why in listed.items()} == {"0": True, "1": True}
+    tags = store.client(trained.uri).get_run(trained.run_id).data.tags
+    assert tags["d2sm.skipped_images"] == "2"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 20 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = shutil.which("mount") and os.geteuid() == 0
+    command = ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(disk)]
+    if not mounted or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a small tmpfs")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk_leaves_the_former_checkpoint(
+    ray_session: None, scenes_root: Path, storage: Path, small_disk: Path
+) -> None:
+    config = tiny_config(
+        scenes_root, small_disk, train__name="full", train__num_workers=1, train__checkpoint_every=1, train__keep=9,
+        tracking__uri=f"sqlite:///{storage}/mlflow.db",
+    )  # fmt: skip
+    with pytest.raises((TrainingError, OSError), match="(?i)no space") as error:
+        fit(config, quiet=True)
+    assert "\n" not in str(error.value)
+    last = checkpoint.latest(small_disk / "full")
+    assert last is not None
+    checkpoint.load_model(last)
+    step = checkpoint.meta(last)["step"]
+    assert 1 <= step < 6
+    subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)
+    assert fit(config, quiet=True).step == 6
+
+
+def test_more_workers_than_the_cluster_has(ray_session: None, scenes_root: Path, tmp_path: Path) -> None:
+    workers = int(ray.cluster_resources()["CPU"]) * 2
+    config = tiny_config(
+        scenes_root, tmp_path, train__num_workers=workers, train__batch_size=workers, loss__queue_size=workers,
+        data__crops_per_image=workers,
+    )  # fmt: skip
+    with pytest.raises(ResourceError, match=rf"train.num_workers={workers}: .*RAY_ADDRESS") as error:
+        fit(config, quiet=True)
+    assert "\n" not in str(error.value)
+    gpus = config.replace({"train.num_workers": 1, "train.use_gpu": True})
+    if not torch.cuda.is_available():
+        with pytest.raises(ResourceError, match="train.use_gpu=true"):
+            fit(gpus, quiet=True)
+
+
+def test_a_tracking_server_that_does_not_answer(ray_session: None, scenes_root: Path, tmp_path: Path) -> None:
+    uri = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(TrackingError, match=uri) as error:
+        fit(tiny_config(scenes_root, tmp_path, tracking__uri=uri), quiet=True)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", ".hidden"])
+def test_a_run_name_is_a_plain_name(scenes_root: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="train.name"):
+        fit(tiny_config(scenes_root, tmp_path, train__name=name), quiet=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_patch_that_is_no_multiple_of_the_stride(scenes_root: Path, tmp_path: Path) -> None:
+    config = tiny_config(scenes_root, tmp_path, loss__patch_size=2, loss__queue_size=4096)
+    with pytest.raises(ConfigError, match="loss.patch_size=2: must be a multiple of squeezenet1_0.fire3's stride, 4"):
+        fit(config, quiet=True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("bad", ["loss", "gradient_norm", "loss.discriminator", "discriminator_gradient_norm"])
+def test_a_broken_state_is_never_saved(bad: str) -> None:
+    """The check before a checkpoint: a gradient that is not finite leaves weights that are not, at a finite loss."""
+    log = Log(None, 3, speaks=False)
+    for step in (3, 4, 5):
+        numbers = {name: torch.tensor(1.0) for name in ("loss", "gradient_norm", bad)}
+        log.add(numbers | ({bad: torch.tensor(float("inf"))} if step == 4 else {}))
+    with pytest.raises(
+        TrainingError, match=r"steps 3 to 5: the (discriminator's )?(loss|gradient) is not finite"
+    ) as error:
+        log.gather(6)
+    assert ("Lower loss.adversarial_lr" in str(error.value)) == ("discriminator" in bad)
+
+
+@pytest.mark.parametrize("saved, mine", [([1.0, 3.0], 3.0), ([1.0, 3.0, 5.0], 3.0), (2.0, 2.0)])
+def test_a_log_goes_on_on_as_many_workers_or_others(saved: Any, mine: float) -> None:
+    """Each with its own sums, or all with their mean; the last is how checkpoints were before."""
+    log = Log(None, 4, speaks=False)
+    state = {"since": 2, "sums": {"loss": saved}, "seconds": 1.0, "recent": []}
+    log.resume(state, 1, 2, torch.device("cpu"), ours=True)
+    assert (log.since, float(log.sums["loss"])) == (2, mine)
+
+
+def schedule(**changes: Any) -> Config:
+    return Config().replace({f"train.{key}": value for key, value in changes.items()})
+
+
+def test_the_learning_rate_of_the_paper() -> None:
+    train = schedule(epochs=480).train
+    rates = [rate(train, epoch * 10, 10) for epoch in (0, 79, 80, 159, 160, 240, 320, 400, 479)]
+    assert rates == [1, 1, 0.5, 0.5, 0.25, 0.125, 0.0625, 0.03125, 0.03125]
+
+
+def test_the_other_schedules() -> None:
+    assert [rate(schedule(schedule="constant", warmup_steps=3).train, step, 5) for step in range(5)] == [
+        0.25, 0.5, 0.75, 1, 1,
+    ]  # fmt: skip
+    cosine = schedule(schedule="cosine", epochs=2, warmup_steps=2).train
+    after = [rate(cosine, step, 5) for step in range(2, 11)]
+    wanted = [(1 + math.cos(math.pi * k / 8)) / 2 for k in range(9)]
+    np.testing.assert_allclose(after, wanted, atol=1e-6)  # float32 cosine

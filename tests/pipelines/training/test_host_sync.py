@@ -1,0 +1,73 @@
+"""A training step on a GPU never makes the host wait: no number is read back, no mask counted, no copy waited for.
+
+Without a GPU the step is run on torch's meta device, where tensors have shapes and no values, so that whatever reads
+one raises. That covers all but copies, the noise and NCCL; the last test needs a GPU.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.config import Config
+from pipelines.training.loop import Worker
+from tests.helpers.training_steps import OBJECTIVES, SIDE, batch, config
+
+ALL = OBJECTIVES | {"sadnet": {"model.name": "sadnet", "loss.features": "efficientnet_lite0.bn1"}}
+
+CASES = [*((name, 1) for name in ALL), ("d2sm", 2)]
+
+
+def settings(name: str, folder: Path, parts: int) -> Config:
+    changes = {"train.accumulate": parts, "train.ema": 0.9, "train.clip": 1.0, "train.recompute": parts > 1}
+    if name in OBJECTIVES:
+        return config(name, folder, **changes)
+    return config("l1", folder, **{"loss.weight": 1.0, "model.width": 96, "model.depth": 12}, **ALL[name], **changes)
+
+
+@pytest.mark.parametrize("name, parts", CASES)
+def test_a_step_reads_nothing(name: str, parts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight steps: while the queues are empty, partly filled, and full."""
+    meta = torch.device("meta")
+    monkeypatch.setattr("ray.train.torch.get_device", lambda: meta)
+    monkeypatch.setattr("ray.train.torch.prepare_model", lambda model: model)
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # there is none for meta
+    given = {key: tensor.to(meta) for key, tensor in batch(0, torch.float32).items()}
+    monkeypatch.setattr("pipelines.data.stream.to_tensors", lambda *_: (given["clean"], given["noisy"], given["sigma"]))
+    monkeypatch.setattr("pipelines.data.stream.labels", lambda *_: given["labels"])
+    worker = Worker(settings(name, tmp_path, parts), steps_per_epoch=10)
+    if worker.objective.d2sm is not None:
+        worker.objective.d2sm._restored_seen = True  # the very first step looks at the range, once a run
+    for step in range(8):
+        numbers = worker.step({}, step)
+    assert {number.device for number in numbers.values()} == {meta}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: copies and noise do not exist on meta")
+@pytest.mark.parametrize("name, parts", CASES)
+def test_a_step_on_a_gpu_waits_for_nothing(
+    name: str, parts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray.train.torch.get_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr("ray.train.torch.prepare_model", lambda model: model)
+    worker = Worker(settings(name, tmp_path, parts).replace({"train.precision": "bf16"}), steps_per_epoch=10)
+    given = batch(0, torch.float32)
+    pixels = (255 * given["clean"]).byte().permute(0, 2, 3, 1).numpy()
+    row: dict[str, Any] = {
+        "clean": pixels, "sigma": given["sigma"].numpy(), "seed": np.arange(len(pixels)),
+        "label": given["labels"].numpy(),
+    }  # fmt: skip
+    assert pixels.shape[1] == SIDE
+    for step in range(2):  # the first allocates, and looks at the range
+        worker.step(row, step)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for step in range(2, 8):
+            worker.step(row, step)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

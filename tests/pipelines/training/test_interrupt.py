@@ -1,0 +1,71 @@
+"""What the first and the second Ctrl-C do to a job, and that a worker learns of it without waiting."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from pipelines.training import interrupt
+from pipelines.training.messages import Mailbox
+
+
+def press(*after: float, number: int = signal.SIGINT) -> None:
+    """Ctrl-C, so many seconds from now."""
+    for seconds in after:
+        threading.Timer(seconds, os.kill, (os.getpid(), number)).start()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_once_asks_and_the_job_ends_by_itself(number: int) -> None:
+    asked = threading.Event()
+    before = signal.getsignal(number)
+    press(0.1, number=number)
+    assert interrupt.interruptible(lambda: asked.wait(10) and None, ask=asked.set) is True
+    assert asked.is_set() and signal.getsignal(number) is before
+
+
+def test_twice_leaves_at_once() -> None:
+    press(0.1, 0.2)
+    since = time.monotonic()
+    with pytest.raises(interrupt.Left):
+        interrupt.interruptible(lambda: time.sleep(3), ask=lambda: None)
+    assert time.monotonic() - since < 2
+
+
+def test_a_job_that_does_not_end_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interrupt, "_PATIENCE", 0.3)
+    press(0.1)
+    with pytest.raises(interrupt.Left):
+        interrupt.interruptible(lambda: time.sleep(3), ask=lambda: None)
+
+
+def test_a_job_that_is_left_alone() -> None:
+    assert interrupt.interruptible(lambda: None, ask=lambda: None) is False
+    with pytest.raises(ValueError, match="its own"):
+        interrupt.interruptible(lambda: (_ for _ in ()).throw(ValueError("its own")), ask=lambda: None)
+
+
+def test_in_another_thread_it_is_but_a_call() -> None:
+    found: list[object] = []
+    thread = threading.Thread(
+        target=lambda: found.append(interrupt.interruptible(lambda: found.append("ran"), ask=lambda: None))
+    )
+    thread.start()
+    thread.join(10)
+    assert found == ["ran", False]
+
+
+def test_a_worker_learns_of_the_wish(ray_session: None) -> None:
+    mailbox = Mailbox.remote()
+    told, deaf = interrupt.StopRequest(mailbox, listens=True, every=0.0), interrupt.StopRequest(mailbox, listens=False)
+    assert not any(told.known() for _ in range(20))
+    mailbox.end.remote()
+    end = time.monotonic() + 20
+    while not told.known():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert not deaf.known()

@@ -1,0 +1,109 @@
+"""The weighted sum that training descends: which terms are in it, what it needs, and what it saves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from d2sm.objectives import asymmetry, dissimilarity, total_variation
+from pipelines.config import Config, ConfigError
+from pipelines.training.objective import Objective
+from tests.test_objectives import images, write_heads
+
+TINY = {"loss.features": "squeezenet1_0.fire3", "loss.features_weights": "random", "loss.queue_size": 64}
+
+
+def objective(**weights: Any) -> Objective:
+    changes = {"loss.weight": 0, "model.name": "cbdnet", **{f"loss.{key}": value for key, value in weights.items()}}
+    return Objective(Config().replace(TINY | changes).loss)
+
+
+def batch() -> dict[str, torch.Tensor]:
+    restored, clean = images(2, 64, 64)
+    generator = torch.Generator().manual_seed(4)
+    return {
+        "restored": restored, "clean": clean, "sigma": torch.tensor([10.0, 40.0]),
+        "estimate": 0.2 * torch.rand(restored.shape, generator=generator),
+        "labels": torch.randint(0, 19, (2, 64, 64), generator=generator).byte(),
+    }  # fmt: skip
+
+
+def test_all_terms_combine(tmp_path: Path) -> None:
+    weights = {
+        "l1": 1, "weight": 2, "mse": 3, "ssim": 0.5, "perceptual": 0.1, "lpips": 0.2, "contextual": 0.3,
+        "cross_entropy": 0.4, "noise_asymmetry": 5, "noise_tv": 6, "adversarial": 7,
+    }  # fmt: skip
+    term = objective(
+        **weights, lpips_heads=str(write_heads(tmp_path / "alex.pth")), lpips_weights="random", lpips_trunk="alexnet",
+        contextual_layers=["fire5"], segmenter="tests.helpers.segmenters:segmenter",
+    )  # fmt: skip
+    total, parts = term(**batch())
+    names = ["d2sm" if name == "weight" else name for name in weights]
+    assert set(parts) == {"loss", "loss.discriminator", *(f"loss.{name}" for name in names)}
+    wanted = sum(weight * parts[f"loss.{name}"].item() for name, weight in zip(names, weights.values(), strict=True))
+    assert parts["loss"].item() == pytest.approx(wanted, rel=1e-5)
+    # The discriminator's own loss is descended beside what is logged as the loss.
+    assert total.item() == pytest.approx(wanted + parts["loss.discriminator"].item(), rel=1e-5)
+    assert {key.partition(".")[0] for key in term.state_dict()} == {"d2sm", "adversarial"}
+    assert not any("features" in key for key in term.state_dict())
+    term.load_state_dict(term.state_dict())
+
+
+def test_what_is_off_is_not_there() -> None:
+    term, given = objective(ssim=0.5), batch()
+    assert list(term.modules()) == [term]
+    total, parts = term(**given)
+    assert set(parts) - {"loss.noise_asymmetry", "loss.noise_tv"} == {"loss", "loss.l1", "loss.ssim"}
+    l1 = (given["restored"] - given["clean"]).abs().mean()
+    wanted = l1 + 0.5 * dissimilarity(restored=given["restored"], clean=given["clean"])
+    torch.testing.assert_close(total, wanted)
+
+
+def test_l1_is_logged_where_it_is_not_descended() -> None:
+    given = batch()
+    total, parts = objective(l1=0, mse=1)(restored=given["restored"], clean=given["clean"])
+    torch.testing.assert_close(total, (given["restored"] - given["clean"]).square().mean())
+    torch.testing.assert_close(parts["loss.l1"], (given["restored"] - given["clean"]).abs().mean())
+
+
+def test_cbdnets_own_objective() -> None:
+    given = batch()
+    total, _ = objective(l1=0, mse=1, noise_asymmetry=0.5, noise_tv=0.05)(**given)
+    wanted = (given["restored"] - given["clean"]).square().mean()
+    wanted += 0.5 * asymmetry(estimate=given["estimate"], sigma=given["sigma"])
+    wanted += 0.05 * total_variation(estimate=given["estimate"])
+    torch.testing.assert_close(total, wanted)
+
+
+def test_perceptual_and_contextual_stand_at_phis_layer_unless_told() -> None:
+    given = batch()
+    images_only = {"restored": given["restored"], "clean": given["clean"]}
+    for name in ("perceptual", "contextual"):
+        default, same, other = (
+            objective(**{name: 1.0, f"{name}_layers": layers})(**images_only)[1][f"loss.{name}"].item()
+            for layers in ([], ["fire3"], ["conv1"])
+        )
+        assert default == same != other
+
+
+@pytest.mark.parametrize(
+    "weights, words",
+    [
+        ({"lpips": 1}, r"loss.lpips=1: needs LPIPS's linear heads; give loss.lpips_heads=FILE .*vgg.pth for vgg16"),
+        ({"lpips": 1, "lpips_heads": "/none.pth"}, "/none.pth cannot be read"),
+        ({"perceptual": 1, "perceptual_layers": ["conv5_4"]}, "squeezenet1_0 has no layer 'conv5_4'"),
+        ({"cross_entropy": 1, "segmenter": "espnet-camvid"}, "segmenter espnet-camvid needs weights"),
+    ],
+)
+def test_what_is_missing_is_one_line(weights: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words) as error:
+        objective(**weights)
+    assert "\n" not in str(error.value)
+
+
+def test_estimates_belong_to_cbdnet() -> None:
+    with pytest.raises(ConfigError, match="loss.noise_tv=0.05: model.name=sadnet gives no estimate"):
+        Config().replace({"loss.noise_tv": 0.05, "model.name": "sadnet"})
