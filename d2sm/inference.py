@@ -8,6 +8,8 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
+from d2sm.models.base import noise_levels
+
 
 def restore(
     model: nn.Module,
@@ -17,31 +19,29 @@ def restore(
     tile: int | None = None,
     halo: int | None = None,
 ) -> Tensor:
-    """Run a denoiser over a batch without gradients.
+    """Run a denoiser over a batch without gradients, whole or in tiles.
 
-    With `tile`, the network sees windows of about `tile + 2 * halo` pixels a side, one at a time, so the
-    memory it needs does not grow with the image. A window takes its margin from the image itself and
-    starts at a multiple of the model's stride; only at the image's own border is there none, and there the
-    network pads as it does on the whole image. Hence the result is that of the whole image, up to the
-    rounding of float32. The image may stay on the CPU while the model is on a GPU: windows travel.
+    With `tile`, the network is run on windows of about `tile + 2 * halo` pixels a side, one at a time, so the memory it
+    needs does not grow with the image. A window takes its margin from the image and starts at a multiple of the model's
+    stride; at the image's border there is no margin, and the network pads as it does on the whole image. Hence the
+    result equals that of the whole image, up to float32 rounding. The image may stay on the CPU while the model is on a
+    GPU: only windows are copied.
 
     Args:
-        model: a denoiser with the attributes `blind` (it takes no sigma), `stride` and `receptive_field`
-            (both in pixels).
+        model: a denoiser with the attributes `blind`, `stride` and `receptive_field`, see `models.Denoiser`.
         noisy: (B, 3, H, W), nominally in [0, 1], any H and W.
-        sigma: standard deviation of the noise in units of 0..255, one number or (B,). A blind model is not
-            given it.
+        sigma: standard deviation of the noise in units of 0..255, one number or (B,). Not passed to a blind model.
         tile: side of the square that is restored at once, in pixels, rounded up to a multiple of the stride;
             None: the whole image.
-        halo: margin around a tile in pixels, rounded likewise, at least the receptive field; None: the
-            receptive field.
+        halo: margin around a tile in pixels, rounded up likewise, at least the receptive field; None: the receptive
+            field.
 
     Returns:
         restored, (B, 3, H, W) on the device of `noisy`, not clamped.
 
     Raises:
-        ValueError: sigma missing or not a noise level, tile not positive, halo below the receptive field or
-            without a tile, a model that does not state its stride or receptive field.
+        ValueError: sigma missing or not a noise level, tile not positive, halo below the receptive field or without a
+            tile, or a model that does not state its stride or receptive field.
     """
     if noisy.dim() != 4 or noisy.shape[1] != 3:
         raise ValueError(f"restore: noisy has shape {tuple(noisy.shape)}: needs (B, 3, H, W)")
@@ -63,13 +63,7 @@ def restore(
 
 
 def _levels(sigma: float | Tensor | None, noisy: Tensor) -> Tensor:
-    if sigma is None:
-        raise ValueError("restore: sigma is missing and the model is not blind: give the noise level, 0..255")
-    levels = torch.as_tensor(sigma, dtype=torch.float32, device=noisy.device)
-    if levels.dim() == 0:
-        levels = levels.expand(noisy.shape[0])
-    if levels.shape != noisy.shape[:1]:
-        raise ValueError(f"restore: sigma has shape {tuple(levels.shape)}: needs a number or one per image")
+    levels = noise_levels(sigma, noisy, "restore").float()
     if not bool(((levels >= 0) & (levels <= 255)).all()):
         raise ValueError(f"restore: sigma={levels.tolist()}: needs a noise level in 0..255")
     return levels
@@ -88,15 +82,15 @@ Span = tuple[int, int]
 def _tiles(
     model: nn.Module, size: torch.Size, tile: int, halo: int | None
 ) -> Iterator[tuple[tuple[Span, Span], tuple[Span, Span]]]:
-    """For each tile the rows and columns it fills, and the rows and columns the network sees for it."""
-    stride, reach = _pixels(model, "stride"), _pixels(model, "receptive_field")
-    halo = reach if halo is None else halo
+    """For each tile the rows and columns it covers, and the rows and columns of the window around it."""
+    stride, receptive_field = _pixels(model, "stride"), _pixels(model, "receptive_field")
+    halo = receptive_field if halo is None else halo
     if tile < 1:
         raise ValueError(f"restore: tile={tile}: needs at least 1 pixel")
-    if halo < reach:
-        raise ValueError(f"restore: halo={halo}: needs at least the model's receptive field, {reach} pixels")
+    if halo < receptive_field:
+        raise ValueError(f"restore: halo={halo}: needs at least the model's receptive field, {receptive_field} pixels")
     tile, halo = (-(-side // stride) * stride for side in (tile, halo))
-    spans = [[(at, min(at + tile, side)) for at in range(0, side, tile)] for side in size]
+    spans = [[(start, min(start + tile, side)) for start in range(0, side, tile)] for side in size]
     for rows, columns in product(*spans):
         yield (rows, columns), (_widened(rows, halo, size[0]), _widened(columns, halo, size[1]))
 

@@ -28,6 +28,7 @@ from d2sm.divergence import Divergence
 from d2sm.features import features as named_features
 from d2sm.features import patches, wrap
 from d2sm.frozen import exclude_from_state_dict
+from d2sm.images import check_pair
 from d2sm.matching import Reduction, StatisticsMatching
 
 
@@ -49,7 +50,7 @@ class D2SMLoss(nn.Module):
         >>> loss = D2SMLoss(nn.Conv2d(3, 8, 4, stride=4), queue_size=64, patch_size=8)
         >>> clean = torch.rand(2, 3, 32, 32)
         >>> restored = (clean + 0.1 * torch.randn_like(clean)).requires_grad_()
-        >>> loss(restored=restored, clean=clean).backward()
+        >>> loss(restored, clean).backward()
         >>> restored.grad.abs().sum() > 0
         tensor(True)
     """
@@ -75,7 +76,7 @@ class D2SMLoss(nn.Module):
         self._restored_seen = False
         exclude_from_state_dict(self, "features")  # Phi finds its own weights
 
-    def forward(self, *, restored: Tensor, clean: Tensor) -> Tensor:
+    def forward(self, restored: Tensor, clean: Tensor) -> Tensor:
         """Compare, and remember both for later steps (in training mode).
 
         Args:
@@ -91,7 +92,7 @@ class D2SMLoss(nn.Module):
         with torch.no_grad():
             f_y = patches(self.features(clean), side=self._side)
         f_x = patches(self.features(restored), side=self._side)
-        return self.matching(restored=f_x, clean=f_y)
+        return self.matching(f_x, f_y)
 
     def train(self, mode: bool = True) -> Self:
         """Training mode for the queues; Phi stays in eval mode."""
@@ -100,13 +101,7 @@ class D2SMLoss(nn.Module):
         return self
 
     def _check(self, restored: Tensor, clean: Tensor) -> None:
-        for name, images in (("restored", restored), ("clean", clean)):
-            if images.ndim != 4 or images.shape[1] != 3:
-                raise ValueError(f"{name}: shape {tuple(images.shape)}; give RGB images as (B, 3, H, W)")
-        if restored.shape != clean.shape:
-            raise ValueError(f"clean: shape {tuple(clean.shape)}, but restored has {tuple(restored.shape)}")
-        if restored.device != clean.device:
-            raise ValueError(f"clean: on {clean.device}, but restored is on {restored.device}; move one of them")
+        check_pair(restored, clean)
         for axis, size in zip(("H", "W"), clean.shape[2:], strict=True):
             if self.patch_size and size % self.patch_size:
                 raise ValueError(

@@ -80,7 +80,7 @@ class StatisticsMatching(nn.Module):
             else KLDivergence(queue_size, inverse=divergence == "inverse_kl")
         )
 
-    def forward(self, *, restored: Tensor, clean: Tensor) -> Tensor:
+    def forward(self, restored: Tensor, clean: Tensor) -> Tensor:
         """Let new samples enter and compare.
 
         Args:

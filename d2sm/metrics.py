@@ -45,7 +45,7 @@ _RAW = [math.exp(-((at - _WINDOW // 2) ** 2) / (2 * _SIGMA**2)) for at in range(
 _WEIGHTS = [weight / sum(_RAW) for weight in _RAW]
 
 
-def psnr(*, restored: Image, clean: Image) -> float:
+def psnr(restored: Image, clean: Image) -> float:
     """Peak signal-to-noise ratio of one image in dB; `inf` where the two are identical.
 
     Args:
@@ -62,7 +62,7 @@ def psnr(*, restored: Image, clean: Image) -> float:
         return float(peak_signal_noise_ratio(b, a, data_range=1.0))  # type: ignore[no-untyped-call]
 
 
-def ssim(*, restored: Image, clean: Image) -> float:
+def ssim(restored: Image, clean: Image) -> float:
     """Structural similarity of one image (Wang et al., IEEE TIP 2004), 1 where the two are identical.
 
     Args:

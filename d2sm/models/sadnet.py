@@ -1,40 +1,34 @@
-"""SADNet, a blind denoiser whose convolutions look where the texture is (Chang et al.: Spatial-Adaptive Network for
-Single Image Denoising, ECCV 2020)."""
+"""SADNet, a blind denoiser whose convolutions adapt their sampling positions to the texture (Chang et al.:
+Spatial-Adaptive Network for Single Image Denoising, ECCV 2020)."""
 
 from __future__ import annotations
-
-from typing import Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2sm.models.activation_checkpointing import CheckpointedModule
-from d2sm.models.sizes import padded
+from d2sm.models.base import Denoiser
 
 _SLOPE = 0.2  # of every leaky ReLU
 _OFFSETS = 32  # channels of the maps that offsets are computed from
 _GROUPS, _TAPS = 8, 9  # of a deformable 3x3 convolution
 
 
-class SADNet(CheckpointedModule):
+class SADNet(Denoiser, CheckpointedModule):
     """An encoder of four scales (32, 64, 128, 256 channels), a context block at the coarsest, and a decoder of
     modulated deformable convolutions, whose offsets are passed on from coarse to fine. 4,234,723 parameters.
 
-    Attributes:
-        blind: True, the network takes no sigma.
-        stride: 8, windows cut from an image must start at multiples of it to give the same result.
-        receptive_field: side in pixels of the square of input pixels that one output pixel depends on while all
-            offsets are zero, as they are in a fresh network. Learned offsets reach further, and nothing bounds them.
-            `restore` gives a tile a margin of the whole side, twice what is needed at zero: tiles equal the whole
-            image as long as the offsets along a path (in pixels, so those at 1/8 eightfold) add up to less than half.
-        bytes_per_pixel: memory that restoring takes at most for a pixel of an image, without gradients, in float32.
+    `receptive_field` is that of a network whose offsets are all zero, as in a fresh one. Learned offsets reach further,
+    without a bound. `restore` gives a tile a margin of the whole receptive field, twice what is needed at zero offsets,
+    so tiles equal the whole image as long as the offsets along any path add up to less than half of it (in pixels of
+    the image: an offset at 1/8 of the resolution counts eightfold).
     """
 
-    blind: Final = True
-    stride: Final = 8
-    receptive_field: Final = 268
-    bytes_per_pixel: Final = 4350  # measured; nine samples of every pixel of a map, for the deformable convolutions
+    blind = True
+    stride = 8
+    receptive_field = 268
+    bytes_per_pixel = 4350  # measured; nine samples of every pixel of a map, for the deformable convolutions
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +41,10 @@ class SADNet(CheckpointedModule):
 
     @torch.no_grad()
     def _initialise(self) -> None:
-        """He's scale; the correction starts at zero, and so do the offsets: as plain convolutions, masks one half."""
+        """He initialisation; the correction and the offsets start at zero.
+
+        The deformable convolutions then start as plain ones, with every mask at one half.
+        """
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
                 nn.init.kaiming_normal_(module.weight, a=_SLOPE)
@@ -58,28 +55,14 @@ class SADNet(CheckpointedModule):
                 module.offsets.weight.zero_()
         self.last.weight.zero_()
 
-    def forward(self, noisy: Tensor) -> Tensor:
-        """Restore a batch.
-
-        Args:
-            noisy: (B, 3, H, W), nominally in [0, 1] (noise may leave that range), any H and W.
-
-        Returns:
-            restored, (B, 3, H, W), not clamped.
-
-        Raises:
-            ValueError: on another shape of `noisy`.
-        """
-        whole = padded(noisy, self.stride, "SADNet")
-        height, width = noisy.shape[-2:]
-        maps = [whole]
+    def restore_padded(self, noisy: Tensor, sigma: Tensor | None) -> Tensor:
+        maps = [noisy]
         for scale in self.encoder:
             maps.append(self.checkpointed(scale, maps[-1]))
         x, offset = self.coarsest(self.checkpointed(self.context, maps.pop()))
         for scale in self.decoder:
             x, offset = scale(x, maps.pop(), offset)
-        restored = whole + self.last(x)
-        return restored[..., :height, :width]
+        return noisy + self.last(x)
 
 
 class _Residual(nn.Module):

@@ -1,15 +1,4 @@
-"""Adversarial loss on Phi's features (Goodfellow et al.: Generative Adversarial Nets, NeurIPS 2014).
-
-    f^x = Phi(x) / rms, f^y = Phi(y) / rms               maps of restored and clean, each crop's of mean square 1
-    L_network       = -mean D(f^x)                        gradient to x, none to D
-    L_discriminator = mean max(0, 1 - D(f^y)) + mean max(0, 1 + D(f^x))      gradient to D, none to x
-
-The hinge form (Lim, Ye: Geometric GAN, arXiv 1705.02894) with spectral normalisation (Miyato, Kataoka, Koyama, Yoshida:
-Spectral Normalization for Generative Adversarial Networks, ICLR 2018), because together they stay stable without a
-second-order penalty: the largest singular value of each layer's weight is 1, so D's slope, which is the network's
-gradient, is bounded however far D is ahead. As D2SM's cosine does, the mean square of 1 takes out the scale of Phi,
-which differs between networks by orders of magnitude; else that slope would be steep on one Phi and flat on another.
-"""
+"""Adversarial loss on Phi's features (Goodfellow et al.: Generative Adversarial Nets, NeurIPS 2014)."""
 
 from __future__ import annotations
 
@@ -25,33 +14,33 @@ from torch.nn.utils.parametrizations import spectral_norm
 from d2sm.features import features as named_features
 from d2sm.features import wrap
 from d2sm.frozen import exclude_from_state_dict
-from d2sm.objectives.pair import check_pair
+from d2sm.images import check_pair
 
 _EPSILON = 1e-8
 
 
 class Losses(NamedTuple):
-    """One for each side; scalars in float32. Their gradients have no parameter in common, so their sum serves both."""
+    """Scalars in float32. No parameter has a gradient by both, so the sum of both can be minimised in one pass."""
 
     network: Tensor
     discriminator: Tensor
 
 
 class Adversarial(nn.Module):
-    """A discriminator that tells Phi of restored from Phi of clean crops, and what the two learn from.
+    """A discriminator D tells Phi of restored from Phi of clean crops; the network is trained to fool it.
 
-    It is trained with an optimizer of its own:
+        f^x = Phi(x) / rms, f^y = Phi(y) / rms               maps of restored and clean, each of mean square 1
+        L_network       = -mean D(f^x)                        gradient to x, none to D
+        L_discriminator = mean max(0, 1 - D(f^y)) + mean max(0, 1 + D(f^x))      gradient to D, none to x
 
-        >>> loss = Adversarial(nn.Conv2d(3, 8, 4, stride=4))
-        >>> optimizer = torch.optim.Adam(loss.discriminator.parameters(), lr=1e-3, betas=(0.5, 0.999))
-        >>> clean = torch.rand(2, 3, 32, 32)
-        >>> restored = (clean + 0.1 * torch.randn_like(clean)).requires_grad_()
-        >>> network, discriminator = loss(restored=restored, clean=clean)
-        >>> (0.1 * network + discriminator).backward()
-        >>> optimizer.step()
+    The hinge loss (Lim, Ye: Geometric GAN, arXiv 1705.02894) with spectral normalisation (Miyato, Kataoka, Koyama,
+    Yoshida: Spectral Normalization for Generative Adversarial Networks, ICLR 2018): together they are stable without a
+    second-order penalty. The largest singular value of each layer's weight is 1, so the gradient that D passes to the
+    network is bounded however well D discriminates. The mean square of 1 removes the scale of Phi, which differs
+    between networks by orders of magnitude; D2SM's cosine does the same.
 
-    Under several workers average the gradients of the discriminator (`distributed.average_gradients`); it must not be
-    wrapped in DistributedDataParallel, since it runs twice a step, once without gradient to its weights.
+    With several ranks, average the gradients of the discriminator (`distributed.average_gradients`). Do not wrap it in
+    DistributedDataParallel: it runs twice a step, once without gradient to its weights.
 
     Args:
         features: Phi, as in `D2SMLoss`: network and layer, or any module (B, 3, H, W) -> (B, C, h, w). It is frozen,
@@ -60,6 +49,15 @@ class Adversarial(nn.Module):
 
     Raises:
         ValueError: as `features.features` or `features.wrap`.
+
+    Example:
+        >>> loss = Adversarial(nn.Conv2d(3, 8, 4, stride=4))
+        >>> optimizer = torch.optim.Adam(loss.discriminator.parameters(), lr=1e-3, betas=(0.5, 0.999))
+        >>> clean = torch.rand(2, 3, 32, 32)
+        >>> restored = (clean + 0.1 * torch.randn_like(clean)).requires_grad_()
+        >>> network, discriminator = loss(restored, clean)
+        >>> (0.1 * network + discriminator).backward()
+        >>> optimizer.step()
     """
 
     def __init__(self, features: str | nn.Module = "vgg19.conv5_4", *, weights: str | Path | None = None) -> None:
@@ -68,36 +66,36 @@ class Adversarial(nn.Module):
         self.discriminator = discriminator(self.features.channels)
         exclude_from_state_dict(self, "features")  # Phi finds its own weights
 
-    def forward(self, *, restored: Tensor, clean: Tensor) -> Losses:
-        """Both losses from one pass of Phi over each image; in training mode each call refines the spectral norms.
+    def forward(self, restored: Tensor, clean: Tensor) -> Losses:
+        """Both losses from one pass of Phi over each image. In training mode every call refines the spectral norms.
 
         Args:
             restored, clean: (B, 3, H, W) in [0, 1]; `restored` may leave the range.
 
         Raises:
-            ValueError: on other shapes, or images smaller than a cell of Phi.
+            ValueError: wrong or unequal shapes, or images smaller than a cell of Phi.
         """
         check_pair(restored, clean)
         with torch.no_grad():
-            f_y = self._judged(clean)
-        f_x = self._judged(restored)
+            f_y = self._normalised_features(clean)
+        f_x = self._normalised_features(restored)
         with torch.autocast(clean.device.type, enabled=False):
-            fixed = {name: weight.detach() for name, weight in self.discriminator.named_parameters()}
-            network = -functional_call(self.discriminator, fixed, (f_x,)).mean()
-            false, true = self.discriminator(torch.cat([f_x.detach(), f_y])).chunk(2)
-            return Losses(network, relu(1 - true).mean() + relu(1 + false).mean())
+            frozen = {name: weight.detach() for name, weight in self.discriminator.named_parameters()}
+            network = -functional_call(self.discriminator, frozen, (f_x,)).mean()
+            of_restored, of_clean = self.discriminator(torch.cat([f_x.detach(), f_y])).chunk(2)
+            return Losses(network, relu(1 - of_clean).mean() + relu(1 + of_restored).mean())
 
-    def _judged(self, images: Tensor) -> Tensor:
+    def _normalised_features(self, images: Tensor) -> Tensor:
         """Phi's map of each image, of mean square 1, in the precision of the discriminator."""
         maps: Tensor = self.features(images).to(next(self.discriminator.parameters()).dtype)
         return maps / (maps.square().mean((1, 2, 3), keepdim=True) + _EPSILON).sqrt()
 
 
 def discriminator(channels: int, *, width: int = 64) -> nn.Sequential:
-    """(B, channels, h, w) -> a logit for every place, (B, 1, h, w), each from the 5 x 5 cells around it.
+    """(B, channels, h, w) -> a logit for every position, (B, 1, h, w), each from the 5 x 5 cells around it.
 
-    One a place and not one an image, as PatchGAN's (Isola, Zhu, Zhou, Efros: Image-to-Image Translation with
-    Conditional Adversarial Networks, CVPR 2017): 80 pixels at a stride of 16, near the K of D2SM's patches.
+    Logits for positions, not for images, as in PatchGAN (Isola, Zhu, Zhou, Efros: Image-to-Image Translation with
+    Conditional Adversarial Networks, CVPR 2017): 80 pixels at a stride of 16, close to K of D2SM's patches.
     """
     return nn.Sequential(
         spectral_norm(nn.Conv2d(channels, width, 3, padding=1)),

@@ -11,29 +11,36 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2sm.layers import Layers
-from d2sm.objectives.pair import pairs
 
 _EPSILON = 1e-5
 
 
 class Contextual(nn.Module):
-    """Every clean feature should be the one that some restored feature is closest to, wherever in the image.
+    """Every clean feature should be the nearest neighbour of some restored feature, anywhere in the image.
 
-        d_ij  = 1 - cosine of (x_i - m) and (y_j - m), m the mean of y        x restored, y clean, places i and j
+        d_ij  = 1 - cosine of (x_i - m) and (y_j - m), m the mean of y        x restored, y clean, positions i and j
         d~_ij = d_ij / (min_k d_ik + 1e-5)                                    (2)
         w_ij  = exp((1 - d~_ij) / h)                                          (3)
         CX_ij = w_ij / sum_k w_ik                                             (4)
         L     = -log(mean_j max_i CX_ij)                                      (1), (5)
 
-    for each image by itself, averaged over images and layers. Memory grows with (h w)^2 of the layer, per image.
+    computed for each image, averaged over images and layers. Memory per image: O(n^2) for a layer of n positions.
 
     Args:
-        network, layers, weights: Phi, see `Layers`. The paper compares VGG-19's conv3_2 and conv4_2; of 512 x 512
-            pixels the former alone needs a GB an image for each of the steps above.
+        network, layers, weights: Phi, see `Layers`. The paper compares VGG-19's conv3_2 and conv4_2; at 512 x 512
+            pixels conv3_2 needs about 1 GB an image for each of the matrices above.
         bandwidth: h. The paper's is 0.5.
 
     Raises:
-        ValueError: as `Layers`, or on a bandwidth that is not positive.
+        ValueError: as `Layers`, or a bandwidth that is not positive.
+
+    Example:
+        >>> loss = Contextual("squeezenet1_0", ("fire3",), weights="random")
+        >>> clean = torch.rand(2, 3, 32, 32)
+        >>> restored = (clean + 0.1 * torch.randn_like(clean)).requires_grad_()
+        >>> loss(restored, clean).backward()
+        >>> bool(restored.grad.any())
+        True
     """
 
     def __init__(
@@ -50,27 +57,28 @@ class Contextual(nn.Module):
         self.bandwidth = bandwidth
         self.layers = Layers(network, layers, weights=weights)
 
-    def forward(self, *, restored: Tensor, clean: Tensor) -> Tensor:
+    def forward(self, restored: Tensor, clean: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] each (`restored` may leave the range) -> a scalar >= 0 in float32.
 
+        Nearly 0, but not quite, where both are equal: every position has other positions at a finite distance.
+
         Raises:
-            ValueError: on other shapes, or images smaller than a cell of the deepest layer.
+            ValueError: wrong or unequal shapes, or images smaller than a cell of the deepest layer.
         """
-        maps = pairs(self.layers, restored=restored, clean=clean)
+        maps = self.layers.of_both(restored, clean)
         with torch.autocast(clean.device.type, enabled=False):
-            images = [
-                _apart(x.flatten(1), y.flatten(1), self.bandwidth)
-                for batch, others in maps
-                for x, y in zip(batch, others, strict=True)
+            losses = [
+                self._of_image(x.flatten(1), y.flatten(1))
+                for of_restored, of_clean in maps
+                for x, y in zip(of_restored, of_clean, strict=True)
             ]
-        return torch.stack(images).mean()
+        return torch.stack(losses).mean()
 
-
-def _apart(x: Tensor, y: Tensor, bandwidth: float) -> Tensor:
-    """The loss of one image at one layer; x and y are (C, places)."""
-    mean = y.mean(1, keepdim=True)
-    similar = F.normalize(x - mean, dim=0).T @ F.normalize(y - mean, dim=0)  # i down, j across
-    distance = (1 - similar).clamp(min=0)
-    relative = distance / (distance.amin(1, keepdim=True) + _EPSILON)
-    context = ((1 - relative) / bandwidth).softmax(1)
-    return -context.amax(0).mean().log()
+    def _of_image(self, x: Tensor, y: Tensor) -> Tensor:
+        """The loss of one image at one layer; x and y are (C, n)."""
+        mean = y.mean(1, keepdim=True)
+        cosine = F.normalize(x - mean, dim=0).T @ F.normalize(y - mean, dim=0)  # (n, n): i down, j across
+        distance = (1 - cosine).clamp(min=0)
+        relative = distance / (distance.amin(1, keepdim=True) + _EPSILON)  # (2)
+        similarity = ((1 - relative) / self.bandwidth).softmax(1)  # (3), (4)
+        return -similarity.amax(0).mean().log()  # (1), (5)

@@ -1,8 +1,8 @@
 """LPIPS (Zhang, Isola, Efros, Shechtman, Wang: The Unreasonable Effectiveness of Deep Features as a Perceptual Metric,
 CVPR 2018, eq. (1)), version 0.1 of its linear heads.
 
-The published heads are a small file each (`alex.pth`, `vgg.pth`); the trunk is torchvision's network of that name, and
-its scaling of the input is torchvision's mean and standard deviation. Neither is downloaded here.
+The heads are published as one small file for each trunk (`alex.pth`, `vgg.pth`). The trunk is torchvision's network of
+that name, with torchvision's mean and standard deviation as the scaling of its input. Nothing is downloaded here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from d2sm.layers import Layers
-from d2sm.objectives.pair import pairs
 
 Trunk = Literal["vgg16", "alexnet"]
 LAYERS: dict[Trunk, tuple[str, ...]] = {
@@ -26,15 +25,21 @@ CHANNELS: dict[Trunk, tuple[int, ...]] = {"vgg16": (64, 128, 256, 512, 512), "al
 
 
 class LPIPS(nn.Module):
-    """Squared difference of unit-length features, weighted by learned heads, averaged over places, added over layers.
+    """Squared difference of unit-length features, weighted by learned heads: mean over positions, sum over layers.
+
+        L = sum_l mean_hw  w_l . (x_l / |x_l| - y_l / |y_l|)^2                 (1)
 
     Args:
-        heads: file of the linear heads for this trunk, a plain state dict with the published keys.
-        trunk: "vgg16", which its authors advise for training, or "alexnet".
+        heads: file of the linear heads w_l for this trunk, a plain state dict with the published keys.
+        trunk: "vgg16", which its authors recommend for training, or "alexnet".
         weights: the trunk's, see `features.features`.
 
     Raises:
         ValueError: heads or weights that are missing, unreadable or of another trunk.
+
+    Example (it needs the file of heads):
+        loss = LPIPS("vgg.pth")
+        loss(restored, clean).backward()
     """
 
     def __init__(self, heads: str | Path, trunk: Trunk = "vgg16", *, weights: str | Path | None = None) -> None:
@@ -44,22 +49,22 @@ class LPIPS(nn.Module):
             self.register_buffer(name, head, persistent=False)
         self.layers = Layers(trunk, LAYERS[trunk], weights=weights)
 
-    def forward(self, *, restored: Tensor, clean: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] each (`restored` may leave the range) -> a scalar >= 0 in float32, over the batch.
+    def forward(self, restored: Tensor, clean: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] each (`restored` may leave the range) -> a scalar >= 0 in float32, 0 where equal.
 
         Raises:
-            ValueError: on other shapes, or images smaller than a cell of the deepest layer.
+            ValueError: wrong or unequal shapes, or images smaller than a cell of the deepest layer.
         """
-        maps = pairs(self.layers, restored=restored, clean=clean)
+        maps = self.layers.of_both(restored, clean)
         heads = [self.get_buffer(name) for name in self._heads]
-        parts = [
+        of_layers = [
             (head * (_unit(x) - _unit(y)).square()).sum(1).mean() for (x, y), head in zip(maps, heads, strict=True)
         ]
-        return torch.stack(parts).sum()
+        return torch.stack(of_layers).sum()
 
 
 def _unit(maps: Tensor) -> Tensor:
-    """Of length 1 at every place. `vector_norm` has a gradient of zero, not NaN, where all channels are zero."""
+    """Unit length at every position. Where all channels are 0, the gradient of `vector_norm` is 0 and not NaN."""
     return maps / (torch.linalg.vector_norm(maps, dim=1, keepdim=True) + 1e-10)
 
 

@@ -10,20 +10,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2sm.layers import Layers
-from d2sm.objectives.pair import pairs
 
 
 class Perceptual(nn.Module):
     """Mean squared difference of Phi's maps, averaged over the layers.
 
-    Squared, as eq. (2) has it: the squared Euclidean distance divided by C h w. (Some later works take the absolute
-    difference.) It compares restored and clean sample to sample, where D2SM compares distributions.
+        L = mean_l |Phi_l(x) - Phi_l(y)|^2 / (C_l h_l w_l)                     (2)
+
+    Squared, as in eq. (2); some later works take the absolute difference. It compares each restored image with its own
+    clean image, where D2SM compares distributions.
 
     Args:
-        network, layers, weights: Phi, see `Layers`. The paper's Phi: "vgg19", ("conv5_4",).
+        network, layers, weights: Phi, see `Layers`. Its layer in the D2SM paper: "vgg19", ("conv5_4",).
 
     Raises:
         ValueError: as `Layers`.
+
+    Example:
+        >>> loss = Perceptual("squeezenet1_0", ("fire3",), weights="random")
+        >>> clean = torch.rand(2, 3, 32, 32)
+        >>> restored = (clean + 0.1).requires_grad_()
+        >>> loss(restored, clean).backward()
+        >>> bool(restored.grad.any())
+        True
     """
 
     def __init__(
@@ -32,11 +41,11 @@ class Perceptual(nn.Module):
         super().__init__()
         self.layers = Layers(network, layers, weights=weights)
 
-    def forward(self, *, restored: Tensor, clean: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] each (`restored` may leave the range) -> a scalar >= 0 in float32.
+    def forward(self, restored: Tensor, clean: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] each (`restored` may leave the range) -> a scalar >= 0 in float32, 0 where equal.
 
         Raises:
-            ValueError: on other shapes, or images smaller than a cell of the deepest layer.
+            ValueError: wrong or unequal shapes, or images smaller than a cell of the deepest layer.
         """
-        maps = pairs(self.layers, restored=restored, clean=clean)
+        maps = self.layers.of_both(restored, clean)
         return torch.stack([F.mse_loss(x, y) for x, y in maps]).mean()

@@ -1,4 +1,4 @@
-"""What a frozen segmenter makes of the restored image, against the labels."""
+"""Cross-entropy of a frozen segmenter on the restored image: an objective of the task, not of the pixels."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2sm.frozen import FrozenWrapper
+from d2sm.images import check_pair
 
 ABSENT = -1e4
-"""The logit of a class a network does not know: never the largest, yet finite, also in half precision."""
+"""The logit of a class that a segmenter was not trained on: never the largest, yet finite in half precision too."""
 
 _IGNORED = 255
 
@@ -17,16 +18,25 @@ _IGNORED = 255
 class CrossEntropy(nn.Module):
     """Pixelwise cross-entropy, averaged over the labelled pixels of an image, then over images.
 
-    So that it does not depend on how a batch is dealt to workers, an image counts the same however few of its pixels
-    are labelled; one without any counts as 0. Pixels of a class that the segmenter does not know are left out too.
+    Every image has the same weight, however few of its pixels are labelled, and an image without labels counts as 0:
+    the value does not depend on how a batch is split over workers. Pixels of a class that the segmenter was not trained
+    on are ignored too.
 
     Args:
         segmenter: (B, 3, h, w) RGB in [0, 1] -> logits (B, C, h, w), for any size. It is frozen and not saved.
-        scale: factor by which crops are resized (bilinearly, without antialiasing) before it, so that objects have
-            the size it was trained at; its logits are resized back.
+        scale: factor by which crops are resized (bilinear, without antialiasing) before the segmenter, so that objects
+            have the size it was trained on; its logits are resized back.
 
     Raises:
-        ValueError: on a scale that is not positive.
+        ValueError: a scale that is not positive.
+
+    Example:
+        >>> loss = CrossEntropy(nn.Conv2d(3, 19, 1))
+        >>> clean, labels = torch.rand(2, 3, 16, 16), torch.randint(0, 19, (2, 16, 16))
+        >>> restored = (clean + 0.1).requires_grad_()
+        >>> loss(restored, clean, labels=labels).backward()
+        >>> bool(restored.grad.any())
+        True
     """
 
     def __init__(self, segmenter: nn.Module, *, scale: float = 1.0) -> None:
@@ -35,30 +45,33 @@ class CrossEntropy(nn.Module):
             raise ValueError(f"scale={scale}: must be positive; 1 keeps the size of the crops")
         self.scale, self.segmenter = scale, FrozenWrapper(segmenter)
 
-    def forward(self, *, restored: Tensor, labels: Tensor) -> Tensor:
-        """The cross-entropy; `restored` is not clamped, else pixels out of range would get no gradient.
+    def forward(self, restored: Tensor, clean: Tensor, *, labels: Tensor) -> Tensor:
+        """The cross-entropy on `restored`, which is not clamped: pixels out of range would get no gradient.
 
         Args:
             restored: (B, 3, H, W), nominally in [0, 1].
+            clean: (B, 3, H, W); its values are not used.
             labels: (B, H, W), integer train ids below C, 255 where there is none.
 
         Returns:
             A scalar >= 0 in float32.
 
         Raises:
-            ValueError: on labels of another shape.
+            ValueError: wrong or unequal shapes.
         """
+        check_pair(restored, clean)
         size = restored.shape[2:]
         if labels.shape != (len(restored), *size):
             wanted = (len(restored), *size)
             raise ValueError(f"labels: shape {tuple(labels.shape)}; give {wanted}, one train id a pixel")
         labels = labels.long()
-        logits = _resized(self.segmenter(_resized(restored, [round(side * self.scale) for side in size])), size).float()
-        known = logits.gather(1, labels.clamp(max=logits.shape[1] - 1)[:, None])[:, 0] > ABSENT / 2
-        labels = torch.where(known, labels, _IGNORED)
-        each = F.cross_entropy(logits, labels, ignore_index=_IGNORED, reduction="none").sum((1, 2))
-        counted = (labels != _IGNORED).sum((1, 2))
-        return (each / counted.clamp(min=1)).mean()
+        resized = _resized(restored, [round(side * self.scale) for side in size])
+        logits = _resized(self.segmenter(resized), size).float()
+        of_label = logits.gather(1, labels.clamp(max=logits.shape[1] - 1)[:, None])[:, 0]
+        labels = torch.where(of_label > ABSENT / 2, labels, _IGNORED)
+        sums = F.cross_entropy(logits, labels, ignore_index=_IGNORED, reduction="none").sum((1, 2))
+        counts = (labels != _IGNORED).sum((1, 2))
+        return (sums / counts.clamp(min=1)).mean()
 
 
 def _resized(maps: Tensor, size: list[int] | torch.Size) -> Tensor:

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.comparison.rows import DIGITS, Finished, Row
-from pipelines.text import columns, redact
-from pipelines.tracking.store import ui_command
+from pipelines.tracking.run import redact, ui_command
 
 _SERVER = "http://127.0.0.1:5000/"
 TEXT, JSON = "table.md", "table.json"
@@ -55,7 +54,9 @@ def text(rows: Sequence[Row]) -> str:
     cells = lines(rows)
     if not cells:
         return "no run finished"
-    return columns(cells, ruled=True)
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+    out = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in cells]
+    return "\n".join([out[0], "  ".join("-" * width for width in widths), *out[1:]])
 
 
 def markdown(rows: Sequence[Row]) -> str:

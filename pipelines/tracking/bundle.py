@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipelines import config as configs
-from pipelines.text import redact
+from pipelines.runtime.text import redact
+from pipelines.tracking.store import one_line
 
 if TYPE_CHECKING:
     import torch
@@ -149,7 +150,7 @@ def _download(record: Record, scratch: Path) -> Path:
 
     from pipelines.tracking import store
 
-    with store.plain_errors(record.uri, RegistryError):
+    with one_line(record.uri, RegistryError):
         store.check(record.uri)
         place = store.client(record.uri).get_model_version_download_uri(record.name, str(record.version))
         return Path(

@@ -15,10 +15,10 @@ from d2sm.objectives import (
     Adversarial,
     Contextual,
     CrossEntropy,
+    NoiseAsymmetry,
+    NoiseTotalVariation,
     Perceptual,
-    asymmetry,
-    dissimilarity,
-    total_variation,
+    SSIMLoss,
 )
 from pipelines import config as configs
 from pipelines.config import Config, ConfigError
@@ -67,11 +67,14 @@ class Objective(nn.Module):
         """
         parts = {"l1": l1_loss(restored, clean), **self._images(restored, clean)}
         if self.cross_entropy is not None and labels is not None:
-            parts["cross_entropy"] = self.cross_entropy(restored=restored, labels=labels)
+            parts["cross_entropy"] = self.cross_entropy(restored, clean, labels=labels)
         if estimate is not None and sigma is not None:
-            parts |= self._noise(estimate.float(), sigma)
+            # A term of weight 0 costs nothing worth leaving out.
+            estimate = estimate.float()
+            parts["noise_asymmetry"] = NoiseAsymmetry()(restored, clean, estimate=estimate, sigma=sigma)
+            parts["noise_tv"] = NoiseTotalVariation()(restored, clean, estimate=estimate)
         if self.adversarial is not None:
-            parts["adversarial"], parts["discriminator"] = self.adversarial(restored=restored, clean=clean)
+            parts["adversarial"], parts["discriminator"] = self.adversarial(restored, clean)
         total = self._weighted(parts, 1.0)
         logged = {"loss": total.detach(), **{f"loss.{name}": part.detach() for name, part in parts.items()}}
         if share != 1.0:
@@ -89,19 +92,12 @@ class Objective(nn.Module):
         if "mse" in self.weights:
             parts["mse"] = mse_loss(restored, clean)
         if "ssim" in self.weights:
-            parts["ssim"] = dissimilarity(restored=restored, clean=clean)
+            parts["ssim"] = SSIMLoss()(restored, clean)
         for name in ("d2sm", "perceptual", "lpips", "contextual"):
             term = getattr(self, name)
             if term is not None:
-                parts[name] = term(restored=restored, clean=clean)
+                parts[name] = term(restored, clean)
         return parts
-
-    def _noise(self, estimate: Tensor, sigma: Tensor) -> dict[str, Tensor]:
-        """The terms on the estimate of the noise; one of weight 0 costs nothing worth leaving out."""
-        return {
-            "noise_asymmetry": asymmetry(estimate=estimate, sigma=sigma),
-            "noise_tv": total_variation(estimate=estimate),
-        }
 
 
 def build_d2sm(config: Loss) -> D2SMLoss:

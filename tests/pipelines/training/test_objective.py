@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from d2sm.objectives import asymmetry, dissimilarity, total_variation
+from d2sm.objectives import NoiseAsymmetry, NoiseTotalVariation, SSIMLoss
 from pipelines.config import Config, ConfigError
 from pipelines.training.objective import Objective
-from tests.test_objectives import images, write_heads
+from tests.helpers.objectives import images, write_heads
 
 TINY = {"loss.features": "squeezenet1_0.fire3", "loss.features_weights": "random", "loss.queue_size": 64}
 
@@ -58,7 +58,7 @@ def test_what_is_off_is_not_there() -> None:
     total, parts = term(**given)
     assert set(parts) - {"loss.noise_asymmetry", "loss.noise_tv"} == {"loss", "loss.l1", "loss.ssim"}
     l1 = (given["restored"] - given["clean"]).abs().mean()
-    wanted = l1 + 0.5 * dissimilarity(restored=given["restored"], clean=given["clean"])
+    wanted = l1 + 0.5 * SSIMLoss()(given["restored"], given["clean"])
     torch.testing.assert_close(total, wanted)
 
 
@@ -73,8 +73,9 @@ def test_cbdnets_own_objective() -> None:
     given = batch()
     total, _ = objective(l1=0, mse=1, noise_asymmetry=0.5, noise_tv=0.05)(**given)
     wanted = (given["restored"] - given["clean"]).square().mean()
-    wanted += 0.5 * asymmetry(estimate=given["estimate"], sigma=given["sigma"])
-    wanted += 0.05 * total_variation(estimate=given["estimate"])
+    images = given["restored"], given["clean"]
+    wanted += 0.5 * NoiseAsymmetry()(*images, estimate=given["estimate"], sigma=given["sigma"])
+    wanted += 0.05 * NoiseTotalVariation()(*images, estimate=given["estimate"])
     torch.testing.assert_close(total, wanted)
 
 
