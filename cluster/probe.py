@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipelines.text import one_line
-
 OURS = "driver"  # the file that the driver writes first
 
 
@@ -85,7 +83,7 @@ def _written(trial: str, node: str) -> str:
         (Path(trial) / node).write_text(node)
         return ""
     except (OSError, ValueError, ImportError) as error:
-        return one_line(getattr(error, "strerror", None) or error, 200)
+        return " ".join(str(getattr(error, "strerror", None) or error).split())[:200]
 
 
 def _size(name: str) -> int | None:

@@ -2,8 +2,9 @@
 
     python -m tests.benchmarks.loss_cost [--device cuda] [--queues 64 256 1024 4096 16384] [--quick]
 
-The full recomputation is `tests.reference.differentiable`: both whole kernel matrices in float32, left to autograd, the
-new rows carrying the graph. The queues of both are full before the clock starts. Set OMP_NUM_THREADS for the cores.
+The full recomputation is `tests.helpers.reference.differentiable`: both whole kernel matrices in float32, left to
+autograd, the new rows carrying the graph. The queues of both are full before the clock starts. Set OMP_NUM_THREADS for
+the cores.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from d2sm import StatisticsMatching
 from d2sm.divergence import Divergence
 from d2sm.features import features
 from tests.benchmarks.timing import interleaved, machine, ms, seconds, table
-from tests.reference import differentiable
+from tests.helpers.reference import differentiable
 
 N, D = 8, 8192
 VGG_CROP = 64  # conv5_4 of a 64 x 64 crop is 512 x 4 x 4 = D numbers

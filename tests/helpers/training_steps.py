@@ -12,7 +12,7 @@ from torch import Tensor
 from pipelines.config import Config
 from pipelines.data import index, stream
 from pipelines.recipes import recipe
-from tests.test_objectives import write_heads
+from tests.helpers.objectives import write_heads
 
 CROPS, SIDE = 5, 32
 SMALL = {"model.width": 8, "model.depth": 4, "loss.features": "efficientnet_lite0.bn1"}

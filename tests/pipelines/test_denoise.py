@@ -21,7 +21,7 @@ from pipelines.inference.samples import tensor
 from pipelines.registry import RegistryError
 from pipelines.runs import checkpoint
 from pipelines.runtime.threads import torch_threads
-from tests.networks import stirred
+from tests.helpers.networks import stirred
 
 
 @pytest.fixture(scope="module")

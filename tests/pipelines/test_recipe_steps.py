@@ -14,8 +14,8 @@ from pipelines.runs import checkpoint
 from pipelines.train import Trained, fit
 from pipelines.training.loop import Worker
 from tests.conftest import tiny_config
+from tests.helpers.objectives import write_heads
 from tests.helpers.training_steps import share, small
-from tests.test_objectives import write_heads
 
 ROWS = [name for name in recipes() if name.endswith("_cpu")]
 

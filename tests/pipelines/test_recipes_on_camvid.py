@@ -14,7 +14,7 @@ from pipelines.data import index, stream
 from pipelines.recipes import recipe, recipes
 from pipelines.training.loop import Worker
 from pipelines.training.objective import Objective
-from tests.test_objectives import write_heads
+from tests.helpers.objectives import write_heads
 
 ROWS = [name for name in recipes() if name.endswith("_cpu")]
 HELD_OUT = 3  # batches

@@ -25,7 +25,7 @@ from pipelines.served import Restorer, ServedError
 from pipelines.tracking import store as stores
 from pipelines.tracking.run import open_run
 from tests.helpers.mlflow_server import Server, free_port, stop, wait_for
-from tests.networks import stirred
+from tests.helpers.networks import stirred
 
 SMALL = {"model.width": 8, "model.depth": 3}
 RESULTS = {

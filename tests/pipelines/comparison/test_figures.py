@@ -19,7 +19,7 @@ from pipelines.comparison.rows import Row, RunsError
 from pipelines.inference.samples import tensor
 from pipelines.tracking import store
 from tests.helpers.finished_runs import entries, log, row
-from tests.reference import eq1
+from tests.helpers.reference import eq1
 
 SIDE = 32
 

@@ -14,8 +14,8 @@ from pipelines.config import Config, ConfigError
 from pipelines.networks.models import TrainingModule, build
 from pipelines.training.backward import Gradient
 from pipelines.training.objective import Objective
+from tests.helpers.networks import stirred
 from tests.helpers.training_steps import CROPS, OBJECTIVES, batch, config
-from tests.networks import stirred
 
 
 @pytest.fixture(autouse=True)

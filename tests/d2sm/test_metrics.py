@@ -41,7 +41,7 @@ def slow_ssim(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
 
 def test_ssim_is_the_definition(pair: tuple[NDArray[np.float64], NDArray[np.float64]]) -> None:
     restored, clean = pair
-    assert ssim(restored=restored, clean=clean) == pytest.approx(slow_ssim(restored, clean), abs=1e-9)
+    assert ssim(restored, clean) == pytest.approx(slow_ssim(restored, clean), abs=1e-9)
 
 
 @pytest.mark.parametrize("size", [(11, 11), (11, 300), (75, 12), (150, 97)])  # a window, and bands that end anyhow
@@ -54,16 +54,14 @@ def test_ssim_is_that_of_scikit_image(size: tuple[int, int]) -> None:
         wanted = structural_similarity(
             clean, restored, data_range=1, channel_axis=0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
         )
-        assert ssim(restored=restored, clean=clean) == pytest.approx(
-            wanted, abs=1e-12
-        )  # float64, another order of sums
-        assert similarity(restored) == ssim(restored=restored, clean=clean)
+        assert ssim(restored, clean) == pytest.approx(wanted, abs=1e-12)  # float64, another order of sums
+        assert similarity(restored) == ssim(restored, clean)
 
 
 def test_psnr_is_the_definition(pair: tuple[NDArray[np.float64], NDArray[np.float64]]) -> None:
     restored, clean = pair
     expected = -10 * math.log10(float(((restored - clean) ** 2).mean()))
-    assert psnr(restored=restored, clean=clean) == pytest.approx(expected, abs=1e-9)
+    assert psnr(restored, clean) == pytest.approx(expected, abs=1e-9)
 
 
 def test_psnr_of_a_known_error() -> None:
@@ -72,15 +70,15 @@ def test_psnr_of_a_known_error() -> None:
 
 def test_identical_images(recwarn: pytest.WarningsRecorder) -> None:
     image = torch.rand(3, 16, 16)
-    assert psnr(restored=image, clean=image) == math.inf
-    assert ssim(restored=image, clean=image) == pytest.approx(1.0)
+    assert psnr(image, image) == math.inf
+    assert ssim(image, image) == pytest.approx(1.0)
     assert not recwarn.list
 
 
 def test_tensors_and_arrays_agree() -> None:
     a, b = torch.rand(3, 16, 16), torch.rand(3, 16, 16)
-    assert psnr(restored=a, clean=b) == psnr(restored=a.numpy(), clean=b.numpy())
-    assert ssim(restored=a, clean=b) == ssim(restored=a.numpy(), clean=b.numpy())
+    assert psnr(a, b) == psnr(a.numpy(), b.numpy())
+    assert ssim(a, b) == ssim(a.numpy(), b.numpy())
 
 
 @pytest.mark.parametrize("metric", [psnr, ssim])
@@ -93,7 +91,7 @@ def test_wrong_images_are_named(metric: object) -> None:
         (np.zeros((3, 16, 16), np.uint8), "restored holds uint8"),
     ):
         with pytest.raises(ValueError, match=message):
-            metric(restored=bad, clean=image)
+            metric(bad, image)
 
 
 def test_an_image_smaller_than_the_window_is_named() -> None:

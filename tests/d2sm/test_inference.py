@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from d2sm.inference import restore
 from d2sm.models import FFDNet
-from tests.networks import stirred
+from tests.helpers.networks import stirred
 
 
 class Blind(nn.Module):

@@ -18,22 +18,16 @@ from d2sm.objectives import (
     LPIPS,
     Contextual,
     CrossEntropy,
+    NoiseAsymmetry,
+    NoiseTotalVariation,
     Perceptual,
-    asymmetry,
-    dissimilarity,
-    total_variation,
+    SSIMLoss,
 )
 from d2sm.objectives.lpips import CHANNELS, LAYERS
 from d2sm.objectives.segmentation import ABSENT
+from tests.helpers.objectives import images, write_heads
 
 SQUEEZE: dict[str, Any] = {"network": "squeezenet1_0", "weights": "random"}
-
-
-def images(count: int = 2, height: int = 40, width: int = 48, *, seed: int = 0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.rand(count, 3, height // 8 + 1, width // 8 + 1, generator=generator)
-    clean = nn.functional.interpolate(coarse, size=(height, width), mode="bilinear")
-    return clean + 0.1 * torch.randn(clean.shape, generator=generator), clean
 
 
 def maps(layer: str, pictures: Tensor) -> np.ndarray:
@@ -47,37 +41,24 @@ def heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_heads(tmp_path_factory.mktemp("lpips") / "alex.pth")
 
 
-def write_heads(path: Path) -> Path:
-    """Random heads for AlexNet under the published keys."""
-    generator = torch.Generator().manual_seed(0)
-    state = {
-        f"lin{index}.model.1.weight": torch.rand(1, channels, 1, 1, generator=generator)
-        for index, channels in enumerate(CHANNELS["alexnet"])
-    }
-    torch.save(state, path)
-    return path
-
-
 @pytest.mark.parametrize("size", [(11, 11), (17, 40), (280, 300)])
 def test_ssim_is_that_of_the_evaluation(size: tuple[int, int]) -> None:
     """scikit-image in float64; also at sizes that some libraries halve. Tolerance 1e-9, in float32 1e-5."""
     restored, clean = images(2, *size)
     restored = restored.clamp(0, 1)
-    wanted = 1 - np.mean([metrics.ssim(restored=x, clean=y) for x, y in zip(restored, clean, strict=True)])
-    assert dissimilarity(restored=restored.double(), clean=clean.double()).item() == pytest.approx(wanted, abs=1e-9)
-    assert dissimilarity(restored=restored, clean=clean).item() == pytest.approx(wanted, abs=1e-5)
+    wanted = 1 - np.mean([metrics.ssim(x, y) for x, y in zip(restored, clean, strict=True)])
+    assert SSIMLoss()(restored.double(), clean.double()).item() == pytest.approx(wanted, abs=1e-9)
+    assert SSIMLoss()(restored, clean).item() == pytest.approx(wanted, abs=1e-5)
     with torch.autocast("cpu", torch.bfloat16):
-        assert dissimilarity(restored=restored, clean=clean).item() == pytest.approx(wanted, abs=1e-5)
+        assert SSIMLoss()(restored, clean).item() == pytest.approx(wanted, abs=1e-5)
 
 
 def test_ssim_has_the_gradient_of_its_values() -> None:
     restored, clean = (image.double() for image in images(1, 12, 13))
-    assert torch.autograd.gradcheck(
-        lambda x: dissimilarity(restored=x, clean=clean), restored.requires_grad_(), atol=1e-6, rtol=1e-4
-    )
-    assert dissimilarity(restored=clean, clean=clean).item() == pytest.approx(0, abs=1e-12)
+    assert torch.autograd.gradcheck(lambda x: SSIMLoss()(x, clean), restored.requires_grad_(), atol=1e-6, rtol=1e-4)
+    assert SSIMLoss()(clean, clean).item() == pytest.approx(0, abs=1e-12)
     with pytest.raises(ValueError, match="10x20 pixels: SSIM needs at least 11"):
-        dissimilarity(restored=torch.rand(1, 3, 10, 20), clean=torch.rand(1, 3, 10, 20))
+        SSIMLoss()(torch.rand(1, 3, 10, 20), torch.rand(1, 3, 10, 20))
 
 
 def test_perceptual_is_the_mean_square_of_each_layer() -> None:
@@ -85,7 +66,7 @@ def test_perceptual_is_the_mean_square_of_each_layer() -> None:
     restored, clean = images()
     layers = ("fire3", "conv1", "relu1")
     wanted = np.mean([np.square(maps(layer, restored) - maps(layer, clean)).mean() for layer in layers])
-    found = Perceptual(layers=layers, **SQUEEZE)(restored=restored, clean=clean)
+    found = Perceptual(layers=layers, **SQUEEZE)(restored, clean)
     assert found.item() == pytest.approx(wanted, rel=1e-5)
     assert maps("conv1", clean).min() < 0
 
@@ -114,7 +95,7 @@ def test_lpips_is_its_definition(heads: Path) -> None:
                 a, c = (m[(b, slice(None), *place)] for m in pair)
                 difference = a / (np.linalg.norm(a) + 1e-10) - c / (np.linalg.norm(c) + 1e-10)
                 total += float(head @ difference**2) / (count * height * width)
-    assert loss(restored=restored, clean=clean).item() == pytest.approx(total, rel=1e-5)
+    assert loss(restored, clean).item() == pytest.approx(total, rel=1e-5)
 
 
 def test_lpips_has_a_gradient_where_all_channels_are_zero(heads: Path) -> None:
@@ -123,7 +104,7 @@ def test_lpips_has_a_gradient_where_all_channels_are_zero(heads: Path) -> None:
         if isinstance(part, nn.Conv2d) and part.bias is not None:
             part.bias.fill_(-1e3)
     restored, clean = images(1, 70, 70)
-    loss(restored=restored.requires_grad_(), clean=clean).backward()
+    loss(restored.requires_grad_(), clean).backward()
     assert restored.grad is not None and torch.isfinite(restored.grad).all()
 
 
@@ -166,8 +147,8 @@ def test_contextual_is_its_definition(h: float) -> None:
         for x, y in zip(maps(layer, restored), maps(layer, clean), strict=True)
     ]
     loss = Contextual(layers=layers, bandwidth=h, **SQUEEZE)
-    assert loss(restored=restored, clean=clean).item() == pytest.approx(np.mean(wanted), rel=1e-4)
-    loss(restored=restored.requires_grad_(), clean=clean).backward()
+    assert loss(restored, clean).item() == pytest.approx(np.mean(wanted), rel=1e-4)
+    loss(restored.requires_grad_(), clean).backward()
     assert restored.grad is not None and torch.isfinite(restored.grad).all() and restored.grad.abs().max() > 0
 
 
@@ -177,7 +158,7 @@ def test_contextual_knows_no_places() -> None:
     _, clean = images(1, 32, 64)
     moved = torch.cat([clean[..., 32:], clean[..., :32]], dim=-1)
     other = images(1, 32, 64, seed=9)[1]
-    same, swapped, foreign = (loss(restored=x, clean=clean).item() for x in (clean, moved, other))
+    same, swapped, foreign = (loss(x, clean).item() for x in (clean, moved, other))
     assert same < 0.05
     assert swapped < 0.5 * foreign
     with pytest.raises(ValueError, match="bandwidth=0"):
@@ -221,48 +202,58 @@ def cross_entropy_by_hand(logits: np.ndarray, labels: np.ndarray, skip: tuple[in
 
 def test_cross_entropy_is_its_definition() -> None:
     """Tolerance 1e-5 relative."""
-    restored, labels = images(3, 10, 12)[0], drawn_labels(3, 10, 12)
+    (restored, clean), labels = images(3, 10, 12), drawn_labels(3, 10, 12)
     labels[1, 2:] = 255  # hardly any label
     labels[1, 2, 5] = 4
     labels[2] = 255  # none
     with torch.no_grad():
         logits = segmenter()(restored).double().numpy()
     loss = CrossEntropy(segmenter())
-    found = loss(restored=restored.requires_grad_(), labels=labels)
+    found = loss(restored.requires_grad_(), clean, labels=labels)
     assert found.item() == pytest.approx(cross_entropy_by_hand(logits, labels.numpy()), rel=1e-5)
     found.backward()
     assert restored.grad is not None
     assert [bool(grad.any()) for grad in restored.grad] == [True, True, False]
-    shares = [loss(restored=x[None], labels=y[None]) for x, y in zip(restored, labels, strict=True)]
+    shares = [loss(x[None], y[None], labels=z[None]) for x, y, z in zip(restored, clean, labels, strict=True)]
     assert torch.stack(shares).mean().item() == pytest.approx(found.item(), rel=1e-6)  # however it is dealt
 
 
 def test_cross_entropy_leaves_out_what_the_segmenter_does_not_know() -> None:
-    restored, labels = images(1, 10, 12)[0], drawn_labels(1, 10, 12)
+    (restored, clean), labels = images(1, 10, 12), drawn_labels(1, 10, 12)
     with torch.no_grad():
         logits = segmenter(absent=2)(restored).double().numpy()
     wanted = cross_entropy_by_hand(logits, labels.numpy(), skip=(2, 255))
-    assert CrossEntropy(segmenter(absent=2))(restored=restored, labels=labels).item() == pytest.approx(wanted, rel=1e-5)
+    assert CrossEntropy(segmenter(absent=2))(restored, clean, labels=labels).item() == pytest.approx(wanted, rel=1e-5)
 
 
 def test_cross_entropy_at_another_scale() -> None:
     seen: list[Tensor] = []
     network = segmenter()
     network.register_forward_hook(lambda module, inputs, out: seen.append(inputs[0]))
-    restored, labels = images(1, 16, 24)[0], drawn_labels(1, 16, 24)
-    assert CrossEntropy(network, scale=0.5)(restored=restored, labels=labels).isfinite()
+    (restored, clean), labels = images(1, 16, 24), drawn_labels(1, 16, 24)
+    assert CrossEntropy(network, scale=0.5)(restored, clean, labels=labels).isfinite()
     # Half the size, bilinear without antialiasing: the mean of each 2 x 2 pixels.
     torch.testing.assert_close(seen[0], nn.functional.avg_pool2d(restored, 2))
     with pytest.raises(ValueError, match=r"labels: shape \(1, 8, 24\); give \(1, 16, 24\)"):
-        CrossEntropy(network)(restored=restored, labels=labels[:, ::2])
+        CrossEntropy(network)(restored, clean, labels=labels[:, ::2])
     with pytest.raises(ValueError, match="scale=0"):
         CrossEntropy(network, scale=0)
+
+
+def asymmetry(estimate: Tensor, sigma: Tensor) -> float:
+    value: float = NoiseAsymmetry()(estimate, estimate, estimate=estimate, sigma=sigma).item()
+    return value
+
+
+def total_variation(estimate: Tensor) -> float:
+    value: float = NoiseTotalVariation()(estimate, estimate, estimate=estimate).item()
+    return value
 
 
 def test_asymmetry_weighs_too_low_an_estimate_more() -> None:
     """Known answers: 0.7 of the square below, 0.3 above; and a loop at 1e-6 relative."""
     sigma = torch.tensor([51.0])  # 0.2
-    low, high = (asymmetry(estimate=torch.full((1, 3, 2, 2), v), sigma=sigma).item() for v in (0.1, 0.3))
+    low, high = (asymmetry(torch.full((1, 3, 2, 2), value), sigma) for value in (0.1, 0.3))
     assert low == pytest.approx(0.7 * 0.01, rel=1e-5)
     assert high == pytest.approx(0.3 * 0.01, rel=1e-5)
     estimate, sigma = torch.rand(4, 3, 5, 6) * 0.3, torch.tensor([5.0, 20.0, 40.0, 70.0])
@@ -270,9 +261,9 @@ def test_asymmetry_weighs_too_low_an_estimate_more() -> None:
     for place in np.ndindex(*estimate.shape):
         error = float(estimate[place]) - float(sigma[place[0]]) / 255
         terms.append(abs(0.3 - (1 if error < 0 else 0)) * error**2)
-    assert asymmetry(estimate=estimate, sigma=sigma).item() == pytest.approx(np.mean(terms), rel=1e-6)
-    with pytest.raises(ValueError, match="give one an image"):
-        asymmetry(estimate=estimate, sigma=sigma[:2])
+    assert asymmetry(estimate, sigma) == pytest.approx(np.mean(terms), rel=1e-6)
+    with pytest.raises(ValueError, match=r"sigma: shape \(2,\)"):
+        asymmetry(estimate, sigma[:2])
 
 
 def test_total_variation_is_a_loop_and_does_not_grow_with_the_batch() -> None:
@@ -281,10 +272,12 @@ def test_total_variation_is_a_loop_and_does_not_grow_with_the_batch() -> None:
     array = estimate.double().numpy()
     down = [(array[b, c, i + 1, j] - array[b, c, i, j]) ** 2 for b, c, i, j in np.ndindex(2, 3, 4, 7)]
     right = [(array[b, c, i, j + 1] - array[b, c, i, j]) ** 2 for b, c, i, j in np.ndindex(2, 3, 5, 6)]
-    assert total_variation(estimate=estimate).item() == pytest.approx(np.mean(down) + np.mean(right), rel=1e-6)
+    assert total_variation(estimate) == pytest.approx(np.mean(down) + np.mean(right), rel=1e-6)
     one, five = estimate[:1], estimate[:1].expand(5, -1, -1, -1)
-    assert total_variation(estimate=five).item() == pytest.approx(total_variation(estimate=one).item(), rel=1e-6)
-    assert total_variation(estimate=torch.full((1, 3, 4, 4), 0.3)).item() == 0
+    assert total_variation(five) == pytest.approx(total_variation(one), rel=1e-6)
+    assert total_variation(torch.full((1, 3, 4, 4), 0.3)) == 0
+    with pytest.raises(ValueError, match=r"estimate: shape \(2, 3, 1, 7\)"):
+        total_variation(estimate[:, :, :1])
 
 
 @pytest.mark.parametrize("name", ["perceptual", "lpips", "contextual", "cross_entropy"])
@@ -309,16 +302,16 @@ def test_networks_are_frozen_and_not_in_the_state(name: str, heads: Path) -> Non
 @pytest.mark.parametrize("name", ["ssim", "perceptual", "lpips", "contextual"])
 def test_images_of_other_shapes_are_refused(name: str, heads: Path) -> None:
     losses: dict[str, Any] = {
-        "ssim": dissimilarity,
+        "ssim": SSIMLoss(),
         "perceptual": Perceptual(layers=("fire3",), **SQUEEZE),
         "lpips": LPIPS(heads, "alexnet", weights="random"),
         "contextual": Contextual(layers=("fire3",), **SQUEEZE),
     }
     clean = torch.rand(2, 3, 64, 64)
     with pytest.raises(ValueError, match="must agree"):
-        losses[name](restored=clean[:1], clean=clean)
+        losses[name](clean[:1], clean)
     with pytest.raises(ValueError, match="give RGB images"):
-        losses[name](restored=clean[:, :1], clean=clean[:, :1])
+        losses[name](clean[:, :1], clean[:, :1])
 
 
 def test_layers_that_there_are_not() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from d2sm.models import FFDNet
-from tests.networks import stirred
+from tests.helpers.networks import stirred
 
 
 def sigmas(*values: float) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 
 from d2sm.inference import restore
 from d2sm.models import CBDNet
-from tests.networks import averaging, reach, stirred
+from tests.helpers.networks import averaging, reach, stirred
 
 
 @pytest.fixture(scope="module")

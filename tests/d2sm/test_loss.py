@@ -47,7 +47,7 @@ def test_whole_crops_are_one_sample_each(divergence: Divergence) -> None:
         restored, clean = images(3, seed=step)
         with torch.no_grad():
             expected = matching(restored=network(restored).flatten(1), clean=network(clean).flatten(1))
-        assert loss(restored=restored, clean=clean).item() == pytest.approx(expected.item(), rel=1e-6)
+        assert loss(restored, clean).item() == pytest.approx(expected.item(), rel=1e-6)
     assert loss.matching.memory.restored.shape == (8, 8 * 4 * 6)
 
 
@@ -64,17 +64,17 @@ def test_internal_patches_are_one_sample_each() -> None:
         restored, clean = images(seed=step)
         with torch.no_grad():
             expected = matching(restored=cut(network(restored)), clean=cut(network(clean)))
-        assert loss(restored=restored, clean=clean).item() == pytest.approx(expected.item(), rel=1e-6)
+        assert loss(restored, clean).item() == pytest.approx(expected.item(), rel=1e-6)
     assert loss.matching.memory.restored.shape == (20, 8 * 2 * 2)
 
 
 @pytest.mark.parametrize("patch_size", [None, 8])
 def test_gradient_is_that_of_the_features_and_stops_there(patch_size: int | None) -> None:
     network, loss = phi(), D2SMLoss(phi(), 24, patch_size=patch_size)
-    loss(**dict(zip(("restored", "clean"), images(seed=1), strict=True)))
+    loss(*images(seed=1))
     restored, clean = (image.requires_grad_() for image in images(seed=2))
     matching = copy.deepcopy(loss.matching)
-    value = loss(restored=restored, clean=clean)
+    value = loss(restored, clean)
     value.backward()
 
     def cut(maps: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ def test_clean_goes_once_through_phi_without_a_graph() -> None:
     loss, seen = D2SMLoss(phi(), 8), []
     loss.features.register_forward_hook(lambda module, inputs, out: seen.append((inputs[0], out.requires_grad)))
     restored, clean = images()
-    loss(restored=restored.requires_grad_(), clean=clean.requires_grad_())
+    loss(restored.requires_grad_(), clean.requires_grad_())
     assert len(seen) == 2
     assert [graph for image, graph in seen if image is clean] == [False]
     assert [graph for image, graph in seen if image is restored] == [True]
@@ -100,14 +100,14 @@ def test_clean_goes_once_through_phi_without_a_graph() -> None:
 
 def test_no_graph_where_none_is_wanted() -> None:
     restored, clean = images()
-    assert not D2SMLoss(phi(), 8)(restored=restored, clean=clean).requires_grad
+    assert not D2SMLoss(phi(), 8)(restored, clean).requires_grad
     with torch.no_grad():
-        assert not D2SMLoss(phi(), 8)(restored=restored.requires_grad_(), clean=clean).requires_grad
+        assert not D2SMLoss(phi(), 8)(restored.requires_grad_(), clean).requires_grad
 
 
 def test_zero_for_equal_images() -> None:
     _, clean = images()
-    assert D2SMLoss(phi(), 32, patch_size=8)(restored=clean.clone(), clean=clean).item() == 0
+    assert D2SMLoss(phi(), 32, patch_size=8)(clean.clone(), clean).item() == 0
 
 
 class Training(nn.Module):
@@ -125,7 +125,7 @@ def test_state_holds_the_queues_and_nothing_of_phi(nested: bool) -> None:
     prefix = "loss." if nested else ""
     loss: Any = module.loss if nested else module
     restored, clean = images(4, 32, 32)
-    loss(restored=restored, clean=clean)
+    loss(restored, clean)
     state = module.state_dict()
     assert set(state) - {"model.weight", "model.bias"} == {
         f"{prefix}matching.{key}" for key in ("memory.rings", "memory._extra_state", "divergence.sums")
@@ -139,7 +139,7 @@ def test_saved_state_continues_bit_for_bit(divergence: Divergence, tmp_path: Pat
     first, second = (nn.ModuleDict({"d2sm": D2SMLoss(phi(), 10, divergence=divergence)}) for _ in range(2))
     for step in range(4):  # 12 samples: the queues have wrapped around
         restored, clean = images(3, seed=step)
-        first["d2sm"](restored=restored, clean=clean)
+        first["d2sm"](restored, clean)
     torch.save(first.state_dict(), tmp_path / "loss.pt")
     saved = torch.load(tmp_path / "loss.pt", weights_only=True)
     keys = list(saved)
@@ -149,7 +149,7 @@ def test_saved_state_continues_bit_for_bit(divergence: Divergence, tmp_path: Pat
     for step in range(4, 7):
         restored, clean = images(3, seed=step)
         leaves = [restored.clone().requires_grad_() for _ in range(2)]
-        values = [loss["d2sm"](restored=leaf, clean=clean) for loss, leaf in zip((first, second), leaves, strict=True)]
+        values = [loss["d2sm"](leaf, clean) for loss, leaf in zip((first, second), leaves, strict=True)]
         gradients = [torch.autograd.grad(value, leaf)[0] for value, leaf in zip(values, leaves, strict=True)]
         assert torch.equal(*values) and torch.equal(*gradients)
     for key, value in tensors(first).items():
@@ -173,12 +173,12 @@ def test_loading_is_strict_about_the_rest_and_leaves_phi_alone() -> None:
 
 def test_a_deep_copy_remembers_on_its_own() -> None:
     loss = D2SMLoss(phi(), 10)
-    loss(**dict(zip(("restored", "clean"), images(4, seed=0), strict=True)))
+    loss(*images(4, seed=0))
     twin = copy.deepcopy(loss)
     restored, clean = images(4, seed=1)
-    value = twin(restored=restored, clean=clean)
+    value = twin(restored, clean)
     assert (twin.matching.memory.fill, loss.matching.memory.fill) == (8, 4)
-    assert torch.equal(loss(restored=restored, clean=clean), value)
+    assert torch.equal(loss(restored, clean), value)
     assert twin.state_dict().keys() == loss.state_dict().keys()
 
 
@@ -187,12 +187,12 @@ def test_phi_stays_in_eval_mode() -> None:
     loss = D2SMLoss(network, 8)
     training = nn.ModuleList([loss]).train()
     restored, clean = images()
-    loss(restored=restored, clean=clean)
+    loss(restored, clean)
     assert loss.training and loss.matching.training and not any(part.training for part in network.modules())
     assert network[1].num_batches_tracked == 0
     training.eval()
     before = tensors(loss)
-    loss(restored=restored, clean=clean)
+    loss(restored, clean)
     assert not loss.matching.training and loss.matching.memory.fill == 2
     assert all(torch.equal(value, tensors(loss)[key]) for key, value in before.items())
     training.train()
@@ -226,9 +226,9 @@ RESTORED, CLEAN = images()
 def test_bad_images_name_the_argument_and_change_nothing(restored: Tensor, clean: Tensor, words: str) -> None:
     loss = D2SMLoss(phi(), queue_size=12, patch_size=8)
     with pytest.raises(ValueError, match=words):
-        loss(restored=restored, clean=clean)
+        loss(restored, clean)
     assert loss.matching.memory.fill == 0
-    assert loss(restored=RESTORED, clean=CLEAN) > 0
+    assert loss(RESTORED, CLEAN) > 0
 
 
 def test_noise_may_leave_the_range() -> None:
@@ -254,9 +254,10 @@ def test_bad_options_name_the_argument(options: dict[str, Any], words: str) -> N
         D2SMLoss(**{"features": phi(), "queue_size": 8} | options)
 
 
-def test_arguments_are_named() -> None:
-    with pytest.raises(TypeError):
-        D2SMLoss(phi(), 8)(*images())  # type: ignore[misc]
+def test_positional_and_keyword_arguments_are_the_same_call() -> None:
+    restored, clean = images(4)
+    by_position, by_keyword = D2SMLoss(phi(), 8)(restored, clean), D2SMLoss(phi(), 8)(clean=clean, restored=restored)
+    assert by_position > 0 and torch.equal(by_position, by_keyword)
 
 
 def test_autocast_computes_features_in_bf16_and_the_loss_in_float32() -> None:
@@ -298,7 +299,7 @@ def descend(loss: D2SMLoss, restored: Tensor, clean: Tensor) -> tuple[float, flo
     free, values = restored.clone().requires_grad_(), []
     optimizer = torch.optim.Adam([free], lr=0.005)
     for _ in range(25):
-        value = loss(restored=free, clean=clean)
+        value = loss(free, clean)
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
@@ -316,7 +317,7 @@ def test_descending_against_the_history_lowers_the_loss() -> None:
     loss = D2SMLoss(phi(), queue_size=32)
     for step in range(8):
         _, clean = images(4, seed=step)
-        loss(restored=clean, clean=clean)
+        loss(clean, clean)
     loss.eval()  # the history stays as it is
     # A single new sample: all it can be compared with is the history.
     first, last = descend(loss, *images(1, seed=9))

@@ -11,7 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from d2sm.models import CBDNet, ESPNet, FFDNet, SADNet
 from d2sm.models.activation_checkpointing import checkpoint_activations
-from tests.networks import stirred
+from tests.helpers.networks import stirred
 
 
 def kept(network: nn.Module) -> tuple[int, Tensor]:

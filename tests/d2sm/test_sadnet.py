@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from d2sm.inference import restore
 from d2sm.models import SADNet
 from d2sm.models.sadnet import _Adaptive
-from tests.networks import averaging, reach, stirred
+from tests.helpers.networks import averaging, reach, stirred
 
 SHIFTS = 144  # of the 216 channels; the last 72 are masks
 
