@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from cluster import constants, nodes
 from pipelines.runtime import auth
 from pipelines.runtime.auth import AuthError
+from pipelines.text import one_line
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -84,7 +85,7 @@ def _status(url: str, timeout: float) -> int:
 
 
 def _absent(address: str, reason: object) -> ClusterError:
-    why = " ".join(str(reason).split())[:200]
+    why = one_line(reason, 200)
     return ClusterError(
         f"{address}: no Ray cluster answers ({why}); give its address with --address, or start one here: "
         "d2sm cluster up"
@@ -103,7 +104,7 @@ def ask(address: str, path: str, *, timeout: float = 10) -> Any:
 
 def client(address: str) -> JobSubmissionClient:
     """Ray's own client of the jobs at this very address, with the token."""
-    with one_line(address):
+    with plain_errors(address):
         from ray.job_submission import JobSubmissionClient
 
         for name in _TALKATIVE:
@@ -121,7 +122,7 @@ def _headers() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def one_line(address: str) -> Iterator[None]:
+def plain_errors(address: str) -> Iterator[None]:
     """What Ray's client and the network raise, as one line."""
     from ray.exceptions import AuthenticationError
     from requests.exceptions import RequestException
@@ -136,4 +137,4 @@ def one_line(address: str) -> Iterator[None]:
     except (ConnectionError, RequestException) as error:
         raise _absent(address, error) from None
     except RuntimeError as error:  # "Request failed with status code ..."
-        raise ClusterError(f"{address}: {' '.join(str(error).split())[:300]}") from None
+        raise ClusterError(f"{address}: {one_line(error)}") from None

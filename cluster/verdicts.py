@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from cluster.probe import Seen
 from pipelines.config import Config
-from pipelines.runtime import resources, text
+from pipelines.runtime import resources
+from pipelines.text import listed, redact
 from pipelines.tracking import store
 
 
@@ -26,7 +27,7 @@ class Check:
 def nodes(seen: Mapping[str, Seen | None]) -> Check:
     if silent := [name for name, answer in seen.items() if answer is None]:
         return Check(
-            "nodes", False, f"{_some(silent)} of {len(seen)}: no answer; see its log, or take it out of the cluster"
+            "nodes", False, f"{listed(silent, 1)} of {len(seen)}: no answer; see its log, or take it out of the cluster"
         )
     return Check("nodes", True, f"{len(seen)} answer")
 
@@ -102,7 +103,7 @@ def tracking(config: Config) -> Check:
         store.check(uri)
     except store.TrackingError as error:
         return Check("tracking", False, str(error))
-    return Check("tracking", True, text.redact(uri))
+    return Check("tracking", True, redact(uri))
 
 
 def weights(trouble: str, seen: Mapping[str, Seen]) -> Check:
@@ -117,7 +118,3 @@ def weights(trouble: str, seen: Mapping[str, Seen]) -> Check:
     any_answer = next(iter(seen.values()), None)
     names = [*any_answer.files, *any_answer.modules] if any_answer else []
     return Check("weights", True, ", ".join(names) or "none needed")
-
-
-def _some(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

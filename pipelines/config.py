@@ -6,7 +6,6 @@ Every part of the pipeline reads its own section; nobody reads the environment i
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -16,6 +15,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from pipelines.sections import Data, Loss, Model, Noise, Section
+from pipelines.text import did_you_mean, one_line
 
 
 class ConfigError(ValueError):
@@ -220,7 +220,7 @@ def load(path: str | Path) -> Config:
     except OSError as error:
         raise ConfigError(f"configuration {path}: {error.strerror}; give a file written by `d2sm train`") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"configuration {path}: no valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"configuration {path}: no valid YAML: {one_line(error)}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"configuration {path}: holds no sections; give a file written by `d2sm train`")
     for key, _ in _leaves(tree, ""):
@@ -233,7 +233,7 @@ def from_tree(tree: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_one_line(error)) from None
+        raise ConfigError(_first_problem(error)) from None
 
 
 def parse(overrides: Iterable[str]) -> dict[str, Any]:
@@ -287,8 +287,9 @@ def check_key(key: str) -> None:
     if key in known:
         return
     last = key.rsplit(".", 1)[-1]
-    near = [k for k in known if k.rsplit(".", 1)[-1] == last] or difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-    raise ConfigError(f"{key}: no such key; did you mean {near[0]}? (`d2sm train --keys` lists them all)")
+    candidates = [k for k in known if k.rsplit(".", 1)[-1] == last] or known
+    hint = did_you_mean(key, candidates, cutoff=0.0)
+    raise ConfigError(f"{key}: no such key{hint} (`d2sm train --keys` lists them all)")
 
 
 def _set(tree: dict[str, Any], key: str, value: Any) -> None:
@@ -299,7 +300,7 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
     tree[last] = value
 
 
-def _one_line(error: ValidationError) -> str:
+def _first_problem(error: ValidationError) -> str:
     first = error.errors()[0]
     if first["type"] == "value_error":  # ours: it already names the key
         return str(first["ctx"]["error"])

@@ -26,6 +26,7 @@ from pipelines.runs.results import CONVENTION, EvaluationError, Results, Score
 from pipelines.runtime import session
 from pipelines.runtime.progress import Line
 from pipelines.runtime.threads import torch_threads
+from pipelines.text import one_line
 
 
 def evaluate(model: str | Path, config: Config | None = None, *, quiet: bool = False, verbose: bool = False) -> Results:
@@ -71,7 +72,7 @@ def _rows(network: nn.Module, config: Config, items: pa.Table, quiet: bool) -> l
     except Exception as error:  # Ray wraps what an actor raised in several layers
         reason = session.cause(error)
         if isinstance(reason, (ValueError, OSError)):
-            raise EvaluationError(" ".join(str(reason).split())[:600]) from error
+            raise EvaluationError(one_line(reason, 600)) from error
         raise
     return sorted(rows, key=lambda row: (row["name"], row["kind"], row["level"]))
 

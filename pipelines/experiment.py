@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import config as configs
-from pipelines import registry, tracking, train
+from pipelines import registry, text, tracking, train
 from pipelines.config import Config
 from pipelines.evaluate import evaluate
 from pipelines.inference import pictures
 from pipelines.runs import checkpoint, storage
 from pipelines.runs import folder as run_folder
 from pipelines.runs.results import RESULTS, Results
-from pipelines.runtime import text
 from pipelines.tracking import store
 from pipelines.training import record, tracked
 

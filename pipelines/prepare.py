@@ -23,6 +23,7 @@ from pipelines.data.layouts import DataError
 from pipelines.data.manifest import MANIFEST, STARTED, Manifest, Photograph, Shard, is_prepared, load
 from pipelines.runtime import session
 from pipelines.runtime.progress import Line
+from pipelines.text import one_line
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def _write(root: Path, drafts: list[_Draft], quiet: bool) -> tuple[dict[str, Sha
     except Exception as error:  # Ray wraps what a task raised in several layers
         reason = session.cause(error)
         if isinstance(reason, (ValueError, OSError)):
-            raise DataError(f"{root}: {' '.join(str(reason).split())[:600]}") from error
+            raise DataError(f"{root}: {one_line(reason, 600)}") from error
         raise
     return done, written
 

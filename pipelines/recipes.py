@@ -13,12 +13,12 @@ Perceptual on VGG and LPIPS, whose weights were not at hand, are guesses, and so
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 from pipelines.config import Config, ConfigError
+from pipelines.text import did_you_mean
 
 _PAPER: dict[str, Any] = {
     "data.crop_size": 512,
@@ -164,5 +164,5 @@ def recipe(name: str) -> Config:
     known = recipes()
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-    raise ConfigError(f"recipe {name!r}: did you mean {near}? Known: {', '.join(known)}")
+    hint = did_you_mean(name, known, cutoff=0.0)
+    raise ConfigError(f"recipe {name!r}: no such recipe{hint} Known: {', '.join(known)}")

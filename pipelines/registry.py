@@ -7,7 +7,6 @@ A version carries a bundle: model.safetensors, config.yaml, meta.json and their 
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipelines.config import Config
-from pipelines.runtime.text import redact
+from pipelines.text import did_you_mean, listed, redact
 from pipelines.tracking import bundle as bundles
 from pipelines.tracking import store
 from pipelines.tracking.bundle import Record, RegistryError
@@ -99,13 +98,13 @@ def lookup(reference: str, *, uri: str | None = None) -> Record:
         held: dict[str, str] = {key: str(value) for key, value in model.aliases.items()}
         if alias and alias not in held:
             raise RegistryError(
-                f"{name}@{alias}: no such alias; {name} has {_list(held) or 'none'}{_near(alias, list(held))}"
+                f"{name}@{alias}: no such alias; {name} has {listed(held) or 'none'}{did_you_mean(alias, held)}"
             )
         versions = [int(found.version) for found in _pages(client.search_model_versions, _filter(name))]
         wanted = int(held[alias]) if alias else version or max(versions, default=0)
         if wanted not in versions:
             raise RegistryError(
-                f"{name}/{wanted}: no such version; {name} has {_list(map(str, sorted(versions))) or 'none yet'}"
+                f"{name}/{wanted}: no such version; {name} has {listed(map(str, sorted(versions))) or 'none yet'}"
             )
         return _record(client.get_model_version(name, str(wanted)), uri)
 
@@ -188,8 +187,9 @@ def _number(record: Record, metric: str) -> float:
         return float(record.tags[metric])
     except (KeyError, ValueError):
         numbers = [key for key in record.tags if re.search(r"\.sigma", key)]
+        hint = did_you_mean(metric, numbers)
         raise RegistryError(
-            f"{metric}: {record.label} has no such number; it has {_list(numbers) or 'none'}{_near(metric, numbers)}"
+            f"{metric}: {record.label} has no such number; it has {listed(numbers) or 'none'}{hint}"
         ) from None
 
 
@@ -226,7 +226,7 @@ def _reach(uri: str, *, writes: bool = False) -> MlflowClient:
 
 @contextmanager
 def _plain(uri: str) -> Iterator[None]:
-    with store.one_line(uri, RegistryError):
+    with store.plain_errors(uri, RegistryError):
         yield
 
 
@@ -235,7 +235,7 @@ def _model(client: MlflowClient, name: str, uri: str) -> RegisteredModel:
     known: dict[str, RegisteredModel] = {m.name: m for m in _pages(client.search_registered_models, None)}
     if name not in known:
         raise RegistryError(
-            f"{name}: no such model in {redact(uri)}; it has {_list(known) or 'none'}{_near(name, list(known))}"
+            f"{name}: no such model in {redact(uri)}; it has {listed(known) or 'none'}{did_you_mean(name, known)}"
         )
     return known[name]
 
@@ -281,13 +281,3 @@ def _check_alias(alias: str) -> None:
 def _filter(name: str) -> str:
     quote = '"' if "'" in name else "'"
     return f"name = {quote}{name}{quote}"
-
-
-def _list(names: Any, limit: int = 8) -> str:
-    names = list(names)
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
-
-
-def _near(name: str, names: list[str]) -> str:
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]}?" if near else ""

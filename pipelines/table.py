@@ -29,6 +29,7 @@ from pipelines.runs import checkpoint
 from pipelines.runs import folder as run_folder
 from pipelines.runtime import resources, session
 from pipelines.runtime.progress import Line
+from pipelines.text import one_line
 from pipelines.training import objective
 from pipelines.training.messages import Entry, Reader
 
@@ -226,7 +227,7 @@ def _why(ended: Any) -> str:
     except ray.exceptions.WorkerCrashedError:
         return "its process died (out of memory?)"
     except Exception as error:  # Ray wraps what was raised in several layers
-        return " ".join(str(session.cause(error)).split())[:600]
+        return one_line(session.cause(error), 600)
     return ""
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pipelines.text import columns
 from tuning.space import Point
 
 State = Literal["waiting", "running", "finished", "stopped", "failed"]
@@ -100,9 +101,8 @@ def table(rows: Sequence[Row], keys: Sequence[str], metrics: Sequence[str]) -> l
 def text(rows: Sequence[Row], keys: Sequence[str], metrics: Sequence[str]) -> str:
     """The ranked table as plain text, the reasons of failed trials below."""
     lines = table(ranked(rows, metrics[0]), keys, metrics)
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    shown = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([*shown, *(f"{row.number:03d} failed: {row.why}" for row in rows if row.state == "failed")])
+    failed = [f"{row.number:03d} failed: {row.why}" for row in rows if row.state == "failed"]
+    return "\n".join([columns(lines), *failed])
 
 
 def _number(value: float) -> str:

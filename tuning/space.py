@@ -22,6 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipelines import config as configs
 from pipelines.config import Config
+from pipelines.text import one_line
 
 Point = dict[str, Any]  # dotted key -> value
 _OURS = ("train.name", "train.storage", "train.max_steps", "tracking.", "recipe")
@@ -98,7 +99,7 @@ def load(name: str) -> Space:
     try:
         tree = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SpaceError(f"space {name}: no valid YAML: {' '.join(str(error).split())}") from None
+        raise SpaceError(f"space {name}: no valid YAML: {one_line(error)}") from None
     return parse(tree if tree is not None else {}, name)
 
 

@@ -25,6 +25,7 @@ from pipelines.experiment import keep
 from pipelines.runs import checkpoint
 from pipelines.runs.folder import folder_of
 from pipelines.runtime import session
+from pipelines.text import one_line
 from pipelines.tracking.store import TrackingError
 from pipelines.train import Trained, fit
 from pipelines.training.tracked import open_run
@@ -112,7 +113,7 @@ class Trial(tune.Trainable):
             numbers = self._measure(config, budget, whole)
         except Exception as error:
             run_dir.mkdir(parents=True, exist_ok=True)
-            why = " ".join(str(session.cause(error)).split())[:600]
+            why = one_line(session.cause(error), 600)
             (run_dir / FAILED).write_text(json.dumps({"budget": budget, "why": why}))
             raise
         file.parent.mkdir(parents=True, exist_ok=True)

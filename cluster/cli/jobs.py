@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster import constants
+from pipelines.text import columns, one_line
 
 if TYPE_CHECKING:
     from cluster.jobs import Job
@@ -90,9 +91,7 @@ def _ended(job: Job, status: str, when: str = "") -> int:
     how = f" with exit code {code}" if status == "FAILED" else ""
     why = ""
     if status == "FAILED" and job.info().error_type != "JOB_ENTRYPOINT_COMMAND_ERROR":  # it never came to its own words
-        from pipelines.runtime.text import redact
-
-        why = f": {redact(' '.join((job.info().message or '').split()))[-400:]}"
+        why = f": {one_line(job.info().message or '', None)[-400:]}"
     _say(f"job {job.id} {status.lower()}{how}{when}{why}")
     return code
 
@@ -126,7 +125,6 @@ def _job(args: argparse.Namespace) -> Job:
 
 def run_list(args: argparse.Namespace) -> None:
     from cluster import dashboard, jobs
-    from cluster.cli.main import _columns
 
     rows = [["job", "status", "verb", "started", "seconds"]]
     for job in jobs.listing(dashboard.address_of(args.address)):
@@ -135,7 +133,7 @@ def run_list(args: argparse.Namespace) -> None:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(started))
         verb = (job.metadata or {}).get("d2sm.verb", "")
         rows.append([str(job.submission_id), job.status.value, verb, when, f"{took:.0f}"])
-    print(_columns(rows) if len(rows) > 1 else "no jobs")
+    print(columns(rows) if len(rows) > 1 else "no jobs")
 
 
 def run_logs(args: argparse.Namespace) -> int:
@@ -216,7 +214,6 @@ def run_up(args: argparse.Namespace) -> None:
 
 def run_status(args: argparse.Namespace) -> int:
     from cluster import nodes
-    from cluster.cli.main import _columns
 
     state = nodes.read()
     if state is None:
@@ -229,7 +226,7 @@ def run_status(args: argparse.Namespace) -> int:
         total = node.get("resources_total")
         cpus = total.get("CPU", 0) if isinstance(total, dict) else 0
         rows.append([str(node.get("node_id"))[:8], "head" if node.get("is_head_node") else "worker", f"{cpus:g}"])
-    print(_columns(rows))
+    print(columns(rows))
     return 0 if len(alive) >= state.nodes else 1
 
 

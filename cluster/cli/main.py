@@ -13,6 +13,7 @@ from cluster.cli import arguments, figures, prepare, table, tune
 from cluster.cli import jobs as cli_jobs
 from cluster.cli import report as reporting
 from pipelines.runtime import auth
+from pipelines.text import columns, one_line
 
 if TYPE_CHECKING:
     from pipelines.config import Config
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if args.verbose:
             raise
-        print(f"d2sm: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"d2sm: {one_line(error, None)}", file=sys.stderr)
         return 2
 
 
@@ -257,7 +258,7 @@ def run_list(args: argparse.Namespace) -> None:
                 _short(tags.get("miou.sigma25")),
             ]
         )
-    print(_columns(rows) if found else "no registered models")
+    print(columns(rows) if found else "no registered models")
 
 
 def run_show(args: argparse.Namespace) -> None:
@@ -265,7 +266,7 @@ def run_show(args: argparse.Namespace) -> None:
 
     record = registry.lookup(args.reference, uri=_uri(args.tracking_uri))
     facts = {"model": record.name, "version": record.version, "aliases": " ".join(record.aliases), "run": record.run_id}
-    print(_columns([[name, str(value)] for name, value in {**facts, **dict(sorted(record.tags.items()))}.items()]))
+    print(columns([[name, str(value)] for name, value in {**facts, **dict(sorted(record.tags.items()))}.items()]))
 
 
 def run_promote(args: argparse.Namespace) -> None:
@@ -280,7 +281,7 @@ def run_compare(args: argparse.Namespace) -> None:
 
     uri = _uri(args.tracking_uri)
     rows = registry.compare(registry.lookup(args.a, uri=uri), registry.lookup(args.b, uri=uri))
-    print(_columns([list(rows[0]), *([_short(value) for value in row.values()] for row in rows)]))
+    print(columns([list(rows[0]), *([_short(value) for value in row.values()] for row in rows)]))
 
 
 def _folder(model: str, changes: dict[str, object]) -> Path:
@@ -330,11 +331,6 @@ def _short(value: object) -> str:
         return f"{float(str(value)):.4g}"
     except ValueError:
         return "" if value is None else str(value)
-
-
-def _columns(rows: list[list[str]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.comparison.rows import DIGITS, Finished, Row
-from pipelines.tracking.run import redact, ui_command
+from pipelines.text import columns, redact
+from pipelines.tracking.store import ui_command
 
 _SERVER = "http://127.0.0.1:5000/"
 TEXT, JSON = "table.md", "table.json"
@@ -54,9 +55,7 @@ def text(rows: Sequence[Row]) -> str:
     cells = lines(rows)
     if not cells:
         return "no run finished"
-    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-    out = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in cells]
-    return "\n".join([out[0], "  ".join("-" * width for width in widths), *out[1:]])
+    return columns(cells, ruled=True)
 
 
 def markdown(rows: Sequence[Row]) -> str:

@@ -55,7 +55,7 @@ class Finished:
 
     @property
     def uri(self) -> str:
-        """MLflow's tracking URI, with its password: show `tracking.redact(uri)` only."""
+        """MLflow's tracking URI, with its password: show `text.redact(uri)` only."""
         return store.uri_of(self.config)
 
     @property

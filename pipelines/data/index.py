@@ -13,6 +13,7 @@ import pyarrow as pa
 from pipelines.data import layouts, manifest, shards
 from pipelines.data.images import TRAIN_IDS, ImageError, size_of
 from pipelines.data.layouts import DataError, Item
+from pipelines.text import more
 
 __all__ = ["SCHEMA", "TRAIN_IDS", "DataError", "fingerprint", "index"]
 
@@ -105,7 +106,7 @@ def _table(items: list[Item], root: Path, on_bad: str) -> pa.Table:
             good.append((item, result))
     if bad and (on_bad == "stop" or not good):
         hint = " (data.bad_images=skip leaves such files out)" if good else f", and no usable image is left in {root}"
-        raise DataError(f"{bad[0]['why']}{layouts.more(bad)}{hint}")
+        raise DataError(f"{bad[0]['why']}{more(bad)}{hint}")
     rows = [
         (i.name, str(i.image), i.label and str(i.label), i.noisy and str(i.noisy), height, width)
         for i, (height, width) in good

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from pipelines.data.images import ENDINGS, Kind
+from pipelines.text import did_you_mean, listed, more
 
 _IMAGE, _LABEL = "_leftImg8bit.png", "_gtFine_labelIds.png"
 _SPLITS = {"train", "val", "test"}
@@ -175,16 +175,11 @@ def _wrong_layout(root: Path, layout: str, looked_for: str) -> DataError:
 
 def _listing(folder: Path) -> str:
     names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
-    return ", ".join(names[:4]) + f" and {len(names) - 4} more" * (len(names) > 4) or "nothing"
-
-
-def more(bad: Collection[object]) -> str:
-    return f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+    return listed(names, 4) or "nothing"
 
 
 def one_of(what: str, value: str, allowed: Collection[str], where: str = "") -> None:
     if value in allowed:
         return
-    nearest = difflib.get_close_matches(value, allowed, 1)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    hint = did_you_mean(value, allowed)
     raise DataError(f"{what} {value!r} is unknown{where}; there are: {', '.join(allowed) or 'none'}{hint}")

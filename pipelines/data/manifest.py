@@ -13,7 +13,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipelines.data import shards
-from pipelines.data.layouts import DataError, more, one_of
+from pipelines.data.layouts import DataError, one_of
+from pipelines.text import more
 
 MANIFEST, STARTED = "prepared.json", "prepared.partial.json"
 VERSION = 1

@@ -27,6 +27,7 @@ import pyarrow as pa
 
 from pipelines.data.images import Pixels, read_labels, read_rgb
 from pipelines.data.layouts import DataError
+from pipelines.text import one_line
 
 BAND = 32  # rows under one checksum
 COLUMNS = ("image", "label", "noisy")
@@ -171,7 +172,7 @@ def _batch(path: str, row: int) -> pa.RecordBatch:
     try:
         return _reader(path, *state).get_batch(row)
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise DataError(f"{path}: is damaged ({' '.join(str(error).split())[:120]}); {AGAIN}") from None
+        raise DataError(f"{path}: is damaged ({one_line(error, 120)}); {AGAIN}") from None
 
 
 def _state(path: str) -> tuple[int, int]:

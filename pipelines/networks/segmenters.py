@@ -7,7 +7,6 @@ no gradient; the input does.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import pickle
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from d2sm.metrics import CLASSES
 from d2sm.models import ESPNet
 from d2sm.objectives.segmentation import ABSENT
+from pipelines.text import did_you_mean, more, one_line
 
 # CamVid's order of outputs; its twelfth, void, is dropped.
 _CAMVID = (
@@ -109,8 +109,7 @@ def load(name: str, *, weights: str | Path | None = None, resize: bool = True) -
     elif ":" in name and "/" not in name:
         segmenter = _imported(name, path)
     else:
-        near = difflib.get_close_matches(name, _BUILT_IN, n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(name, _BUILT_IN, cutoff=0.4)
         raise SegmenterError(
             f"segmenter={name!r}: needs {', '.join(_BUILT_IN)}, module:callable or models:/name@alias{hint}"
         )
@@ -162,8 +161,7 @@ def _state(name: str, path: Path) -> dict[str, Tensor]:
                 return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise SegmenterError(f"segmenter {name}: weights={path} cannot be read: {reason}") from error
+        raise SegmenterError(f"segmenter {name}: weights={path} cannot be read: {one_line(error)}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise SegmenterError(f"segmenter {name}: weights={path} is not a plain state dict of tensors")
     return state
@@ -179,8 +177,7 @@ def _filled(name: str, network: ESPNet, path: Path) -> ESPNet:
     for keys, what in ((missing, "lacks"), (unknown, "has the unknown"), (wrong, "has another shape of")):
         if keys:
             raise SegmenterError(
-                f"segmenter {name}: weights={path} is of another network: it {what} {keys[0]} "
-                f"(and {len(keys) - 1} more)"
+                f"segmenter {name}: weights={path} is of another network: it {what} {keys[0]}{more(keys)}"
             )
     network.load_state_dict(state, strict=True)
     return network
@@ -237,7 +234,7 @@ def _registered(name: str) -> nn.Module:
         mlflow.set_tracking_uri(uri)
         return _probed(name, _Program(mlflow.pytorch.load_model(name)))
     except MlflowException as error:
-        raise SegmenterError(f"segmenter={name!r}: {' '.join(str(error).split())[:300]}") from None
+        raise SegmenterError(f"segmenter={name!r}: {one_line(error)}") from None
 
 
 def _probed(name: str, segmenter: nn.Module) -> nn.Module:

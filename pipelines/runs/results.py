@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pipelines.text import columns
+
 CONVENTION = (
     "RGB in [0, 1]; Gaussian noise of sigma/255, not clipped, seeded by file name; restored (and noisy, where it is "
     "measured) clamped to [0, 1]; PSNR and SSIM (scikit-image, Gaussian window 11, sigma 1.5, data range 1) per image, "
@@ -87,9 +89,7 @@ class Results:
         for name, by_level in (("noisy", self.noisy), (title, self.restored)):
             rows.append([name, *(_cell(by_level[level]) for level in levels)])
         rows.append(["clean (ceiling)", *([f"- / - / {_number(self.clean.miou, 3)}"] * len(levels))])
-        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+        return columns(rows, ruled=True)
 
 
 def _cell(score: Score) -> str:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from pipelines.config import ConfigError
-from pipelines.runtime import text
+from pipelines.text import one_line, redact
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
@@ -45,9 +45,9 @@ def check(uri: str, *, asked_by: str) -> str:
     Raises:
         ConfigError: it holds a password, or no file system knows its kind.
     """
-    if text.redact(uri) != uri or "secret_key=" in uri:
+    if redact(uri) != uri or "secret_key=" in uri:
         raise ConfigError(
-            f"{asked_by}={text.redact(uri).partition('?')[0]}: would be written into files with its secret; give "
+            f"{asked_by}={redact(uri).partition('?')[0]}: would be written into files with its secret; give "
             "that in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), or as the node's role"
         )
     opened(uri, asked_by=asked_by)
@@ -239,16 +239,16 @@ def opened(uri: str, *, asked_by: str) -> tuple[FileSystem, str]:
         return place, path.rstrip("/")
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         if "nrecognized filesystem" not in str(error):
-            raise ConfigError(f"{asked_by}={uri}: {' '.join(str(error).split())[:200]}") from None
+            raise ConfigError(f"{asked_by}={uri}: {one_line(error, 200)}") from None
     except OSError as error:  # a library that is not there
-        raise ConfigError(f"{asked_by}={uri}: {' '.join(str(error).split())[:200]}") from None
+        raise ConfigError(f"{asked_by}={uri}: {one_line(error, 200)}") from None
     import fsspec
 
     try:
         found, path = fsspec.url_to_fs(uri)
     except (ValueError, ImportError) as error:
         raise ConfigError(
-            f"{asked_by}={uri}: no file system for it ({' '.join(str(error).split())[:200]}); install its fsspec "
+            f"{asked_by}={uri}: no file system for it ({one_line(error, 200)}); install its fsspec "
             "package on every node, or give s3://, gs:// or a folder"
         ) from None
     return fs.PyFileSystem(fs.FSSpecHandler(found)), str(path).rstrip("/")
@@ -263,7 +263,7 @@ def _reaching(uri: str) -> Iterator[tuple[FileSystem, str]]:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise RemoteError(f"{uri}: {' '.join(str(error).split())[:300]}") from None
+        raise RemoteError(f"{uri}: {one_line(error)}") from None
 
 
 @contextmanager

@@ -1,16 +1,5 @@
-"""Text shown to people: one line, short, without a secret."""
+"""Moved to `pipelines.text`, which the configuration may import too."""
 
-from __future__ import annotations
+from pipelines.text import columns, did_you_mean, listed, more, one_line, redact
 
-import re
-
-
-def redact(text: str) -> str:
-    """The text without the user:password@ (or token@, or ?password=) of any URI in it."""
-    text = re.sub(r"://[^/\s]\S*@", "://***@", text)  # greedy: a password may hold an @ or a / itself
-    return re.sub(r"(?i)([?&](?:\w*password|token)=)[^&\s]+", r"\1***", text)
-
-
-def one_line_of(text: str, limit: int = 300) -> str:
-    text = redact(" ".join(text.split()))
-    return text if len(text) <= limit else f"{text[:limit]} ..."
+__all__ = ["columns", "did_you_mean", "listed", "more", "one_line", "redact"]

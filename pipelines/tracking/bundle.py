@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipelines import config as configs
-from pipelines.runtime.text import redact
-from pipelines.tracking.store import one_line
+from pipelines.text import redact
 
 if TYPE_CHECKING:
     import torch
@@ -150,7 +149,7 @@ def _download(record: Record, scratch: Path) -> Path:
 
     from pipelines.tracking import store
 
-    with one_line(record.uri, RegistryError):
+    with store.plain_errors(record.uri, RegistryError):
         store.check(record.uri)
         place = store.client(record.uri).get_model_version_download_uri(record.name, str(record.version))
         return Path(

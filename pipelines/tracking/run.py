@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pipelines.config import Config
-from pipelines.runtime.text import redact
+from pipelines.text import one_line, redact
 from pipelines.tracking import store
 from pipelines.tracking.outbox import Item, Outbox, Refused
 from pipelines.tracking.store import TrackingError, ui_command, uri_of
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run as Record
 
-__all__ = ["Run", "TrackingError", "commit", "open_run", "provenance", "redact", "settle", "ui_command", "uri_of"]
+__all__ = ["Run", "TrackingError", "commit", "open_run", "provenance", "settle", "ui_command", "uri_of"]
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -58,7 +58,7 @@ def open_run(
     uri = uri_of(config)
     run_dir.mkdir(parents=True, exist_ok=True)
     client = store.prepare(uri)
-    with store.one_line(uri, TrackingError):
+    with store.plain_errors(uri, TrackingError):
         if run_id is None:
             experiment = experiment_of(client, config.tracking.experiment, uri)
             record = client.create_run(experiment, run_name=run_dir.name)
@@ -85,7 +85,7 @@ def settle(uri: str, ends: Mapping[str, Status], tags: Mapping[str, Mapping[str,
         TrackingError: when the store does not answer.
     """
     client = store.prepare(uri)
-    with store.one_line(uri, TrackingError):
+    with store.plain_errors(uri, TrackingError):
         for run_id, status in ends.items():
             for key, value in (tags or {}).get(run_id, {}).items():
                 client.set_tag(run_id, key, value)
@@ -219,10 +219,10 @@ class Run:
             store.check(self.uri, timeout=3.0)  # finds a dead server sooner than MLflow's retries do
             self._request(batch)
         except MlflowException as error:
-            text = redact(" ".join(str(error).split())[:300])
+            text = one_line(error)
             raise (Refused if error.error_code in _FINAL else TrackingError)(text) from None
         except Exception as error:
-            raise TrackingError(redact(" ".join(str(error).split())[:300])) from None
+            raise TrackingError(one_line(error)) from None
 
     def _request(self, batch: list[Item]) -> None:
         from mlflow.entities import Metric, RunTag

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.config import Config
-from pipelines.runtime.text import one_line_of, redact
+from pipelines.text import one_line, redact
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -104,7 +104,7 @@ def check(uri: str, *, timeout: float = 5.0) -> None:
     except (OSError, ValueError, http.client.HTTPException) as error:  # the last: it speaks no HTTP
         reason = getattr(error, "reason", None) or error
         raise TrackingError(
-            f"{redact(uri)}: the tracking server does not answer ({one_line_of(str(reason))}); "
+            f"{redact(uri)}: the tracking server does not answer ({one_line(reason)}); "
             f"start it, or give another with tracking.uri or MLFLOW_TRACKING_URI"
         ) from None
 
@@ -147,7 +147,7 @@ def prepare(uri: str) -> MlflowClient:
     """
     check(uri)
     path = sqlite_file(uri)
-    with one_line(uri, TrackingError):
+    with plain_errors(uri, TrackingError):
         if path is None:
             ready = client(uri)
             ready.search_experiments(max_results=1)
@@ -162,7 +162,7 @@ def prepare(uri: str) -> MlflowClient:
 
 
 @contextlib.contextmanager
-def one_line(uri: str, kind: type[ValueError]) -> Iterator[None]:
+def plain_errors(uri: str, kind: type[ValueError]) -> Iterator[None]:
     """Turn what MLflow and the network raise into one line of `kind`, without a password."""
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
@@ -170,7 +170,7 @@ def one_line(uri: str, kind: type[ValueError]) -> Iterator[None]:
     try:
         yield
     except (MlflowException, RequestException, OSError) as error:
-        raise kind(f"{redact(uri)}: {one_line_of(str(error))}") from None
+        raise kind(f"{redact(uri)}: {one_line(error)}") from None
 
 
 def ui_command(uri: str) -> str:

@@ -19,6 +19,7 @@ from pipelines.data import stream as data
 from pipelines.runs import checkpoint
 from pipelines.runs import folder as run_folder
 from pipelines.runtime import resources, session
+from pipelines.text import one_line
 from pipelines.training import interrupt
 from pipelines.training.finite import TrainingError
 from pipelines.training.loop import train_loop
@@ -53,7 +54,7 @@ def run(
     except Exception as error:  # Ray wraps what a worker raised in several layers
         reason = session.cause(error)
         if isinstance(reason, (ValueError, OSError)):
-            raise TrainingError(f"{config.train.name}: {' '.join(str(reason).split())[:600]}") from error
+            raise TrainingError(f"{config.train.name}: {one_line(reason, 600)}") from error
         raise
     if reason := ray.get(mailbox.failed.remote()):
         raise TrainingError(f"{config.train.name}: {reason}")

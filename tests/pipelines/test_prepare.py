@@ -305,7 +305,7 @@ def test_a_manifest_that_is_no_json(copied: Path) -> None:
 
 
 def test_a_set_that_is_not_complete_or_has_no_such_split(copied: Path) -> None:
-    with pytest.raises(DataError, match="split 'vall' is unknown.*did you mean 'val'"):
+    with pytest.raises(DataError, match="split 'vall' is unknown.*did you mean val"):
         index.index(copied, "vall")
     (copied / MANIFEST).rename(copied / STARTED)
     with pytest.raises(DataError, match=f"{copied}: is not complete; .*goes on"):

@@ -50,7 +50,7 @@ def test_rows_are_recipes_patterns_and_recipes_with_other_keys() -> None:
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["--recipes", "ffdnet_l2_cpu"], "recipe 'ffdnet_l2_cpu': did you mean ffdnet_l1_cpu"),
+        (["--recipes", "ffdnet_l2_cpu"], "recipe 'ffdnet_l2_cpu': no such recipe; did you mean ffdnet_l1_cpu"),
         (["--recipes", "ffdnet_l1_cpu:loss.queue=1"], "loss.queue"),
         (["--recipes", "ffdnet_l1_cpu", "ffdnet_l1*"], "ffdnet_l1*: ffdnet_l1_cpu is already a row"),
         (["--recipes", "ffdnet_l1_cpu", "--seeds", "0"], "seeds=0: at least 1"),

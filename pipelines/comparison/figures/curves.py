@@ -17,7 +17,7 @@ from pipelines.comparison.figures import style
 from pipelines.comparison.figures.scene import names
 from pipelines.comparison.rows import Finished, Row, RunsError
 from pipelines.config import Config
-from pipelines.runtime.text import redact
+from pipelines.text import redact
 from pipelines.tracking import store
 
 LOSSES = {"loss.l1": "L1", "loss.d2sm": "D2SM"}
@@ -52,7 +52,7 @@ def history(run: Finished, metrics: Sequence[str] = tuple(LOSSES)) -> dict[str, 
     if not run.run_id or (file is not None and not file.exists()):
         raise RunsError(f"{run.folder}: its MLflow run {run.run_id} is not in {redact(uri)}; {remedy}")
     store.check(uri)
-    with store.one_line(uri, RunsError):
+    with store.plain_errors(uri, RunsError):
         client = store.client(uri)
         found = {}
         for name in (_RATE, *metrics):

@@ -60,7 +60,7 @@ def draw(folders: Sequence[str | Path], out: Path, *, only: Figure | None = None
     if only in (None, "tsne"):
         written, numbers = embedding.draw(rows, out / "tsne")
         files += written
-    with store.one_line(first.uri, tracking.TrackingError):
+    with store.plain_errors(first.uri, tracking.TrackingError):
         page = keep(client, rows, files, numbers, name=_NAME)
     return Drawn(files, numbers, first.uri, page)
 

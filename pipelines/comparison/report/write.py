@@ -50,7 +50,7 @@ def report(folders: Sequence[str | Path], *, out: Path, pictures: int = 4, draw:
     unfinished = out.with_name(f".{out.name}.{os.getpid()}")
     unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(out)
-    with store.one_line(uri, tracking.TrackingError):
+    with store.plain_errors(uri, tracking.TrackingError):
         page = keep(client, rows, [out], {}, name="report")
     return Report(out, uri, page)
 

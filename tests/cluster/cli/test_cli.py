@@ -159,7 +159,7 @@ def test_wrong_data(capsys: pytest.CaptureFixture[str], tmp_path: Path, scenes_r
     write_png(tmp_path / "odd" / "a.png", np.zeros((80, 80, 3), np.uint8))
     assert "data.layout=folder fits" in line(tmp_path / "odd")
     assert "data.layout=cityscapes fits" in line(scenes_root, "data.layout=folder")
-    assert "did you mean 'train'" in line(scenes_root, "data.train_split=trian")
+    assert "did you mean train" in line(scenes_root, "data.train_split=trian")
     assert "192x96 pixels hold no crop of data.crop_size=128" in line(scenes_root, "data.crop_size=128")
     assert "has only 12 crops" in line(scenes_root, "train.batch_size=16")
     assert "did you mean 'fire3'" in line(scenes_root, "loss.features=squeezenet1_0.fire33")

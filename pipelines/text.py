@@ -1,0 +1,66 @@
+"""Text for people: errors on one line, secrets left out, suggestions for misspelt names, aligned columns.
+
+Imports the standard library alone, so that every module may import it, the configuration and the command line included.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection, Iterable, Sequence
+
+
+def redact(text: str) -> str:
+    """The text without the user:password@ (or token@, or ?password=) of any URI in it."""
+    text = re.sub(r"://[^/\s]\S*@", "://***@", text)  # greedy: a password may hold an @ or a / itself
+    return re.sub(r"(?i)([?&](?:\w*password|token)=)[^&\s]+", r"\1***", text)
+
+
+def one_line(error: object, limit: int | None = 300) -> str:
+    """An error, or any text, on one line: white space collapsed, secrets left out.
+
+    Args:
+        error: an exception (its class's name where it has no message) or a text.
+        limit: characters kept, followed by " ..."; None: all.
+    """
+    text = str(error)
+    if isinstance(error, BaseException) and not text.strip():
+        text = type(error).__name__
+    text = redact(" ".join(text.split()))
+    return text if limit is None or len(text) <= limit else f"{text[:limit]} ..."
+
+
+def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
+    """The end of a message on an unknown name: "; did you mean X?", or "" when nothing is similar.
+
+    Args:
+        known: the valid names.
+        cutoff: similarity from 0 (suggest the nearest in any case) to 1 that a suggestion needs (see `difflib`).
+    """
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def listed(names: Iterable[str], limit: int = 8) -> str:
+    """The first names and how many there are besides: "a, b and 3 more"; "" for none."""
+    names = list(names)
+    left = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {left} more" if left > 0 else "")
+
+
+def more(found: Collection[object]) -> str:
+    """After the first of several things was named: " (and 3 more)"; "" when there is no other."""
+    return f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+
+
+def columns(rows: Sequence[Sequence[str]], *, ruled: bool = False) -> str:
+    """Rows of cells as lines of text, columns aligned on the left; all rows have as many cells as the first.
+
+    Args:
+        ruled: draw a line of dashes below the first row, the header.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    if ruled:
+        lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
