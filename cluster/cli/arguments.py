@@ -1,4 +1,4 @@
-"""A verb's words, checked and made ready to travel, before anything is sent."""
+"""From the words of a command line to a configuration, and to words that mean the same on a cluster."""
 
 from __future__ import annotations
 
@@ -7,54 +7,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.cli import table
+from cluster.cli.parser import parser
 
 if TYPE_CHECKING:
     from pipelines.config import Config
 
-_STAYS = ("submit", "jobs", "cluster", "demo")  # they start or ask clusters themselves
+_NOT_SENT = ("submit", "jobs", "cluster", "demo")  # verbs that start clusters, or ask them, themselves
 
 
-def prepared(verb: Sequence[str]) -> tuple[list[str], list[Path]]:
-    """The words as they are sent, and the files that must travel along.
-
-    Raises:
-        ConfigError: a wrong key or value, or a relative path.
-        SystemExit: words that no verb understands, as argparse says it.
-    """
-    from cluster.cli.main import parser
-    from pipelines.config import ConfigError
-
-    if not verb:
-        raise ConfigError("submit: give a verb, such as `d2sm submit -- train --recipe NAME data.root=/data`")
-    if verb[0] in _STAYS:
-        raise ConfigError(f"submit: `d2sm {verb[0]}` runs here, not on a cluster; send train, evaluate or another verb")
-    args = parser().parse_args(list(verb))
-    config = configured(args)
-    if config is None:
-        return list(verb), []
-    _check_paths(config)
-    words, carried = list(verb), []
-    for option in ("config", "space"):
-        given = getattr(args, option, None)
-        if given and Path(given).is_file():
-            name = Path(given).name
-            words = [
-                name if word == str(given) else word.replace(f"--{option}={given}", f"--{option}={name}")
-                for word in words
-            ]
-            carried.append(Path(given))
-    return words, carried
-
-
-def configured(args: argparse.Namespace) -> Config | None:
-    """The configuration that a verb's words ask for, of several the first; none for a verb without one.
+def configuration(args: argparse.Namespace) -> Config | None:
+    """The configuration that a verb's options ask for, the first where there are several; None for verbs without one.
 
     Raises:
-        ConfigError: a wrong key or value.
+        ConfigError: a wrong recipe, file, key or value.
     """
     if getattr(args, "rows", None):
-        return table.rows(args)[0]
+        return table_rows(args)[0]
     name, file = getattr(args, "recipe", None), getattr(args, "config", None)
     if not name and not file:
         return None
@@ -65,15 +33,15 @@ def configured(args: argparse.Namespace) -> Config | None:
     return base.replace(configs.parse(args.overrides))
 
 
-def training(args: argparse.Namespace) -> Config:
-    """The configuration that a verb which trains is asked for.
+def training_configuration(args: argparse.Namespace) -> Config:
+    """The same for a verb that trains.
 
     Raises:
-        ConfigError: a wrong key or value, no recipe, no data.
+        ConfigError: as `configuration`; no recipe, or no data.
     """
     from pipelines.config import ConfigError
 
-    config = configured(args)
+    config = configuration(args)
     if config is None:
         raise ConfigError("train: give --recipe NAME or --config FILE (--recipes lists the recipes)")
     if not config.data.root:
@@ -81,8 +49,55 @@ def training(args: argparse.Namespace) -> Config:
     return config
 
 
+def table_rows(args: argparse.Namespace) -> list[Config]:
+    """The rows that `d2sm table` is asked for.
+
+    Raises:
+        ConfigError: a wrong recipe, key or value, or no data.
+    """
+    from pipelines import config as configs
+    from pipelines.table import rows_of
+
+    # argparse counts key=value words that follow --recipes as rows. A row that changes keys has its ":" before its "=".
+    rows = [word for word in args.rows if "=" not in word or ":" in word.partition("=")[0]]
+    changes = configs.parse([*(word for word in args.rows if word not in rows), *args.overrides])
+    if args.data is not None:
+        changes["data.root"] = str(args.data)
+    if not changes.get("data.root"):
+        raise configs.ConfigError("data.root: give the folder with the photographs, such as --data /data/cityscapes")
+    return rows_of(rows, changes)
+
+
+def for_cluster(verb: Sequence[str]) -> tuple[list[str], list[Path]]:
+    """A verb's words as a job runs them, and the files that have to be sent with it.
+
+    Raises:
+        ConfigError: a wrong key or value, or a relative path, which would mean the job's own folder.
+        SystemExit: words that the command line does not understand, as argparse says it.
+    """
+    from pipelines.config import ConfigError
+
+    if not verb:
+        raise ConfigError("submit: give a verb, such as `d2sm submit -- train --recipe NAME data.root=/data`")
+    if verb[0] in _NOT_SENT:
+        raise ConfigError(f"submit: `d2sm {verb[0]}` runs here, not on a cluster; send train, evaluate or another verb")
+    args = parser().parse_args(list(verb))
+    config = configuration(args)
+    if config is None:
+        return list(verb), []
+    _check_paths(config)
+    words, files = list(verb), []
+    for option in ("config", "space"):
+        given = getattr(args, option, None)
+        if given and Path(given).is_file():
+            name = Path(given).name  # the file lies in the job's own folder
+            replaced = {str(given): name, f"--{option}={given}": f"--{option}={name}"}
+            words = [replaced.get(word, word) for word in words]
+            files.append(Path(given))
+    return words, files
+
+
 def _check_paths(config: Config) -> None:
-    """In a job, a relative path would mean the job's own temporary folder."""
     from pipelines.config import WEIGHTS, ConfigError
 
     flat = config.flat()
@@ -92,9 +107,11 @@ def _check_paths(config: Config) -> None:
         value = flat[key]
         if value and value != "random" and "://" not in value and not Path(value).is_absolute():
             raise ConfigError(
-                f"{key}={value}: relative paths mean nothing on a cluster; give one that every node sees, "
+                f"{key}={value}: a relative path means nothing on a cluster; give a path that every node sees, "
                 f"such as {key}=/storage/{Path(value).name}"
             )
     uri = flat["tracking.uri"]
     if uri.startswith("sqlite") and not uri.partition(":///")[2].startswith("/"):
-        raise ConfigError(f"tracking.uri={uri}: relative paths mean nothing on a cluster; give sqlite:////storage/...")
+        raise ConfigError(
+            f"tracking.uri={uri}: a relative path means nothing on a cluster; give an absolute one, sqlite:////storage/..."
+        )

@@ -1,0 +1,239 @@
+"""The whole command line: every verb, its options, and the function that runs it.
+
+A verb's function is named as text, "cluster.cli.train:run_train", and imported when the verb runs: so `d2sm --help` loads
+neither torch nor Ray. It takes the parsed options and returns an exit code, or None for 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cluster.constants import DASHBOARD_PORT, GCS_PORT, LOOPBACK
+
+SPACES = "queue_and_patch, weights, queue_patch_weight, learning_rate"
+ADDRESS = (
+    "address of the cluster's dashboard, such as http://head:8265 (default: RAY_API_SERVER_ADDRESS, else the cluster of "
+    f"`d2sm cluster up`, else {LOOPBACK}:{DASHBOARD_PORT})"
+)
+MODEL = "a run's folder, one of its checkpoints, a URI of either, or models:/name@alias"
+STORE = "MLflow tracking URI of the registry (default: MLFLOW_TRACKING_URI, else runs/mlflow.db)"
+EXAMPLES = """
+examples:
+  d2sm demo
+  d2sm train --recipe ffdnet_d2sm_cpu data.layout=folder data.root=photos evaluate.segmenter=null train.name=first
+  d2sm denoise noisy.png restored.png --model runs/first --sigma 25
+"""
+_Verbs = Any  # argparse's own type for sub-commands is private
+
+
+def parser() -> argparse.ArgumentParser:
+    """All verbs and their options."""
+    top = argparse.ArgumentParser(
+        prog="d2sm",
+        description="Image restoration with the D2SM loss: train, sweep, evaluate, denoise, and look models up.",
+        epilog=EXAMPLES + "\n`d2sm VERB --help` explains a verb.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    verbs = top.add_subparsers(title="verbs", required=True, metavar="VERB")
+
+    demo = _verb(verbs, "demo", "run the whole pipeline on drawn street scenes, in minutes on a CPU")
+    demo("--dir", type=Path, default=Path("demo"), help="folder for everything the demo writes (default: demo)")
+
+    scenes = _verb(verbs, "scenes", "write drawn street scenes as a data set in the Cityscapes layout")
+    scenes("root", type=Path, help="folder to write")
+    scenes("--train", type=int, default=24, help="number of training scenes (default: 24)")
+    scenes("--val", type=int, default=6, help="number of evaluation scenes (default: 6)")
+    scenes("--height", type=int, default=256, help="in pixels (default: 256)")
+    scenes("--width", type=int, default=512, help="in pixels (default: 512)")
+    scenes("--seed", type=int, default=0, help="another seed draws other streets (default: 0)")
+
+    prepare = _verb(verbs, "prepare", "decode a data set once, so that training reads plain pixels")
+    prepare("source", type=Path, help="folder with the photographs, as in data.root")
+    prepare("target", type=Path, help="folder to write; run again, the command resumes, or verifies and repairs it")
+    prepare("--layout", default="cityscapes", choices=["cityscapes", "folder", "pairs"], help="(default: cityscapes)")
+    prepare("--splits", nargs="+", default=["train", "val"], metavar="SPLIT", help="(default: train val)")
+    prepare("--shard-mb", type=float, default=256, metavar="MB", help="size of a file in MB (default: 256)")
+    prepare("--quiet", action="store_true", help="no progress line")
+
+    train = _verb(verbs, "train", "train a restoration network, evaluate it, and register it if asked")
+    _configuration(train, lists=True)
+    train("--no-evaluate", action="store_true", help="train only")
+    train("--quiet", action="store_true", help="no progress line")
+    _overrides(train)
+
+    tune = _verb(verbs, "tune", "search the best values of configuration keys, such as queue size and loss weight")
+    _configuration(tune)
+    tune("--space", required=True, help=f"what is searched: {SPACES}, or a YAML file with lines `key: [values]`")
+    tune("--trials", type=int, help="number of points to try; a grid tries all")
+    tune("--search", default="random", choices=["random", "grid", "optuna"], help="(default: random)")
+    tune("--scheduler", default="asha", choices=["asha", "pbt", "none"],
+         help="asha stops bad trials early; pbt replaces them by copies of better ones (default: asha)")  # fmt: skip
+    tune("--metric", nargs="+", default=["psnr.sigma25"], metavar="METRIC",
+         help="what is optimised, such as miou.sigma25; several give a Pareto front (default: psnr.sigma25)")  # fmt: skip
+    tune("--reports", type=int, default=3, help="how often each trial is measured (default: 3)")
+    tune("--name", help="name of the sweep; the same name resumes it (default: recipe, space and time)")
+    tune("--concurrent", type=int, help="most trials at the same time (default: as many as fit)")
+    tune("--trial-epochs", type=int, help="epochs of a trial (default: the recipe's); --retrain-best takes the recipe's")
+    tune("--retrain-best", action="store_true", help="at the end, train the best point with all epochs")
+    tune("--quiet", action="store_true", help="no table while it runs")
+    _overrides(tune)
+
+    table = _verb(verbs, "table", "train and evaluate recipes with several seeds, and compare them in a table")
+    table("--recipes", dest="rows", nargs="+", required=True, metavar="ROW",
+          help="recipes, patterns such as 'ffdnet_*_cpu', or NAME:key=value[:key=value] to change keys of a row")  # fmt: skip
+    table("--seeds", type=int, default=2, help="runs of each row, with seeds from train.seed upwards (default: 2)")
+    table("--name", default="table", help="folder in train.storage; the same name resumes it (default: table)")
+    table("--data", type=Path, metavar="ROOT", help="the same as data.root=ROOT")
+    table("--concurrent", type=int, help="most runs at the same time (default: as many as fit)")
+    table("--quiet", action="store_true", help="no progress line")
+    _overrides(table)
+
+    evaluate = _verb(verbs, "evaluate", "measure PSNR, SSIM and MIoU of a model")
+    evaluate("model", help=MODEL)
+    evaluate("--out", type=Path, help="file for the results (default: results.json in the run's folder, else here)")
+    evaluate("--quiet", action="store_true", help="no progress line")
+    _overrides(evaluate)
+
+    denoise = _verb(verbs, "denoise", "restore a photograph, or all photographs of a folder")
+    denoise("source", type=Path, help="a PNG or JPEG file, or a folder")
+    denoise("target", type=Path, help="file or folder to write")
+    denoise("--model", required=True, help=MODEL)
+    level = denoise.exclusive()
+    level("--sigma", type=float, help="noise level of the photographs, 0 to 255")
+    level("--add-noise", type=float, metavar="SIGMA", help="first add noise of this level, to try a model out")
+    denoise("--tile", type=_tile, default="auto",
+            help="side of the tiles in pixels; 0: whole images; auto: whole images, or tiles that fit into the free "
+            "memory (default: auto)")  # fmt: skip
+    denoise("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    denoise("--tracking-uri", help=STORE)
+
+    report = _verb(verbs, "report", "compare finished runs on one HTML page")
+    report("runs", nargs="+", metavar="RUN", type=Path, help="folders of finished runs")
+    report("--out", type=Path, default=Path("report.html"), help="file to write (default: report.html)")
+    report("--pictures", type=int, default=4, help="number of photographs to show (default: 4)")
+    report("--no-figures", action="store_true", help="leave out learning curves and t-SNE, which take longest")
+
+    figures = _verb(verbs, "figures", "draw t-SNE of features, restored images and learning curves of finished runs")
+    figures("runs", nargs="+", metavar="RUN", help="folders of finished runs; seeds of one setting form a row")
+    figures("--out", type=Path, default=Path("figures"), help="folder for PNG and SVG files (default: figures)")
+    figures("--only", choices=["tsne", "comparison", "convergence"], help="draw only this one")
+
+    models = _group(verbs, "models", "look up registered models: list, show, promote, compare")
+    listing = _verb(models, "list", "list all registered models and their versions", "models:run_list")
+    show = _verb(models, "show", "show what is recorded of a registered version", "models:run_show")
+    show("reference", help="name@alias, name/version, or name for the newest version")
+    promote = _verb(models, "promote", "point an alias at a version", "models:run_promote")
+    promote("reference", help="name/version")
+    promote("--alias", default="champion", help="(default: champion)")
+    promote("--if-better", metavar="METRIC", help="only if its value is better, such as miou.sigma25")
+    compare = _verb(models, "compare", "show two versions side by side", "models:run_compare")
+    compare("a", help="name@alias or name/version")
+    compare("b", help="another")
+    for verb in (listing, show, promote, compare):
+        verb("--tracking-uri", help=STORE)
+
+    submit = _verb(verbs, "submit", "send a verb to a Ray cluster as a job, and follow its log", "submit:run_submit")
+    submit.usage("d2sm submit [options] -- VERB [words ...]")
+    submit("--address", help=ADDRESS)
+    submit("--detach", action="store_true", help="print the job's id and return; do not follow the log")
+    submit("--no-preflight", action="store_true", help="start the verb without the checks of `d2sm check`")
+    submit("--install", action="store_true", help="install pins.txt on the nodes first, if their image lacks packages")
+    submit("--include", type=Path, action="append", default=[], help="a file or folder to send along with the code")
+    submit("--env", action="append", default=[], metavar="NAME=VALUE", help="an environment variable for the job")
+    submit("--cpus", type=float, default=0, help="CPUs for the verb's own process; 0: it runs on the head (default: 0)")
+    submit("--gpus", type=float, default=0, help="GPUs for the verb's own process (default: 0)")
+    submit("--memory", type=int, help="bytes of memory for the verb's own process")
+    submit("words", nargs=argparse.REMAINDER, metavar="VERB", help="the verb and its options")
+
+    jobs = _group(verbs, "jobs", "look after submitted jobs: list, logs, wait, stop")
+    listing = _verb(jobs, "list", "list the jobs of a cluster, newest first", "jobs:run_list")
+    logs = _verb(jobs, "logs", "print what a job has printed so far", "jobs:run_logs")
+    logs("-f", "--follow", action="store_true", help="keep printing until the job ends")
+    wait = _verb(jobs, "wait", "wait until a job ends, and exit with its exit code", "jobs:run_wait")
+    wait("--timeout", type=float, help="seconds to wait; then exit with code 3, while the job goes on")
+    stop = _verb(jobs, "stop", "stop a job as Ctrl-C would: its last checkpoint stays", "jobs:run_stop")
+    for verb in (logs, wait, stop):
+        verb("id", help="the job's id, from `d2sm jobs list`")
+    for verb in (listing, logs, wait, stop):
+        verb("--address", help=ADDRESS)
+
+    check = _verb(verbs, "check", "ask every node of a cluster whether it has what a run needs")
+    _configuration(check)
+    _overrides(check)
+
+    cluster = _group(verbs, "cluster", "run several Ray nodes on this machine, to try a cluster: up, status, down")
+    up = _verb(cluster, "up", "start Ray nodes on this machine, with the dashboard on loopback", "nodes:run_up")
+    up("--nodes", type=int, default=3, help="number of nodes, the head included (default: 3)")
+    up("--cpus-per-node", type=float, default=2, help="CPUs each node reports; all share this machine's (default: 2)")
+    up("--port", type=int, default=GCS_PORT, help=f"port of the head; 0: a free one (default: {GCS_PORT})")
+    up("--dashboard-port", type=int, default=DASHBOARD_PORT, help=f"0: a free one (default: {DASHBOARD_PORT})")
+    _verb(cluster, "status", "show which nodes are alive", "nodes:run_status")
+    add = _verb(cluster, "add", "start one more worker node", "nodes:run_add")
+    add("--cpus", type=float, default=2, help="CPUs the node reports (default: 2)")
+    kill = _verb(cluster, "kill", "kill a worker node, as a power cut would, to see a run survive it", "nodes:run_kill")
+    kill("number", type=int, nargs="?", default=1, help="which of the living worker nodes, from 1 (default: 1)")
+    _verb(cluster, "down", "end all nodes that `up` started, and their jobs", "nodes:run_down")
+    return top
+
+
+class _Options:
+    """A verb: called with an option's name and argparse's settings, it adds the option."""
+
+    def __init__(self, add_argument: Callable[..., Any], verb: argparse.ArgumentParser) -> None:
+        self._add_argument, self._verb = add_argument, verb
+
+    def __call__(self, *names: str, **settings: Any) -> None:
+        self._add_argument(*names, **settings)
+
+    def exclusive(self, *, required: bool = False) -> _Options:
+        """Options of which one may be given."""
+        return _Options(self._verb.add_mutually_exclusive_group(required=required).add_argument, self._verb)
+
+    def usage(self, text: str) -> None:
+        self._verb.usage = text
+
+
+def _verb(verbs: _Verbs, name: str, help: str, run: str = "") -> _Options:
+    """A verb; without `run`, its function is run_NAME in the file of its name."""
+    verb: argparse.ArgumentParser = verbs.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
+    verb.add_argument("-v", "--verbose", action="store_true", help="show Ray's own log and full tracebacks")
+    verb.set_defaults(run=f"cluster.cli.{run or f'{name}:run_{name}'}")
+    return _Options(verb.add_argument, verb)
+
+
+def _group(verbs: _Verbs, name: str, help: str) -> _Verbs:
+    group = verbs.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
+    return group.add_subparsers(title="verbs", required=True, metavar="VERB")
+
+
+def _configuration(verb: _Options, *, lists: bool = False) -> None:
+    which = verb.exclusive(required=not lists)
+    which("--recipe", help="a named configuration; `d2sm train --recipes` lists them")
+    which("--config", type=Path, help="a saved configuration, such as runs/NAME/config.yaml")
+    if lists:
+        which("--recipes", action="store_true", help="list the recipes and the keys they set")
+        which("--keys", action="store_true", help="list every configuration key with its default and meaning")
+
+
+def _overrides(verb: _Options) -> None:
+    help = "configuration keys to change, such as loss.queue_size=1024 train.num_workers=8"
+    verb("overrides", nargs="*", metavar="key=value", help=help)
+
+
+def _tile(text: str) -> int | str | None:
+    try:
+        return "auto" if text == "auto" else int(text) or None
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number of pixels, 0 or auto") from None
+
+
+class _Version(argparse.Action):
+    def __call__(self, top: argparse.ArgumentParser, *_: Any) -> None:
+        from d2sm import __version__
+
+        print(f"d2sm {__version__}")
+        top.exit()
