@@ -1,10 +1,10 @@
-"""Image, versions and ports, once. The files in `cluster/files` repeat them, and a test says that they agree."""
+"""Image, versions, ports and paths. The files in `cluster/files` repeat them; a test checks that they agree."""
 
 from __future__ import annotations
 
-VERSION = "0.1.0"  # of this project; pyproject.toml's
+VERSION = "0.1.0"  # of this project; the version in pyproject.toml
 PYTHON = "3.11"  # of the image, on every node
-RAY = "2.60.0"  # of the image; pins.txt's
+RAY = "2.60.0"  # of the image; the version in pins.txt
 IMAGE = f"d2sm:{VERSION}"  # what `docker build` makes; push it where the cluster's nodes can pull it from
 
 GCS_PORT = 6379  # where nodes and drivers join (RAY_ADDRESS)

@@ -1,4 +1,4 @@
-"""The head of a Ray cluster as this project's verbs talk to it: which address, with which token, errors in one line."""
+"""The dashboard of a Ray cluster, where jobs are submitted: its address, Ray's token, errors as one line."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from pipelines.text import one_line
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-_OVERRIDES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # Ray lets them win over an address that is given
+_OVERRIDES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # for Ray, these take precedence over the address it is given
 
 
-_TALKATIVE = (
+_VERBOSE_LOGGERS = (
     "ray.dashboard.modules.dashboard_sdk",
     "ray.dashboard.modules.job.sdk",
     "ray._private.runtime_env.packaging",
@@ -31,11 +31,11 @@ _TALKATIVE = (
 
 
 class ClusterError(ValueError):
-    """A cluster that does not answer, refuses, or lacks what is asked of it. One line."""
+    """The cluster does not answer, refuses, or has no such job. One line."""
 
 
 def address_of(given: str | None = None) -> str:
-    """The cluster's http address: given, RAY_API_SERVER_ADDRESS, that of `d2sm cluster up`, Ray's default."""
+    """The dashboard's http address: the given one, else RAY_API_SERVER_ADDRESS, `d2sm cluster up`'s, Ray's default."""
     address = given or os.environ.get("RAY_API_SERVER_ADDRESS")
     if not address:
         state = nodes.read()
@@ -48,7 +48,7 @@ def address_of(given: str | None = None) -> str:
 
 
 def check(address: str, *, timeout: float = 10) -> None:
-    """Make sure that a cluster answers, and that one beyond loopback asks for a token which we have.
+    """Check that a cluster answers and, if it is beyond loopback, that it asks for a token and we have one.
 
     Raises:
         ClusterError: nothing answers.
@@ -74,17 +74,17 @@ def check(address: str, *, timeout: float = 10) -> None:
 
 
 def _status(url: str, timeout: float) -> int:
-    """What the cluster answers to somebody without a token."""
+    """The HTTP status of a request without a token."""
     try:
         with urllib.request.urlopen(url, timeout=timeout) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code
     except (OSError, ValueError, HTTPException) as error:
-        raise _absent(url.removesuffix("/api/version"), getattr(error, "reason", None) or error) from None
+        raise _no_answer(url.removesuffix("/api/version"), getattr(error, "reason", None) or error) from None
 
 
-def _absent(address: str, reason: object) -> ClusterError:
+def _no_answer(address: str, reason: object) -> ClusterError:
     why = one_line(reason, 200)
     return ClusterError(
         f"{address}: no Ray cluster answers ({why}); give its address with --address, or start one here: "
@@ -93,21 +93,21 @@ def _absent(address: str, reason: object) -> ClusterError:
 
 
 def ask(address: str, path: str, *, timeout: float = 10) -> Any:
-    """The JSON that the dashboard gives for a path."""
+    """The JSON that the dashboard returns for a path."""
     request = urllib.request.Request(f"{address}{path}", headers=_headers())
     try:
         with urllib.request.urlopen(request, timeout=timeout) as answer:
             return json.load(answer)
     except (OSError, ValueError, HTTPException) as error:
-        raise _absent(address, getattr(error, "reason", None) or error) from None
+        raise _no_answer(address, getattr(error, "reason", None) or error) from None
 
 
 def client(address: str) -> JobSubmissionClient:
-    """Ray's own client of the jobs at this very address, with the token."""
+    """Ray's client for jobs, for this address and with the token."""
     with plain_errors(address):
         from ray.job_submission import JobSubmissionClient
 
-        for name in _TALKATIVE:
+        for name in _VERBOSE_LOGGERS:
             logging.getLogger(name).setLevel(logging.WARNING)
         kept = {name: os.environ.pop(name) for name in _OVERRIDES if name in os.environ}
         try:
@@ -123,7 +123,7 @@ def _headers() -> dict[str, str]:
 
 @contextlib.contextmanager
 def plain_errors(address: str) -> Iterator[None]:
-    """What Ray's client and the network raise, as one line."""
+    """Turn errors of Ray's client and of the network into one line."""
     from ray.exceptions import AuthenticationError
     from requests.exceptions import RequestException
 
@@ -135,6 +135,6 @@ def plain_errors(address: str) -> Iterator[None]:
             "RAY_AUTH_TOKEN_PATH, or RAY_AUTH_TOKEN)"
         ) from None
     except (ConnectionError, RequestException) as error:
-        raise _absent(address, error) from None
+        raise _no_answer(address, error) from None
     except RuntimeError as error:  # "Request failed with status code ..."
         raise ClusterError(f"{address}: {one_line(error)}") from None

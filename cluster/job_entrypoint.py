@@ -13,15 +13,15 @@ from pipelines.text import one_line
 
 def main(argv: Sequence[str]) -> int:
     """Exit code of the verb; 1 when a check failed, and the verb was not started."""
-    from cluster.cli import arguments
+    from cluster.cli.arguments import configuration
     from cluster.cli.main import main as run
-    from cluster.cli.main import parser
+    from cluster.cli.parser import parser
 
     cut = list(argv).index("--")
     options, verb = argv[:cut], list(argv[cut + 1 :])
     try:
         args = parser().parse_args(verb)
-        config = arguments.configured(args)
+        config = configuration(args)
         if config is not None and getattr(args, "no_evaluate", False):
             config = config.replace({"evaluate.segmenter": None})  # not needed, so not asked for
         if config is not None and verb[0] != "check" and "--no-preflight" not in options:

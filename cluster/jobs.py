@@ -1,4 +1,4 @@
-"""A verb as a Ray job: sent, followed, waited for, stopped. The job goes on whatever happens to who sent it.
+"""A verb as a Ray job: send it, follow its log, wait for it, stop it. The job does not depend on the sender.
 
 job = submit(["train", "--recipe", "ffdnet_d2sm_cpu", "data.root=/data/cityscapes", "train.storage=/storage"])
 job.follow()
@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from cluster import dashboard
-from cluster.cli import arguments
+from cluster.cli.arguments import for_cluster
 from cluster.constants import VERSION
 from cluster.dashboard import ClusterError
-from cluster.working_dir import parcel
+from cluster.working_dir import working_directory
 from pipelines.runtime import auth
 from pipelines.text import did_you_mean, one_line, redact
 
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 _PINS = Path(__file__).resolve().parents[1] / "pins.txt"
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
-_PATIENCE = 300.0  # seconds that a head may be away before following it is given up
-# A stop is Ctrl-C to the verb: it keeps its last checkpoint and closes its MLflow run as KILLED. Then it is killed.
+_PATIENCE = 300.0  # seconds without an answer from the head after which following a job is given up
+# `stop` sends the verb Ctrl-C: it writes a checkpoint and closes its MLflow run as KILLED. After 60 s it is killed.
 _STOP = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "60"}
 _SECRET_NAME = re.compile(r"(?i)token|passw|secret|credential|(^|_)key(_|$)|access_key|api_?key")
 
@@ -84,13 +84,13 @@ class Job:
             out: where to; stdout.
             raw: every line, Ray's own as well.
         """
-        tidy = Tidy(out or sys.stdout, raw=raw)
-        self._until_it_runs(tidy)
+        printer = LogPrinter(out or sys.stdout, raw=raw)
+        self._until_it_runs(printer)
         while True:
-            _patiently(lambda: asyncio.run(self._tail(tidy)))
+            _patiently(lambda: asyncio.run(self._tail(printer)))
             status = _patiently(self.status)
             if status in _ENDED:
-                tidy.close()
+                printer.close()
                 return status
             time.sleep(1)  # the connection was lost, not the job
 
@@ -107,32 +107,32 @@ class Job:
         info = self.info()
         return 0 if info.status.value == "SUCCEEDED" else int(info.driver_exit_code or 1)
 
-    def _until_it_runs(self, tidy: Tidy) -> None:
+    def _until_it_runs(self, printer: LogPrinter) -> None:
         told, since = "", time.monotonic()
         while (info := _patiently(self.info)).status.value == "PENDING":
             if info.message and info.message != told and time.monotonic() - since > 10:
-                tidy.note(info.message)
+                printer.note(info.message)
                 told = info.message
             time.sleep(0.5)
 
-    async def _tail(self, tidy: Tidy) -> None:
+    async def _tail(self, printer: LogPrinter) -> None:
         seen = 0  # the log comes from its beginning again at each connection
-        skip = tidy.taken
+        skip = printer.taken
         async for text in dashboard.client(self.address).tail_job_logs(self.id):
             fresh = text[max(0, skip - seen) :]
             seen += len(text)
             if fresh:
-                tidy.write(fresh)
+                printer.write(fresh)
 
 
-class Tidy:
-    """A job's log, line by line: progress as lines, without passwords and without what Ray says of itself."""
+class LogPrinter:
+    """Prints a job's log line by line, progress as lines of their own; leaves out secrets and Ray's own messages."""
 
     _NOISE = re.compile(
         r"Running entrypoint for job|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+\s+(INFO|WARNING) \S+\.py:\d+ --|"
         r"\s+\[(\d{4}-\d\d-\d\d|state-dump)|\t\(\d\) "  # the last lines of a lost node's log
     )
-    # Ray's own processes write without a line of their own, behind the progress.
+    # Ray's own processes write to the same stream, often in the middle of a progress line.
     _REMARK = re.compile(r"((\x1b\[\d+m)?\(raylet[^)]*\)|\[\d{4}-\d\d-\d\d [\d:,]+ [A-Z] \d+ \d+\] ).*")
 
     def __init__(self, out: TextIO, *, raw: bool = False) -> None:
@@ -149,7 +149,7 @@ class Tidy:
             self._rest, self._early = "", True
 
     def note(self, text: str) -> None:
-        """A line that is not of the log."""
+        """Print a line that is not part of the log."""
         print(redact(text), file=self.out, flush=True)
 
     def close(self) -> None:
@@ -182,36 +182,36 @@ def submit(
     install: bool = False,
     preflight: bool = True,
 ) -> Job:
-    """Send a verb of the command line to a cluster; returns as soon as it is there.
+    """Send a verb of the command line to a cluster as a job; return as soon as the cluster has it.
 
     Args:
         verb: the words after `d2sm`, such as ["train", "--recipe", "demo", "data.root=/data"].
-        address: of the head's dashboard, such as http://head:8265; see `head.address_of` for none.
-        cpus: reserved for the verb's own process. 0 runs it on the head, which is the safest node.
-        gpus: likewise. The workers reserve theirs themselves, by train.num_workers and train.use_gpu.
-        memory: likewise, in bytes.
-        resources: likewise, of a cluster's own kinds.
-        env: variables for the job. They can be read by all who see the cluster: no secrets.
-        include: files and folders that travel along with the code.
-        install: install pins.txt on the nodes first; otherwise their image has what is needed.
-        preflight: check resources, data, storage, weights before the verb starts.
+        address: of the head's dashboard, such as http://head:8265; None: see `dashboard.address_of`.
+        cpus: CPUs reserved for the verb's own process; 0 runs it on the head, the node least likely to be lost.
+        gpus: GPUs likewise. Training workers reserve their own, by train.num_workers and train.use_gpu.
+        memory: bytes likewise.
+        resources: custom Ray resources likewise.
+        env: environment variables of the job. Everybody who sees the cluster can read them: no secrets.
+        include: files and folders to send along with the code.
+        install: install pins.txt on the nodes first; False: their image has all packages.
+        preflight: check resources, data, storage and weights before the verb starts.
 
     Raises:
         ClusterError, AuthError, WorkingDirError, ConfigError: each one line, and nothing was sent.
     """
     address = dashboard.address_of(address)
-    verb, carried = arguments.prepared(verb)
+    verb, files = for_cluster(verb)
     variables = _variables(env or {}, verb)
     _no_secrets(verb, variables)
     dashboard.check(address)
-    driver = ["exec", "python", "-m", "cluster.job_entrypoint", *([] if preflight else ["--no-preflight"]), "--", *verb]
+    entrypoint = ["python", "-m", "cluster.job_entrypoint", *([] if preflight else ["--no-preflight"]), "--", *verb]
     client = dashboard.client(address)
-    with parcel([*include, *carried]) as folder, dashboard.plain_errors(address):
+    with working_directory([*include, *files]) as folder, dashboard.plain_errors(address):
         environment: dict[str, Any] = {"working_dir": str(folder), "env_vars": _STOP | variables}
         if install:
             environment["pip"] = {"packages": _pins(), "pip_check": False}
         sent = client.submit_job(
-            entrypoint=f"{driver[0]} {shlex.join(driver[1:])}",
+            entrypoint=f"exec {shlex.join(entrypoint)}",
             submission_id=f"d2sm-{verb[0]}-{time.strftime('%m%d-%H%M%S')}-{secrets.token_hex(2)}",
             runtime_env=environment,
             metadata={"d2sm.version": VERSION, "d2sm.verb": verb[0]},
@@ -233,7 +233,7 @@ def listing(address: str) -> list[JobDetails]:
 
 
 def _variables(given: Mapping[str, str], verb: Sequence[str]) -> dict[str, str]:
-    """MLFLOW_TRACKING_URI goes along, for the run to be logged where it would be from here."""
+    """The job's variables. This machine's MLFLOW_TRACKING_URI is one, so that the job logs where this machine would."""
     inherited = os.environ.get("MLFLOW_TRACKING_URI")
     if inherited and not any(word.startswith("tracking.uri=") for word in verb):
         return {"MLFLOW_TRACKING_URI": inherited, **given}
@@ -241,7 +241,7 @@ def _variables(given: Mapping[str, str], verb: Sequence[str]) -> dict[str, str]:
 
 
 def _no_secrets(verb: Sequence[str], variables: Mapping[str, str]) -> None:
-    """Entrypoint and variables of a job are shown to all who see the cluster."""
+    """Refuse secrets in the command and the variables: everybody who sees the cluster can read a job's record."""
     token = auth.token()
     remedy = "set it in the environment of the cluster's nodes instead (a Kubernetes Secret, a file that they source)"
     for where, text in [*(("the command", word) for word in verb), *((f"--env {k}", v) for k, v in variables.items())]:
@@ -262,7 +262,7 @@ def _pins() -> list[str]:
 
 
 def _patiently(ask: Callable[[], _T]) -> _T:
-    """Ask again while the head does not answer: it may be restarting, and the job does not depend on who asks."""
+    """Ask again while the head does not answer: it may be restarting, and the job goes on meanwhile."""
     from aiohttp import ClientError
 
     end = time.monotonic() + _PATIENCE

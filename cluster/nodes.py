@@ -1,10 +1,10 @@
-"""A cluster of several Ray nodes on this one machine, to try things and for tests.
+"""Several Ray nodes on this machine, to try a cluster and for tests.
 
-Its dashboard, where jobs are sent, listens on loopback. Ray's own ports listen on all interfaces whatever they are
-told, so every one of them asks for Ray's token.
+The dashboard, where jobs are submitted, listens on loopback. Ray's other ports listen on all interfaces and cannot be
+told otherwise, so all of them require Ray's token.
 
-`up` writes what it starts into one small file. Each node leads a session of processes, and has a mark in its
-environment, which all that it starts inherit; `down` ends what has the mark, or is of the session, and nothing else.
+`up` records what it starts in one small file. Each node is the leader of a process session and carries a mark in its
+environment, which its child processes inherit. `down` ends the processes with the mark or of the session, no others.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from cluster import constants
 from pipelines.runtime import auth
 
 MARK = "D2SM_CLUSTER_MARK"
-OBJECT_STORE = 512 * 2**20  # bytes a node; crops and patches are small
-_PATIENCE = 180.0  # seconds until a node counts as not starting; two idle cores need 13 for three nodes
+OBJECT_STORE = 512 * 2**20  # bytes for each node; crops are small
+_PATIENCE = 180.0  # seconds to wait for a node to start
 _TRIES = 3
 _Running = dict[int, "subprocess.Popen[bytes]"]
 
@@ -43,19 +43,19 @@ class NodesError(ValueError):
 
 @dataclass(frozen=True)
 class State:
-    """What `up` started. Holds no secret."""
+    """The processes and addresses of a cluster that `up` started. Contains no secret."""
 
     mark: str
     address: str  # host:port, for RAY_ADDRESS
     dashboard: str  # http://host:port, for jobs
     temp: str
     nodes: int
-    sessions: tuple[int, ...] = ()  # process ids, which mean nothing after the machine's next start
+    sessions: tuple[int, ...] = ()  # process ids of the session leaders; valid until the machine restarts
     boot: str = ""
 
 
 def path() -> Path:
-    """The file with the state: ~/.d2sm/cluster.json, elsewhere by D2SM_CLUSTER; a second file is a second cluster."""
+    """The file that holds the state: D2SM_CLUSTER, else ~/.d2sm/cluster.json. Another file is another cluster."""
     return Path(os.environ.get("D2SM_CLUSTER") or Path.home() / ".d2sm" / "cluster.json")
 
 
@@ -73,13 +73,13 @@ def read() -> State | None:
 def up(
     nodes: int = 3, *, cpus: float = 2, port: int = constants.GCS_PORT, dashboard_port: int = constants.DASHBOARD_PORT
 ) -> State:
-    """Start a head and `nodes - 1` workers; returns when all of them have joined and jobs are taken.
+    """Start a head and `nodes - 1` workers; return when all have joined and the cluster takes jobs.
 
     Args:
         nodes: Ray nodes in all.
-        cpus: CPUs each node says it has. A number only: they share this machine's.
-        port: of the head; 0 takes a free one.
-        dashboard_port: of the head's dashboard; 0 takes a free one.
+        cpus: CPUs that each node reports to Ray. All nodes share this machine's cores.
+        port: of the head; 0: a free one.
+        dashboard_port: of the dashboard; 0: a free one.
 
     Raises:
         NodesError: one is already up, a port is taken, or a node does not start.
@@ -88,7 +88,7 @@ def up(
         raise NodesError(f"--nodes {nodes} --cpus-per-node {cpus:g}: at least one of each")
     if (known := read()) and ours(known):
         raise NodesError(f"{known.address}: a cluster is already up; `d2sm cluster down` ends it")
-    down()  # what one that ended by itself has left
+    down()  # removes what an earlier cluster left behind
     port, dashboard_port = _port(port, "--port"), _port(dashboard_port, "--dashboard-port")
     _secure()
     mark = f"d2sm-{secrets.token_hex(4)}"
@@ -96,18 +96,18 @@ def up(
         mark=mark,
         address=f"{constants.LOOPBACK}:{port}",
         dashboard=f"http://{constants.LOOPBACK}:{dashboard_port}",
-        temp=tempfile.mkdtemp(prefix=f"{mark}-", dir="/tmp"),  # short: it holds sockets, whose paths are limited
+        temp=tempfile.mkdtemp(prefix=f"{mark}-", dir="/tmp"),  # short, because the paths of its sockets are limited
         nodes=nodes,
         boot=_boot(),
     )
     try:
         return _started(state, cpus, dashboard_port)
-    except NodesError:  # a machine that is busy with something else may take longer than Ray waits: once more
+    except NodesError:  # on a busy machine the start may take longer than Ray waits: try once more
         return _started(state, cpus, dashboard_port)
 
 
 def add(*, cpus: float = 2) -> State:
-    """One more worker node for the cluster that is up; returns when it has joined.
+    """Start one more worker node for the running cluster; return when it has joined.
 
     Raises:
         NodesError: none is up, or the node does not start.
@@ -120,10 +120,10 @@ def add(*, cpus: float = 2) -> State:
 
 
 def kill(number: int = 1) -> int:
-    """End a worker node with all that runs on it, at once, as a power cut would; gives how many processes that were.
+    """Kill a worker node and all its processes at once, as a power cut would; return the number of processes.
 
     Args:
-        number: of the worker node, from 1, among those that live.
+        number: of the worker node among the living ones, from 1.
 
     Raises:
         NodesError: no cluster is up, or it has no such node.
@@ -173,7 +173,7 @@ def _start(state: State, cpus: float, dashboard_port: int) -> State:
     end = time.monotonic() + _PATIENCE
     while len(alive(state)) < state.nodes:
         for number in tries:
-            # Ray gives a worker 30 s to join, which a busy machine may miss; then it ends, and may try again.
+            # Ray gives a worker 30 s to join and then ends it, which happens on a busy machine: start it again.
             if tries[number] < _TRIES and (number not in running or running[number].poll() is not None):
                 tries[number] += 1
                 state, running[number] = _node(state, number, cpus, [f"--address={state.address}"])
@@ -191,11 +191,11 @@ def _ray_start(state: State, number: int, cpus: float, words: Sequence[str]) -> 
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats", *words]
     command += [f"--num-cpus={cpus:g}", f"--temp-dir={state.temp}/{number}", f"--object-store-memory={OBJECT_STORE}"]
     command += ["--min-worker-port=0", "--max-worker-port=0"]
-    command += [f"--dashboard-agent-listen-port={_port(0)}"]  # at its default, two nodes of one host would collide
+    command += [f"--dashboard-agent-listen-port={_port(0)}"]  # the default port would be taken twice on one host
     before = os.environ.get("PYTHONPATH")
     environment = os.environ | {
         MARK: state.mark,
-        # The nodes have this very code, as an image would.
+        # The nodes import this checkout, as they would import an image's code.
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parents[1]), *([before] if before else [])]),
         "RAY_AUTH_MODE": "token",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",  # jobs say `python`
@@ -226,7 +226,7 @@ def _check_running(running: _Running, state: State, end: float, what: str) -> No
 
 
 def alive(state: State) -> list[dict[str, object]]:
-    """The nodes that the head counts as alive, as its dashboard tells them; none while it does not answer."""
+    """The nodes that are alive, as the dashboard reports them; empty while it does not answer."""
     headers = {"Authorization": f"Bearer {auth.token()}"}
     request = urllib.request.Request(f"{state.dashboard}/api/v0/nodes?limit=1000", headers=headers)
     try:
@@ -238,7 +238,7 @@ def alive(state: State) -> list[dict[str, object]]:
 
 
 def down() -> int:
-    """End what `up` started, jobs included, and remove its files. Returns how many processes there were.
+    """End all that `up` started, jobs included, and remove its files; return the number of processes.
 
     Raises:
         NodesError: a process cannot be ended.
@@ -261,23 +261,23 @@ def down() -> int:
 
 
 def ours(state: State) -> list[psutil.Process]:
-    """The living processes that belong to this cluster, whoever their parent is by now."""
+    """The living processes of this cluster, including those whose parent has ended."""
     known = state.sessions if state.boot == _boot() else ()
-    # Session 0 is the kernel's, and of whatever was started without a session: no node leads it.
+    # Session 0 belongs to the kernel and to processes without a session; no node is its leader.
     leaders = {pid for pid in known if pid > 0 and not _recycled(pid, state.mark)}
     everyone = list(psutil.process_iter())
     return [one for one in everyone if _lives(one) and (_marked(one, state.mark) or _session(one) in leaders)]
 
 
 def _boot() -> str:
-    """This start of the machine."""
+    """An id of the machine's current boot."""
     with contextlib.suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return f"{psutil.boot_time():.0f}"
 
 
 def _recycled(pid: int, mark: str) -> bool:
-    """Whether a process id now stands for a stranger: a session keeps its leader's id as long as it has members."""
+    """Whether the process id was reused by another process. A session keeps its leader's id while it has members."""
     try:
         process = psutil.Process(pid)
     except psutil.NoSuchProcess:
@@ -304,11 +304,11 @@ def _lives(process: psutil.Process) -> bool:
 
 
 def _secure() -> None:
-    """Refuse nodes without Ray's token; make the user's token where there is none, as `ray.init` does."""
+    """Refuse to start nodes without Ray's token; generate the user's token if there is none, as `ray.init` does."""
     if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
         raise NodesError(
-            f"RAY_AUTH_MODE={os.environ['RAY_AUTH_MODE']}: the nodes listen beyond loopback, and would run what "
-            "anybody sends them; unset it, or set it to token"
+            f"RAY_AUTH_MODE={os.environ['RAY_AUTH_MODE']}: the nodes listen beyond loopback and would run "
+            "whatever anybody sends them; unset it, or set it to token"
         )
     if not auth.token():
         words = [sys.executable, "-m", "ray.scripts.scripts", "get-auth-token", "--generate"]
@@ -318,12 +318,12 @@ def _secure() -> None:
 
 
 def _port(wanted: int, option: str = "") -> int:
-    """The port, or a free one for 0."""
+    """The wanted port if it is free; a free one for 0."""
     try:
         with socket.create_server((constants.LOOPBACK, wanted)) as server:
             return int(server.getsockname()[1])
     except (OSError, OverflowError):
-        raise NodesError(f"{option} {wanted}: taken, or no port; give another, or 0 for a free one") from None
+        raise NodesError(f"{option} {wanted}: not a free port; give another, or 0 for a free one") from None
 
 
 def _listens(host: str, port: int) -> bool:

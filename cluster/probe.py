@@ -1,4 +1,4 @@
-"""What one node sees, told by a task that runs there. Imports nothing heavy: the answer should take milliseconds."""
+"""What one node sees, reported by a task that runs on it. Imports nothing heavy, so the task takes milliseconds."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pathlib import Path
 
 from pipelines.text import one_line
 
-OURS = "driver"  # the file that the driver writes first
+OURS = "driver"  # file in the trial folder, written by the driver
 
 
 @dataclass(frozen=True)
 class Ask:
-    """What the driver wants to know of every node."""
+    """What the driver asks every node."""
 
     root: str
     trial: str  # a folder in the storage, made by the driver for this check
@@ -28,7 +28,7 @@ class Ask:
 
 @dataclass(frozen=True)
 class Seen:
-    """A node's answer. Reasons are empty where all is well."""
+    """A node's answer. An error is empty where there is none."""
 
     host: str
     versions: Mapping[str, str]
@@ -40,7 +40,7 @@ class Seen:
 
 
 def look(ask: Ask, node: str) -> Seen:
-    """Look around on this node. `node` names the file that it writes into the trial folder."""
+    """Answer for this node. `node` is the name of the file it writes into the trial folder."""
     root, root_error = _listed(ask.root)
     return Seen(
         host=socket.gethostname(),
@@ -76,7 +76,7 @@ def _written(trial: str, node: str) -> str:
 
             place, path = opened(trial, asked_by="train.storage")
             if place.get_file_info(f"{path}/{OURS}").type == fs.FileType.NotFound:
-                return "does not see what the driver wrote: another place of the same name"
+                return "the driver's file is not there: this is another place of the same name"
             place.open_output_stream(f"{path}/{node}").close()
             return ""
         if not (Path(trial) / OURS).exists():

@@ -1,4 +1,4 @@
-"""What the answers of all nodes mean: one verdict a question, with the remedy where it fails."""
+"""From the answers of all nodes to checks: each is ok or failed, and a failed one names the remedy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipelines.tracking import store
 
 @dataclass(frozen=True)
 class Check:
-    """One question with its answer: what was found or, if not ok, what is wrong and the remedy."""
+    """One check: what was found or, if it failed, what is wrong and the remedy."""
 
     name: str
     ok: bool

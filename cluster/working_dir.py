@@ -1,4 +1,4 @@
-"""What a job takes along: the code and nothing else. Data, weights and runs stay on storage that every node sees."""
+"""The working directory sent with a job: the code alone. Data, weights and runs stay on storage that nodes see."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from contextlib import contextmanager
 from pathlib import Path
 
 CODE = ("d2sm", "pipelines", "tuning", "cluster")
-LIMIT = 10 * 2**20  # the code is under 1 MB; what is larger is no code
+LIMIT = 10 * 2**20  # the code is under 1 MB; whatever is larger is data or weights
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
 
 
 class WorkingDirError(ValueError):
-    """Something that cannot travel with a job. One line."""
+    """A file that cannot be sent with a job. One line."""
 
 
 @contextmanager
-def parcel(include: Sequence[str | Path] = ()) -> Iterator[Path]:
+def working_directory(include: Sequence[str | Path] = ()) -> Iterator[Path]:
     """A temporary folder with the code, as the working directory of a job.
 
     Args:
-        include: further files and folders, such as a module with a segmenter of one's own; each by its last name.
+        include: more files and folders, such as a module with your own segmenter; each keeps its last name.
 
     Raises:
-        WorkingDirError: a name that is not there, or twice; or more than 10 MB.
+        WorkingDirError: a file is missing, a name occurs twice, or there are more than 10 MB.
     """
     from pipelines.tracking.run import COMMIT, commit  # imported when needed: help must stay quick
 
     root = Path(__file__).resolve().parents[1]
-    with tempfile.TemporaryDirectory(prefix="d2sm-parcel-") as place:
+    with tempfile.TemporaryDirectory(prefix="d2sm-job-") as place:
         folder = Path(place)
         for name in CODE:
             shutil.copytree(root / name, folder / name, ignore=_LEFT_OUT)

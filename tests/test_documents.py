@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.cli.main import parser
+from cluster.cli.parser import parser
 from pipelines import config as configs
 from pipelines.recipes import recipes
 

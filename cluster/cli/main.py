@@ -15,7 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb.
 
     Returns:
-        The exit code: the verb's own, 0 where it has none; 2 for refused input, after one line on stderr; 130 for Ctrl-C.
+        The exit code: the verb's own, else 0; 2 for refused input, after one line on stderr; 130 for Ctrl-C.
     """
     args = parser().parse_args(argv)
     module, _, function = args.run.partition(":")

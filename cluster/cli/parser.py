@@ -1,6 +1,6 @@
 """The whole command line: every verb, its options, and the function that runs it.
 
-A verb's function is named as text, "cluster.cli.train:run_train", and imported when the verb runs: so `d2sm --help` loads
+A verb's function is named as text, "cluster.cli.train:run_train", and imported when the verb runs: `d2sm --help` loads
 neither torch nor Ray. It takes the parsed options and returns an exit code, or None for 0.
 """
 
@@ -15,8 +15,8 @@ from cluster.constants import DASHBOARD_PORT, GCS_PORT, LOOPBACK
 
 SPACES = "queue_and_patch, weights, queue_patch_weight, learning_rate"
 ADDRESS = (
-    "address of the cluster's dashboard, such as http://head:8265 (default: RAY_API_SERVER_ADDRESS, else the cluster of "
-    f"`d2sm cluster up`, else {LOOPBACK}:{DASHBOARD_PORT})"
+    "address of the cluster's dashboard, such as http://head:8265 (default: RAY_API_SERVER_ADDRESS, else the cluster "
+    f"that `d2sm cluster up` started, else {LOOPBACK}:{DASHBOARD_PORT})"
 )
 MODEL = "a run's folder, one of its checkpoints, a URI of either, or models:/name@alias"
 STORE = "MLflow tracking URI of the registry (default: MLFLOW_TRACKING_URI, else runs/mlflow.db)"
@@ -73,18 +73,20 @@ def parser() -> argparse.ArgumentParser:
     tune("--scheduler", default="asha", choices=["asha", "pbt", "none"],
          help="asha stops bad trials early; pbt replaces them by copies of better ones (default: asha)")  # fmt: skip
     tune("--metric", nargs="+", default=["psnr.sigma25"], metavar="METRIC",
-         help="what is optimised, such as miou.sigma25; several give a Pareto front (default: psnr.sigma25)")  # fmt: skip
+         help="what is optimised, such as miou.sigma25; several: a Pareto front (default: psnr.sigma25)")  # fmt: skip
     tune("--reports", type=int, default=3, help="how often each trial is measured (default: 3)")
     tune("--name", help="name of the sweep; the same name resumes it (default: recipe, space and time)")
     tune("--concurrent", type=int, help="most trials at the same time (default: as many as fit)")
-    tune("--trial-epochs", type=int, help="epochs of a trial (default: the recipe's); --retrain-best takes the recipe's")
-    tune("--retrain-best", action="store_true", help="at the end, train the best point with all epochs")
+    tune(
+        "--trial-epochs", type=int, help="epochs of a trial (default: the recipe's); --retrain-best takes the recipe's"
+    )
+    tune("--retrain-best", action="store_true", help="at the end, train the best point with the recipe's epochs")
     tune("--quiet", action="store_true", help="no table while it runs")
     _overrides(tune)
 
     table = _verb(verbs, "table", "train and evaluate recipes with several seeds, and compare them in a table")
     table("--recipes", dest="rows", nargs="+", required=True, metavar="ROW",
-          help="recipes, patterns such as 'ffdnet_*_cpu', or NAME:key=value[:key=value] to change keys of a row")  # fmt: skip
+          help="recipes, patterns such as 'ffdnet_*_cpu', or NAME:key=value[:key=value] for changed keys")  # fmt: skip
     table("--seeds", type=int, default=2, help="runs of each row, with seeds from train.seed upwards (default: 2)")
     table("--name", default="table", help="folder in train.storage; the same name resumes it (default: table)")
     table("--data", type=Path, metavar="ROOT", help="the same as data.root=ROOT")

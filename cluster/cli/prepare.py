@@ -19,6 +19,6 @@ def run_prepare(args: argparse.Namespace) -> None:
         verbose=args.verbose,
     )
     print(
-        f"{done.photographs} photographs, {done.bytes / 1e9:.3g} GB in {done.shards} shards ({done.written} written now, "
-        f"the others verified); to train on them: data.root={done.root} data.layout={args.layout}"
+        f"{done.photographs} photographs, {done.bytes / 1e9:.3g} GB in {done.shards} shards ({done.written} written "
+        f"now, the others verified); to train on them: data.root={done.root} data.layout={args.layout}"
     )

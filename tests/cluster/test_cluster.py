@@ -149,7 +149,7 @@ def test_down_ends_everything_even_after_a_node_was_killed(cluster: LocalCluster
     assert "processes ended" in cluster.d2sm("cluster", "down")[0]
     assert nodes.ours(state) == [] and not Path(state.temp).exists()
     assert not [p for p in psutil.process_iter() if state.temp in " ".join(_words(p))]
-    assert cluster.d2sm("cluster", "down")[0] == "nothing was up\n"
+    assert cluster.d2sm("cluster", "down")[0] == "no cluster was up\n"
     assert "no cluster" in cluster.d2sm("cluster", "status", code=1)[0]
 
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from cluster import constants
-from cluster.cli.main import parser
+from cluster.cli.parser import parser
 from pipelines import config as configs
 from pipelines.recipes import recipe
 

@@ -20,7 +20,8 @@ import pytest
 import cluster
 from cluster import constants, dashboard, job_entrypoint, jobs, nodes, verdicts, working_dir
 from cluster.cli import arguments
-from cluster.cli.main import main, parser
+from cluster.cli.main import main
+from cluster.cli.parser import parser
 from cluster.dashboard import ClusterError
 from cluster.probe import OURS, Ask, Seen, look
 from cluster.working_dir import WorkingDirError
@@ -223,8 +224,8 @@ def test_process_ids_from_before_a_restart_of_the_machine_are_not_ours() -> None
 
 
 def test_words_that_travel() -> None:
-    assert arguments.prepared(TRAIN) == (TRAIN, [])
-    assert arguments.prepared(["scenes", "/data/x"]) == (["scenes", "/data/x"], [])
+    assert arguments.for_cluster(TRAIN) == (TRAIN, [])
+    assert arguments.for_cluster(["scenes", "/data/x"]) == (["scenes", "/data/x"], [])
 
 
 @pytest.mark.parametrize(
@@ -240,21 +241,21 @@ def test_words_that_travel() -> None:
 )
 def test_words_that_mean_nothing_there(more: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as error:
-        arguments.prepared([*TRAIN, *more])
+        arguments.for_cluster([*TRAIN, *more])
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("verb", [[], ["submit", "--", "train"], ["cluster", "down"], ["jobs", "list"], ["demo"]])
 def test_verbs_that_stay(verb: list[str]) -> None:
     with pytest.raises(ConfigError, match="submit: "):
-        arguments.prepared(verb)
+        arguments.for_cluster(verb)
 
 
 def test_a_configuration_travels_along(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     Config().replace({"data.root": "/data", "train.storage": "/storage"}).save(file)
     for option in (["--config", str(file)], [f"--config={file}"]):
-        sent, carried = arguments.prepared(["train", *option, "train.epochs=2"])
+        sent, carried = arguments.for_cluster(["train", *option, "train.epochs=2"])
         assert carried == [file] and str(tmp_path) not in " ".join(sent) and "mine.yaml" in " ".join(sent)
 
 
@@ -288,7 +289,7 @@ def test_where_runs_are_logged_travels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_parcel_is_the_code_alone(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("x = 1\n")
-    with working_dir.parcel([tmp_path / "mine.py"]) as folder:
+    with working_dir.working_directory([tmp_path / "mine.py"]) as folder:
         names = {path.name for path in folder.iterdir()}
         assert names == {*working_dir.CODE, COMMIT, "mine.py"}
         sent = [sys.executable, "-c", "from pipelines.tracking import commit; print(*commit())"]
@@ -304,13 +305,13 @@ def test_the_parcel_is_the_code_alone(tmp_path: Path) -> None:
 def test_data_does_not_travel(tmp_path: Path) -> None:
     (tmp_path / "weights.pth").write_bytes(b"0" * (working_dir.LIMIT + 1))
     too_much = r"more than 10 MB to send.*weights.pth, 10.0 MB"
-    with pytest.raises(WorkingDirError, match=too_much) as error, working_dir.parcel([tmp_path]):
+    with pytest.raises(WorkingDirError, match=too_much) as error, working_dir.working_directory([tmp_path]):
         pass
     assert "\n" not in str(error.value)
-    with pytest.raises(WorkingDirError, match="--include none: no such file"), working_dir.parcel(["none"]):
+    with pytest.raises(WorkingDirError, match="--include none: no such file"), working_dir.working_directory(["none"]):
         pass
     (tmp_path / "d2sm").mkdir()
-    with pytest.raises(WorkingDirError, match="already has a d2sm"), working_dir.parcel([tmp_path / "d2sm"]):
+    with pytest.raises(WorkingDirError, match="already has a d2sm"), working_dir.working_directory([tmp_path / "d2sm"]):
         pass
 
 
@@ -328,7 +329,7 @@ def test_the_driver_refuses_in_one_line(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_a_log_is_made_tidy() -> None:
     out = io.StringIO()
-    tidy = jobs.Tidy(out)
+    tidy = jobs.LogPrinter(out)
     log = ["Running entrypoint for job x: exec python\n2026-11-23 02:59:36,720\tINFO job_manager.py:581 -- Runtime\n",
            "first\nsec", "ond\n\rstep 1/9", "\rstep 5/9", "\rstep 9/9\n", "\nat http://a:b@c/\n"]  # fmt: skip
     log += ["\x1b[33m(raylet)\x1b[0m Raylet is terminated. Reasons: (1) SIGKILL\n\t(2) lags\n    [state-dump] x\n",

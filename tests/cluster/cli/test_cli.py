@@ -47,42 +47,6 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     return err
 
 
-@pytest.mark.parametrize(
-    "verb",
-    [
-        "",
-        "demo",
-        "scenes",
-        "prepare",
-        "train",
-        "evaluate",
-        "denoise",
-        "models",
-        "models list",
-        "models show",
-        "models promote",
-        "models compare",
-    ],
-)
-def test_every_verb_explains_itself(capsys: pytest.CaptureFixture[str], verb: str) -> None:
-    with pytest.raises(SystemExit) as end:
-        main([*verb.split(), "--help"])
-    out, err = capsys.readouterr()
-    assert (end.value.code, err) == (0, "")
-    assert f"usage: d2sm {verb}".rstrip() in out
-    assert len(out.splitlines()) > 5
-
-
-def test_help_loads_nothing_heavy() -> None:
-    code = (
-        "import sys\nfrom cluster.cli import main\n"
-        "try: main(['train', '--help'])\nexcept SystemExit: pass\n"
-        "print('loaded', *sorted({'torch', 'ray', 'mlflow', 'pydantic'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout.splitlines()[-1].split() == ["loaded"]
-
-
 def test_the_lists_of_train(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--keys"]) == 0
     out = capsys.readouterr().out
