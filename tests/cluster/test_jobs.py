@@ -76,7 +76,7 @@ def test_the_token_is_found_where_ray_looks(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "file"))
     assert auth.token() == "of a file"
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
-    with pytest.raises(AuthError, match="RAY_AUTH_TOKEN_PATH=.*none: no token can be read"):
+    with pytest.raises(AuthError, match="RAY_AUTH_TOKEN_PATH=.*none"):
         auth.token()
     monkeypatch.setenv("RAY_AUTH_TOKEN", "of the environment")
     assert auth.token() == "of the environment"
@@ -94,7 +94,7 @@ def test_loopback(host: str, here: bool) -> None:
 def test_a_cluster_of_other_machines_is_joined_with_the_token_alone(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, address: str
 ) -> None:
-    with pytest.raises(AuthError, match="needs Ray's token; set RAY_AUTH_MODE=token") as error:
+    with pytest.raises(AuthError, match="RAY_AUTH_MODE=token") as error:
         auth.check_join(address)
     assert "\n" not in str(error.value)
     given_token(tmp_path)
@@ -128,7 +128,7 @@ def test_which_cluster_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://there:8265/")
     assert dashboard.address_of() == "http://there:8265"
     assert dashboard.address_of("here:8265") == "http://here:8265"
-    with pytest.raises(ClusterError, match="--address ray://here: give the dashboard's address"):
+    with pytest.raises(ClusterError, match="--address ray://here"):
         dashboard.address_of("ray://here")
 
 
@@ -164,11 +164,11 @@ def own_address() -> str:
 def test_beyond_loopback_the_token_must_be_here_and_be_asked_for(tmp_path: Path, open_port: int) -> None:
     dashboard.check(f"http://127.0.0.1:{open_port}")  # loopback: as it is
     address = f"http://{own_address()}:{open_port}"
-    with pytest.raises(AuthError, match="a cluster beyond loopback needs Ray's token") as error:
+    with pytest.raises(AuthError, match="RAY_AUTH_TOKEN_PATH") as error:
         cluster.submit(["scenes", "/tmp/x"], address=address)
     assert "\n" not in str(error.value)
     given_token(tmp_path)
-    with pytest.raises(AuthError, match="this cluster runs what anybody sends it; start its nodes with RAY_AUTH"):
+    with pytest.raises(AuthError, match="RAY_AUTH_MODE=token"):
         cluster.submit(["scenes", "/tmp/x"], address=address)
 
 
@@ -177,14 +177,14 @@ def test_a_cluster_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None
         where = verb.index("--") if "--" in verb else len(verb)
         assert main([*verb[:where], "--address", "http://127.0.0.1:9", *verb[where:]]) == 2
         out, err = capsys.readouterr()
-        assert out == "" and err.count("\n") == 1 and "http://127.0.0.1:9: no Ray cluster answers" in err
+        assert out == "" and err.count("\n") == 1 and "http://127.0.0.1:9: " in err
 
 
 def test_up_refuses_a_taken_port_and_nodes_without_the_token(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, open_port: int
 ) -> None:
     assert main(["cluster", "up", "--port", str(open_port)]) == 2
-    assert f"--port {open_port}: taken" in capsys.readouterr().err
+    assert f"--port {open_port}: " in capsys.readouterr().err
     assert main(["cluster", "up", "--nodes", "0"]) == 2
     assert "at least one of each" in capsys.readouterr().err
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
@@ -196,7 +196,7 @@ def test_up_refuses_a_taken_port_and_nodes_without_the_token(
 def test_a_damaged_state_file(tmp_path: Path) -> None:
     (tmp_path / ".d2sm").mkdir()
     (tmp_path / ".d2sm" / "cluster.json").write_text("{}")
-    with pytest.raises(nodes.NodesError, match=r"cluster.json: holds no state of a cluster; remove the file"):
+    with pytest.raises(nodes.NodesError, match=r"cluster.json: .*remove the file"):
         nodes.read()
 
 
@@ -231,12 +231,12 @@ def test_words_that_travel() -> None:
 @pytest.mark.parametrize(
     "more, message",
     [
-        (["train.storage=runs"], "train.storage=runs: relative paths mean nothing on a cluster"),
-        (["data.root=photos"], "data.root=photos: relative.*such as data.root=/storage/photos"),
+        (["train.storage=runs"], "train.storage=runs: .*train.storage=/storage/runs"),
+        (["data.root=photos"], "data.root=photos: .*data.root=/storage/photos"),
         (["evaluate.segmenter_weights=w.pth"], "evaluate.segmenter_weights=w.pth"),
-        (["tracking.uri=sqlite:///mlflow.db"], "tracking.uri=sqlite:///mlflow.db: relative"),
-        (["data.root="], "data.root: give the folder"),
-        (["loss.queue_sise=3"], "did you mean loss.queue_size"),
+        (["tracking.uri=sqlite:///mlflow.db"], "tracking.uri=sqlite:///mlflow.db: .*sqlite:////storage"),
+        (["data.root="], "data.root: "),
+        (["loss.queue_sise=3"], "loss.queue_sise: .*loss.queue_size"),
     ],
 )
 def test_words_that_mean_nothing_there(more: list[str], message: str) -> None:
@@ -271,7 +271,7 @@ def test_a_configuration_travels_along(tmp_path: Path) -> None:
 )
 def test_secrets_do_not_travel(tmp_path: Path, verb: list[str], env: dict[str, str], shown: str) -> None:
     given_token(tmp_path)
-    with pytest.raises(ClusterError, match="this secret to everybody") as error:
+    with pytest.raises(ClusterError, match="secret") as error:
         cluster.submit([*TRAIN, *verb], env=env, address="http://127.0.0.1:9")
     text = str(error.value)
     assert shown in text and "hunter2" not in text and "sesame" not in text and "\n" not in text
@@ -287,7 +287,7 @@ def test_where_runs_are_logged_travels(monkeypatch: pytest.MonkeyPatch) -> None:
 # What travels
 
 
-def test_the_parcel_is_the_code_alone(tmp_path: Path) -> None:
+def test_the_code_alone_is_sent(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("x = 1\n")
     with working_dir.working_directory([tmp_path / "mine.py"]) as folder:
         names = {path.name for path in folder.iterdir()}
@@ -304,14 +304,14 @@ def test_the_parcel_is_the_code_alone(tmp_path: Path) -> None:
 
 def test_data_does_not_travel(tmp_path: Path) -> None:
     (tmp_path / "weights.pth").write_bytes(b"0" * (working_dir.LIMIT + 1))
-    too_much = r"more than 10 MB to send.*weights.pth, 10.0 MB"
+    too_much = r"10 MB.*weights.pth, 10.0 MB"
     with pytest.raises(WorkingDirError, match=too_much) as error, working_dir.working_directory([tmp_path]):
         pass
     assert "\n" not in str(error.value)
-    with pytest.raises(WorkingDirError, match="--include none: no such file"), working_dir.working_directory(["none"]):
+    with pytest.raises(WorkingDirError, match="--include none: "), working_dir.working_directory(["none"]):
         pass
     (tmp_path / "d2sm").mkdir()
-    with pytest.raises(WorkingDirError, match="already has a d2sm"), working_dir.working_directory([tmp_path / "d2sm"]):
+    with pytest.raises(WorkingDirError, match="--include .*d2sm"), working_dir.working_directory([tmp_path / "d2sm"]):
         pass
 
 
