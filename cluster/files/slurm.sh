@@ -2,35 +2,35 @@
 # A Ray cluster for one verb within a Slurm allocation: sbatch slurm.sh train --recipe ffdnet_d2sm ...
 # The project must be installed in an environment that all nodes see; data.root and train.storage as well.
 
-# Shown by squeue. Left out: the script's name.
+# Shown by squeue. If omitted: the script's name.
 #SBATCH --job-name=d2sm
-# Machines: one is the head and works as well. Left out: one.
+# Machines: one is the head and works as well. If omitted: one.
 #SBATCH --nodes=2
-# One Ray node a machine. Left out: one task a core, each a Ray node of its own.
+# One Ray node a machine. If omitted: one task a core, each a Ray node of its own.
 #SBATCH --ntasks-per-node=1
-# Nobody else on them: Ray's ports are fixed below. Left out: another user's cluster may hold them.
+# No other jobs on these machines: Ray's ports are fixed below. If omitted: another user's cluster may hold them.
 #SBATCH --exclusive
-# What each machine brings. Left out: one core, no GPU.
+# What each machine brings. If omitted: one core, no GPU.
 #SBATCH --cpus-per-task=32
 #SBATCH --gpus-per-node=4
-# Left out: the partition's own limit.
+# If omitted: the partition's own limit.
 #SBATCH --time=48:00:00
 # Ctrl-C for the verb ten minutes before the time is up: it keeps its last checkpoint, and the same command with the
-# same train.name goes on from it. Left out: killed without a word.
+# same train.name goes on from it. If omitted: killed without a word.
 #SBATCH --signal=B:INT@600
-# Left out: slurm-<id>.out, the same.
+# If omitted: slurm-<id>.out, the same.
 #SBATCH --output=slurm-%j.out
 
 set -euo pipefail
-set -m # else the verb, in the background, would be deaf to Ctrl-C
+set -m # without it, a verb in the background would ignore Ctrl-C
 
 PORT=6379           # where nodes join the head
 DASHBOARD_PORT=8265 # where jobs are sent, on the head's loopback alone
-# The environment with the project in it. Left out: whatever python is on the path.
+# The environment with the project in it. If omitted: whatever python is on the path.
 [[ -z ${D2SM_ENV:-} ]] || source "$D2SM_ENV/bin/activate"
 
 # Ray's token, in the home folder that all nodes see: other users of these machines cannot send code to the cluster.
-# Left out: they can.
+# If omitted: they can.
 export RAY_AUTH_MODE=token
 ray get-auth-token --generate >/dev/null
 chmod 600 ~/.ray/auth_token
@@ -57,7 +57,7 @@ until [[ $SECONDS -gt $end ]]; do
   [[ $joined -ge ${#hosts[@]} ]] && break
 done
 
-python -m cluster.driver -- "$@" &
+python -m cluster.job_entrypoint -- "$@" &
 verb=$!
 trap 'kill -INT "$verb"' INT TERM
 code=0

@@ -140,4 +140,4 @@ def test_every_value_says_what_leaving_it_out_means(name: str) -> None:
     lines = [line for line in text(name).splitlines() if line.strip()]
     comments = [line for line in lines if line.lstrip().startswith("#") and "#SBATCH" not in line]
     assert len(comments) * 3 >= len(lines) - len(comments)
-    assert sum("Left out" in line or "Must be given" in line for line in comments) >= 5
+    assert sum("If omitted" in line or "Must be given" in line for line in comments) >= 5

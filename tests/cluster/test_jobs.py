@@ -319,9 +319,16 @@ def test_the_pins_are_read() -> None:
     assert f"ray=={constants.RAY}" in jobs._pins() and all(re.fullmatch(r"\S+==\S+", line) for line in jobs._pins())
 
 
-def test_the_driver_refuses_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_job_refuses_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert job_entrypoint.main(["--", *TRAIN, "train.epochs=many"]) == 2
     assert capsys.readouterr().err.startswith("d2sm: train.epochs='many'")
+
+
+def test_the_former_name_of_the_entrypoint_still_runs() -> None:
+    """Files filled in before name it: RayJob manifests, Slurm scripts."""
+    words = [sys.executable, "-m", "cluster.driver", "--", *TRAIN, "train.epochs=many"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    assert done.returncode == 2 and done.stderr.startswith("d2sm: train.epochs='many'")
 
 
 # The log
@@ -329,7 +336,7 @@ def test_the_driver_refuses_in_one_line(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_a_log_is_made_tidy() -> None:
     out = io.StringIO()
-    tidy = jobs.LogPrinter(out)
+    printer = jobs.LogPrinter(out)
     log = ["Running entrypoint for job x: exec python\n2026-11-23 02:59:36,720\tINFO job_manager.py:581 -- Runtime\n",
            "first\nsec", "ond\n\rstep 1/9", "\rstep 5/9", "\rstep 9/9\n", "\nat http://a:b@c/\n"]  # fmt: skip
     log += ["\x1b[33m(raylet)\x1b[0m Raylet is terminated. Reasons: (1) SIGKILL\n\t(2) lags\n    [state-dump] x\n",
@@ -337,11 +344,11 @@ def test_a_log_is_made_tidy() -> None:
             "step 9/9\x1b[33m(raylet)\x1b[0m WARNING: 4 PYTHON worker processes\n",
             "[2026-11-24 07:51:08,501 E 3051 3051] core_worker.cc:2465: Actor with class name\nend"]  # fmt: skip
     for text in log:
-        tidy.write(text)
-    tidy.close()
-    tidy.note("waiting")
+        printer.write(text)
+    printer.close()
+    printer.note("waiting")
     assert out.getvalue() == "first\nsecond\nstep 1/9\nstep 5/9\nstep 9/9\n\nat http://***@c/\nstep 9/9\nend\nwaiting\n"
-    assert tidy.taken == len("".join(log))
+    assert printer.taken == len("".join(log))
 
 
 # What the nodes' answers mean
