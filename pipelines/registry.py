@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipelines.config import Config
+from pipelines.runs.results import EvaluationError, higher_is_better
 from pipelines.text import did_you_mean, listed, redact
 from pipelines.tracking import bundle as bundles
 from pipelines.tracking import store
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["Record", "RegistryError", "compare", "lookup", "models", "promote", "register"]
 
 _SAME = ("evaluated_on", "convention")  # tags that must agree before two numbers may be compared
-_LOWER_IS_BETTER = ("loss", "l1", "d2sm", "lpips")
 
 
 def register(
@@ -177,8 +177,11 @@ def _beats(new: float, record: Record, holder: Record, metric: str, alias: str) 
                 f"taken the same way ({tag}: {ours or 'none'}, {theirs or 'none'}); evaluate both alike"
             )
     old = _number(holder, metric)
-    lower = metric.split(".")[0] in _LOWER_IS_BETTER
-    if not (new < old if lower else new > old):
+    try:
+        better = new > old if higher_is_better(metric) else new < old
+    except EvaluationError as error:
+        raise RegistryError(f"{about}: {error}") from None
+    if not better:
         raise RegistryError(f"{about}: {metric} {new:g} does not beat {holder.label}'s {old:g}")
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pipelines.runs.results import higher_is_better
 from pipelines.text import columns
 from tuning.space import Point
 
@@ -47,8 +48,8 @@ def load(folder: Path) -> list[Row]:
 
 
 def mode(metric: str) -> Literal["min", "max"]:
-    """Whether more or less of a metric is better."""
-    return "max" if metric.removeprefix("noisy.").startswith(("psnr", "ssim", "miou")) else "min"
+    """Ray Tune's word for the direction in which a metric is optimised."""
+    return "max" if higher_is_better(metric) else "min"
 
 
 def ranked(rows: Sequence[Row], metric: str) -> list[Row]:

@@ -1,13 +1,15 @@
-"""The numbers of an evaluation, as a file and as a table."""
+"""The numbers of an evaluation, as a file and as a table; and for every metric, which values are better."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pipelines.text import columns
+from d2sm.objectives import TERMS
+from pipelines.text import columns, did_you_mean
 
 CONVENTION = (
     "RGB in [0, 1]; Gaussian noise of sigma/255, not clipped, seeded by file name; restored (and noisy, where it is "
@@ -15,11 +17,19 @@ CONVENTION = (
     "then averaged; MIoU from one confusion matrix over all images, classes present, label 255 ignored"
 )
 
-
 RESULTS = "results.json"
 
-
 _KINDS = ("noisy", "restored")
+# Metrics that are not measured at a noise level, by name: whether a larger value is the better one.
+_LARGER_IS_BETTER = {
+    "clean.miou": True,
+    "loss": False,
+    **{f"loss.{name}": False for term in TERMS.values() for name in (term.name, *term.extra_losses)},
+    "gradient_norm": False,
+    "discriminator_gradient_norm": False,
+    "steps_per_second": True,
+    "data_wait": False,
+}
 
 
 class EvaluationError(ValueError):
@@ -90,6 +100,31 @@ class Results:
             rows.append([name, *(_cell(by_level[level]) for level in levels)])
         rows.append(["clean (ceiling)", *([f"- / - / {_number(self.clean.miou, 3)}"] * len(levels))])
         return columns(rows, ruled=True)
+
+
+def higher_is_better(metric: str) -> bool:
+    """Whether a larger value of a metric is the better one.
+
+    Args:
+        metric: as it is logged: "psnr.sigma25", "noisy.ssim.sigma50", "miou.sigmapair", "clean.miou", "loss.d2sm",
+            "gradient_norm", "distance.L1" or "kl.L1" (of the t-SNE figure), ...; "best." may stand before it.
+
+    Raises:
+        EvaluationError: no such metric is logged, or none of its values is better ("lr").
+    """
+    name = metric.removeprefix("best.")
+    if name in _LARGER_IS_BETTER:
+        return _LARGER_IS_BETTER[name]
+    if re.fullmatch(r"(noisy\.)?(psnr|ssim|miou)\.sigma(pair|\d+(\.\d+)?)", name):
+        return True
+    if re.fullmatch(r"(distance|kl)\..+", name):
+        return False
+    if name == "lr":
+        raise EvaluationError("metric lr: the learning rate is set, not measured, so no value of it is better")
+    near = did_you_mean(metric, [*_LARGER_IS_BETTER, "psnr.sigma25", "ssim.sigma25", "miou.sigma25"])
+    raise EvaluationError(
+        f"metric {metric}: neither logged in training nor measured by evaluation, as loss.l1 or psnr.sigma25 are{near}"
+    )
 
 
 def _cell(score: Score) -> str:

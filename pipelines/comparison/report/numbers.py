@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from d2sm.metrics import CLASSES
 from pipelines.comparison.figures import style
 from pipelines.comparison.rows import DIGITS, Finished, Row
+from pipelines.runs.results import higher_is_better
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def table(rows: Sequence[Row], names: Sequence[str]) -> Table:
     return Table(
         levels=tuple(first.results.restored),
         floor=Line("noisy", (), tuple(Cell(number(first.numbers.get(f"noisy.{key}"), key)) for key in keys)),
-        lines=tuple(_marked(lines)),
+        lines=tuple(_marked(lines, keys)),
         ceiling=Line("clean", (), tuple(_clean(first, key) for key in keys)),
     )
 
@@ -119,15 +120,18 @@ def _paper(row: Row, keys: Sequence[str]) -> tuple[str, ...]:
     return tuple(number(row.published.get(key), key) for key in keys) if row.published else ()
 
 
-def _marked(lines: Sequence[Line]) -> list[Line]:
+def _marked(lines: Sequence[Line], keys: Sequence[str]) -> list[Line]:
     if len(lines) < 2:
         return list(lines)
-    columns = zip(*(line.cells for line in lines))
-    tops = [max((cell.mean for cell in column), key=lambda mean: float(mean or "-inf")) for column in columns]
+    tops = []
+    for key, *column in zip(keys, *(line.cells for line in lines), strict=True):
+        measured = [cell.mean for cell in column if cell.mean]
+        choose = max if higher_is_better(key) else min
+        tops.append(choose(measured, key=float) if measured else "")
     return [
         replace(
             line,
-            cells=tuple(replace(cell, best=cell.mean == top != "") for cell, top in zip(line.cells, tops)),
+            cells=tuple(replace(cell, best=cell.mean == top != "") for cell, top in zip(line.cells, tops, strict=True)),
         )
         for line in lines
     ]

@@ -13,7 +13,7 @@ from pipelines.comparison.rows import RunsError
 from pipelines.config import Config
 from pipelines.recipes import recipe, recipes
 from pipelines.runs import folder as run_folder
-from pipelines.runs.results import RESULTS, EvaluationError, Results
+from pipelines.runs.results import RESULTS, Results
 from tests.helpers.finished_runs import finished, results
 
 
@@ -37,14 +37,6 @@ def test_seeds_of_one_setting_are_one_row(tmp_path: Path) -> None:
     assert second.gain(first, "psnr.sigma25") == (2.0, None)  # seed 0 alone has both
     assert first.gain(first, "ssim.sigma25") == (0.0, 0.0) and first.gain(first, "psnr.sigma10") is None
     assert first.published["psnr.sigma35"] == 34.074
-
-
-def test_results_come_back_as_they_were_saved(tmp_path: Path) -> None:
-    results().save(tmp_path / RESULTS)
-    assert Results.load(tmp_path / RESULTS) == results()
-    (tmp_path / RESULTS).write_text('{"images": 3}')
-    with pytest.raises(EvaluationError, match=r"results\.json: cannot be read.*d2sm evaluate"):
-        Results.load(tmp_path / RESULTS)
 
 
 def test_runs_that_are_not_finished_are_refused(tmp_path: Path) -> None:
