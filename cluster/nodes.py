@@ -28,7 +28,7 @@ from pathlib import Path
 import psutil
 
 from cluster import constants
-from pipelines.runtime import auth
+from pipelines.runtime import auth, files
 
 MARK = "D2SM_CLUSTER_MARK"
 OBJECT_STORE = 512 * 2**20  # bytes for each node; crops are small
@@ -158,7 +158,7 @@ def _started(state: State, cpus: float, dashboard_port: int) -> State:
 
 def _written(state: State) -> State:
     path().parent.mkdir(parents=True, exist_ok=True)
-    path().write_text(json.dumps(asdict(state), indent=2))
+    files.write_text(path(), json.dumps(asdict(state), indent=2))
     return state
 
 

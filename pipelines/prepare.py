@@ -21,7 +21,7 @@ from pipelines.data import index, shards
 from pipelines.data.index import Layout
 from pipelines.data.layouts import DataError
 from pipelines.data.manifest import MANIFEST, STARTED, Manifest, Photograph, Shard, is_prepared, load
-from pipelines.runtime import session
+from pipelines.runtime import files, session
 from pipelines.runtime.progress import Line
 from pipelines.text import one_line
 
@@ -88,8 +88,8 @@ def prepare(
     root.mkdir(parents=True, exist_ok=True)
     if not (root / MANIFEST).exists():
         manifest.save(root / STARTED)
-    for leftover in root.glob("*/.*.partial"):
-        leftover.unlink(missing_ok=True)
+    for folder in (root, *(root / split for split in tables)):
+        files.sweep(folder)
     session.start(cpus=os.cpu_count() or 1, verbose=verbose)
     done, written = _write(root, todo, quiet)
     complete = {split: tuple(done[draft.file] for draft in each) for split, each in drafts.items()}
@@ -108,7 +108,7 @@ def _tables(source: str | Path, splits: Sequence[str], layout: Layout) -> dict[s
 
 def _check_target(root: Path, manifest: Manifest) -> None:
     """A new or empty folder, or this very set."""
-    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+    if not root.exists() or (root.is_dir() and all(files.is_leftover(path) for path in root.iterdir())):
         return
     if not root.is_dir() or not is_prepared(root):
         raise DataError(f"{root}: holds something else; give a new or empty folder")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from pipelines import tracking
 from pipelines.runs import folder as run_folder
+from pipelines.runtime import files
 from tuning import picture, rows
 from tuning.rows import Row
 from tuning.sweep import Sweep
@@ -33,14 +34,14 @@ def open_parent(sweep: Sweep) -> tracking.Run:
 
 def keep(run: tracking.Run, sweep: Sweep, found: Sequence[Row], best: Row | None) -> None:
     """Write the table, the picture and the best configuration, and put them into the sweep's run."""
-    (sweep.folder / TABLE).write_text(rows.text(found, list(sweep.space), sweep.metrics) + "\n")
-    files = [sweep.folder / TABLE, picture.draw(found, sweep.space, sweep.metrics, sweep.folder / PICTURE)]
+    files.write_text(sweep.folder / TABLE, rows.text(found, list(sweep.space), sweep.metrics) + "\n")
+    drawn = [sweep.folder / TABLE, picture.draw(found, sweep.space, sweep.metrics, sweep.folder / PICTURE)]
     if best is not None:
-        sweep.at(best.point).save(sweep.folder / BEST)
-        files.append(sweep.folder / BEST)
+        files.write_text(sweep.folder / BEST, sweep.at(best.point).dumps())
+        drawn.append(sweep.folder / BEST)
         run.results({f"best.{metric}": best.value(metric) for metric in sweep.metrics})
         run.tag("d2sm.sweep.best", name_of(best.number))
-    for file in files:
+    for file in drawn:
         run.file(file)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipelines.runs.results import higher_is_better
+from pipelines.runtime import files
 from pipelines.text import columns
 from tuning.space import Point
 
@@ -36,9 +37,7 @@ class Row:
 
 def save(rows: Sequence[Row], folder: Path) -> None:
     """Write trials.json, whole or not at all."""
-    temporary = folder / f".{ROWS}"
-    temporary.write_text(json.dumps([asdict(row) for row in rows], indent=1))
-    temporary.replace(folder / ROWS)
+    files.write_text(folder / ROWS, json.dumps([asdict(row) for row in rows], indent=1))
 
 
 def load(folder: Path) -> list[Row]:

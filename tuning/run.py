@@ -14,7 +14,7 @@ from ray import tune
 from pipelines import config as configs
 from pipelines.config import Config
 from pipelines.data import plan
-from pipelines.runtime import resources
+from pipelines.runtime import files, resources
 from pipelines.runtime.resources import runs_that_fit
 from tuning import live, record, rows, search, trial
 from tuning.rows import Row
@@ -67,7 +67,8 @@ def run(sweep: Sweep, *, concurrent: int | None = None, quiet: bool = False, ver
         if early := _early(sweep, reason.items.num_rows):
             print(early)
     with record.open_parent(sweep) as parent:
-        sweep.base.replace({"tracking.parent": parent.id}).save(sweep.folder / trial.BASE)
+        base = sweep.base.replace({"tracking.parent": parent.id})
+        files.write_text(sweep.folder / trial.BASE, base.dumps())
         _search(sweep, points, reason, at_once, quiet=quiet, verbose=verbose)
         found = rows.load(sweep.folder)
         record.settle(sweep, found)
@@ -101,7 +102,7 @@ def _open_folder(sweep: Sweep, points: Sequence[Point] | None) -> None:
     count = len(points) if points is not None else sweep.trials
     # The file that says that the sweep exists comes last.
     derived = {"count": count, "budgets": sweep.budgets, "evaluates": sweep.evaluates}
-    saved.write_text(json.dumps({**facts, **derived}, indent=2))
+    files.write_text(saved, json.dumps({**facts, **derived}, indent=2))
 
 
 def _intent(sweep: Sweep, points: Sequence[Point] | None, excluded: str, at_once: int) -> str:

@@ -12,6 +12,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTra
 from ray.tune.search import ConcurrencyLimiter, Searcher
 from ray.tune.search.optuna import OptunaSearch
 
+from pipelines.runtime import files
 from tuning.space import Domain, Point, Range, Space, SpaceError, name_of
 
 Search = Literal["random", "grid", "optuna"]
@@ -113,7 +114,8 @@ class Valid(Searcher):
                 return chosen
             point = {key: _value(self.space[key], choice) for key, choice in chosen.items()}
             if name_of(point) not in tried and self.reason(point) is None:
-                self.file.write_text(json.dumps([*known, {"trial": trial_id, "asked": asked, "point": point}]))
+                entries = [*known, {"trial": trial_id, "asked": asked, "point": point}]
+                files.write_text(self.file, json.dumps(entries))
                 return {"folder": str(self.file.parent), "trial": {"number": len(known), "point": point}}
             self.inner.on_trial_complete(asked, error=True)
         return Searcher.FINISHED

@@ -24,7 +24,7 @@ from pipelines.evaluate import evaluate
 from pipelines.experiment import keep
 from pipelines.runs import checkpoint
 from pipelines.runs.folder import folder_of
-from pipelines.runtime import session
+from pipelines.runtime import files, session
 from pipelines.text import one_line
 from pipelines.tracking.store import TrackingError
 from pipelines.train import Trained, fit
@@ -64,7 +64,7 @@ class Trial(tune.Trainable):
         self.settings = json.loads((self.folder / SETTINGS).read_text())
         self.number, self.point = number_of(self.folder, self.trial_id, config), dict(config["trial"]["point"])
         (self.folder / "numbers").mkdir(exist_ok=True)
-        (self.folder / "numbers" / self.trial_id).write_text(str(self.number))
+        files.write_text(self.folder / "numbers" / self.trial_id, str(self.number))
         self.name, self.rung = name_of(self.number), 0
 
     @cached_property
@@ -114,12 +114,10 @@ class Trial(tune.Trainable):
         except Exception as error:
             run_dir.mkdir(parents=True, exist_ok=True)
             why = one_line(session.cause(error), 600)
-            (run_dir / FAILED).write_text(json.dumps({"budget": budget, "why": why}))
+            files.write_text(run_dir / FAILED, json.dumps({"budget": budget, "why": why}))
             raise
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(numbers))
-        temporary.replace(file)
+        files.write_text(file, json.dumps(numbers))
         return numbers
 
     def _measure(self, config: Config, budget: int, whole: int) -> dict[str, float]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.comparison.rows import DIGITS, Finished, Row
+from pipelines.runtime import files
 from pipelines.text import columns, redact
 from pipelines.tracking.store import ui_command
 
@@ -18,12 +19,10 @@ _Number = Callable[[str], float | None]
 
 def write(rows: Sequence[Row], folder: Path) -> list[Path]:
     """Write table.md and table.json; gives their paths."""
-    files = {TEXT: markdown(rows), JSON: json.dumps(tree(rows), indent=2) + "\n"}
-    for name, content in files.items():
-        temporary = folder / f".{name}"
-        temporary.write_text(content)
-        temporary.replace(folder / name)
-    return [folder / name for name in files]
+    content = {TEXT: markdown(rows), JSON: json.dumps(tree(rows), indent=2) + "\n"}
+    for name, written in content.items():
+        files.write_text(folder / name, written)
+    return [folder / name for name in content]
 
 
 def levels(rows: Sequence[Row]) -> list[str]:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipelines.data import shards
 from pipelines.data.layouts import DataError, one_of
+from pipelines.runtime import files
 from pipelines.text import more
 
 MANIFEST, STARTED = "prepared.json", "prepared.partial.json"
@@ -58,9 +58,7 @@ class Manifest(_Part):
 
     def save(self, path: Path) -> None:
         """Write it whole or not at all."""
-        partial = path.with_name(f".{path.name}")
-        partial.write_text(self.model_dump_json(indent=1))
-        os.replace(partial, path)
+        files.write_text(path, self.model_dump_json(indent=1))
 
 
 def is_prepared(root: Path) -> bool:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import uuid
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -27,6 +26,7 @@ import pyarrow as pa
 
 from pipelines.data.images import Pixels, read_labels, read_rgb
 from pipelines.data.layouts import DataError
+from pipelines.runtime import files
 from pipelines.text import one_line
 
 BAND = 32  # rows under one checksum
@@ -102,17 +102,13 @@ def write(path: Path, items: Iterable[Mapping[str, Any]]) -> None:
         ImageError: a file cannot be read.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        with partial.open("wb") as file:
-            with pa.ipc.new_file(file, SCHEMA) as writer:
-                for item in items:
-                    writer.write_batch(pa.RecordBatch.from_pylist([_row(item)], schema=SCHEMA))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with (
+        files.replacing(path, shared=True, sync=True) as temporary,
+        temporary.open("wb") as file,
+        pa.ipc.new_file(file, SCHEMA) as writer,
+    ):
+        for item in items:
+            writer.write_batch(pa.RecordBatch.from_pylist([_row(item)], schema=SCHEMA))
 
 
 def is_whole(path: Path, items: list[dict[str, Any]]) -> bool:

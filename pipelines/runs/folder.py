@@ -11,6 +11,7 @@ from pipelines import config as configs
 from pipelines.config import Config, ConfigError
 from pipelines.runs import checkpoint
 from pipelines.runs import storage as remote
+from pipelines.runtime import files
 
 RUN = "run.json"  # its MLflow run and data
 # Keys that a resumed run may have changed: none of them alters the weights it ends with, but for a longer schedule.
@@ -110,7 +111,7 @@ def open_folder(config: Config, fingerprint: str) -> Path:
                 "choose another train.name"
             )
     run_dir.mkdir(parents=True, exist_ok=True)
-    config.save(saved)
+    files.write_text(saved, config.dumps())
     write_run(run_dir, fingerprint=fingerprint)
     remote.push(run_dir, checkpoint.CONFIG)
     return run_dir
@@ -125,9 +126,7 @@ def read_run(run_dir: Path) -> dict[str, Any]:
 def write_run(run_dir: Path, **facts: Any) -> None:
     """Add to what is known of a run."""
     text = json.dumps({**read_run(run_dir), **facts}, indent=2)
-    temporary = run_dir / f".{RUN}"
-    temporary.write_text(text)
-    temporary.replace(run_dir / RUN)
+    files.write_text(run_dir / RUN, text)
     remote.push(run_dir, RUN)
 
 

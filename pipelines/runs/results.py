@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from d2sm.objectives import TERMS
+from pipelines.runtime import files
 from pipelines.text import columns, did_you_mean
 
 CONVENTION = (
@@ -71,7 +72,7 @@ class Results:
 
     def save(self, path: Path) -> None:
         """Write results.json."""
-        path.write_text(json.dumps(asdict(self), indent=2))
+        files.write_text(path, json.dumps(asdict(self), indent=2))
 
     @classmethod
     def load(cls, path: Path) -> Results:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from pipelines.config import ConfigError
+from pipelines.runtime import files
 from pipelines.text import one_line, redact
 
 if TYPE_CHECKING:
@@ -170,14 +171,11 @@ def _fetch(run_dir: Path, step: str) -> bool:
     meta = _read(there, META)
     if (target / META).exists() and (target / META).read_bytes() == meta and _have(target, sizes):
         return True
-    temporary = run_dir / f".{step}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    for name in sizes:
-        _download(there, name, temporary / name)
-    (temporary / META).write_bytes(meta)
-    shutil.rmtree(target, ignore_errors=True)
-    temporary.rename(target)
+    with files.replacing(target, temporary=run_dir / f".{step}") as temporary:
+        temporary.mkdir()
+        for name in sizes:
+            _download(there, name, temporary / name)
+        (temporary / META).write_bytes(meta)
     return True
 
 
@@ -214,11 +212,13 @@ def _read(uri: str, name: str) -> bytes:
 
 
 def _download(uri: str, name: str, target: Path) -> None:
-    with _reaching(uri) as (place, path):
-        temporary = target.with_name(f".{target.name}.part")
-        with place.open_input_stream(f"{path}/{name}") as stream, temporary.open("wb") as out:
-            shutil.copyfileobj(stream, out, 2**22)
-        temporary.replace(target)
+    with (
+        _reaching(uri) as (place, path),
+        files.replacing(target) as temporary,
+        place.open_input_stream(f"{path}/{name}") as stream,
+        temporary.open("wb") as out,
+    ):
+        shutil.copyfileobj(stream, out, 2**22)
 
 
 def _upload(source: Path, uri: str) -> None:

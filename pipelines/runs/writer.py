@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pipelines.config import Config
 from pipelines.runs import checkpoint, storage
+from pipelines.runtime import files
 
 
 class CheckpointWriter:
@@ -79,19 +80,17 @@ class CheckpointWriter:
 
     def _write(self, step: int, parts: Mapping[str, Any]) -> None:
         name = checkpoint.name_of(step)
-        unfinished, whole = self.folder / f".{name}", self.folder / name
         try:
             for old in self.folder.glob(".step-*"):  # of a writer that was killed
                 shutil.rmtree(old)
-            checkpoint.write(unfinished, **parts)
-            shutil.rmtree(whole, ignore_errors=True)  # not complete, else training had gone on from it
-            unfinished.rename(whole)
+            # A folder of this name is there only if it is incomplete: training would have gone on from it otherwise.
+            with files.replacing(self.folder / name, temporary=self.folder / f".{name}") as unfinished:
+                checkpoint.write(unfinished, **parts)
             checkpoint.prune(self.folder, self.keep)
             if storage.is_uri(self.place):
-                storage.put_checkpoint(whole, storage.joined(self.place, name))
+                storage.put_checkpoint(self.folder / name, storage.joined(self.place, name))
                 storage.prune(self.place, self.keep)
         except Exception as error:
-            shutil.rmtree(unfinished, ignore_errors=True)
             self._error = error
 
 

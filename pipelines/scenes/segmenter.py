@@ -6,7 +6,6 @@ It takes RGB in [0, 1] as it is. It has seen clean pictures only, as the publish
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from d2sm.metrics import CLASSES
 from d2sm.models.espnet import ESPNet
 from pipelines.data.images import read_labels, read_rgb
+from pipelines.runtime import files
 
 Progress = Callable[[int, int, float], None]
 
@@ -140,11 +140,7 @@ def _crops(
 
 def _save(network: nn.Module, out: Path, p: int, q: int) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
     state = {key: value.contiguous() for key, value in network.state_dict().items()}
-    try:
-        save_file(state, partial, metadata={"p": str(p), "q": str(q), "classes": str(len(CLASSES))})
-        os.replace(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)
+    with files.replacing(out) as temporary:
+        save_file(state, temporary, metadata={"p": str(p), "q": str(q), "classes": str(len(CLASSES))})
     return out

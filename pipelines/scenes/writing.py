@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.data.images import write_png
+from pipelines.runtime import files
 from pipelines.scenes.drawing import VERSION, SceneError, check_size, scene
 
 MANIFEST, STARTED = "scenes.json", "scenes.partial.json"
@@ -67,7 +68,7 @@ def _complete(root: Path, wanted: dict[str, int], names: list[tuple[str, str, in
     """Whether the very set is there; raises where something else is."""
     if root.exists() and not root.is_dir():
         raise SceneError(f"root={root} is a file: give a new or empty folder")
-    if not root.exists() or not any(root.iterdir()):
+    if not root.exists() or all(files.is_leftover(path) for path in root.iterdir()):
         return False
     found = {name: _read(root / name) for name in (MANIFEST, STARTED) if (root / name).is_file()}
     if not found:
@@ -93,6 +94,4 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _store(path: Path, manifest: dict[str, int]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".tmp")
-    partial.write_text(json.dumps(manifest, indent=2) + "\n")
-    os.replace(partial, path)
+    files.write_text(path, json.dumps(manifest, indent=2) + "\n")

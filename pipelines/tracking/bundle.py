@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipelines import config as configs
+from pipelines.runtime import files
 from pipelines.text import redact
 
 if TYPE_CHECKING:
@@ -133,14 +134,15 @@ def fetch(record: Record, cache: Path | None) -> Path:
             return folder
         shutil.rmtree(folder)  # a cache may rot; the store has the original
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-") as scratch:
-        fresh = _download(record, Path(scratch))
+    with (
+        files.replacing(folder, shared=True, keep=True) as fresh,
+        tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-") as scratch,
+    ):
+        _download(record, Path(scratch)).rename(fresh)
         if wrong := _wrong(fresh, record):
             raise RegistryError(
                 f"{record.label}: {wrong} differs from what was registered (sha256); register the model anew"
             )
-        if not folder.exists():  # another process may have been quicker
-            fresh.rename(folder)
     return folder
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import threading
 import time
@@ -16,6 +15,8 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+from pipelines.runtime import files
 
 Item = dict[str, Any]
 """One record, as it stands in the file: {"kind": "metric"|"tag"|"artifact"|"status", ...}."""
@@ -158,9 +159,7 @@ class Outbox:
             if not items:
                 path.unlink(missing_ok=True)
             else:
-                temporary = path.with_suffix(".tmp")
-                temporary.write_text("".join(json.dumps(item) + "\n" for item in items))
-                os.replace(temporary, path)
+                files.write_text(path, "".join(json.dumps(item) + "\n" for item in items))
             self._written = bool(items)
         except OSError as error:  # a full disk must not end the training as well
             _log.warning("%s: %s; what waits for MLflow is in memory only", path, error.strerror)

@@ -12,7 +12,7 @@ import ray
 from pipelines import tracking
 from pipelines.config import Config
 from pipelines.data import manifest
-from pipelines.runtime import resources
+from pipelines.runtime import files, resources
 from pipelines.runtime.progress import Line
 from pipelines.training.messages import Entry
 from pipelines.training.monitors import Restarts, Waiting
@@ -91,11 +91,11 @@ class Record:
         if text:
             self.line.say(f"{self.line.what}: {text}")
 
-    def _skip(self, files: dict[str, str]) -> None:
-        fresh = {file: why for file, why in files.items() if file not in self.skipped}
+    def _skip(self, reasons: dict[str, str]) -> None:
+        fresh = {file: why for file, why in reasons.items() if file not in self.skipped}
         self.skipped.update(fresh)
         for why in fresh.values():
             self.line.say(f"skipped: {why}")
-        self.skipped_file.write_text(json.dumps(self.skipped, indent=2))
+        files.write_text(self.skipped_file, json.dumps(self.skipped, indent=2))
         self.run.file(self.skipped_file)
         self.run.tag("d2sm.skipped_images", str(len(self.skipped)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,6 +14,7 @@ from pipelines.comparison.figures.scene import scenes
 from pipelines.comparison.report.drawings import drawings
 from pipelines.comparison.report.page import html
 from pipelines.comparison.report.shots import ReportError
+from pipelines.runtime import files
 from pipelines.tracking import store
 
 
@@ -47,9 +47,7 @@ def report(folders: Sequence[str | Path], *, out: Path, pictures: int = 4, draw:
     client = store.prepare(uri)  # a store that cannot be had is said before the work
     found = scenes(rows, count=pictures) if pictures else []
     text = html(rows, found, drawings(rows) if draw else [], written=datetime.now(UTC))
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(out)
+    files.write_text(out, text, shared=True)
     with store.plain_errors(uri, tracking.TrackingError):
         page = keep(client, rows, [out], {}, name="report")
     return Report(out, uri, page)
