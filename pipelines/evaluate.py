@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from d2sm import metrics
 from d2sm.inference import restore
 from pipelines.config import Config
-from pipelines.data import index, shards
+from pipelines.data import index
+from pipelines.data.items import read
 from pipelines.data.splits import evaluation_images
 from pipelines.inference.samples import noisy_images, tensor
 from pipelines.inference.tiling import tile_for
@@ -133,12 +134,13 @@ class _Evaluator:
         )
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
-        name, clean = batch["name"][0], tensor(shards.rgb(batch["image"][0]))
-        path = batch["label"][0]
-        label = torch.from_numpy(shards.labels(path)) if self.segmenter is not None and path is not None else None
+        item = {column: values[0] for column, values in batch.items()}
+        name, photograph = item["name"], read(item, labels=self.segmenter is not None)
+        clean = tensor(photograph.clean)
+        label = None if photograph.label is None else torch.from_numpy(photograph.label)
         truth = _Truth(clean, metrics.Similarity(clean[0]), label)
         rows = [self._measure(name, "clean", "", clean, truth)]
-        for level, sigma, noisy in noisy_images(self.config, name, batch["noisy"][0], clean):
+        for level, sigma, noisy in noisy_images(self.config, name, photograph):
             tile = tile_for(self.model, noisy, self.config.evaluate.tile, sharing=sharing(self.config))
             restored = restore(self.model, noisy.to(self.device), sigma, tile=tile).cpu()
             rows.append(self._measure(name, "noisy", level, noisy, truth))

@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import imagecodecs
 import numpy as np
@@ -30,7 +30,8 @@ from pipelines.runtime import files
 from pipelines.text import one_line
 
 BAND = 32  # rows under one checksum
-COLUMNS = ("image", "label", "noisy")
+Column = Literal["image", "label", "noisy"]
+COLUMNS: tuple[Column, ...] = ("image", "label", "noisy")
 SCHEMA = pa.schema(
     [
         ("name", pa.string()),
@@ -44,8 +45,8 @@ _PLACE = re.compile(r"(.+\.arrow)#(image|label|noisy)/(\d+)")
 AGAIN = "run `d2sm prepare` again, which writes anew what is missing or damaged"
 
 
-class Stored:
-    """A picture in a shard. It is sliced as an array is; what is asked for is checked, the rest is not read."""
+class StoredImage:
+    """An image in a shard, sliced like an array: only the rows of the slice are read, and their checksums checked."""
 
     def __init__(self, pixels: Pixels, checks: Pixels, where: str) -> None:
         self.pixels, self.checks, self.where = pixels, checks, where
@@ -64,26 +65,14 @@ def place(path: str | Path, column: str, row: int) -> str:
     return f"{path}#{column}/{row}"
 
 
-def find(where: str) -> Stored | None:
-    """The picture at a place; None for the path of a picture of its own.
+def open_stored(where: str) -> StoredImage | None:
+    """The image at a place in a shard; None if `where` is the path of an image file.
 
     Raises:
         DataError: the shard is missing or damaged.
     """
     found = _PLACE.fullmatch(where)
     return _stored(found[1], found[2], int(found[3])) if found else None
-
-
-def rgb(where: str) -> Pixels:
-    """A whole picture, (H, W, 3) uint8, from a file or a shard. Raises ImageError or DataError."""
-    stored = find(where)
-    return read_rgb(where) if stored is None else stored[:, :].copy()
-
-
-def labels(where: str) -> Pixels:
-    """A whole label map, (H, W) uint8 train ids, from a file or a shard. Raises ImageError or DataError."""
-    stored = find(where)
-    return read_labels(where) if stored is None else stored[:, :].copy()
 
 
 def source_bytes(where: str) -> int:
@@ -132,7 +121,7 @@ def is_whole(path: Path, items: list[dict[str, Any]]) -> bool:
     return True
 
 
-def _stored(path: str, column: str, row: int) -> Stored:
+def _stored(path: str, column: str, row: int) -> StoredImage:
     batch = _batch(path, row)
     height, width = batch["height"][0].as_py(), batch["width"][0].as_py()
     shape = (height, width) if column == "label" else (height, width, 3)
@@ -142,7 +131,7 @@ def _stored(path: str, column: str, row: int) -> Stored:
         checks = batch[f"{column}_checks"][0].values.to_numpy()
     except (ValueError, AttributeError, TypeError):
         raise DataError(f"{path}: holds no {column} in row {row} as it should; {AGAIN}") from None
-    return Stored(pixels, checks, f"{path}: {batch['name'][0].as_py()} ({column})")
+    return StoredImage(pixels, checks, f"{path}: {batch['name'][0].as_py()} ({column})")
 
 
 def _row(item: Mapping[str, Any]) -> dict[str, Any]:

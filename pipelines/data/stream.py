@@ -26,15 +26,16 @@ from numpy.typing import NDArray
 
 from pipelines.config import Config
 from pipelines.data import plan, shards
-from pipelines.data.images import ImageError, read_labels, read_rgb
+from pipelines.data.images import ImageError
 from pipelines.data.index import DataError
+from pipelines.data.items import open_image
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 Row = dict[str, NDArray[Any]]
-_Picture = NDArray[np.uint8] | shards.Stored
+_Picture = NDArray[np.uint8] | shards.StoredImage
 _MAX_TASKS = 2000  # Ray holds a description of each; beyond, a task prepares several runs of steps
 
 
@@ -163,7 +164,9 @@ def cut(config: Config, items: pa.Table, rows: pa.Table) -> tuple[dict[str, NDAr
         skipped.
     """
     size = config.data.crop_size
-    names = ["image"] + ["noisy"] * (items["noisy"].null_count < items.num_rows) + ["label"] * has_labels(config)
+    has_noisy = items["noisy"].null_count < items.num_rows
+    wanted_columns: dict[shards.Column, bool] = {"image": True, "noisy": has_noisy, "label": has_labels(config)}
+    names = [column for column, there in wanted_columns.items() if there]
     wanted = rows.to_pylist()
     crops = {name: np.empty((len(wanted), size, size, *[3] * (name != "label")), np.uint8) for name in names}
     skipped: list[list[str]] = []
@@ -185,7 +188,9 @@ def has_labels(config: Config) -> bool:
     return bool(config.loss.cross_entropy)
 
 
-def _decode(config: Config, items: pa.Table, names: list[str], item: int) -> tuple[list[_Picture], list[list[str]]]:
+def _decode(
+    config: Config, items: pa.Table, names: list[shards.Column], item: int
+) -> tuple[list[_Picture], list[list[str]]]:
     """An item's image (and noisy one, and labels), or those of the next that can be read, and what was skipped.
 
     The next by name, so that neither the tasks nor the step at which a run was resumed make a difference.
@@ -193,9 +198,8 @@ def _decode(config: Config, items: pa.Table, names: list[str], item: int) -> tup
     skipped: list[list[str]] = []
     for number in (*range(item, items.num_rows), *range(item)):
         try:
-            paths = [items[name][number].as_py() for name in names]
-            readers = [read_labels if name == "label" else read_rgb for name in names]
-            return [shards.find(path) or read(path) for read, path in zip(readers, paths, strict=True)], skipped
+            row = items.slice(number, 1).to_pylist()[0]
+            return [open_image(row, name) for name in names], skipped
         except ImageError as error:
             if config.data.bad_images == "stop":
                 raise

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from d2sm import metrics
 from d2sm.inference import restore
 from pipelines.config import Config
-from pipelines.data import shards
 from pipelines.data.images import write_png
+from pipelines.data.items import read
 from pipelines.data.splits import evaluation_images
 from pipelines.inference.samples import noisy_images, tensor
 from pipelines.inference.tiling import tile_for
@@ -32,12 +32,12 @@ def draw(bundle: Path, config: Config, folder: Path) -> list[Path]:
     written = []
     for index in spread(items.num_rows, config.evaluate.pictures):
         row = items.slice(index, 1).to_pylist()[0]
-        clean = tensor(shards.rgb(row["image"]))
-        levels = noisy_images(config, row["name"], row["noisy"], clean)
+        photograph = read(row, labels=False)
+        levels = noisy_images(config, row["name"], photograph)
         level, sigma, noisy = levels[len(levels) // 2]
         restored = restore(model, noisy, sigma, tile=tile_for(model, noisy, config.evaluate.tile))
         path = folder / f"{row['name'].replace('/', '-')}_sigma{level}.png"
-        write_png(path, grid([noisy, restored, clean], segmenter))
+        write_png(path, grid([noisy, restored, tensor(photograph.clean)], segmenter))
         written.append(path)
     return written
 

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from d2sm.noise import add_noise, seed_of
 from pipelines.config import Config
-from pipelines.data import shards
+from pipelines.data.items import Photograph
 
 
-def noisy_images(config: Config, name: str, pair: str | None, clean: Tensor) -> list[tuple[str, float, Tensor]]:
+def noisy_images(config: Config, name: str, photograph: Photograph) -> list[tuple[str, float, Tensor]]:
     """(level, sigma, noisy (1, 3, H, W)) to restore: one a noise level, or the photographed one of a pair."""
-    if pair is not None:
-        return [("pair", config.noise.sigma[0], tensor(shards.rgb(pair)))]
+    if photograph.noisy is not None:
+        return [("pair", config.noise.sigma[0], tensor(photograph.noisy))]
+    clean = tensor(photograph.clean)
     levels = torch.tensor(config.evaluate.sigmas)
     return [
         (f"{sigma:g}", sigma, add_noise(clean, sigma=torch.tensor([sigma]), seeds=[seed_of(name)]))

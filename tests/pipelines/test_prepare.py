@@ -21,6 +21,7 @@ from pipelines.config import Config, ConfigError
 from pipelines.data import index, plan, shards, stream
 from pipelines.data import manifest as prepared
 from pipelines.data.images import ImageError, read_labels, read_rgb, write_png
+from pipelines.data.items import read
 from pipelines.data.manifest import MANIFEST, STARTED, Manifest
 from pipelines.data.stream import DataError
 from pipelines.evaluate import evaluate
@@ -113,9 +114,9 @@ def test_the_index_is_that_of_the_source(made: Prepared, scenes_root: Path, spli
 def test_every_pixel_is_that_of_the_source(made: Prepared, scenes_root: Path) -> None:
     there, here = (index.index(root, "train").to_pylist() for root in (made.root, scenes_root))
     for one, other in zip(there, here, strict=True):
-        np.testing.assert_array_equal(shards.rgb(one["image"]), read_rgb(other["image"]))
-        np.testing.assert_array_equal(shards.labels(one["label"]), read_labels(other["label"]))
-        np.testing.assert_array_equal(shards.rgb(other["image"]), read_rgb(other["image"]))  # a file reads as a file
+        found = read(one)
+        np.testing.assert_array_equal(found.clean, read_rgb(other["image"]))
+        np.testing.assert_array_equal(found.label, read_labels(other["label"]))
 
 
 @settings(deadline=None, max_examples=25)
@@ -208,10 +209,11 @@ def test_the_other_layouts(ray_session: None, tmp_path: Path, layout: str) -> No
         there, here = (index.index(root, split, layout=layout) for root in (done.root, source))
         assert index.fingerprint(there) == index.fingerprint(here)
         for one, other in zip(there.to_pylist(), here.to_pylist(), strict=True):
-            for column in ("image", "noisy"):
-                assert (one[column] is None) == (other[column] is None)
-                if one[column]:
-                    np.testing.assert_array_equal(shards.rgb(one[column]), read_rgb(other[column]))
+            found = read(one)
+            np.testing.assert_array_equal(found.clean, read_rgb(other["image"]))
+            assert (found.noisy is None) == (other["noisy"] is None)
+            if found.noisy is not None:
+                np.testing.assert_array_equal(found.noisy, read_rgb(other["noisy"]))
     with pytest.raises(DataError, match=f"was prepared from data.layout={layout}, not cityscapes"):
         index.index(done.root, "train")
 
@@ -234,28 +236,28 @@ def test_damage_is_seen_where_it_is_read_and_mended(copied: Path, scenes_root: P
     path = copied / "train/00000.arrow"
     whole = path.read_bytes()
     items = index.index(copied, "train").to_pylist()
-    pixels = shards.rgb(items[1]["image"])
+    pixels = read(items[1]).clean
     flip(path, whole.index(pixels.tobytes()) + pixels.nbytes - 1)
-    stored = shards.find(items[1]["image"])
+    stored = shards.open_stored(items[1]["image"])
     assert stored is not None
     np.testing.assert_array_equal(stored[10:64, 20:40], pixels[10:64, 20:40])
     with pytest.raises(DataError, match=rf"{path}: .*image.*rows 64 onwards are damaged.*d2sm prepare") as error:
         stored[10:65, 20:40]
     assert "\n" not in str(error.value)
-    shards.rgb(items[0]["image"])
+    read(items[0])
     before = state(copied)
     assert prepare(scenes_root, copied, shard_mb=TWO, quiet=True).written == 1
     changed = {file for file, now in state(copied).items() if now != before[file]}
     assert changed == {"train/00000.arrow"}
     assert path.read_bytes() == whole
-    np.testing.assert_array_equal(shards.rgb(items[1]["image"]), pixels)
+    np.testing.assert_array_equal(read(items[1]).clean, pixels)
 
 
 def test_damage_stops_even_a_run_that_skips_bad_images(copied: Path, tmp_path: Path) -> None:
     """Else it would train on other photographs than the plan's without need: the source has them."""
     items = index.index(copied, "train", labels="ignore")
     path = copied / "train/00001.arrow"
-    flip(path, path.read_bytes().index(shards.rgb(items["image"][2].as_py()).tobytes()) + 100)
+    flip(path, path.read_bytes().index(read(items.to_pylist()[2]).clean.tobytes()) + 100)
     config = tiny_config(copied, tmp_path, data__bad_images="skip", data__crop_size=96)
     with pytest.raises(DataError, match=f"{path}: .*damaged"):
         stream.cut(config, items, plan.epoch_table(config, 6, 0))
@@ -269,16 +271,16 @@ def test_a_shard_that_was_cut_short(copied: Path, length: int) -> None:
     with pytest.raises(DataError, match=rf"{path}: has \d+ bytes, not \d+; run `d2sm prepare`"):
         index.index(copied, "train")
     with pytest.raises(DataError, match=rf"{path}: is damaged .*d2sm prepare"):
-        shards.find(where)
+        shards.open_stored(where)
 
 
 def test_a_shard_that_is_missing(copied: Path) -> None:
     path = copied / "train/00002.arrow"
     where = index.index(copied, "train")["image"][5].as_py()
     path.unlink()
-    for read in (lambda: index.index(copied, "train"), lambda: shards.rgb(where)):
+    for refused in (lambda: index.index(copied, "train"), lambda: shards.open_stored(where)):
         with pytest.raises(DataError, match=f"{path}: No such file.*d2sm prepare"):
-            read()
+            refused()
     index.index(copied, "val")  # the other split is whole
 
 
@@ -385,7 +387,7 @@ def test_a_killed_preparation_goes_on(ray_session: None, scenes_root: Path, tmp_
     assert {file: now for file, now in state(target).items() if file in before} == before
     assert not list(target.rglob("*.partial"))
     items = index.index(target, "train", layout="folder")
-    np.testing.assert_array_equal(shards.rgb(items["image"][599].as_py()), read_rgb(files[599 % 6]))
+    np.testing.assert_array_equal(read(items.to_pylist()[599]).clean, read_rgb(files[599 % 6]))
 
 
 def test_no_room(scenes_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -410,11 +412,11 @@ def test_one_process_sees_a_shard_that_was_written_anew(scenes_root: Path, tmp_p
     where = shards.place(tmp_path / "0.arrow", "image", 0)
     for item in (first, second):
         shards.write(tmp_path / "0.arrow", [item])
-        np.testing.assert_array_equal(shards.rgb(where), read_rgb(item["image"]))
+        np.testing.assert_array_equal(shards.open_stored(where)[:, :], read_rgb(item["image"]))
     assert shards.source_bytes(where) == os.stat(second["image"]).st_size
     for absent in (shards.place(tmp_path / "0.arrow", "label", 0), shards.place(tmp_path / "0.arrow", "image", 7)):
         with pytest.raises(DataError, match="d2sm prepare"):
-            shards.find(absent)
+            shards.open_stored(absent)
 
 
 def test_a_table_of_the_index_is_a_table(made: Prepared) -> None:

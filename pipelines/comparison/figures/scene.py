@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from d2sm.inference import restore
 from pipelines.comparison.rows import Row, RunsError, changed
-from pipelines.data.images import read_rgb
+from pipelines.data.items import read
 from pipelines.data.splits import evaluation_images
 from pipelines.inference.pictures import pixels, spread
 from pipelines.inference.samples import noisy_images, tensor
@@ -65,13 +65,13 @@ def scenes(rows: Sequence[Row], *, count: int, segmented: bool = True) -> list[S
     items, found = evaluation_images(config), []
     for index in spread(items.num_rows, count):
         item = items.slice(index, 1).to_pylist()[0]
-        clean = tensor(read_rgb(item["image"]))
-        levels = noisy_images(config, item["name"], item["noisy"], clean)
+        photograph = read(item, labels=False)
+        levels = noisy_images(config, item["name"], photograph)
         level, sigma, noisy = levels[len(levels) // 2]
         parts = {NOISY: noisy}
         for name, model in models.items():
             parts[name] = restore(model, noisy, sigma, tile=tile_for(model, noisy, config.evaluate.tile))
-        found.append(_scene(item["name"], level, {**parts, CLEAN: clean}, segmenter))
+        found.append(_scene(item["name"], level, {**parts, CLEAN: tensor(photograph.clean)}, segmenter))
     return found
 
 

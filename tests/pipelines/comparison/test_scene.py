@@ -13,7 +13,7 @@ from pipelines.comparison.figures.scene import Scene, names, scenes
 from pipelines.comparison.rows import Row
 from pipelines.config import Config
 from pipelines.data import splits
-from pipelines.data.images import read_rgb
+from pipelines.data.items import read
 from pipelines.inference import samples
 from pipelines.recipes import recipe
 from pipelines.runs import checkpoint
@@ -40,8 +40,9 @@ def test_scenes_are_what_the_evaluation_measured(rows: list[Row], drawn: list[Sc
     for scene, item in zip(drawn, items):
         assert list(scene.images) == list(scene.classes) == ["noisy", "L1", "D2SM", "clean"]
         assert scene.level == "35"
-        clean = samples.tensor(read_rgb(item["image"]))
-        _, sigma, noisy = samples.noisy_images(config, item["name"], None, clean)[1]
+        photograph = read(item)
+        clean = samples.tensor(photograph.clean)
+        _, sigma, noisy = samples.noisy_images(config, item["name"], photograph)[1]
         restored = restore(checkpoint.load_model(rows[1].runs[0].checkpoint)[0], noisy, sigma).clamp(0, 1)
         for name, image in (("noisy", noisy.clamp(0, 1)), ("D2SM", restored), ("clean", clean)):
             expected = (image[0].permute(1, 2, 0).numpy() * 255).round()
