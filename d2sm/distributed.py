@@ -1,7 +1,7 @@
-"""The only file that knows torch.distributed. Without a process group every function is the identity.
+"""Collectives: the only file that uses torch.distributed. Without a process group every function is the identity.
 
-Nothing here carries a gradient, so torch's autograd collectives, which change names between versions, are not needed:
-the loss knows the gradient of its own rows in closed form (see `matching.py`).
+No gradient flows through them: `StatisticsMatching` computes the gradient of this rank's rows itself, so torch's
+autograd collectives, whose names change between versions, are not needed.
 """
 
 from __future__ import annotations
@@ -16,53 +16,54 @@ from torch.nn.functional import pad
 
 
 def world_size() -> int:
-    """Workers in the default process group; 1 without one."""
+    """Number of ranks in the default process group; 1 without one."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def gather_rows(rows: Tensor) -> tuple[Tensor, slice]:
-    """Every worker's rows, in rank order, and where this worker's stand among them.
+    """The rows of all ranks, in rank order, and the slice of this rank's.
 
     Args:
-        rows: (N, D), without a graph; N may differ between workers, D and the dtype may not.
+        rows: (N, D), without a graph; N may differ between ranks, D and the dtype may not.
 
     Returns:
-        (M, D), the same on every worker, and the slice of this worker's N rows. Sends N*D elements (the largest N of
-        all workers) and one count.
+        (M, D), the same on every rank, and the slice of this rank's N rows. Each rank sends the largest N of all ranks
+        times D numbers, and the shape of its rows.
+
+    Raises:
+        ValueError: ranks have rows of different length or precision.
     """
-    workers = world_size()
-    if workers == 1:
+    if world_size() == 1:
         return rows, slice(0, len(rows))
-    counts = _counts(rows)
-    largest = max(counts)
-    mine = pad(rows, (0, 0, 0, largest - len(rows))).contiguous()
-    everyone = [torch.empty_like(mine) for _ in counts]
-    # As bytes: not every backend knows every floating-point type.
-    dist.all_gather([part.view(torch.uint8) for part in everyone], mine.view(torch.uint8))
+    counts = _row_counts(rows)
+    padded = pad(rows, (0, 0, 0, max(counts) - len(rows))).contiguous()
+    received = [torch.empty_like(padded) for _ in counts]
+    # As bytes: not every backend supports every floating-point type.
+    dist.all_gather([other.view(torch.uint8) for other in received], padded.view(torch.uint8))
     start = sum(counts[: dist.get_rank()])
-    gathered = torch.cat([part[:count] for part, count in zip(everyone, counts, strict=True)])
+    gathered = torch.cat([other[:count] for other, count in zip(received, counts, strict=True)])
     return gathered, slice(start, start + len(rows))
 
 
 def sum_over_workers(values: Tensor) -> Tensor:
-    """The sum of every worker's `values` (same shape everywhere)."""
+    """The sum of `values` over all ranks, in place (the same shape on each)."""
     if world_size() > 1:
         dist.all_reduce(values)
     return values
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace every gradient by its mean over the workers, in one collective, as DistributedDataParallel does.
+    """Replace each gradient by its mean over all ranks, in one collective, as DistributedDataParallel does.
 
-    The same parameters must have one on every worker, all of one dtype.
+    The same parameters must have a gradient on every rank, all of one dtype.
     """
-    workers = world_size()
+    ranks = world_size()
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if workers == 1 or not gradients:
+    if ranks == 1 or not gradients:
         return
-    mean = sum_over_workers(torch.cat([gradient.flatten() for gradient in gradients])) / workers
-    for gradient, part in zip(gradients, mean.split([gradient.numel() for gradient in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))
+    means = sum_over_workers(torch.cat([gradient.flatten() for gradient in gradients])) / ranks
+    for gradient, mean in zip(gradients, means.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
 
 
 class AnyRank:
@@ -92,33 +93,33 @@ class AnyRank:
         return bool(self._flag.item())
 
 
-def _hosts() -> dist.ProcessGroup | None:
-    """A group for tensors in the hosts' memory: the default one where it takes them, else one made beside it, once."""
-    default = dist.group.WORLD
-    if "cpu" in dist.get_backend_config(default):
-        return None
-    if default not in _BESIDE:
-        _BESIDE.clear()  # of a default group that is no more
-        _BESIDE[default] = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
-    return _BESIDE[default]
+def _row_counts(rows: Tensor) -> list[int]:
+    """How many rows each rank has. Checks that their lengths agree: a collective on unequal shapes hangs or lies.
 
-
-_BESIDE: dict[dist.ProcessGroup | None, dist.ProcessGroup] = {}
-
-
-def _counts(rows: Tensor) -> list[int]:
-    """How many rows each worker has; checks that they are as long, since a collective on unequal rows hangs or lies.
-
-    Every step, since one that only some workers take part in hangs too. By the hosts: the numbers are needed there, and
-    read from an accelerator they would make the host wait until it has done all that it was asked before.
+    All ranks do this in every step, since a collective that only some of them join hangs too. It runs on the CPU: the
+    counts are needed by the host, and reading them from an accelerator would make it wait for all queued work.
     """
-    mine = torch.tensor([*rows.shape, rows.element_size()])
-    everyone = [torch.empty_like(mine) for _ in range(world_size())]
-    dist.all_gather(everyone, mine, group=_hosts())
-    shapes = [tuple(shape.tolist()) for shape in everyone]
+    own = torch.tensor([*rows.shape, rows.element_size()])
+    received = [torch.empty_like(own) for _ in range(world_size())]
+    dist.all_gather(received, own, group=_cpu_group())
+    shapes = [tuple(shape.tolist()) for shape in received]
     if len({shape[1:] for shape in shapes}) > 1:
         raise ValueError(
             f"features: workers bring rows of different length or precision ({', '.join(map(str, shapes))} as "
             "rows, length, bytes); use the same network, layer, crop size and precision on every worker"
         )
     return [shape[0] for shape in shapes]
+
+
+def _cpu_group() -> dist.ProcessGroup | None:
+    """A group for CPU tensors: the default one (None) where its backend takes them, else a gloo group, created once."""
+    default = dist.group.WORLD
+    if "cpu" in dist.get_backend_config(default):
+        return None
+    if default not in _CPU_GROUPS:
+        _CPU_GROUPS.clear()  # groups beside a default group that has been destroyed
+        _CPU_GROUPS[default] = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
+    return _CPU_GROUPS[default]
+
+
+_CPU_GROUPS: dict[dist.ProcessGroup | None, dist.ProcessGroup] = {}

@@ -1,7 +1,9 @@
-"""The memory of historic features: two rings of unit vectors, oldest out first (eq. (3) of the paper)."""
+"""The queues of features of earlier mini-batches, oldest out first: eq. (3), Memorized Historic Sampling."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,26 +11,32 @@ from torch import Tensor, nn
 
 
 class FeatureQueue(nn.Module):
-    """Q^X and Q^Y: at most `queue_size` pairs of feature rows.
+    """Q^X and Q^Y: the features of the last `queue_size` samples, restored and clean, as unit rows.
 
-    Rows never filled do not exist for anybody: `restored` and `clean` give the filled ones only. The rings are
-    allocated when the first rows come, since only they know D, device and precision; no row is ever moved.
+    A ring buffer: new rows overwrite the oldest ones in place. Rows that were never written do not count: `filled`,
+    `restored` and `clean` leave them out. The buffer is allocated when the first rows arrive, which determine the
+    length D, the device and the precision.
 
     Args:
-        queue_size: q, pairs remembered at most.
-        dtype: precision of the stored rows; None stores them as they come.
+        queue_size: q, samples stored at most.
+        dtype: precision of the stored rows; None: that of the first rows.
+
+    Attributes:
+        fill: n <= q, samples stored so far.
+        position: row index that the next sample is written to.
     """
 
     def __init__(self, queue_size: int, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.queue_size, self.dtype = queue_size, dtype
         self.fill, self.position = 0, 0
-        self.register_buffer("rings", torch.empty(2, queue_size, 0))  # Q^X, Q^Y
+        # Q^X and Q^Y, (2, q, D). The name is part of saved states: renaming it would make them unreadable.
+        self.register_buffer("rings", torch.empty(2, queue_size, 0))
         self.rings: Tensor
 
     @property
     def filled(self) -> Tensor:
-        """Q^X and Q^Y: (2, n, D), the n <= q rows filled so far."""
+        """Q^X and Q^Y: (2, n, D)."""
         return self.rings[:, : self.fill]
 
     @property
@@ -41,45 +49,65 @@ class FeatureQueue(nn.Module):
         """Q^Y: (n, D)."""
         return self.filled[1]
 
-    def slots(self, count: int) -> Tensor:
-        """Where the next `count` rows will stand: the empty slots, then those of the oldest rows. (count,) int64."""
+    def next_indices(self, count: int) -> Tensor:
+        """Row indices that the next `count` samples are written to: empty rows, then the oldest. (count,) int64."""
         return (torch.arange(count, device=self.rings.device) + self.position) % self.queue_size
 
-    def leaving(self, slots: Tensor, part: slice) -> Tensor:
-        """Those of a part of the next slots that hold a row which has to go; the empty ones come first."""
-        empty = self.queue_size - self.fill  # counted here: a mask of slots would make an accelerator's host wait
-        return slots[max(part.start, empty) : part.stop]
+    def replaced(self, indices: Tensor, part: slice) -> Tensor:
+        """Those of `indices[part]` whose rows hold samples now; `indices` are the next ones, so empty rows come first.
 
-    def write(self, pairs: Tensor) -> None:
-        """Let (2, M, D) restored and clean rows enter, M <= q; as many of the oldest leave when the rings are full."""
-        count = pairs.shape[1]
-        self.rings[:, self.slots(count)] = pairs.to(self.rings.dtype)
+        Computed from the counts: a mask would make the host wait for an accelerator.
+        """
+        empty = self.queue_size - self.fill
+        return indices[max(part.start, empty) : part.stop]
+
+    def write(self, rows: Tensor) -> None:
+        """Append M <= q samples, (2, M, D) restored and clean rows; a full queue overwrites its oldest."""
+        count = rows.shape[1]
+        self.rings[:, self.next_indices(count)] = rows.to(self.rings.dtype)
         self.position = (self.position + count) % self.queue_size
         self.fill = min(self.fill + count, self.queue_size)
 
-    def allocate(self, pairs: Tensor) -> None:
-        """Make room for rows like these, the first time; afterwards check that they are alike."""
-        length = pairs.shape[2]
+    @contextmanager
+    def unchanged(self, count: int) -> Iterator[None]:
+        """Undo at the end of the block what the block wrote: at most `count` samples, of which a copy is kept."""
+        rings, fill, position = self.rings, self.fill, self.position
+        indices = self.next_indices(count)
+        overwritten = rings[:, indices]
+        try:
+            yield
+        finally:
+            if self.rings is rings:  # else the buffer was allocated within the block
+                rings[:, indices] = overwritten
+            self.rings, self.fill, self.position = rings, fill, position
+
+    def allocate(self, rows: Tensor) -> None:
+        """Allocate the buffer for rows like these (2, M, D) if there is none yet.
+
+        Raises:
+            ValueError: they differ from the stored rows in length or device.
+        """
+        length = rows.shape[2]
         if self.rings.shape[2] == 0:
-            self._lay_out(length, self.dtype or pairs.dtype, pairs.device)
+            self._allocate(length, self.dtype or rows.dtype, rows.device)
         if self.rings.shape[2] != length:
             raise ValueError(
                 f"features: {length} numbers a sample, but the queues hold samples of {self.rings.shape[2]}; "
                 "keep crop size, layer and patch_size, or start with fresh queues"
             )
-        if self.rings.device != pairs.device:
+        if self.rings.device != rows.device:
             raise ValueError(
-                f"features: on {pairs.device}, but the queues are on {self.rings.device}; move the loss with .to(...)"
+                f"features: on {rows.device}, but the queues are on {self.rings.device}; move the loss with .to(...)"
             )
 
-    def _lay_out(self, length: int, dtype: torch.dtype, device: torch.device) -> None:
-        # A cache line between rows: D is often a power of two, and rows that far apart fall on the same places of a
-        # CPU's cache. The gradient's product takes 0.7x the time for it (8 x 1024 with 1024 x 8192, MKL).
+    def _allocate(self, length: int, dtype: torch.dtype, device: torch.device) -> None:
+        # D is often a power of two. Rows that far apart map to the same sets of a CPU's cache and evict each other, so
+        # each row is followed by one unused cache line.
         gap = 64 // dtype.itemsize
         self.rings = torch.zeros(2, self.queue_size, length + gap, dtype=dtype, device=device)[..., :length]
 
     def get_extra_state(self) -> dict[str, int]:
-        """Fill and position, beside the rings in `state_dict()`."""
+        """Fill and position, saved beside the rows."""
         return {"fill": self.fill, "position": self.position}
 
     def set_extra_state(self, state: Any) -> None:
@@ -90,9 +118,9 @@ class FeatureQueue(nn.Module):
         if saved is not None:
             if saved.shape[1] != self.queue_size:
                 raise ValueError(
-                    f"queue_size: this loss remembers {self.queue_size} samples, the saved state {saved.shape[1]}; "
+                    f"queue_size: this loss stores {self.queue_size} samples, the saved state {saved.shape[1]}; "
                     f"use queue_size={saved.shape[1]} or start with fresh queues"
                 )
-            # D and precision are the saved ones: a fresh ring has neither yet.
-            self._lay_out(saved.shape[2], saved.dtype, self.rings.device)
+            # Length and precision are those of the saved rows: a fresh queue has neither yet.
+            self._allocate(saved.shape[2], saved.dtype, self.rings.device)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

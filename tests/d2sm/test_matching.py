@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from d2sm import StatisticsMatching
 from d2sm.divergence import Divergence
@@ -162,19 +164,60 @@ def test_half_precision_queues_cost_little_accuracy() -> None:
     assert value == pytest.approx(reference.eq1(x, y) / 32, rel=2e-3)  # rows of bf16 are not quite of length one
 
 
-def test_eval_compares_without_remembering() -> None:
-    matching = StatisticsMatching(6)
-    matching(*rows(4, seed=0))
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("stored", [0, 4, 9])
+def test_eval_mode_has_the_value_and_gradient_of_training_and_leaves_the_queues(
+    divergence: Divergence, stored: int
+) -> None:
+    """Bit for bit; with fresh queues, partly filled ones, and full ones whose oldest rows would be overwritten."""
+    matching = StatisticsMatching(6, divergence)
+    for step in range(stored):
+        matching(*rows(1, seed=step))
     before = copy.deepcopy(matching.state_dict())
-    restored, clean = rows(3, seed=1)
-    quiet = matching.eval()(restored, clean)
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(before.values(), matching.state_dict().values(), strict=True)
-        if isinstance(a, Tensor)
-    )
-    assert matching.memory.fill == 4
-    assert torch.equal(quiet, matching.train()(restored, clean))
+    restored, clean = rows(3, seed=100)
+    restored.requires_grad_()
+    found = []
+    for mode in (False, False, True):
+        assert_same_state(matching.state_dict(), before)
+        value = matching.train(mode)(restored, clean)
+        found.append((value, *torch.autograd.grad(value, restored)))
+    for value, gradient in found[:2]:
+        assert value > 0 and torch.equal(value, found[2][0]) and torch.equal(gradient, found[2][1])
+
+
+def assert_same_state(found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    assert found.keys() == wanted.keys()
+    for key, value in wanted.items():
+        assert torch.equal(found[key], value) if isinstance(value, Tensor) else found[key] == value
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_eval_mode_copies_no_queue(divergence: Divergence) -> None:
+    """What torch's allocator holds at most during a call stays far below the size of the queues."""
+    matching = StatisticsMatching(512, divergence)
+    matching(*rows(512, 2048, seed=0, dtype=torch.float32))
+    restored, clean = rows(2, 2048, seed=1, dtype=torch.float32)
+    restored.requires_grad_()
+    matching.eval()(restored, clean)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        matching(restored, clean)
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    queues = matching.memory.rings.numel() * matching.memory.rings.element_size()
+    assert 0 < peak < queues / (4 if divergence != "jsd" else 1)  # jsd works in chunks of its q x q matrices
+
+
+def test_eval_mode_undoes_a_step_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    matching = StatisticsMatching(6)
+    matching(*rows(6, seed=0))
+    before = copy.deepcopy(matching.state_dict())
+    monkeypatch.setattr(matching.divergence, "value", lambda n: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        matching.eval()(*rows(3, seed=1))
+    assert_same_state(matching.state_dict(), before)
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)

@@ -42,7 +42,7 @@ def test_a_step_reads_nothing(name: str, parts: int, tmp_path: Path, monkeypatch
     monkeypatch.setattr("pipelines.data.stream.labels", lambda *_: given["labels"])
     worker = Worker(settings(name, tmp_path, parts), steps_per_epoch=10)
     if worker.objective.d2sm is not None:
-        worker.objective.d2sm._restored_seen = True  # the very first step looks at the range, once a run
+        worker.objective.d2sm._range_checked = True  # the very first step looks at the range, once a run
     for step in range(8):
         numbers = worker.step({}, step)
     assert {number.device for number in numbers.values()} == {meta}
