@@ -48,5 +48,8 @@ class Degradation:
 
 DEGRADATIONS: dict[str, Degradation] = {
     degradation.name: degradation
-    for degradation in (Degradation("gaussian", "d2sm.noise:add_noise", "additive Gaussian noise, not clipped"),)
+    for degradation in (
+        # name, function, summary
+        Degradation("gaussian", "d2sm.noise:add_noise", "additive Gaussian noise, not clipped"),
+    )
 }
