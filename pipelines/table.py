@@ -132,12 +132,10 @@ def table(
 def done(config: Config) -> bool:
     """Whether this very run is finished, evaluated as it is asked for now."""
     try:
-        found = read(run_folder.folder_of(config)).config.flat()
+        found = read(run_folder.folder_of(config)).config
     except (RunsError, checkpoint.CheckpointError):
         return False
-    free = tuple(key for key in run_folder.FREE if key not in ("train.max_steps", "evaluate."))
-    alike = ("evaluate.actors", "evaluate.threads", "evaluate.use_gpu", "evaluate.tile", "evaluate.pictures")
-    return all(found[key] == value for key, value in config.flat().items() if not key.startswith((*free, *alike)))
+    return not found.differences(config, "results", "length", "run", "evaluation")
 
 
 def _check(config: Config) -> int:

@@ -91,11 +91,8 @@ def _open_folder(sweep: Sweep, points: Sequence[Point] | None) -> None:
                     "or leave it as it was to go on"
                 )
         old = configs.load(sweep.folder / trial.BASE)
-        for key, value in sweep.base.flat().items():
-            if old.flat()[key] != value and key not in ("tracking.parent", "tracking.uri"):
-                raise SpaceError(
-                    f"{key}={value}: the sweep {sweep.name} was started with {old.flat()[key]}; choose another --name"
-                )
+        for key, (was, now) in old.differences(sweep.base, "results", "length", "run", "evaluation").items():
+            raise SpaceError(f"{key}={now}: the sweep {sweep.name} was started with {was}; choose another --name")
         return
     sweep.folder.mkdir(parents=True, exist_ok=True)
     sweep.base.save(sweep.folder / trial.BASE)

@@ -25,13 +25,7 @@ from pipelines.config import Config
 from pipelines.text import one_line
 
 Point = dict[str, Any]  # dotted key -> value
-_OURS = ("train.name", "train.storage", "train.max_steps", "tracking.", "recipe")
-# They decide where and how fast a trial runs, not what it ends with.
-_SAME = (
-    *("train.num_workers", "train.use_gpu", "train.cpus_per_worker", "train.gpus_per_worker", "train.threads"),
-    *("train.data_cpus", "train.max_failures", "train.log_every", "train.checkpoint_every", "train.keep"),
-    *("evaluate.", "data.root"),
-)
+_SET_BY_SWEEP = ("train.name", "train.storage", "train.max_steps", "tracking.parent", "tracking.register_as")
 _TRIES = 1000  # draws for one valid point before the space counts as exhausted
 
 
@@ -127,9 +121,12 @@ def check(space: Space, base: Config) -> None:
         raise SpaceError("space: empty; give at least one dotted key with values to try")
     for key, domain in space.items():
         configs.check_key(key)
-        if key.startswith(_OURS):
+        if key in _SET_BY_SWEEP:
             raise SpaceError(f"{key}: set by the sweep itself; leave it out of the space")
-        if key.startswith(_SAME):
+        effect = configs.effect(key)
+        if effect == "evaluation":
+            raise SpaceError(f"{key}: all trials must be measured alike; give it to all of them as {key}=...")
+        if effect not in ("results", "run"):
             raise SpaceError(f"{key}: changes no result; give it to all trials as {key}=...")
         if isinstance(domain, list) and not domain:
             raise SpaceError(f"{key}: no values to try")

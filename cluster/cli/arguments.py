@@ -98,12 +98,12 @@ def for_cluster(verb: Sequence[str]) -> tuple[list[str], list[Path]]:
 
 
 def _check_paths(config: Config) -> None:
-    from pipelines.config import WEIGHTS, ConfigError
+    from pipelines.config import ConfigError, keys_with
 
     flat = config.flat()
     if not flat["data.root"]:
         raise ConfigError("data.root: give the folder with the photographs, as the cluster's nodes see it")
-    for key in ("data.root", "train.storage", *WEIGHTS):
+    for key in keys_with("place"):
         value = flat[key]
         if value and value != "random" and "://" not in value and not Path(value).is_absolute():
             raise ConfigError(

@@ -158,14 +158,9 @@ def label(config: Config) -> str:
 
 
 def changed(config: Config) -> dict[str, Any]:
-    """The keys in which a setting differs from its recipe, but for those that alter no result."""
-    plain = recipes().get(config.recipe, Config()).flat()
-    free = tuple(key for key in run_folder.FREE if key != "train.max_steps")
-    return {
-        key: value
-        for key, value in config.flat().items()
-        if value != plain[key] and not key.startswith(free) and key not in ("train.seed", "train.name")
-    }
+    """The keys that change what is trained, with the values in which a setting differs from its recipe."""
+    recipe = recipes().get(config.recipe, Config())
+    return {key: value for key, (_, value) in recipe.differences(config, "results", "length").items()}
 
 
 def _check_alike(first: Finished, other: Finished) -> None:

@@ -14,30 +14,6 @@ from pipelines.runs import storage as remote
 from pipelines.runtime import files
 
 RUN = "run.json"  # its MLflow run and data
-# Keys that a resumed run may have changed: none of them alters the weights it ends with, but for a longer schedule.
-FREE = (
-    "recipe",
-    "train.max_steps",
-    "train.num_workers",
-    "train.use_gpu",
-    "train.cpus_per_worker",
-    "train.gpus_per_worker",
-    "train.threads",
-    "train.accumulate",
-    "train.recompute",
-    "train.compile",
-    "train.data_cpus",
-    "train.max_failures",
-    "train.log_every",
-    "train.checkpoint_every",
-    "train.keep",
-    "train.storage",
-    "data.root",
-    "data.bad_images",
-    "evaluate.",
-    "tracking.",
-    *configs.WEIGHTS,
-)
 
 
 def named(config: Config) -> Config:
@@ -131,10 +107,9 @@ def write_run(run_dir: Path, **facts: Any) -> None:
 
 
 def _same(saved: Config, config: Config) -> None:
-    before, now = saved.flat(), config.flat()
-    for key in now:
-        if before[key] != now[key] and not key.startswith(FREE):
-            raise ConfigError(
-                f"{key}={now[key]}: the run {config.train.name} was started with {before[key]}; choose another "
-                "train.name, or leave the key as it was to go on with that run"
-            )
+    """A run is resumed only with the configuration that makes its weights; anything else may change."""
+    for key, (before, now) in saved.differences(config, "results", "run").items():
+        raise ConfigError(
+            f"{key}={now}: the run {config.train.name} was started with {before}; choose another train.name, or leave "
+            "the key as it was to resume that run"
+        )

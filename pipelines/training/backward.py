@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from d2sm.frozen import FrozenNetwork
-from pipelines.config import ConfigError, Train
+from pipelines.config import ConfigError
+from pipelines.sections import Train
 from pipelines.training.objective import Objective
 
 _Outputs = tuple[Tensor, Tensor | None]

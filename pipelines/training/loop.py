@@ -17,11 +17,12 @@ from torch.optim.swa_utils import AveragedModel
 
 from d2sm.distributed import AnyRank
 from d2sm.models.activation_checkpointing import checkpoint_activations
-from pipelines.config import Config, ConfigError, Train
+from pipelines.config import Config, ConfigError
 from pipelines.data import stream
 from pipelines.networks.models import TrainingModule, build
 from pipelines.runs import checkpoint
 from pipelines.runs.writer import CheckpointWriter
+from pipelines.sections import Train
 from pipelines.training.backward import Gradient
 from pipelines.training.discriminator import DiscriminatorOptimizer
 from pipelines.training.finite import TrainingError, check

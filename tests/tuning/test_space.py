@@ -56,7 +56,10 @@ def test_a_file_is_read_back(tmp_path: Path) -> None:
         ({"loss.divergence": ["kl", "kk"]}, "loss.divergence='kk': input should be 'kl', 'inverse_kl' or 'jsd'"),
         ({"loss.weight": Range(-1.0, 1.0)}, "loss.weight=-1.0: input should be greater than or equal to 0"),
         ({"train.name": ["a"]}, "train.name: set by the sweep itself"),
-        ({"tracking.alias": ["a"]}, "tracking.alias: set by the sweep itself"),
+        ({"tracking.register_as": ["a"]}, "tracking.register_as: set by the sweep itself"),
+        ({"tracking.alias": ["a"]}, "tracking.alias: changes no result"),
+        ({"evaluate.limit": [1, 2]}, "evaluate.limit: all trials must be measured alike"),
+        ({"train.recompute": [False, True]}, "train.recompute: changes no result"),
         ({"train.num_workers": [1, 2]}, "train.num_workers: changes no result"),
     ],
 )
