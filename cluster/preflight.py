@@ -130,9 +130,9 @@ def _weights(config: Config) -> tuple[tuple[str, ...], tuple[str, ...], str]:
         if network in _PACKAGES:
             modules.append(_PACKAGES[network])
         elif not trouble:
-            from d2sm.features import weights_at_hand
+            from d2sm.features import installed_weights
 
-            files.append(str(weights_at_hand(network)))
+            files.append(str(installed_weights(network)))
     segmenter = config.evaluate.segmenter or ""
     if ":" in segmenter and "/" not in segmenter:
         modules.append(segmenter.partition(":")[0])

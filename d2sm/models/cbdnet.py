@@ -13,7 +13,7 @@ from d2sm.models.base import Denoiser
 
 
 class CBDNet(Denoiser, CheckpointedModule):
-    """Five convolutions estimate the noise level of every pixel; a U-Net restores the image from both.
+    """Five convolutions estimate the noise level of every pixel; a U-Net restores the image, given image and estimate.
 
     No normalisation, ReLU after every convolution but the last, skip connections are added. 4,365,382 parameters.
     """

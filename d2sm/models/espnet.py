@@ -53,10 +53,10 @@ class _CBR(nn.Module):
 
 
 class _Pyramid(nn.Module):
-    """What both ESP blocks share: reduce, five dilated convolutions, add up, concatenate.
+    """The common part of both ESP blocks: reduce, five dilated convolutions, cumulative sum, concatenate.
 
-    The running sum over the dilations (the paper's hierarchical feature fusion) hides the grid that
-    large dilations would leave; the undilated branch stays out of it.
+    The cumulative sum over the dilations (the paper's hierarchical feature fusion) removes the gridding artifacts of
+    large dilations. The undilated branch is not part of it.
     """
 
     def __init__(self, c_in: int, c_out: int, *, kernel: int, stride: int) -> None:
@@ -82,7 +82,7 @@ class _Pyramid(nn.Module):
 
 
 class _ESP(_Pyramid):
-    """The ESP block; the scale stays."""
+    """The ESP block that keeps the resolution."""
 
     def __init__(self, c_in: int, c_out: int, *, residual: bool) -> None:
         super().__init__(c_in, c_out, kernel=1, stride=1)
@@ -96,7 +96,7 @@ class _ESP(_Pyramid):
 
 
 class _Down(_Pyramid):
-    """The ESP block that halves the scale."""
+    """The ESP block that halves the resolution."""
 
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__(c_in, c_out, kernel=3, stride=2)

@@ -66,7 +66,7 @@ class SADNet(Denoiser, CheckpointedModule):
 
 
 class _Residual(nn.Module):
-    """Two 3x3 convolutions around a leaky ReLU, added to their input, which a 1x1 widens first where needed."""
+    """x + conv(leaky ReLU(conv(x))); a 1x1 convolution in front changes the number of channels if needed."""
 
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__()
@@ -80,13 +80,13 @@ class _Residual(nn.Module):
 
 
 def _down(channels: int) -> nn.Sequential:
-    """To the next scale: half the side, twice the channels."""
+    """To the next coarser scale: half the resolution, twice the channels."""
     halve = nn.Conv2d(channels, 2 * channels, 2, stride=2)
     return nn.Sequential(halve, nn.LeakyReLU(_SLOPE), _Residual(2 * channels, 2 * channels))
 
 
 class _Context(nn.Module):
-    """Four dilations side by side on a quarter of the channels."""
+    """The context block: convolutions of four dilations in parallel, each on a quarter of the channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -104,11 +104,11 @@ class _Context(nn.Module):
 
 
 class _Adaptive(CheckpointedModule):
-    """The offset block, and the deformable convolution that follows its offsets.
+    """The residual spatial-adaptive block: offsets are predicted, then used by a modulated deformable convolution.
 
     Args:
         channels: of the map.
-        first: True at the coarsest scale, which has no coarser offsets to start from.
+        first: True at the coarsest scale, which has no coarser offsets to refine.
     """
 
     def __init__(self, channels: int, *, first: bool = False) -> None:
@@ -117,7 +117,7 @@ class _Adaptive(CheckpointedModule):
         self.refine = None if first else _conv(2 * _OFFSETS, _OFFSETS)
         self.settle = _conv(_OFFSETS, _OFFSETS)
         self.offsets = _conv(_OFFSETS, 3 * _GROUPS * _TAPS)
-        self.deform = _conv(channels, channels)  # its weights alone are used, at places of their own
+        self.deform = _conv(channels, channels)  # holds the weights of the deformable convolution
         self.second = _conv(channels, channels)
 
     def forward(self, x: Tensor, coarser: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -129,7 +129,7 @@ class _Adaptive(CheckpointedModule):
     def _offset(self, x: Tensor, coarser: Tensor | None) -> Tensor:
         offset = _leaky(self.look(x))
         if self.refine is not None and coarser is not None:
-            # A shift of one coarse pixel is one of two fine ones.
+            # An offset of one coarse pixel is an offset of two fine pixels.
             doubled = 2 * F.interpolate(coarser, scale_factor=2.0, mode="bilinear", align_corners=False)
             offset = _leaky(self.refine(torch.cat([offset, doubled], dim=1)))
         return _leaky(self.settle(offset))
@@ -138,18 +138,19 @@ class _Adaptive(CheckpointedModule):
         out: Tensor = self.second(_leaky(self._deformed(x, self.offsets(offset))))
         return out
 
-    def _deformed(self, x: Tensor, places: Tensor) -> Tensor:
-        from torchvision.ops import deform_conv2d  # a second and more, which those without a SADNet need not wait for
+    def _deformed(self, x: Tensor, sampling: Tensor) -> Tensor:
+        """The deformable convolution. `sampling`: (down, right) in pixels for each group and tap, then the masks."""
+        from torchvision.ops import deform_conv2d  # imported here: it takes more than a second
 
         weight, bias = self.deform.weight, self.deform.bias
-        x, places = x.to(weight.dtype), places.to(weight.dtype)  # there is no bfloat16 kernel
-        shifts, masks = places.split([2 * _GROUPS * _TAPS, _GROUPS * _TAPS], dim=1)
+        x, sampling = x.to(weight.dtype), sampling.to(weight.dtype)  # there is no bfloat16 kernel
+        shifts, masks = sampling.split([2 * _GROUPS * _TAPS, _GROUPS * _TAPS], dim=1)
         out: Tensor = deform_conv2d(x, shifts, weight, bias, padding=1, mask=masks.sigmoid())
         return out
 
 
 class _Up(CheckpointedModule):
-    """From the next coarser scale: doubled, joined with the encoder's map, adapted."""
+    """A decoder stage: upsample by 2, concatenate with the encoder's map, then the adaptive block."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

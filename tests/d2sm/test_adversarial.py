@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import doctest
 import math
-import sys
 
 import numpy as np
 import pytest
@@ -144,16 +142,3 @@ def test_the_state_is_the_discriminators() -> None:
     other.load_state_dict(copy.deepcopy(state))  # strict
     assert equal(tuple(loss.eval()(*images())), tuple(other.eval()(*images())))
     assert all(parametrize.is_parametrized(layer, "weight") for layer in loss.discriminator[::2])
-
-
-def test_images_of_other_shapes_are_refused() -> None:
-    clean = torch.rand(2, 3, 32, 32)
-    with pytest.raises(ValueError, match="must agree"):
-        Adversarial(phi())(clean[:1], clean)
-    with pytest.raises(ValueError, match="give RGB images"):
-        Adversarial(phi())(clean[:, :1], clean[:, :1])
-
-
-def test_the_example_of_the_docstring() -> None:
-    failed, attempted = doctest.testmod(sys.modules[Adversarial.__module__])
-    assert attempted >= 7 and not failed

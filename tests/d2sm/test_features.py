@@ -104,7 +104,7 @@ def test_lite0_calls_the_cat_a_cat() -> None:
     photo = torch.from_numpy(skimage_data.chelsea()).permute(2, 0, 1)[None].float() / 255
     photo = nn.functional.interpolate(photo, size=(224, 224), mode="bilinear", antialias=True)
     full: Any = d2sm.features._lite0()[0]
-    path = d2sm.features.weights_at_hand("efficientnet_lite0")
+    path = d2sm.features.installed_weights("efficientnet_lite0")
     full.load_state_dict(
         d2sm.features._match(d2sm.features._read(path), full.state_dict(), path), strict=True, assign=True
     )
@@ -197,7 +197,7 @@ def test_bf16_autocast_and_channels_last(name: str) -> None:
 def test_odd_sizes(lite: Features, vgg: Features) -> None:
     assert lite(random_images(1, 3, 65, 97)).shape == (1, 112, 5, 7)  # SAME padding rounds up
     assert vgg(random_images(1, 3, 65, 97)).shape == (1, 256, 16, 24)  # pooling rounds down
-    with pytest.raises(ValueError, match="images: 15x64 pixels are fewer than one feature cell"):
+    with pytest.raises(ValueError, match="images: 15x64.*blocks.4.*16"):
         lite(random_images(1, 3, 15, 64))
 
 
@@ -216,22 +216,22 @@ def test_copies_and_state(lite: Features) -> None:
     "images", [torch.zeros(3, 32, 32), torch.zeros(1, 1, 32, 32), torch.zeros(1, 3, 32, 32, dtype=torch.uint8)]
 )
 def test_wrong_images(lite: Features, images: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"images: expected \(B, 3, H, W\)"):
+    with pytest.raises(ValueError, match=r"images: .*\(B, 3, H, W\)"):
         lite(images)
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(ValueError, match="did you mean 'vgg19'.*squeezenet1_0"):
+    with pytest.raises(ValueError, match="vgg99.*'vgg19'.*squeezenet1_0"):
         features("vgg99.conv5_4")
-    with pytest.raises(ValueError, match="no layer 'conv5_5'; did you mean 'conv5_4'.*relu1_1"):
+    with pytest.raises(ValueError, match="vgg19.*'conv5_5'.*'conv5_4'.*relu1_1"):
         features("vgg19.conv5_5")
-    with pytest.raises(ValueError, match="no layer ''.*blocks.4"):
+    with pytest.raises(ValueError, match="efficientnet_lite0.*''.*blocks.4"):
         features("efficientnet_lite0")
 
 
 def test_missing_weights_name_path_and_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(ValueError, match=r"vgg19 at .*checkpoints/vgg19-dcbb9e9d.pth.*vgg19\(weights="):
+    with pytest.raises(ValueError, match=r"vgg19 .*checkpoints/vgg19-dcbb9e9d.pth.*vgg19\(weights="):
         features("vgg19.conv5_4")
     with pytest.raises(ValueError, match="squeezenet1_0-b66bff10.pth.*weights=FILE"):
         features("squeezenet1_0.fire8")
@@ -259,10 +259,10 @@ def test_wrong_weight_files(tmp_path: Path) -> None:
     garbage.write_bytes(b"not a checkpoint")
     cases = {
         write(tmp_path / "other.pth", other): "other.pth",
-        write(tmp_path / "partial.pth", partial): "nothing for features.12.squeeze.bias",
-        write(tmp_path / "more.pth", state | {"head": torch.zeros(1)}): "53 tensors, this network 52",
-        write(tmp_path / "nested.pth", {"state_dict": state}): "not a plain state dict",
-        garbage: "cannot be read",
+        write(tmp_path / "partial.pth", partial): "partial.pth.*features.12.squeeze.bias",
+        write(tmp_path / "more.pth", state | {"head": torch.zeros(1)}): "more.pth.* 53 .* 52",
+        write(tmp_path / "nested.pth", {"state_dict": state}): "nested.pth",
+        garbage: "garbage.pth",
     }
     for path, message in cases.items():
         with pytest.raises(ValueError, match=message):
@@ -285,9 +285,9 @@ def test_wrap() -> None:
     with pytest.raises(ValueError, match="stride: .*Conv2d"):
         wrap(vit)
     assert wrap(vit, stride=14).stride == 14
-    with pytest.raises(ValueError, match="stride: Sequential has stride 6, not 12"):
+    with pytest.raises(ValueError, match="stride: Sequential.*6.*12"):
         wrap(module, stride=12)
-    with pytest.raises(ValueError, match="not a feature map"):
+    with pytest.raises(ValueError, match=r"Flatten.*\(B, C, h, w\)"):
         wrap(nn.Flatten())
 
 
@@ -303,7 +303,7 @@ def test_patches_against_a_slow_loop() -> None:
         assert torch.equal(patches(layout, side=side), torch.stack(slow))
         assert torch.equal(patches(layout, side=None), torch.stack([m.reshape(-1) for m in maps]))
     for bad in (4, 3, 0):
-        with pytest.raises(ValueError, match=f"side: {bad} does not divide the 4x6"):
+        with pytest.raises(ValueError, match=f"side: {bad} .*4x6"):
             patches(maps, side=bad)
 
 

@@ -107,13 +107,13 @@ def test_no_gradient_and_no_clamp(model: FFDNet) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"sigma": None}, "sigma is missing"),
-        ({"sigma": -1.0}, r"sigma=\[-1.0\]: needs a noise level"),
-        ({"sigma": float("nan")}, "needs a noise level"),
-        ({"sigma": torch.ones(3)}, "one per image"),
+        ({"sigma": None}, "sigma"),
+        ({"sigma": -1.0}, r"sigma=\[-1.0\].*0..255"),
+        ({"sigma": float("nan")}, r"sigma=\[nan\].*0..255"),
+        ({"sigma": torch.ones(3)}, r"sigma .*\(3,\).*\(1,\)"),
         ({"sigma": 25.0, "tile": 0}, "tile=0"),
-        ({"sigma": 25.0, "tile": 32, "halo": 17}, "halo=17.*receptive field, 18 pixels"),
-        ({"sigma": 25.0, "halo": 18}, "halo=18 without a tile"),
+        ({"sigma": 25.0, "tile": 32, "halo": 17}, "halo=17.* 18 "),
+        ({"sigma": 25.0, "halo": 18}, "halo=18.*tile"),
     ],
 )
 def test_wrong_arguments_are_named(model: FFDNet, arguments: dict[str, object], message: str) -> None:
@@ -123,7 +123,7 @@ def test_wrong_arguments_are_named(model: FFDNet, arguments: dict[str, object], 
 
 def test_a_model_that_does_not_state_its_reach_is_refused_in_tiles(model: FFDNet) -> None:
     model.receptive_field = None  # type: ignore[assignment]
-    with pytest.raises(ValueError, match="FFDNet.receptive_field is None"):
+    with pytest.raises(ValueError, match="receptive_field .*None"):
         restore(model, torch.rand(1, 3, 16, 16), 25.0, tile=8)
 
 

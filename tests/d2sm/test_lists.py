@@ -150,11 +150,11 @@ def test_backbones_keep_the_contract(name: str) -> None:
             assert torch.equal(network(noisy), restored) and torch.equal(network(noisy, 60.0), restored)
         else:
             assert not torch.equal(network(noisy, 60.0), restored)
-            with pytest.raises(ValueError, match="sigma is missing"):
+            with pytest.raises(ValueError, match="sigma"):
                 network(noisy)
-            with pytest.raises(ValueError, match=r"sigma has shape \(3,\)"):
+            with pytest.raises(ValueError, match=r"sigma.*\(3,\)"):
                 network(noisy, torch.ones(3))
-    with pytest.raises(ValueError, match=r"noisy has shape \(3, 16, 16\)"):
+    with pytest.raises(ValueError, match=r"noisy.*\(3, 16, 16\)"):
         network(noisy[0], 25.0)
 
 

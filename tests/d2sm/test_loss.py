@@ -205,21 +205,21 @@ RESTORED, CLEAN = images()
 @pytest.mark.parametrize(
     "restored, clean, words",
     [
-        (RESTORED[0], CLEAN[0], "restored: shape .*B, 3, H, W"),
-        (RESTORED[:, :1], CLEAN, "restored: shape .*B, 3, H, W"),
-        (RESTORED, CLEAN[:, :1], "clean: shape .*B, 3, H, W"),
-        (RESTORED[:1], CLEAN, "clean: shape .* but restored has"),
-        (RESTORED, CLEAN[..., :16], "clean: shape .* but restored has"),
-        (RESTORED, CLEAN.to("meta"), "clean: on meta, but restored is on cpu"),
-        (RESTORED, CLEAN * 255, r"clean: values from .*\[0, 1\]"),
-        (RESTORED, CLEAN * 2 - 1, r"clean: values from .*\[0, 1\]"),
-        (RESTORED * 255, CLEAN, r"restored: values from .*\[0, 1\]"),
-        (RESTORED[:, :, :12], CLEAN[:, :, :12], "patch_size=8: does not divide H=12 .* crop"),
-        (RESTORED[..., :20], CLEAN[..., :20], "patch_size=8: does not divide W=20 .* crop"),
+        (RESTORED[0], CLEAN[0], r"restored: .*\(3, 16, 24\).*B, 3, H, W"),
+        (RESTORED[:, :1], CLEAN, r"restored: .*\(2, 1, 16, 24\).*B, 3, H, W"),
+        (RESTORED, CLEAN[:, :1], r"clean: .*\(2, 1, 16, 24\).*B, 3, H, W"),
+        (RESTORED[:1], CLEAN, r"clean: .*\(2, .*restored.*\(1, "),
+        (RESTORED, CLEAN[..., :16], r"clean: .*16\).*restored.*24\)"),
+        (RESTORED, CLEAN.to("meta"), "clean: .*meta.*restored.*cpu"),
+        (RESTORED, CLEAN * 255, r"clean: .*\[0, 1\]"),
+        (RESTORED, CLEAN * 2 - 1, r"clean: .*\[0, 1\]"),
+        (RESTORED * 255, CLEAN, r"restored: .*\[0, 1\]"),
+        (RESTORED[:, :, :12], CLEAN[:, :, :12], "patch_size=8: .*H=12"),
+        (RESTORED[..., :20], CLEAN[..., :20], "patch_size=8: .*W=20"),
         (
             RESTORED.repeat(2, 1, 1, 1),
             CLEAN.repeat(2, 1, 1, 1),
-            "queue_size=12: smaller than the 24 samples .* raise it",
+            "queue_size=12: .* 24 ",
         ),
     ],
 )
@@ -240,13 +240,13 @@ def test_noise_may_leave_the_range() -> None:
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"patch_size": 6}, "patch_size=6: must be a positive multiple of the features' stride, 4"),
+        ({"patch_size": 6}, "patch_size=6: .*stride, 4"),
         ({"patch_size": 0}, "patch_size=0"),
         ({"patch_size": -4}, "patch_size=-4"),
         ({"queue_size": 1}, "queue_size=1"),
-        ({"divergence": "l2"}, "divergence='l2': must be one of kl"),
-        ({"reduction": "none"}, "reduction='none': must be one of mean"),
-        ({"features": "vgg19.conv9_9"}, "no layer 'conv9_9'"),
+        ({"divergence": "l2"}, "divergence='l2': .*kl"),
+        ({"reduction": "none"}, "reduction='none': .*mean"),
+        ({"features": "vgg19.conv9_9"}, "vgg19.*'conv9_9'"),
     ],
 )
 def test_bad_options_name_the_argument(options: dict[str, Any], words: str) -> None:

@@ -256,12 +256,12 @@ def test_gradients_of_two_steps_may_be_taken_late() -> None:
 @pytest.mark.parametrize(
     "restored, clean, words",
     [
-        (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), "restored: shape"),
-        (torch.zeros(2, 3), torch.zeros(3, 3), "clean: shape"),
-        (torch.zeros(0, 3), torch.zeros(0, 3), "at least one"),
-        (torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 3), "floating-point"),
-        (torch.zeros(9, 3), torch.zeros(9, 3), "queue_size=8"),
-        (torch.zeros(2, 3), torch.zeros(2, 3, device="meta"), "clean: on meta"),
+        (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), r"restored: .*\(2, 3, 4\)"),
+        (torch.zeros(2, 3), torch.zeros(3, 3), r"clean: .*\(3, 3\).*\(2, 3\)"),
+        (torch.zeros(0, 3), torch.zeros(0, 3), r"restored: .*\(0, 3\)"),
+        (torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 3), "restored: .*int64"),
+        (torch.zeros(9, 3), torch.zeros(9, 3), "queue_size=8: .* 9 "),
+        (torch.zeros(2, 3), torch.zeros(2, 3, device="meta"), "clean: .*meta.*cpu"),
     ],
 )
 def test_bad_input_names_the_argument(restored: Tensor, clean: Tensor, words: str) -> None:
@@ -276,9 +276,9 @@ def test_bad_options_and_changed_lengths() -> None:
         StatisticsMatching(8, "l2")  # type: ignore[arg-type]
     matching = StatisticsMatching(8)
     matching(restored=torch.ones(2, 3), clean=torch.ones(2, 3))
-    with pytest.raises(ValueError, match="4 numbers a sample"):
+    with pytest.raises(ValueError, match="features: 4 .* 3"):
         matching(restored=torch.ones(2, 4), clean=torch.ones(2, 4))
-    with pytest.raises(ValueError, match="use queue_size=8"):
+    with pytest.raises(ValueError, match="queue_size: .*queue_size=8"):
         StatisticsMatching(9).load_state_dict(matching.state_dict())
 
 

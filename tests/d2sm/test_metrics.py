@@ -86,9 +86,9 @@ def test_wrong_images_are_named(metric: object) -> None:
     image = np.zeros((3, 16, 16))
     assert callable(metric)
     for bad, message in (
-        (np.zeros((16, 16, 3)), r"restored has shape \(16, 16, 3\)"),
-        (np.zeros((3, 16, 17)), "must agree"),
-        (np.zeros((3, 16, 16), np.uint8), "restored holds uint8"),
+        (np.zeros((16, 16, 3)), r"restored .*\(16, 16, 3\)"),
+        (np.zeros((3, 16, 17)), r"restored .*\(3, 16, 17\).*clean .*\(3, 16, 16\)"),
+        (np.zeros((3, 16, 16), np.uint8), "restored .*uint8"),
     ):
         with pytest.raises(ValueError, match=message):
             metric(bad, image)
@@ -138,9 +138,9 @@ def test_nothing_labelled_gives_nan() -> None:
 
 
 def test_raw_label_ids_are_refused() -> None:
-    with pytest.raises(ValueError, match="label holds ids from 7 to 33.*map label ids"):
+    with pytest.raises(ValueError, match="label .*7 .*33"):
         confusion(np.array([0, 0]), np.array([7, 33]))
-    with pytest.raises(ValueError, match="must agree"):
+    with pytest.raises(ValueError, match=r"prediction .*\(3,\).*label .*\(4,\)"):
         confusion(np.zeros(3, int), np.zeros(4, int))
 
 

@@ -48,9 +48,9 @@ def test_more_memory_never_makes_tiles_smaller(height: int, width: int, free: in
 
 
 def test_what_is_no_size_is_named() -> None:
-    with pytest.raises(ValueError, match="largest_tile: stride=0: must be positive"):
+    with pytest.raises(ValueError, match="stride=0"):
         largest_tile(8, 8, free=1, bytes_per_pixel=1, halo=1, stride=0)
-    with pytest.raises(ValueError, match="largest_tile: free=-1"):
+    with pytest.raises(ValueError, match="free=-1"):
         largest_tile(8, 8, free=-1, bytes_per_pixel=1, halo=1, stride=1)
 
 
