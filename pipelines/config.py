@@ -16,6 +16,8 @@ import yaml
 from pydantic import BaseModel, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
+from d2sm.models import BACKBONES
+
 # Runs pickled by earlier versions name Train, Evaluate and Tracking as classes of this module.
 from pipelines.sections import Data, Effect, Evaluate, Loss, Model, Noise, Section, Tracking, Train, setting
 from pipelines.text import did_you_mean, one_line
@@ -50,11 +52,11 @@ class Config(Section):
                 f"noise.sigma={list(self.noise.sigma)}: data.layout=pairs has one noise level, which the network is "
                 "told; give it, such as noise.sigma=[25] noise.draw=list"
             )
-        if self.loss.judges_estimate and self.model.name != "cbdnet":
+        if self.loss.judges_estimate and not BACKBONES[self.model.name].estimates_noise:
             name = "noise_asymmetry" if self.loss.noise_asymmetry else "noise_tv"
             raise ValueError(
                 f"loss.{name}={self.loss.terms[name]:g}: model.name={self.model.name} estimates no noise; set it to 0, "
-                "or model.name=cbdnet"
+                f"or model.name={next(backbone.name for backbone in BACKBONES.values() if backbone.estimates_noise)}"
             )
         if self.loss.cross_entropy and self.data.layout != "cityscapes":
             raise ValueError(

@@ -7,9 +7,16 @@ key is classified once, here.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from d2sm.models import BACKBONES
+
+if TYPE_CHECKING:
+    BackboneName = str
+else:
+    BackboneName = Literal[tuple(BACKBONES)]
 
 Effect = Literal["results", "length", "run", "evaluation", "speed", "place", "record"]
 """What another value of a key changes:
@@ -91,18 +98,22 @@ class Noise(Section):
 class Model(Section):
     """The restoration network."""
 
-    name: Literal["ffdnet", "cbdnet", "sadnet"] = setting(
-        "ffdnet", "backbone; cbdnet and sadnet are blind: they are not told sigma", effect="results"
+    name: BackboneName = setting(
+        "ffdnet",
+        "backbone: " + ", ".join(f"{backbone.name} ({backbone.summary})" for backbone in BACKBONES.values()),
+        effect="results",
     )
     width: int = setting(96, "channels of the hidden layers (ffdnet only)", effect="results", ge=4)
     depth: int = setting(12, "number of convolutions (ffdnet only)", effect="results", ge=3)
 
     @model_validator(mode="after")
-    def _sizes(self) -> Self:
-        for name in ("width", "depth"):
+    def _options(self) -> Self:
+        for name in set(type(self).model_fields) - {"name", *BACKBONES[self.name].options}:
             value, default = getattr(self, name), type(self).model_fields[name].default
-            if self.name != "ffdnet" and value != default:
-                raise ValueError(f"model.{name}={value}: model.name={self.name} has one size; leave it at {default}")
+            if value != default:
+                raise ValueError(
+                    f"model.{name}={value}: model.name={self.name} has no such option; leave it at {default}"
+                )
         return self
 
 

@@ -6,24 +6,14 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from d2sm.models import CBDNet, FFDNet, SADNet
+from d2sm.models import BACKBONES, CBDNet, Denoiser
 from pipelines.sections import Model
 
 
-def build(model: Model) -> nn.Module:
-    """The backbone, freshly initialised by torch's current seed.
-
-    A backbone has the attributes `blind` (takes no sigma), `stride`, `receptive_field` and `bytes_per_pixel`, and pads
-    and crops inside `forward`, so that any size works. A new one: a file in `d2sm/models`, a line here, a name in
-    `config.Model`.
-    """
-    match model.name:
-        case "ffdnet":
-            return FFDNet(width=model.width, depth=model.depth)
-        case "cbdnet":
-            return CBDNet()
-        case "sadnet":
-            return SADNet()
+def build(model: Model) -> Denoiser:
+    """The backbone, an entry of `d2sm.models.BACKBONES`, initialised from torch's current seed."""
+    backbone = BACKBONES[model.name]
+    return backbone.load()(**{option: getattr(model, option) for option in backbone.options})
 
 
 class TrainingModule(nn.Module):

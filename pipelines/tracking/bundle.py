@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from d2sm.models import BACKBONES
 from pipelines import config as configs
 from pipelines.runtime import files
 from pipelines.text import redact
@@ -184,7 +185,7 @@ def _describe(bundle: Path) -> dict[str, str]:
     config = configs.load(bundle / "config.yaml")
     meta = json.loads((bundle / "meta.json").read_text())
     terms, model = config.loss.terms, config.model
-    size = f" width={model.width} depth={model.depth}" if model.name == "ffdnet" else ""
+    size = "".join(f" {option}={getattr(model, option)}" for option in BACKBONES[model.name].options)
     return {
         "recipe": config.recipe,
         "backbone": f"{model.name}{size}",
