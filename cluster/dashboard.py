@@ -13,7 +13,7 @@ from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 
 from cluster import constants, nodes
-from pipelines.runtime import auth
+from pipelines.runtime import auth, private
 from pipelines.runtime.auth import AuthError
 from pipelines.text import one_line
 
@@ -21,13 +21,6 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 _OVERRIDES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # for Ray, these take precedence over the address it is given
-
-
-_VERBOSE_LOGGERS = (
-    "ray.dashboard.modules.dashboard_sdk",
-    "ray.dashboard.modules.job.sdk",
-    "ray._private.runtime_env.packaging",
-)
 
 
 class ClusterError(ValueError):
@@ -107,7 +100,7 @@ def client(address: str) -> JobSubmissionClient:
     with plain_errors(address):
         from ray.job_submission import JobSubmissionClient
 
-        for name in _VERBOSE_LOGGERS:
+        for name in private.JOB_LOGGERS:
             logging.getLogger(name).setLevel(logging.WARNING)
         kept = {name: os.environ.pop(name) for name in _OVERRIDES if name in os.environ}
         try:

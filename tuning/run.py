@@ -14,7 +14,7 @@ from ray import tune
 from pipelines import config as configs
 from pipelines.config import Config
 from pipelines.data import plan
-from pipelines.runtime import files, resources
+from pipelines.runtime import files, private, resources
 from pipelines.runtime.resources import runs_that_fit
 from tuning import live, record, rows, search, trial
 from tuning.rows import Row
@@ -131,7 +131,7 @@ def _search(
     if not verbose:
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a failed trial is a row of the table, with a reason
     # A share of the head node is what limits trials: the CPUs are their workers', which Ray Train reserves.
-    trainable = tune.with_resources(trial.Trial, {"node:__internal_head__": int(9900 / at_once) / 10000})
+    trainable = tune.with_resources(trial.Trial, {private.HEAD_NODE: int(9900 / at_once) / 10000})
     place = sweep.folder / _TUNE
     if tune.Tuner.can_restore(str(place)):
         tuner = tune.Tuner.restore(str(place), trainable=trainable, resume_unfinished=True)

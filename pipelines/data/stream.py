@@ -29,6 +29,7 @@ from pipelines.data import plan, shards
 from pipelines.data.images import ImageError
 from pipelines.data.index import DataError
 from pipelines.data.items import open_image
+from pipelines.runtime import private
 
 if TYPE_CHECKING:
     import torch
@@ -58,14 +59,12 @@ def stream(config: Config, items: pa.Table, first_step: int = 0, *, workers: int
     # A task makes its rows at its end, and all may wait for the stream. With Ray's two it kept its CPU while they were
     # fetched two by two, a tenth of a second each time: 0.96 times a DataLoader's crops a second at four crops an
     # image, and 1.28 so (tests/benchmarks/ingest.py).
-    context._max_num_blocks_in_streaming_gen_buffer = plan.steps_per_task(config) * (workers or config.train.workers[1])
+    private.let_blocks_wait(context, plan.steps_per_task(config) * (workers or config.train.workers[1]))
     context.execution_no_progress_timeout_s = 300
     context.raise_original_map_exception = True  # else the reason is lost: only its text comes through
     total = plan.total_steps(config, items.num_rows)
     runs = _runs(config, items.num_rows, first_step, total)
-    before = ray.data.DataContext.get_current()
-    ray.data.DataContext._set_current(context)  # a data set keeps the context it was made in
-    try:
+    with ray.data.DataContext.current(context):  # a data set keeps the context it was made in
         # Not from_arrow, which asks a task for the table's size: where workers hold every CPU, it would wait for ever.
         source = ray.data.from_items(
             [{"first": first, "last": last} for first, last in runs], override_num_blocks=min(len(runs), _MAX_TASKS)
@@ -77,8 +76,6 @@ def stream(config: Config, items: pa.Table, first_step: int = 0, *, workers: int
             zero_copy_batch=True,
             **_reserved(config),
         )
-    finally:
-        ray.data.DataContext._set_current(before)
 
 
 def _reserved(config: Config) -> dict[str, Any]:

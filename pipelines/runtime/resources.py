@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import ray
 
 from pipelines.config import Config
-from pipelines.runtime import session
+from pipelines.runtime import private, session
 
 
 def runs_that_fit(configs: Sequence[Config], concurrent: int | None, *, verbose: bool) -> int:
@@ -72,9 +72,7 @@ def cpus_needed(config: Config, workers: int | None = None) -> float:
 
 def capacity() -> dict[str, float]:
     """What Ray has, or would have once its autoscaler has started all the nodes it may start."""
-    from ray._private.state import state  # Ray's own trainer asks here; nothing public tells it
-
-    have, most = ray.cluster_resources(), state.get_max_resources_from_cluster_config() or {}
+    have, most = ray.cluster_resources(), private.autoscaler_limits()
     return {name: max(have.get(name, 0), most.get(name, 0)) for name in have.keys() | most.keys()}
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import ray
 
-from pipelines.runtime import auth
+from pipelines.runtime import auth, private
 
 ENVIRONMENT = {
     # A report blocks until the controller polls; at the default of 2 s every report would cost that.
@@ -77,14 +76,5 @@ def quiet(*, verbose: bool = False) -> None:
 
 def cause(error: BaseException) -> BaseException:
     """The innermost reason of an error that crossed processes."""
-    for inner in _inside(error):
-        return cause(inner)
-    return error
-
-
-def _inside(error: BaseException) -> Iterator[BaseException]:
-    yield from (getattr(error, "worker_failures", None) or {}).values()
-    for name in ("cause", "__cause__", "training_failed_error"):
-        inner = getattr(error, name, None)
-        if isinstance(inner, BaseException) and inner is not error:
-            yield inner
+    inner = next(private.wrapped(error), None)
+    return error if inner is None else cause(inner)

@@ -105,7 +105,6 @@ def upload(
         RegistryError: when a file of the bundle is missing.
     """
     from mlflow.entities import LoggedModelOutput
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     with tempfile.TemporaryDirectory(prefix="d2sm-") as scratch:
         copy = Path(scratch) / "bundle"
@@ -113,8 +112,7 @@ def upload(
         _save(copy, Path(scratch) / "model", example)
         logged = client.create_logged_model(_experiment(client, run_id, copy, uri), name=name, source_run_id=run_id)
         try:
-            repository = get_artifact_repository(logged.artifact_location, tracking_uri=uri, registry_uri=uri)
-            repository.log_artifacts(str(Path(scratch) / "model"))  # type: ignore[no-untyped-call]
+            client.log_model_artifacts(logged.model_id, str(Path(scratch) / "model"))
         except BaseException:
             client.finalize_logged_model(logged.model_id, "FAILED")
             raise

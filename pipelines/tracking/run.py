@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pipelines.config import Config
+from pipelines.runtime import private
 from pipelines.text import one_line, redact
 from pipelines.tracking import store
 from pipelines.tracking.outbox import Item, Outbox, Refused
@@ -108,9 +109,7 @@ class Run:
         self.page = f"#/experiments/{record.info.experiment_id}/runs/{self.id}"
         self._client = client
         self._finished = False
-        self._last: dict[str, int] = {}  # metric -> newest step
-        for metric in record.data.to_proto().metrics:  # of each metric MLflow keeps the newest point here
-            self._last[metric.key] = int(metric.step)
+        self._last = private.newest_steps(record)
         self._system_step = max((s for key, s in self._last.items() if key.startswith("system/")), default=-1)
         self._outbox = Outbox(self._send, run_dir)
         for item in self._outbox.waiting:
@@ -246,17 +245,12 @@ class Run:
             self._client.log_batch(self.id, metrics=metrics, tags=tags)
 
     def _system(self) -> None:
-        """MLflow's own gauges, sent by the outbox: MLflow's own thread ends at its first failure."""
-        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-        gauges: Any = SystemMetricsMonitor(self.id, tracking_uri=self.uri)  # type: ignore[no-untyped-call]
+        """Log what this machine does, until the run is finished."""
+        seconds, read = private.system_gauges(self.id, self.uri)
         step = self._system_step
-        while not self._stop.wait(gauges.sampling_interval):
+        while not self._stop.wait(seconds):
             step += 1
-            gauges.collect_metrics()
-            self._put(step, {f"system/{key}": value for key, value in gauges.aggregate_metrics().items()})
-            for gauge in gauges.monitors:
-                gauge.clear_metrics()
+            self._put(step, {f"system/{key}": value for key, value in read().items()})
 
 
 def commit() -> tuple[str, bool]:

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-import ray.data
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -255,9 +254,3 @@ def test_a_data_set_larger_than_the_object_store(tmp_path: Path) -> None:
         assert found[way]["spilled_mib"] == 0
         assert found[way]["store_mib"] <= 90
         assert 20 < found[way]["task_mib"] < 400
-
-
-def test_ray_still_lets_blocks_wait() -> None:
-    """The setting is private to Ray: were it gone, `data.stream` would set a name that nobody reads, and be slower."""
-    fields = vars(ray.data.DataContext())
-    assert "_max_num_blocks_in_streaming_gen_buffer" in fields

@@ -1,0 +1,80 @@
+"""Every name of Ray and MLflow that the project uses although their documentation does not promise it.
+
+One small function each, so that an upgrade of Ray or MLflow opens this file alone. tests/pipelines/runtime has a test
+for each of them (test_private.py), which fails when the name is gone or its meaning has changed, and one that no other
+file uses such a name. Nothing heavy is imported before a function is called: the command line's help loads no Ray,
+Ray's workers no MLflow, ingest tasks no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from ray.data import DataContext
+
+HEAD_NODE = "node:__internal_head__"
+"""A resource of which Ray gives 1.0 to the head node and none to others: who reserves some of it runs there."""
+
+JOB_LOGGERS = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
+"""The loggers with which Ray's job client announces every upload."""
+
+
+def autoscaler_limits() -> dict[str, float]:
+    """The most of each resource that the cluster would have once its autoscaler had started every node it may start.
+
+    Empty where no autoscaler has told the cluster. Ray is up.
+    """
+    from ray._private.state import state  # Ray's own trainer asks here
+
+    return dict(state.get_max_resources_from_cluster_config() or {})
+
+
+def let_blocks_wait(context: DataContext, blocks: int) -> None:
+    """Let each task of Ray Data make so many blocks before any of them is fetched; by default it waits after two."""
+    context._max_num_blocks_in_streaming_gen_buffer = blocks
+
+
+def wrapped(error: BaseException) -> Iterator[BaseException]:
+    """The errors that an error of Ray's was raised for: a task's, those of Ray Train's workers, its controller's."""
+    yield from (getattr(error, "worker_failures", None) or {}).values()
+    for name in ("cause", "controller_failure", "__cause__"):
+        inner = getattr(error, name, None)
+        if isinstance(inner, BaseException) and inner is not error:
+            yield inner
+
+
+def newest_steps(run: Run) -> dict[str, int]:
+    """The newest step of every metric of an MLflow run, as the run came from the store."""
+    return {metric.key: int(metric.step) for metric in run.data.to_proto().metrics}
+
+
+def system_gauges(run_id: str, uri: str) -> tuple[float, Callable[[], dict[str, float]]]:
+    """MLflow's measurements of this machine: CPU, memory, disk, network, GPUs.
+
+    MLflow's own thread, which would read them, ends at its first failure; so the caller reads and sends them.
+
+    Args:
+        run_id, uri: of the MLflow run and its store, which MLflow's class asks for.
+
+    Returns:
+        Seconds between two readings as MLflow's settings have them, and a function that takes a reading: by name.
+    """
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    monitor: Any = SystemMetricsMonitor(run_id, tracking_uri=uri)  # type: ignore[no-untyped-call]
+
+    def read() -> dict[str, float]:
+        monitor.collect_metrics()
+        found = dict(monitor.aggregate_metrics())
+        for gauge in monitor.monitors:
+            gauge.clear_metrics()
+        return found
+
+    return float(monitor.sampling_interval), read

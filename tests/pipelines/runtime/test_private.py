@@ -1,0 +1,127 @@
+"""The names of Ray and MLflow that they do not promise to keep: they exist and mean what the project takes them for."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import ray.data
+
+from pipelines.runtime import private
+from pipelines.runtime.session import cause
+from pipelines.tracking import store
+
+ROOT = Path(__file__).resolve().parents[3]
+# Private names of modules and objects, but for one's own, torch's, and namedtuple's _replace, which is documented; and
+# names without an underscore that are not documented.
+PRIVATE = re.compile(
+    r"(?<!\bself)(?<!\bcls)(?<!\bsuper\(\))(?<!\btorch)\._(?!replace\()[a-z]|node:__|\.to_proto\(|system_metrics_monitor"
+)
+
+
+def test_no_other_file_uses_private_names() -> None:
+    files = [path for floor in ("d2sm", "pipelines", "tuning", "cluster") for path in (ROOT / floor).rglob("*.py")]
+    found = {path.relative_to(ROOT).as_posix() for path in files if PRIVATE.search(path.read_text())}
+    assert found == {"pipelines/runtime/private.py"}
+
+
+def test_the_head_node_has_a_resource_of_its_own(ray_session: None) -> None:
+    assert [node["Resources"].get(private.HEAD_NODE) for node in ray.nodes() if node["Alive"]] == [1.0]
+
+
+@pytest.mark.parametrize("name", private.JOB_LOGGERS)
+def test_the_job_client_writes_to_these_loggers(name: str) -> None:
+    values = vars(importlib.import_module(name)).values()
+    assert name in {value.name for value in values if isinstance(value, logging.Logger)}
+
+
+@pytest.fixture
+def nodes_to_start(ray_session: None) -> Iterator[None]:
+    """Ray is told of up to 4 more nodes of 8 CPUs, as an autoscaler tells it, and again of none afterwards."""
+    from ray.core.generated import autoscaler_pb2
+
+    def report(config: autoscaler_pb2.ClusterConfig) -> None:
+        ray._private.worker.global_worker.gcs_client.report_cluster_config(config.SerializeToString())
+
+    config = autoscaler_pb2.ClusterConfig()
+    group = config.node_group_configs.add()
+    group.name, group.max_count = "cpu", 4
+    group.resources["CPU"] = 8
+    report(config)
+    yield
+    report(autoscaler_pb2.ClusterConfig())
+
+
+def test_what_an_autoscaler_may_start_is_known(nodes_to_start: None) -> None:
+    assert private.autoscaler_limits() == {"CPU": 32}
+
+
+def test_without_an_autoscaler_there_is_no_limit_to_know(ray_session: None) -> None:
+    assert private.autoscaler_limits() == {}
+
+
+@pytest.mark.parametrize("ahead", [2, 12])
+def test_a_task_of_ray_data_makes_blocks_ahead(ray_session: None, tmp_path: Path, ahead: int) -> None:
+    """A task of 12 blocks, of which Ray fetches but a few: it ends only where it may make all of them ahead."""
+    finished = tmp_path / "finished"
+
+    def make(batch: object) -> Iterator[dict[str, object]]:
+        for number in range(12):
+            yield {"number": [number], "pixels": np.zeros((1, 2**21), np.uint8)}
+        finished.touch()
+
+    context = ray.data.DataContext.get_current().copy()
+    context.target_max_block_size = 1  # every row a block
+    context.enable_progress_bars = context.print_on_execution_start = False
+    context.execution_options.resource_limits = ray.data.ExecutionResources(cpu=2, object_store_memory=2**22)
+    private.let_blocks_wait(context, ahead)
+    with ray.data.DataContext.current(context):
+        made = ray.data.from_items([{"task": 0}]).map_batches(make)
+    rows = iter(made.iter_batches(batch_size=1, prefetch_batches=0))
+    assert next(rows)["number"] == [0]
+    end = time.monotonic() + (2 if ahead == 2 else 30)
+    while not finished.exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert finished.exists() == (ahead == 12)
+    assert [int(row["number"][0]) for row in rows] == list(range(1, 12))
+
+
+def test_the_reason_within_rays_errors() -> None:
+    from ray.exceptions import RayTaskError
+    from ray.train import ControllerError, WorkerGroupError
+
+    reason = ValueError("data.root=nowhere")
+    task = RayTaskError("step", "Traceback ...", reason)
+    assert cause(task) is reason
+    assert cause(WorkerGroupError("a worker failed", {0: task})) is reason
+    assert cause(ControllerError(reason)) is reason
+    outer = RuntimeError("outer")
+    outer.__cause__ = task
+    assert cause(outer) is reason
+    assert cause(reason) is reason
+
+
+def test_the_newest_step_of_every_metric(tmp_path: Path) -> None:
+    client = store.prepare(f"sqlite:///{tmp_path}/mlflow.db")
+    run_id = client.create_run(client.create_experiment("one", artifact_location=tmp_path.as_uri())).info.run_id
+    for step in (1, 7):
+        client.log_metric(run_id, "loss", 1 / step, step=step)
+    client.log_metric(run_id, "lr", 0.1, step=3)
+    assert private.newest_steps(client.get_run(run_id)) == {"loss": 7, "lr": 3}
+
+
+def test_the_machine_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "2.5")
+    seconds, read = private.system_gauges("0" * 32, f"sqlite:///{tmp_path}/mlflow.db")
+    assert seconds == 2.5
+    for _ in range(2):  # a reading starts afresh
+        found = read()
+        assert 0 < found["system_memory_usage_percentage"] < 100
+        assert "cpu_utilization_percentage" in found
