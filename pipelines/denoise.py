@@ -21,8 +21,7 @@ from d2sm.inference import restore
 from d2sm.noise import add_noise, seed_of
 from pipelines import registry
 from pipelines.data.images import ENDINGS, read_rgb, write_png
-from pipelines.inference.pictures import pixels
-from pipelines.inference.samples import tensor
+from pipelines.inference.samples import pixels, tensor
 from pipelines.inference.tiling import Tile, tile_for
 from pipelines.runs import checkpoint, storage
 from pipelines.runtime.progress import Line

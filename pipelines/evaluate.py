@@ -1,11 +1,14 @@
-"""PSNR, SSIM and MIoU of restored images, between the noisy floor and the clean ceiling, over a pool of actors."""
+"""Evaluate a model: PSNR, SSIM and MIoU of its restored images, beside those of the noisy and of the clean ones.
+
+Actors of Ray Data read the images of the evaluation split and measure one at a time; with evaluate.actors=0 this
+process does it. `check` finds out before a training whether the evaluation after it can be done.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import pyarrow as pa
@@ -17,17 +20,56 @@ from d2sm import metrics
 from d2sm.inference import restore
 from pipelines.config import Config
 from pipelines.data import index
-from pipelines.data.items import read
+from pipelines.data.images import DataError
 from pipelines.data.splits import evaluation_images
-from pipelines.inference.samples import noisy_images, tensor
+from pipelines.inference import samples
 from pipelines.inference.tiling import tile_for
 from pipelines.networks import segmenters
+from pipelines.networks.segmenters import SegmenterError
 from pipelines.runs import checkpoint
 from pipelines.runs.results import CONVENTION, EvaluationError, Results, Score
-from pipelines.runtime import session
+from pipelines.runtime import resources, session
 from pipelines.runtime.progress import Line
 from pipelines.runtime.threads import torch_threads
 from pipelines.text import one_line
+
+SMALLEST = 11  # pixels: the side of SSIM's window (d2sm.metrics)
+
+
+def check(config: Config) -> pa.Table:
+    """Check what the evaluation of a configuration needs: its images, labels and segmenter. Starts nothing.
+
+    Returns:
+        The index of the images it reads.
+
+    Raises:
+        DataError: no such split, no images, labels that are missing, or an image too small to be measured.
+        SegmenterError: the segmenter, or its weights, cannot be loaded.
+        EvaluationError: no GPU for an evaluation in this process.
+    """
+    items = evaluation_images(config)
+    for name, height, width in zip(*(items[column].to_pylist() for column in ("name", "height", "width")), strict=True):
+        if min(height, width) < SMALLEST:
+            raise DataError(
+                f"data.val_split={config.data.val_split}: {name} has {width}x{height} pixels, and SSIM needs "
+                f"{SMALLEST}x{SMALLEST}; remove the image from the split"
+            )
+    evaluate = config.evaluate
+    if evaluate.segmenter:
+        try:
+            segmenters.load(evaluate.segmenter, weights=evaluate.segmenter_weights)
+        except SegmenterError as error:
+            weights = f" evaluate.segmenter_weights={evaluate.segmenter_weights}" if evaluate.segmenter_weights else ""
+            raise SegmenterError(
+                f"evaluate.segmenter={evaluate.segmenter}{weights}: {error}; correct the keys, or evaluate without "
+                "MIoU: evaluate.segmenter=null"
+            ) from error
+    if evaluate.use_gpu and not evaluate.actors and not torch.cuda.is_available():
+        raise EvaluationError(
+            "evaluate.use_gpu=true with evaluate.actors=0: torch finds no GPU here; set evaluate.use_gpu=false, or "
+            "evaluate.actors=1 on a cluster with GPUs"
+        )
+    return items
 
 
 def evaluate(model: str | Path, config: Config | None = None, *, quiet: bool = False, verbose: bool = False) -> Results:
@@ -37,168 +79,156 @@ def evaluate(model: str | Path, config: Config | None = None, *, quiet: bool = F
         model: a run's folder, one of its checkpoints, or the folder of a registered model.
         config: data and evaluate sections to use; None: those the model was trained with.
         quiet: no progress line.
-        verbose: let Ray's own log through.
+        verbose: show Ray's own log.
 
     Raises:
-        CheckpointError, DataError, SegmenterError, EvaluationError: one line each.
+        CheckpointError, DataError, SegmenterError, ResourceError, EvaluationError: one line each.
     """
     bundle = checkpoint.resolve(model)
     network, trained_with = checkpoint.load_model(bundle)  # here: an actor's node may not see the folder
     config = config or trained_with
-    items = evaluation_images(config)
-    segmenter = config.evaluate.segmenter
-    if segmenter:
-        segmenters.load(segmenter, weights=config.evaluate.segmenter_weights)
+    items = check(config)
     if config.evaluate.actors:
         session.start(cpus=config.evaluate.actors + 1, verbose=verbose)
-    rows = _rows(network, config, items, quiet)
-    labelled = segmenter is not None and items["label"].null_count < items.num_rows
-    return _summary(config, rows, items.num_rows, index.fingerprint(items), segmenter if labelled else None)
-
-
-def _rows(network: nn.Module, config: Config, items: pa.Table, quiet: bool) -> list[dict[str, Any]]:
-    """Every image's measurements."""
-    rows: list[dict[str, Any]] = []
+        resources.check_evaluation(config)
+    found: list[Measurement] = []
     done: set[str] = set()
-    tell = config.evaluate.tile == "auto" and not quiet
+    announce = config.evaluate.tile == "auto" and not quiet
     try:
         with Line("evaluate", items.num_rows, quiet=quiet) as line:
-            for row in measurements(network, config, items):
-                if row["tile"] and tell:
-                    tell = False
-                    line.say(f"{row['name']}: restored in tiles of {row['tile']} pixels, as the memory at hand allows")
-                rows.append(row)
-                done.add(row["name"])
+            for one in measurements(network, config, items):
+                if one["tile"] and announce:
+                    announce = False
+                    line.say(f"{one['name']}: restored in tiles of {one['tile']} pixels, to fit into the free memory")
+                found.append(one)
+                done.add(one["name"])
                 line.to(len(done))
     except Exception as error:  # Ray wraps what an actor raised in several layers
         reason = session.cause(error)
         if isinstance(reason, (ValueError, OSError)):
             raise EvaluationError(one_line(reason, 600)) from error
         raise
-    return sorted(rows, key=lambda row: (row["name"], row["kind"], row["level"]))
+    segmented = bool(config.evaluate.segmenter) and items["label"].null_count < items.num_rows
+    return _summary(config, found, items, segmented=segmented)
 
 
-def measurements(network: nn.Module, config: Config, items: pa.Table) -> Iterator[dict[str, Any]]:
-    """A row for every kind and noise level of an image, image after image, in the order in which they are done."""
-    return _stream(network, config, items) if config.evaluate.actors else _here(network, config, items)
+class Measurement(TypedDict):
+    """What was measured of one version of one image.
+
+    kind is "clean", "noisy" or "restored"; level is the noise level's name, "" for clean. psnr and ssim compare it with
+    the clean image, and are nan for that itself. confusion holds the counts of `metrics.confusion`, flat; all are 0
+    without label or segmenter. tile is the side of the tiles it was restored in, 0 for a whole image.
+    """
+
+    name: str
+    kind: str
+    level: str
+    tile: int
+    psnr: float
+    ssim: float
+    confusion: list[int]
 
 
-def _here(network: nn.Module, config: Config, items: pa.Table) -> Iterator[dict[str, Any]]:
-    """In this process."""
-    with torch_threads(config.evaluate.threads):
-        evaluator = _Evaluator(network, config)
-        for row in items.to_pylist():
-            columns = evaluator({name: [value] for name, value in row.items()})
-            yield from (dict(zip(columns, values)) for values in zip(*columns.values(), strict=True))
-
-
-def _stream(network: nn.Module, config: Config, items: pa.Table) -> Iterator[dict[str, Any]]:
-    """From a pool of actors that read the images themselves."""
-    evaluate = config.evaluate
-    if ray.cluster_resources().get("CPU", 0) < evaluate.actors:
-        raise EvaluationError(f"evaluate.actors={evaluate.actors}: Ray has fewer CPUs; lower it")
+def measurements(network: nn.Module, config: Config, items: pa.Table) -> Iterator[Measurement]:
+    """Measure every version of every image, image after image, in the order in which they are done."""
+    if not config.evaluate.actors:
+        with torch_threads(config.evaluate.threads):
+            evaluator = _Evaluator(network, config)
+            for item in items.to_pylist():
+                yield from evaluator.measure(item)
+        return
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
-    context.raise_original_map_exception = True  # else the reason is lost: only its text comes through
+    context.raise_original_map_exception = True  # Ray would otherwise pass on the text of an error alone
     pool = ray.data.from_arrow([items.slice(i, 1) for i in range(items.num_rows)]).map_batches(
         _Evaluator,
         fn_constructor_kwargs={"network": network, "config": config},
         batch_size=1,
         batch_format="numpy",
-        compute=ray.data.ActorPoolStrategy(size=evaluate.actors),
+        compute=ray.data.ActorPoolStrategy(size=config.evaluate.actors),
         num_cpus=1,
-        num_gpus=config.train.gpus_per_worker if evaluate.use_gpu else 0,
+        num_gpus=config.train.gpus_per_worker if config.evaluate.use_gpu else 0,
     )
-    yield from pool.iter_rows()
-
-
-@dataclass(frozen=True)
-class _Truth:
-    """What the images of one photograph are measured against: clean (1, 3, H, W), label (H, W) train ids."""
-
-    clean: Tensor
-    similarity: metrics.Similarity
-    label: Tensor | None
+    for row in pool.iter_rows():
+        yield cast(Measurement, row)
 
 
 class _Evaluator:
-    """One actor: the network, the segmenter loaded once, an image at a time."""
+    """An actor: it loads the network and the segmenter once and measures one image at a time."""
 
     def __init__(self, network: nn.Module, config: Config) -> None:
-        torch.set_num_threads(config.evaluate.threads)
-        self.device = torch.device("cuda" if config.evaluate.use_gpu else "cpu")
+        evaluate = config.evaluate
+        torch.set_num_threads(evaluate.threads)
+        self.device = torch.device("cuda" if evaluate.use_gpu else "cpu")
         self.config, self.model = config, network.to(self.device)
-        name = config.evaluate.segmenter
-        self.segmenter = (
-            segmenters.load(name, weights=config.evaluate.segmenter_weights).to(self.device) if name else None
-        )
+        self.segmenter: nn.Module | None = None
+        if evaluate.segmenter:
+            self.segmenter = segmenters.load(evaluate.segmenter, weights=evaluate.segmenter_weights).to(self.device)
+        # Actors that share the memory of this machine, or of this GPU.
+        actors = max(1, evaluate.actors)
+        self.sharing = min(actors, int(1 // config.train.gpus_per_worker)) if evaluate.use_gpu else actors
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
-        item = {column: values[0] for column, values in batch.items()}
-        name, photograph = item["name"], read(item, labels=self.segmenter is not None)
-        clean = tensor(photograph.clean)
-        label = None if photograph.label is None else torch.from_numpy(photograph.label)
-        truth = _Truth(clean, metrics.Similarity(clean[0]), label)
-        rows = [self._measure(name, "clean", "", clean, truth)]
-        for level, sigma, noisy in noisy_images(self.config, name, photograph):
-            tile = tile_for(self.model, noisy, self.config.evaluate.tile, sharing=sharing(self.config))
+        """Measure a batch of one item, as Ray Data hands it over."""
+        found = self.measure({column: values[0] for column, values in batch.items()})
+        return {key: [one[key] for one in found] for key in Measurement.__annotations__}  # type: ignore[literal-required]
+
+    def measure(self, item: Mapping[str, Any]) -> list[Measurement]:
+        """Measure the clean image, and for each noise level the noisy and the restored one."""
+        sample = samples.load(self.config, item, labels=self.segmenter is not None)
+        similarity = metrics.Similarity(sample.clean[0])
+
+        def measured(kind: str, level: str, image: Tensor, tile: int | None = None) -> Measurement:
+            image, compare = image.clamp(0, 1), kind != "clean"
+            confusion = torch.zeros(len(metrics.CLASSES), len(metrics.CLASSES), dtype=torch.int64)
+            if sample.label is not None and self.segmenter is not None:
+                seen = segmenters.classes(self.segmenter, image.to(self.device))[0].cpu()
+                confusion = metrics.confusion(seen, sample.label)
+            return {
+                "name": sample.name,
+                "kind": kind,
+                "level": level,
+                "tile": tile or 0,
+                "psnr": metrics.psnr(image[0], sample.clean[0]) if compare else float("nan"),
+                "ssim": similarity(image[0]) if compare else float("nan"),
+                "confusion": confusion.flatten().tolist(),
+            }
+
+        found = [measured("clean", "", sample.clean)]
+        for level, sigma, noisy in sample.noisy:
+            tile = tile_for(self.model, noisy, self.config.evaluate.tile, sharing=self.sharing)
             restored = restore(self.model, noisy.to(self.device), sigma, tile=tile).cpu()
-            rows.append(self._measure(name, "noisy", level, noisy, truth))
-            rows.append({**self._measure(name, "restored", level, restored, truth), "tile": tile or 0})
-        return {key: [row[key] for row in rows] for key in rows[0]}
-
-    def _measure(self, name: str, kind: str, level: str, image: Tensor, truth: _Truth) -> dict[str, Any]:
-        image = image.clamp(0, 1)
-        compare = kind != "clean"
-        confusion = torch.zeros(19, 19, dtype=torch.int64)
-        if truth.label is not None and self.segmenter is not None:
-            prediction = segmenters.classes(self.segmenter, image.to(self.device))[0].cpu()
-            confusion = metrics.confusion(prediction, truth.label)
-        return {
-            "name": name,
-            "kind": kind,
-            "level": level,
-            "tile": 0,
-            "psnr": metrics.psnr(restored=image[0], clean=truth.clean[0]) if compare else float("nan"),
-            "ssim": truth.similarity(image[0]) if compare else float("nan"),
-            "confusion": confusion.flatten().tolist(),
-        }
+            found.append(measured("noisy", level, noisy))
+            found.append(measured("restored", level, restored, tile))
+        return found
 
 
-def sharing(config: Config) -> int:
-    """Actors that may restore on one machine, or on one GPU, at once."""
-    actors = max(1, config.evaluate.actors)
-    return min(actors, int(1 // config.train.gpus_per_worker)) if config.evaluate.use_gpu else actors
-
-
-def _summary(
-    config: Config, rows: Sequence[Mapping[str, Any]], images: int, fingerprint: str, segmenter: str | None
-) -> Results:
-    levels = list(dict.fromkeys(row["level"] for row in rows if row["kind"] == "restored"))
+def _summary(config: Config, found: Sequence[Measurement], items: pa.Table, *, segmented: bool) -> Results:
+    """The means over all images, PSNR and SSIM of each image first; MIoU from the summed confusion matrices."""
+    found = sorted(found, key=lambda one: (one["name"], one["kind"], one["level"]))
+    levels = list(dict.fromkeys(one["level"] for one in found if one["kind"] == "restored"))
     levels.sort(key=lambda level: float(level) if level != "pair" else 0)
 
     def score(kind: str, level: str) -> Score:
-        return _score([r for r in rows if r["kind"] == kind and r["level"] == level], segmenter is not None)
+        of_it = [one for one in found if one["kind"] == kind and one["level"] == level]
+        counts = np.sum([one["confusion"] for one in of_it], axis=0)
+        confusion = torch.tensor(counts).view(len(metrics.CLASSES), len(metrics.CLASSES))
+        iou = dict(zip(metrics.CLASSES, metrics.iou(confusion).tolist(), strict=True))
+        compared = kind != "clean"
+        return Score(
+            psnr=float(np.mean([one["psnr"] for one in of_it])) if compared else None,
+            ssim=float(np.mean([one["ssim"] for one in of_it])) if compared else None,
+            miou=metrics.miou(confusion) if segmented else None,
+            iou={name: value for name, value in iou.items() if segmented and not np.isnan(value)},
+        )
 
     return Results(
-        images=images,
+        images=items.num_rows,
         split=config.data.val_split,
-        data=fingerprint,
-        segmenter=segmenter or "",
+        data=index.fingerprint(items),
+        segmenter=config.evaluate.segmenter or "" if segmented else "",
         convention=CONVENTION,
         noisy={level: score("noisy", level) for level in levels},
         restored={level: score("restored", level) for level in levels},
         clean=score("clean", ""),
-    )
-
-
-def _score(rows: Sequence[Mapping[str, Any]], segmented: bool) -> Score:
-    confusion = torch.tensor(np.sum([row["confusion"] for row in rows], axis=0)).view(19, 19)
-    iou = metrics.iou(confusion)
-    clean = rows[0]["kind"] == "clean"
-    return Score(
-        psnr=None if clean else float(np.mean([row["psnr"] for row in rows])),
-        ssim=None if clean else float(np.mean([row["ssim"] for row in rows])),
-        miou=metrics.miou(confusion) if segmented else None,
-        iou={name: float(v) for name, v in zip(metrics.CLASSES, iou, strict=True) if segmented and not v.isnan()},
     )

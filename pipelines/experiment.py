@@ -9,6 +9,7 @@ from typing import Any
 from pipelines import config as configs
 from pipelines import registry, text, tracking, train
 from pipelines.config import Config
+from pipelines.evaluate import check as check_evaluation
 from pipelines.evaluate import evaluate
 from pipelines.inference import pictures
 from pipelines.runs import checkpoint, storage
@@ -30,7 +31,11 @@ class Outcome:
 
 
 def run(config: Config, *, quiet: bool = False, verbose: bool = False, watch: record.Watch | None = None) -> Outcome:
-    """Train (or go on), evaluate on the evaluation split, and register under `tracking.register_as` if it is set."""
+    """Train (or go on), evaluate on the evaluation split, and register under `tracking.register_as` if it is set.
+
+    What the evaluation needs is checked first, so that no training ends without one.
+    """
+    check_evaluation(config)
     trained = train.fit(config, quiet=quiet, verbose=verbose, watch=watch)
     results = evaluate(trained.checkpoint, trained.config, quiet=quiet, verbose=verbose)
     drawn = pictures.draw(trained.checkpoint, trained.config, trained.run_dir / "pictures")

@@ -18,8 +18,8 @@ import pyarrow as pa
 import ray.data
 
 from pipelines.data import index, shards
+from pipelines.data.images import DataError
 from pipelines.data.index import Layout
-from pipelines.data.layouts import DataError
 from pipelines.data.manifest import MANIFEST, STARTED, Manifest, Photograph, Shard, is_prepared, load
 from pipelines.runtime import files, session
 from pipelines.runtime.progress import Line

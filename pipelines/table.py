@@ -21,9 +21,8 @@ from pipelines.comparison import render
 from pipelines.comparison.rows import Row, RunsError, gather, label, read
 from pipelines.config import Config, ConfigError
 from pipelines.data import plan, splits
-from pipelines.data.splits import evaluation_images
+from pipelines.evaluate import check as check_evaluation
 from pipelines.experiment import resolved
-from pipelines.networks import segmenters
 from pipelines.recipes import recipe, recipes
 from pipelines.runs import checkpoint
 from pipelines.runs import folder as run_folder
@@ -141,10 +140,8 @@ def done(config: Config) -> bool:
 def _check(config: Config) -> int:
     """All that can be known to be missing is said before hours of training. Gives the steps of such a run."""
     items = splits.training_images(config)
-    evaluation_images(config)
+    check_evaluation(config)
     objective.check_objective(config)
-    if config.evaluate.segmenter:
-        segmenters.load(config.evaluate.segmenter, weights=config.evaluate.segmenter_weights)
     return plan.total_steps(config, items.num_rows)
 
 

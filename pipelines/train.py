@@ -63,7 +63,7 @@ def fit(config: Config, *, quiet: bool = False, verbose: bool = False, watch: Wa
     items = training_images(config)
     check_objective(config)
     fingerprint = index.fingerprint(items)
-    session.start(cpus=resources.cpus_needed(config), verbose=verbose)
+    session.start(cpus=resources.cpus_of(config), verbose=verbose)
     resources.check(config)
     run_dir = run_folder.open_folder(config, fingerprint)
     try:

@@ -12,9 +12,8 @@ import pyarrow as pa
 from d2sm.features import features
 from pipelines.config import Config
 from pipelines.data import splits
-from pipelines.data.splits import evaluation_images
+from pipelines.evaluate import check as check_evaluation
 from pipelines.experiment import resolved
-from pipelines.networks import segmenters
 from pipelines.runs import folder as run_folder
 from pipelines.training import objective
 from tuning import search, space
@@ -129,9 +128,7 @@ def check(sweep: Sweep) -> tuple[list[Point] | None, str, Reason]:
     reason = Reason(sweep.base, splits.training_images(sweep.base))
     objective.check_objective(sweep.base)
     if sweep.evaluates:
-        evaluation_images(sweep.base)
-        if sweep.base.evaluate.segmenter:
-            segmenters.load(sweep.base.evaluate.segmenter, weights=sweep.base.evaluate.segmenter_weights)
+        check_evaluation(sweep.base)
     points, excluded = _points(sweep, reason)
     return points, excluded, reason
 

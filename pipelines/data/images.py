@@ -49,7 +49,11 @@ ENDINGS = (".png", ".jpg", ".jpeg")  # of the files taken for images
 
 
 class ImageError(ValueError):
-    """A picture that cannot be used: one line with the file, what is wrong with it, and the remedy."""
+    """An image that cannot be used: one line with the file, what is wrong with it, and the remedy."""
+
+
+class DataError(ValueError):
+    """A data set that cannot be used: one line with the place, what is wrong with it, and the remedy."""
 
 
 class _Header(NamedTuple):

@@ -11,8 +11,8 @@ from typing import Any, Literal, get_args
 import pyarrow as pa
 
 from pipelines.data import layouts, manifest, shards
-from pipelines.data.images import TRAIN_IDS, ImageError, size_of
-from pipelines.data.layouts import DataError, Item
+from pipelines.data.images import TRAIN_IDS, DataError, ImageError, size_of
+from pipelines.data.layouts import Item
 from pipelines.text import more
 
 __all__ = ["SCHEMA", "TRAIN_IDS", "DataError", "fingerprint", "index"]

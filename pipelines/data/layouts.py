@@ -7,15 +7,11 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from pipelines.data.images import ENDINGS, Kind
+from pipelines.data.images import ENDINGS, DataError, Kind
 from pipelines.text import did_you_mean, listed, more
 
 _IMAGE, _LABEL = "_leftImg8bit.png", "_gtFine_labelIds.png"
 _SPLITS = {"train", "val", "test"}
-
-
-class DataError(ValueError):
-    """A data set that cannot be used: one line with the place, what is wrong with it, and the remedy."""
 
 
 class Item(NamedTuple):

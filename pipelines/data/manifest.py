@@ -12,7 +12,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipelines.data import shards
-from pipelines.data.layouts import DataError, one_of
+from pipelines.data.images import DataError
+from pipelines.data.layouts import one_of
 from pipelines.runtime import files
 from pipelines.text import more
 

@@ -24,8 +24,7 @@ import imagecodecs
 import numpy as np
 import pyarrow as pa
 
-from pipelines.data.images import Pixels, read_labels, read_rgb
-from pipelines.data.layouts import DataError
+from pipelines.data.images import DataError, Pixels, read_labels, read_rgb
 from pipelines.runtime import files
 from pipelines.text import one_line
 

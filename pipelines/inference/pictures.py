@@ -1,4 +1,4 @@
-"""Pictures to look at: noisy | restored | clean, with what the segmenter sees under each."""
+"""Pictures of an evaluation: noisy, restored and clean side by side, their segmentation below."""
 
 from __future__ import annotations
 
@@ -12,18 +12,25 @@ from d2sm import metrics
 from d2sm.inference import restore
 from pipelines.config import Config
 from pipelines.data.images import write_png
-from pipelines.data.items import read
 from pipelines.data.splits import evaluation_images
-from pipelines.inference.samples import noisy_images, tensor
+from pipelines.inference import samples
 from pipelines.inference.tiling import tile_for
 from pipelines.networks import segmenters
 from pipelines.runs import checkpoint
 
-_GAP = 6  # white pixels between the parts
+_GAP = 6  # white pixels between two images
 
 
 def draw(bundle: Path, config: Config, folder: Path) -> list[Path]:
-    """Write `evaluate.pictures` pictures of the evaluation split, at its middle noise level."""
+    """Write `evaluate.pictures` pictures of the evaluation split, at its middle noise level.
+
+    Args:
+        bundle: folder of a checkpoint.
+        folder: to write to, made if it does not exist.
+
+    Returns:
+        The files written, NAME_sigmaLEVEL.png.
+    """
     model = checkpoint.load_model(bundle)[0]
     name = config.evaluate.segmenter
     segmenter = segmenters.load(name, weights=config.evaluate.segmenter_weights) if name else None
@@ -31,38 +38,33 @@ def draw(bundle: Path, config: Config, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for index in spread(items.num_rows, config.evaluate.pictures):
-        row = items.slice(index, 1).to_pylist()[0]
-        photograph = read(row, labels=False)
-        levels = noisy_images(config, row["name"], photograph)
-        level, sigma, noisy = levels[len(levels) // 2]
+        sample = samples.load(config, items.slice(index, 1).to_pylist()[0])
+        level, sigma, noisy = sample.shown
         restored = restore(model, noisy, sigma, tile=tile_for(model, noisy, config.evaluate.tile))
-        path = folder / f"{row['name'].replace('/', '-')}_sigma{level}.png"
-        write_png(path, grid([noisy, restored, tensor(photograph.clean)], segmenter))
+        path = folder / f"{sample.name.replace('/', '-')}_sigma{level}.png"
+        write_png(path, grid([noisy, restored, sample.clean], segmenter))
         written.append(path)
     return written
 
 
 def spread(total: int, count: int) -> list[int]:
-    """At most `count` indices, evenly from the first to the last of `total`."""
+    """At most `count` indices, evenly spaced from the first to the last of `total`."""
     chosen = np.linspace(0, total - 1, min(count, total)).round().astype(int)
     return list(dict.fromkeys(chosen.tolist()))
 
 
-def grid(parts: list[Tensor], segmenter: nn.Module | None) -> NDArray[np.uint8]:
-    """(1, 3, H, W) images side by side as uint8 (h, w, 3), their segmentation under them."""
-    rows = [_beside([pixels(part) for part in parts])]
+def grid(images: list[Tensor], segmenter: nn.Module | None) -> NDArray[np.uint8]:
+    """Images (1, 3, H, W) side by side as (h, w, 3) uint8, with a segmenter their segmentation below them."""
+    lines = [_joined([samples.pixels(image) for image in images], axis=1)]
     if segmenter is not None:
-        rows.append(_beside([metrics.COLOURS[segmenters.classes(segmenter, p.clamp(0, 1))[0].numpy()] for p in parts]))
-    gap = np.full((_GAP, rows[0].shape[1], 3), 255, np.uint8)
-    return np.concatenate(rows[:1] + [x for row in rows[1:] for x in (gap, row)])
+        classes = [segmenters.classes(segmenter, image.clamp(0, 1))[0].numpy() for image in images]
+        lines.append(_joined([metrics.COLOURS[seen] for seen in classes], axis=1))
+    return _joined(lines, axis=0)
 
 
-def pixels(image: Tensor) -> NDArray[np.uint8]:
-    """(1, 3, H, W) in [0, 1] -> uint8 (H, W, 3), clamped."""
-    array: NDArray[np.uint8] = (image[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    return array
-
-
-def _beside(parts: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    gap = np.full((parts[0].shape[0], _GAP, 3), 255, np.uint8)
-    return np.concatenate(parts[:1] + [x for part in parts[1:] for x in (gap, part)], axis=1)
+def _joined(images: list[NDArray[np.uint8]], *, axis: int) -> NDArray[np.uint8]:
+    """Join images of one size along an axis, with a white gap between two."""
+    shape = list(images[0].shape)
+    shape[axis] = _GAP
+    gap = np.full(shape, 255, np.uint8)
+    return np.concatenate([part for image in images for part in (gap, image)][1:], axis=axis)

@@ -1,6 +1,10 @@
-"""Photographs as tensors: clean, and the noisy ones that are restored."""
+"""A photograph as evaluation restores it: the clean tensor, its noisy versions, and the labels."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -9,21 +13,76 @@ from torch import Tensor
 
 from d2sm.noise import add_noise, seed_of
 from pipelines.config import Config
-from pipelines.data.items import Photograph
+from pipelines.data.items import read
 
 
-def noisy_images(config: Config, name: str, photograph: Photograph) -> list[tuple[str, float, Tensor]]:
-    """(level, sigma, noisy (1, 3, H, W)) to restore: one a noise level, or the photographed one of a pair."""
+class Noisy(NamedTuple):
+    """A noisy version of a photograph.
+
+    Attributes:
+        level: name of its noise level in results: "25", or "pair" for a photographed noisy image.
+        sigma: the noise level that a network is told, in units of 0..255.
+        image: (1, 3, H, W), not clipped.
+    """
+
+    level: str
+    sigma: float
+    image: Tensor
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An item of the evaluation split as tensors on the CPU.
+
+    Attributes:
+        name: of the item.
+        clean: (1, 3, H, W) float32 in [0, 1].
+        noisy: one for each of `evaluate.sigmas`, or for a pair the photographed one alone.
+        label: (H, W) uint8 train ids, 255 to be ignored; None if there is no label map.
+    """
+
+    name: str
+    clean: Tensor
+    noisy: list[Noisy]
+    label: Tensor | None = None
+
+    @property
+    def shown(self) -> Noisy:
+        """The version that pictures and figures show: the middle noise level."""
+        return self.noisy[len(self.noisy) // 2]
+
+
+def load(config: Config, item: Mapping[str, Any], *, labels: bool = False) -> Sample:
+    """Read an item and add the noise of each level, seeded by the item's name.
+
+    Args:
+        item: a row of the index.
+        labels: whether to read its label map.
+
+    Raises:
+        ImageError, DataError: an image that cannot be read (see `items.read`).
+    """
+    photograph = read(item, labels=labels)
+    name, clean = item["name"], tensor(photograph.clean)
     if photograph.noisy is not None:
-        return [("pair", config.noise.sigma[0], tensor(photograph.noisy))]
-    clean = tensor(photograph.clean)
-    levels = torch.tensor(config.evaluate.sigmas)
-    return [
-        (f"{sigma:g}", sigma, add_noise(clean, sigma=torch.tensor([sigma]), seeds=[seed_of(name)]))
-        for sigma in levels.tolist()
-    ]
+        noisy = [Noisy("pair", config.noise.sigma[0], tensor(photograph.noisy))]
+    else:
+        levels = torch.tensor(config.evaluate.sigmas)
+        seeds = [seed_of(name)]
+        noisy = [
+            Noisy(f"{sigma:g}", sigma, add_noise(clean, sigma=torch.tensor([sigma]), seeds=seeds))
+            for sigma in levels.tolist()
+        ]
+    label = None if photograph.label is None else torch.from_numpy(photograph.label)
+    return Sample(name, clean, noisy, label)
 
 
 def tensor(pixels: NDArray[np.uint8]) -> Tensor:
     """(H, W, 3) uint8 -> (1, 3, H, W) float32 in [0, 1]."""
     return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+
+
+def pixels(image: Tensor) -> NDArray[np.uint8]:
+    """(1, 3, H, W) in [0, 1] -> (H, W, 3) uint8; values outside [0, 1] are clamped."""
+    array: NDArray[np.uint8] = (image[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    return array

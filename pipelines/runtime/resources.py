@@ -34,7 +34,7 @@ def runs_that_fit(configs: Sequence[Config], concurrent: int | None, *, verbose:
         fits = min([fits, *(at_once(config, math.inf, gpus) for config in on_gpus)])
     if fits < 1:
         for config in configs:
-            check(config)  # says what is missing, but for evaluation
+            check(config)  # names what is missing
         actors = max(config.evaluate.actors for config in configs)
         raise ResourceError(f"evaluate.actors={actors}: more than Ray's CPUs; lower it")
     return min(fits, concurrent or fits)
@@ -123,6 +123,26 @@ def check(config: Config) -> None:
         raise ResourceError(
             f"train.use_gpu=true: {least} workers need {share:g} GPU each, but Ray has "
             f"{have.get('GPU', 0):g}; lower train.num_workers or train.gpus_per_worker, or say train.use_gpu=false"
+        )
+    check_evaluation(config)
+
+
+def check_evaluation(config: Config) -> None:
+    """Stop before an evaluation would wait for actors that the cluster cannot place.
+
+    Raises:
+        ResourceError: names what the actors ask for, what Ray has, and the keys that change it.
+    """
+    have, actors = capacity(), config.evaluate.actors
+    if have.get("CPU", 0) < actors:
+        raise ResourceError(
+            f"evaluate.actors={actors}: each reserves 1 CPU, but Ray has {have.get('CPU', 0):g}; lower it, or join a "
+            "larger cluster (RAY_ADDRESS)"
+        )
+    if config.evaluate.use_gpu and gpu_places(config, have.get("GPU", 0)) < actors:
+        raise ResourceError(
+            f"evaluate.use_gpu=true: {actors} actors (evaluate.actors) need {config.train.gpus_per_worker:g} GPU each, "
+            f"but Ray has {have.get('GPU', 0):g}; lower evaluate.actors, or set evaluate.use_gpu=false"
         )
 
 

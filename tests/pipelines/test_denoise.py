@@ -16,8 +16,7 @@ from d2sm.noise import add_noise, seed_of
 from pipelines.config import Config
 from pipelines.data.images import ImageError, read_rgb, write_png
 from pipelines.denoise import DenoiseError, denoise, load
-from pipelines.inference.pictures import pixels
-from pipelines.inference.samples import tensor
+from pipelines.inference.samples import pixels, tensor
 from pipelines.registry import RegistryError
 from pipelines.runs import checkpoint
 from pipelines.runtime.threads import torch_threads

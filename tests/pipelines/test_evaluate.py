@@ -12,14 +12,17 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from d2sm import metrics
 from d2sm.inference import restore
+from pipelines import experiment
 from pipelines.data.images import ImageError, read_labels, read_rgb, write_png
 from pipelines.data.index import DataError, index
-from pipelines.evaluate import evaluate
+from pipelines.evaluate import SMALLEST, evaluate
 from pipelines.experiment import evaluate_run
 from pipelines.networks.segmenters import SegmenterError
 from pipelines.runs import checkpoint
 from pipelines.runs.results import CONVENTION, EvaluationError, Results
+from pipelines.runtime.resources import ResourceError
 from tests.conftest import tiny_config
 from tests.helpers.checkpoints import bundle_of
 from tests.helpers.segmenters import segmenter
@@ -168,4 +171,65 @@ def test_a_label_of_another_size(bundle: Path, tmp_path: Path, scenes_root: Path
 
 @pytest.mark.slow
 def test_more_actors_than_cpus(ray_session: None, bundle: Path) -> None:
-    refused(bundle, EvaluationError, "evaluate.actors=500", evaluate__actors=500)
+    refused(bundle, ResourceError, "evaluate.actors=500.*lower it", evaluate__actors=500)
+
+
+def spoil(root: Path, what: str) -> None:
+    """Make a copy of the scenes one that cannot be evaluated."""
+    image = sorted(root.glob("leftImg8bit/val/*/*.png"))[0]
+    label = sorted(root.glob("gtFine/val/*/*.png"))[0]
+    if what == "split":
+        shutil.rmtree(root / "leftImg8bit/val")
+    if what == "label":
+        label.unlink()
+    if what == "size":
+        write_png(image, np.zeros((SMALLEST - 1, 100, 3), np.uint8))
+        write_png(label, np.zeros((SMALLEST - 1, 100), np.uint8))
+
+
+WEIGHTS = {"evaluate__segmenter": "espnet-camvid", "evaluate__segmenter_weights": "none.pth"}
+
+
+@pytest.mark.parametrize(
+    "what, changes, words",
+    [
+        ("weights", WEIGHTS, ("evaluate.segmenter=espnet-camvid", "evaluate.segmenter_weights=none.pth", "=null")),
+        ("segmenter", {"evaluate__segmenter": "espnet-street"}, ("evaluate.segmenter=espnet-street", "espnet-scenes")),
+        ("split", {}, ("val", "train")),
+        ("label", {}, ("without a label", "evaluate.segmenter=null")),
+        ("size", {}, ("data.val_split=val", f"100x{SMALLEST - 1} pixels", f"{SMALLEST}x{SMALLEST}", "remove")),
+        ("actors", {"evaluate__actors": 500}, ("evaluate.actors=500", "lower it")),
+        ("GPUs", {"evaluate__use_gpu": True}, ("evaluate.use_gpu=true", "evaluate.use_gpu=false")),
+        ("GPU", {"evaluate__use_gpu": True, "evaluate__actors": 0}, ("evaluate.use_gpu=true", "=false")),
+    ],
+)
+def test_what_an_evaluation_lacks_is_said_before_the_training(
+    ray_session: None, scenes_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    what: str, changes: dict[str, Any], words: tuple[str, ...],
+) -> None:  # fmt: skip
+    """One line with key, value and remedy; no step is trained and no run's folder made."""
+    if what in ("GPU", "GPUs") and torch.cuda.is_available():
+        pytest.skip("needs a machine without a GPU")
+    monkeypatch.setattr("pipelines.training.launch.run", lambda *_: pytest.fail("training started"))
+    root = shutil.copytree(scenes_root, tmp_path / "scenes")
+    spoil(root, what)
+    config = tiny_config(root, tmp_path / "runs", **{"evaluate__segmenter": SEGMENTER, **changes})
+    with pytest.raises(ValueError, match=r"^[^\n]+$") as error:
+        experiment.run(config, quiet=True)
+    assert all(word in str(error.value) for word in words), str(error.value)
+    assert not (tmp_path / "runs" / "tiny").exists()
+
+
+def test_the_smallest_image_can_be_measured(bundle: Path, scenes_root: Path, tmp_path: Path) -> None:
+    """One pixel less is refused (above), since SSIM's window no longer fits."""
+    for split in ("train", "val"):
+        write_png(
+            tmp_path / f"photos/{split}/a.png", np.random.default_rng(0).integers(0, 256, (SMALLEST, 40, 3), np.uint8)
+        )
+    config = checkpoint.load_model(bundle)[1].replace(
+        {"data.root": str(tmp_path / "photos"), "data.layout": "folder", "evaluate.actors": 0}
+    )
+    assert evaluate(bundle, config, quiet=True).restored["25"].ssim is not None
+    clean = torch.rand(3, SMALLEST - 1, 40)
+    with pytest.raises(ValueError, match=str(SMALLEST)):
+        metrics.Similarity(clean)(clean)

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from d2sm.inference import restore
 from pipelines.comparison.rows import Row, RunsError, changed
-from pipelines.data.items import read
 from pipelines.data.splits import evaluation_images
-from pipelines.inference.pictures import pixels, spread
-from pipelines.inference.samples import noisy_images, tensor
+from pipelines.inference import samples
+from pipelines.inference.pictures import spread
 from pipelines.inference.tiling import tile_for
 from pipelines.networks import segmenters
 from pipelines.runs import checkpoint
@@ -65,13 +64,12 @@ def scenes(rows: Sequence[Row], *, count: int, segmented: bool = True) -> list[S
     items, found = evaluation_images(config), []
     for index in spread(items.num_rows, count):
         item = items.slice(index, 1).to_pylist()[0]
-        photograph = read(item, labels=False)
-        levels = noisy_images(config, item["name"], photograph)
-        level, sigma, noisy = levels[len(levels) // 2]
+        sample = samples.load(config, item)
+        level, sigma, noisy = sample.shown
         parts = {NOISY: noisy}
         for name, model in models.items():
             parts[name] = restore(model, noisy, sigma, tile=tile_for(model, noisy, config.evaluate.tile))
-        found.append(_scene(item["name"], level, {**parts, CLEAN: tensor(photograph.clean)}, segmenter))
+        found.append(_scene(item["name"], level, {**parts, CLEAN: sample.clean}, segmenter))
     return found
 
 
@@ -115,4 +113,4 @@ def _scene(name: str, level: str, parts: dict[str, Tensor], segmenter: nn.Module
     classes = {}
     if segmenter is not None:
         classes = {key: segmenters.classes(segmenter, p.clamp(0, 1))[0].byte().numpy() for key, p in parts.items()}
-    return Scene(name, level, {key: pixels(part) for key, part in parts.items()}, classes)
+    return Scene(name, level, {key: samples.pixels(part) for key, part in parts.items()}, classes)

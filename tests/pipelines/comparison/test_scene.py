@@ -40,9 +40,7 @@ def test_scenes_are_what_the_evaluation_measured(rows: list[Row], drawn: list[Sc
     for scene, item in zip(drawn, items):
         assert list(scene.images) == list(scene.classes) == ["noisy", "L1", "D2SM", "clean"]
         assert scene.level == "35"
-        photograph = read(item)
-        clean = samples.tensor(photograph.clean)
-        _, sigma, noisy = samples.noisy_images(config, item["name"], photograph)[1]
+        clean, (_, sigma, noisy) = samples.tensor(read(item).clean), samples.load(config, item).noisy[1]
         restored = restore(checkpoint.load_model(rows[1].runs[0].checkpoint)[0], noisy, sigma).clamp(0, 1)
         for name, image in (("noisy", noisy.clamp(0, 1)), ("D2SM", restored), ("clean", clean)):
             expected = (image[0].permute(1, 2, 0).numpy() * 255).round()
