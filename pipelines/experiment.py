@@ -12,8 +12,8 @@ from pipelines.config import Config
 from pipelines.evaluate import check as check_evaluation
 from pipelines.evaluate import evaluate
 from pipelines.inference import pictures
-from pipelines.runs import checkpoint, storage
-from pipelines.runs import folder as run_folder
+from pipelines.runs import checkpoint
+from pipelines.runs.folder import RunFolder, runs_folder
 from pipelines.runs.results import RESULTS, Results
 from pipelines.tracking import store
 from pipelines.training import record, tracked
@@ -38,10 +38,10 @@ def run(config: Config, *, quiet: bool = False, verbose: bool = False, watch: re
     check_evaluation(config)
     trained = train.fit(config, quiet=quiet, verbose=verbose, watch=watch)
     results = evaluate(trained.checkpoint, trained.config, quiet=quiet, verbose=verbose)
-    drawn = pictures.draw(trained.checkpoint, trained.config, trained.run_dir / "pictures")
+    drawn = pictures.draw(trained.checkpoint, trained.config, trained.folder.pictures)
     record = None
-    with tracked.open_run(trained.config, trained.run_dir) as run:
-        keep(run, trained.run_dir, results, drawn, step=trained.step)
+    with tracked.open_run(trained.config, trained.folder) as run:
+        keep(run, trained.folder, results, drawn, step=trained.step)
         for name in (checkpoint.MODEL, checkpoint.CONFIG, checkpoint.META):
             run.file(trained.checkpoint / name, "model")
         if trained.config.tracking.register_as:
@@ -49,16 +49,16 @@ def run(config: Config, *, quiet: bool = False, verbose: bool = False, watch: re
     return Outcome(trained, results, drawn, record, run.page)
 
 
-def keep(run: tracking.Run, run_dir: Path, results: Results, drawn: list[Path], *, step: int) -> None:
+def keep(run: tracking.Run, folder: RunFolder, results: Results, drawn: list[Path], *, step: int) -> None:
     """Put the evaluation of a step's checkpoint into the run's folder and its MLflow record."""
-    results.save(run_dir / RESULTS)
-    run_folder.write_run(run_dir, evaluated=step)
+    results.save(folder.results_file)
+    folder.write_info(evaluated=step)
     run.results(results.flat())
-    run.file(run_dir / RESULTS)
+    run.file(folder.results_file)
     run.text(results.table(), "results.txt")
     for path in drawn:
         run.file(path, "pictures")
-    storage.push(run_dir, RESULTS, *(str(path.relative_to(run_dir)) for path in drawn))
+    folder.push(folder.results_file, *drawn)
 
 
 def evaluate_run(
@@ -69,14 +69,14 @@ def evaluate_run(
     Returns:
         The results and the file they were written to.
     """
-    folder = checkpoint.resolve(model)
-    config = config or configs.load(folder / checkpoint.CONFIG)
-    results = evaluate(folder, config, quiet=quiet, verbose=verbose)
-    run_dir = folder.parent
-    if out is None and (run_dir / run_folder.RUN).exists():
-        with tracked.open_run(configs.load(run_dir / checkpoint.CONFIG), run_dir) as run:
-            keep(run, run_dir, results, [], step=int(checkpoint.meta(folder)["step"]))
-        return results, run_dir / RESULTS
+    found = checkpoint.resolve(model)
+    config = config or configs.load(found / checkpoint.CONFIG)
+    results = evaluate(found, config, quiet=quiet, verbose=verbose)
+    folder = RunFolder.at(found.parent)
+    if out is None and folder.info_file.exists():
+        with tracked.open_run(configs.load(folder.config_file), folder) as run:
+            keep(run, folder, results, [], step=int(checkpoint.meta(found)["step"]))
+        return results, folder.results_file
     out = out or Path(RESULTS)
     results.save(out)
     return results, out
@@ -110,7 +110,7 @@ def resolved(config: Config, *, what: str) -> Config:
     Raises:
         ConfigError, TrackingError: `train.storage` is a URI; a password in the tracking URI.
     """
-    storage = run_folder.storage_of(config, what=what)
+    storage = runs_folder(config, what=what)
     uri = store.uri_of(config)
     if text.redact(uri) != uri:
         raise store.TrackingError(

@@ -25,7 +25,7 @@ from pipelines.evaluate import check as check_evaluation
 from pipelines.experiment import resolved
 from pipelines.recipes import recipe, recipes
 from pipelines.runs import checkpoint
-from pipelines.runs import folder as run_folder
+from pipelines.runs.folder import RunFolder, check_name
 from pipelines.runtime import resources, session
 from pipelines.runtime.progress import Line
 from pipelines.text import one_line
@@ -80,7 +80,7 @@ def runs_of(rows: Sequence[Config], *, name: str, seeds: int) -> list[Config]:
     """
     if seeds < 1:
         raise ConfigError(f"seeds={seeds}: at least 1")
-    run_folder.check_name(name, "name")
+    check_name(name, "name")
     rows = [resolved(row, what="a table") for row in rows]
     return [
         row.replace(
@@ -119,19 +119,19 @@ def table(
     wanted = runs_of(rows, name=name, seeds=seeds)
     left = [config for config in wanted if not done(config)]
     steps = {name: _check(config) for name, config in {label(config): config for config in left}.items()}
-    folder = run_folder.folder_of(wanted[0]).parent
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = RunFolder.at(RunFolder.of(wanted[0]).path.parent)
+    folder.path.mkdir(parents=True, exist_ok=True)
     with _open_run(wanted[0], folder) as run:
         left = [config.replace({"tracking.parent": run.id}) for config in left]
         finish = partial(_write, wanted, folder, run)
         failed = _run(left, steps, finish, concurrent, quiet=quiet, verbose=verbose) if left else {}
-        return Outcome(finish(), failed, folder, run.page, run.uri)
+        return Outcome(finish(), failed, folder.path, run.page, run.uri)
 
 
 def done(config: Config) -> bool:
     """Whether this very run is finished, evaluated as it is asked for now."""
     try:
-        found = read(run_folder.folder_of(config)).config
+        found = read(RunFolder.of(config).path).config
     except (RunsError, checkpoint.CheckpointError):
         return False
     return not found.differences(config, "results", "length", "run", "evaluation")
@@ -145,18 +145,18 @@ def _check(config: Config) -> int:
     return plan.total_steps(config, items.num_rows)
 
 
-def _open_run(first: Config, folder: Path) -> tracking.Run:
+def _open_run(first: Config, folder: RunFolder) -> tracking.Run:
     """The table's own MLflow run; those of its rows stand below it."""
-    known = run_folder.read_run(folder).get("run_id")
-    run = tracking.open_run(first, run_dir=folder, tags={"d2sm.table": folder.name}, run_id=known, whole=False)
-    run_folder.write_run(folder, run_id=run.id, page=run.page)
+    known, tags = folder.read_info().get("run_id"), {"d2sm.table": folder.path.name}
+    run = tracking.open_run(first, run_dir=folder.path, tags=tags, run_id=known, whole=False)
+    folder.write_info(run_id=run.id, page=run.page)
     return run
 
 
-def _write(wanted: Sequence[Config], folder: Path, run: tracking.Run) -> list[Row]:
+def _write(wanted: Sequence[Config], folder: RunFolder, run: tracking.Run) -> list[Row]:
     """The table of what is finished so far, as files and in MLflow."""
-    rows = gather([run_folder.folder_of(config) for config in wanted if done(config)])
-    for path in render.write(rows, folder):
+    rows = gather([RunFolder.of(config).path for config in wanted if done(config)])
+    for path in render.write(rows, folder.path):
         run.file(path)
     return rows
 
@@ -184,7 +184,7 @@ def _run(
                         _settle(config, "FAILED")
                         line.say(f"failed  {config.train.name}: {why}")
                     else:
-                        line.say(f"done    {config.train.name}: {read(run_folder.folder_of(config)).results.line()}")
+                        line.say(f"done    {config.train.name}: {read(RunFolder.of(config).path).results.line()}")
                     finish()
             finally:
                 _stop(running)
@@ -237,6 +237,6 @@ def _stop(running: Mapping[Any, Config]) -> None:
 
 
 def _settle(config: Config, status: tracking.Status) -> None:
-    run_id = run_folder.read_run(run_folder.folder_of(config)).get("run_id")
+    run_id = RunFolder.of(config).read_info().get("run_id")
     if run_id:
         tracking.settle(tracking.uri_of(config), {run_id: status})

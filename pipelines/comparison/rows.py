@@ -17,8 +17,8 @@ from pipelines.comparison.paper import published
 from pipelines.config import Config
 from pipelines.recipes import recipes
 from pipelines.runs import checkpoint, storage
-from pipelines.runs import folder as run_folder
-from pipelines.runs.results import RESULTS, Results
+from pipelines.runs.folder import RunFolder
+from pipelines.runs.results import Results
 from pipelines.tracking import store
 
 DIGITS = {"psnr": 2, "ssim": 3, "miou": 3}
@@ -119,20 +119,20 @@ def read(folder: str | Path) -> Finished:
         RemoteError: the URI cannot be read.
         RunsError: not a run's folder, not trained to its end, or not evaluated.
     """
-    folder = storage.local(folder).expanduser().absolute()
-    last = checkpoint.latest(folder) if folder.is_dir() else None
+    run = RunFolder.at(folder if storage.is_uri(folder) else Path(folder).expanduser().absolute()).refresh()
+    last = run.latest()
     if last is None:
-        raise RunsError(f"{folder}: no run with a complete checkpoint there; give a folder that `d2sm train` wrote")
+        raise RunsError(f"{run.path}: no run with a complete checkpoint there; give a folder that `d2sm train` wrote")
     about = checkpoint.meta(last)
     if not about.get("final"):
-        raise RunsError(f"{folder}: stopped at step {about['step']} of {about['steps']}; train it to its end first")
-    known, step = run_folder.read_run(folder), int(about["step"])
-    if not (folder / RESULTS).exists() or known.get("evaluated", step) != step:
-        raise RunsError(f"{folder}: its last step is not evaluated; `d2sm evaluate {folder}` does it")
+        raise RunsError(f"{run.path}: stopped at step {about['step']} of {about['steps']}; train it to its end first")
+    known, step = run.read_info(), int(about["step"])
+    if not run.results_file.exists() or known.get("evaluated", step) != step:
+        raise RunsError(f"{run.path}: its last step is not evaluated; `d2sm evaluate {run.path}` does it")
     config = configs.load(last / checkpoint.CONFIG)
     commit = about["commit"] + ("+" if about["dirty"] else "")
-    results = Results.load(folder / RESULTS)
-    return Finished(folder, config, results, step, commit, known.get("run_id", ""), known.get("page", ""))
+    results = Results.load(run.results_file)
+    return Finished(run.path, config, results, step, commit, known.get("run_id", ""), known.get("page", ""))
 
 
 def gather(folders: Sequence[str | Path]) -> list[Row]:

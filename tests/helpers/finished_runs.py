@@ -15,7 +15,7 @@ from pipelines.config import Config
 from pipelines.networks.models import build
 from pipelines.recipes import recipe
 from pipelines.runs import checkpoint
-from pipelines.runs import folder as run_folder
+from pipelines.runs.folder import RunFolder
 from pipelines.runs.results import CONVENTION, RESULTS, Results, Score
 
 
@@ -65,7 +65,7 @@ def log(finished: runs.Finished, entries: dict[int, dict[str, float]], run_id: s
     with tracking.open_run(finished.config, run_dir=finished.folder, tags={}, run_id=run_id) as run:
         for step, numbers in entries.items():
             run.log(step, numbers)
-    run_folder.write_run(finished.folder, run_id=run.id)
+    RunFolder.at(finished.folder).write_info(run_id=run.id)
     return run.id
 
 

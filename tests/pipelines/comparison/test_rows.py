@@ -12,7 +12,7 @@ from pipelines.comparison.paper import published
 from pipelines.comparison.rows import RunsError
 from pipelines.config import Config
 from pipelines.recipes import recipe, recipes
-from pipelines.runs import folder as run_folder
+from pipelines.runs.folder import RunFolder
 from pipelines.runs.results import RESULTS, Results
 from tests.helpers.finished_runs import finished, results
 
@@ -49,7 +49,7 @@ def test_runs_that_are_not_finished_are_refused(tmp_path: Path) -> None:
         rows.read(folder)
     results().save(folder / RESULTS)
     assert rows.read(folder).results == results()
-    run_folder.write_run(folder, evaluated=4)  # before the training went on
+    RunFolder.at(folder).write_info(evaluated=4)  # before the training went on
     with pytest.raises(RunsError, match="late: its last step is not evaluated"):
         rows.read(folder)
 
