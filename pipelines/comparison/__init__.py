@@ -1,0 +1,10 @@
+"""Finished runs compared: as a table, as figures, and as an HTML report.
+
+rows          finished runs grouped into rows: a row is one setting, its runs differ in their seed alone
+paper         the paper's published numbers
+render        rows as a table: on the terminal, as table.md and as table.json
+photographs   evaluation photographs as each row restores them
+figures/      t-SNE of features, crops side by side, learning curves
+report/       all of it as one HTML file
+mlflow_run    the MLflow run that keeps the files of a comparison
+"""

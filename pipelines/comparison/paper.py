@@ -1,7 +1,8 @@
-"""The paper's numbers (Cityscapes val; arXiv 2207.09302 and its poster), to stand beside ours.
+"""The paper's numbers, to stand beside ours: Cityscapes val, from arXiv 2207.09302 and its poster.
 
-PSNR in dB, SSIM, MIoU over the 19 classes, by recipe and noise level. The poster's text lost a row and some ranks: the
-rows of cross-entropy and of FFDNet with D2SM w/o internal are a reading of it (ranks and Table 2 agree with it).
+PSNR in dB, SSIM, MIoU over the 19 classes, by recipe and noise level. A row and some ranks are missing in the poster's
+text. The numbers of cross-entropy and of FFDNet with D2SM w/o internal are therefore a reading of what is left, which
+agrees with the remaining ranks and with Table 2.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ _TABLE_2: dict[str, _Numbers] = {  # sigma 25 alone
 
 
 def published(config: Config) -> Mapping[str, float]:
-    """The paper's numbers for a recipe, under MLflow's names (psnr.sigma25, ...); none for what it has no row of.
+    """The paper's numbers for a recipe, under MLflow's names (psnr.sigma25, ...); empty where it has no such row.
 
-    A reduced recipe (`_gpu`, `_cpu`) is given its row's numbers: the same objective, at the paper's size, on its data.
+    A reduced recipe (`_gpu`, `_cpu`) gets the numbers of the full one: same objective, but other data, size and length.
     """
     row = config.recipe.removesuffix("_cpu").removesuffix("_gpu")
     levels: Mapping[str, _Numbers] = {}

@@ -1,4 +1,4 @@
-"""Rows of finished runs as a table: on the terminal, as Markdown, and as JSON for other programs."""
+"""Rows of finished runs as a table: on the terminal, as Markdown, and as JSON for programs."""
 
 from __future__ import annotations
 
@@ -7,92 +7,103 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.comparison.rows import DIGITS, Finished, Row
+from pipelines.comparison.rows import DIGITS, FinishedRun, Row, common_changes, labels
 from pipelines.runtime import files
 from pipelines.text import columns, redact
 from pipelines.tracking.store import ui_command
 
-_SERVER = "http://127.0.0.1:5000/"
 TEXT, JSON = "table.md", "table.json"
-_Number = Callable[[str], float | None]
+_LOCAL_SERVER = "http://127.0.0.1:5000"
+_Lookup = Callable[[str], float | None]  # metric -> value
 
 
 def write(rows: Sequence[Row], folder: Path) -> list[Path]:
     """Write table.md and table.json; gives their paths."""
-    content = {TEXT: markdown(rows), JSON: json.dumps(tree(rows), indent=2) + "\n"}
-    for name, written in content.items():
-        files.write_text(folder / name, written)
-    return [folder / name for name in content]
+    contents = {TEXT: markdown(rows), JSON: json.dumps(tree(rows), indent=2) + "\n"}
+    for name, content in contents.items():
+        files.write_text(folder / name, content)
+    return [folder / name for name in contents]
 
 
-def levels(rows: Sequence[Row]) -> list[str]:
-    """The noise levels of a table."""
-    return list(rows[0].runs[0].results.restored) if rows else []
-
-
-def lines(rows: Sequence[Row]) -> list[list[str]]:
-    """Head and rows as cells: noisy; ours, below it the gain over the first and the paper's where it has it; clean."""
+def cells(rows: Sequence[Row]) -> list[list[str]]:
+    """The table as text: a header; noisy; each row, its gain over the first row, and the paper's numbers; clean."""
     if not rows:
         return []
-    at, first = levels(rows), rows[0].runs[0]
-    found = [["PSNR dB / SSIM / MIoU", "seeds", "steps", *(f"sigma {level}" for level in at)]]
-    found.append(["noisy", "", "", *(_cell(level, _of(first, "noisy.")) for level in at)])
-    for row in rows:
+    first = rows[0].runs[0]
+    levels = list(first.results.restored)
+    found = [["PSNR dB / SSIM / MIoU", "seeds", "steps", *(f"sigma {level}" for level in levels)]]
+    noisy = {name.removeprefix("noisy."): x for name, x in first.metrics.items() if name.startswith("noisy.")}
+    found.append(["noisy", "", "", *(_values(level, noisy.get) for level in levels)])
+    for row, name in zip(rows, labels([row.config for row in rows]), strict=True):
         steps = "/".join(sorted({str(run.step) for run in row.runs}, key=int))
-        cells = [_cell(level, row.mean, row.spread) for level in at]
-        found.append([row.label, str(len(row.runs)), steps, *cells])
+        found.append([name, str(len(row.runs)), steps, *(_values(level, row.mean, row.deviation) for level in levels)])
         if row is not rows[0]:
-            found.append([f"  over {rows[0].label}", "", "", *(_gain(level, row, rows[0]) for level in at)])
+            found.append(["  gain over the first row", "", "", *(_gains(level, row, rows[0]) for level in levels)])
         if row.published:
-            found.append(["  the paper's", "", "", *(_cell(level, row.published.get) for level in at)])
+            found.append(["  in the paper", "", "", *(_values(level, row.published.get) for level in levels)])
     ceiling = f"- / - / {_number(first.results.clean.miou, 'miou')}"
-    return [*found, ["clean (ceiling)", "", "", *([ceiling] * len(at))]]
+    return [*found, ["clean (ceiling)", "", "", *([ceiling] * len(levels))]]
 
 
 def text(rows: Sequence[Row]) -> str:
     """For the terminal."""
-    cells = lines(rows)
-    if not cells:
-        return "no run finished"
-    return columns(cells, ruled=True)
+    if not rows:
+        return "no run has finished"
+    table = columns(cells(rows), ruled=True)
+    common = _in_all(rows)
+    return f"{table}\n\nin all rows: {common}" if common else table
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The table, how it was measured, and each row's runs; a row's numbers are links to them."""
-    cells = lines(rows)
-    if not cells:
-        return "No run finished.\n"
-    first, targets = rows[0].runs[0], {row.label: f"#row-{number}" for number, row in enumerate(rows)}
-    out = ["| " + " | ".join(cells[0]) + " |", "|---" * len(cells[0]) + "|"]
-    for name, *others in cells[1:]:
-        linked = [f"[{cell}]({targets[name]})" if name in targets and "/" in cell else cell for cell in others]
+    """The table, how it was measured, and the runs of each row, to which the row's numbers link."""
+    if not rows:
+        return "No run has finished.\n"
+    header, *body = cells(rows)
+    anchors = {name: f"#row-{number}" for number, name in enumerate(labels([row.config for row in rows]))}
+    out = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    for name, *others in body:
+        linked = [f"[{cell}]({anchors[name]})" if name in anchors and "/" in cell else cell for cell in others]
         out.append("| " + " | ".join([name.strip(), *linked]) + " |")
-    about = first.results
+    if common := _in_all(rows):
+        out += ["", f"In all rows: `{common}`."]
+    first = rows[0].runs[0]
+    measured = first.results
     out += [
         "",
-        f"{about.images} images of {about.split}, data {about.data}, segmenter {about.segmenter or 'none'}. "
-        f"{about.convention}. Mean and standard deviation (n - 1) over the seeds, gains seed by seed. "
-        "The paper's numbers are of Cityscapes, at its own size.",
+        f"{measured.images} images of split {measured.split}, data {measured.data}, segmenter "
+        f"{measured.segmenter or 'none'}. {measured.convention}. Each cell is the mean over the seeds ± the standard "
+        "deviation (n - 1); a gain is the mean difference between runs of the same seed. The paper's numbers were "
+        "measured on Cityscapes, with full-size networks and the full schedule.",
+        "",
+        "## Runs",
+        "",
+        f"The links work while MLflow is served: `{redact(ui_command(first.uri))}`",
     ]
-    out += ["", "## Runs", "", f"`{redact(ui_command(first.uri))}` serves the pages."]
     for number, row in enumerate(rows):
         out += ["", f'<a id="row-{number}"></a>', f"**{row.label}**", ""]
-        out += [f"- seed {run.seed}: [{run.run_id}]({_link(run)}), commit {run.commit or 'unknown'}, `{run.folder}`"
-                for run in row.runs]  # fmt: skip
+        out += [
+            f"- seed {run.seed}: [{run.run_id}]({_page(run)}), commit {run.commit or 'unknown'}, `{run.folder}`"
+            for run in row.runs
+        ]
     return "\n".join(out) + "\n"
 
 
 def tree(rows: Sequence[Row]) -> dict[str, Any]:
-    """For programs: every row with its mean, spread, the paper's numbers, and its runs."""
-    names = rows[0].runs[0].columns if rows else []
+    """For programs: how all was measured, and every row with its mean, spread, the paper's numbers and its runs."""
+    if not rows:
+        return {"rows": []}
+    first = rows[0].runs[0]
+    names, measured = first.columns, first.results
     return {
-        **(_about(rows[0].runs[0], names) if rows else {}),
+        **{name: getattr(measured, name) for name in ("data", "split", "images", "segmenter", "convention")},
+        "noisy": {name: first.metrics.get(f"noisy.{name}") for name in names},
+        "clean.miou": measured.clean.miou,
         "rows": [
             {
                 "label": row.label,
                 "recipe": row.config.recipe,
                 "mean": {name: row.mean(name) for name in names},
-                "spread": {name: row.spread(name) for name in names},
+                "spread": {name: row.deviation(name) for name in names},
                 "paper": dict(row.published),
                 "runs": [_run(run) for run in row.runs],
             }
@@ -101,49 +112,45 @@ def tree(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def _about(first: Finished, names: Sequence[str]) -> dict[str, Any]:
-    """What all rows share: how they were measured, the floor and the ceiling."""
-    results = first.results
-    return {
-        **{name: getattr(results, name) for name in ("data", "split", "images", "segmenter", "convention")},
-        "noisy": {name: first.numbers.get(f"noisy.{name}") for name in names},
-        "clean.miou": results.clean.miou,
-    }
+def _run(run: FinishedRun) -> dict[str, Any]:
+    noted = {name: getattr(run, name) for name in ("name", "seed", "step", "commit", "run_id", "page")}
+    return {**noted, "folder": str(run.folder), "numbers": dict(run.metrics)}
 
 
-def _run(run: Finished) -> dict[str, Any]:
-    about = {name: getattr(run, name) for name in ("name", "seed", "step", "commit", "run_id", "page")}
-    return {**about, "folder": str(run.folder), "numbers": dict(run.numbers)}
+def _page(run: FinishedRun) -> str:
+    server = redact(run.uri.rstrip("/")) if run.uri.startswith("http") else _LOCAL_SERVER
+    return f"{server}/{run.page}"
 
 
-def _link(run: Finished) -> str:
-    server = run.uri.rstrip("/") + "/" if run.uri.startswith("http") else _SERVER
-    return redact(server) + run.page
+def _in_all(rows: Sequence[Row]) -> str:
+    """The changed keys that the rows' names leave out, because all rows share them."""
+    return " ".join(f"{key}={value}" for key, value in common_changes([row.config for row in rows]).items())
 
 
-def _of(run: Finished, prefix: str) -> _Number:
-    return lambda metric: run.numbers.get(prefix + metric)
-
-
-def _cell(level: str, mean: _Number, spread: _Number | None = None) -> str:
+def _values(level: str, mean: _Lookup, deviation: _Lookup | None = None) -> str:
+    """A cell: PSNR / SSIM / MIoU at a noise level, each with its standard deviation where there is one."""
     parts = []
     for metric in DIGITS:
         name = f"{metric}.sigma{level}"
-        part, wide = _number(mean(name), metric), spread(name) if spread else None
-        parts.append(part if wide is None else f"{part} ±{_number(wide, metric)}")
+        spread = deviation(name) if deviation else None
+        parts.append(_number(mean(name), metric) + ("" if spread is None else f" ±{_number(spread, metric)}"))
     return " / ".join(parts)
 
 
-def _gain(level: str, row: Row, over: Row) -> str:
+def _gains(level: str, row: Row, over: Row) -> str:
+    """A cell: the differences to another row, signed."""
     parts = []
     for metric in DIGITS:
-        gain = row.gain(over, f"{metric}.sigma{level}")
-        part = "-" if gain is None else ("+" if gain[0] >= 0 else "-") + _number(abs(gain[0]), metric)
-        parts.append(part if gain is None or gain[1] is None else f"{part} ±{_number(gain[1], metric)}")
+        mean, deviation = row.gain(over, f"{metric}.sigma{level}") or (None, None)
+        sign = "" if mean is None else "+" if mean >= 0 else "-"
+        part = sign + _number(None if mean is None else abs(mean), metric)
+        parts.append(part + ("" if deviation is None else f" ±{_number(deviation, metric)}"))
     return " / ".join(parts)
 
 
 def _number(value: float | None, metric: str) -> str:
-    digits = DIGITS[metric]
-    text = "-" if value is None else f"{value:.{digits}f}"
-    return text.removeprefix("0") if metric != "psnr" else text
+    """SSIM and MIoU without the zero before the point, to keep the table narrow."""
+    if value is None:
+        return "-"
+    number = f"{value:.{DIGITS[metric]}f}"
+    return number if metric == "psnr" else number.removeprefix("0")

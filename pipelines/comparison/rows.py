@@ -1,6 +1,6 @@
-"""Finished runs, read back from their folders and gathered into rows: one row a setting, its seeds side by side.
+"""Finished runs, read from their folders and grouped into the rows of a comparison.
 
-What compares runs (the table, the figures, the report) starts here.
+A row is one setting; its runs differ in their seed alone. The table, the figures and the report all start here.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from pipelines.comparison.paper import published
 from pipelines.config import Config
 from pipelines.recipes import recipes
 from pipelines.runs import checkpoint, storage
-from pipelines.runs.folder import RunFolder
-from pipelines.runs.results import Results
+from pipelines.runs import folder as run_folder
+from pipelines.runs.results import RESULTS, Results
 from pipelines.tracking import store
 
 DIGITS = {"psnr": 2, "ssim": 3, "miou": 3}
-"""The metrics in the order in which tables have them, and the digits shown of each."""
+"""The metrics of a table in the order of its columns, with the digits shown of each."""
+
+_ACRONYMS = ("l1", "ssim", "lpips", "d2sm", "kl", "jsd", "gan")
 
 
 class RunsError(ValueError):
@@ -30,16 +32,21 @@ class RunsError(ValueError):
 
 
 @dataclass(frozen=True)
-class Finished:
-    """A run that was trained to its end and evaluated."""
+class FinishedRun:
+    """A run that was trained to its last step and evaluated there.
+
+    Attributes:
+        commit: of the code that wrote the checkpoint; ends in "+" where the working tree had changes; "" without git.
+        page: path of the run's page, behind the address of an MLflow server.
+    """
 
     folder: Path
     config: Config
     results: Results
     step: int
-    commit: str  # of the code that wrote the checkpoint, "+" behind it when files differed; "" when it had no git
+    commit: str
     run_id: str
-    page: str  # its path in MLflow's pages, after the address of the server
+    page: str
 
     @property
     def name(self) -> str:
@@ -55,96 +62,103 @@ class Finished:
 
     @property
     def uri(self) -> str:
-        """MLflow's tracking URI, with its password: show `text.redact(uri)` only."""
+        """MLflow's tracking URI. It may hold a password: print `redact(uri)` only."""
         return store.uri_of(self.config)
 
     @property
     def columns(self) -> list[str]:
-        """The numbers of a table's row, in order: psnr.sigma25, ssim.sigma25, miou.sigma25, psnr.sigma35, ..."""
+        """The metrics of a table's row, in order: psnr.sigma25, ssim.sigma25, miou.sigma25, psnr.sigma35, ..."""
         return [f"{metric}.sigma{level}" for level in self.results.restored for metric in DIGITS]
 
     @cached_property
-    def numbers(self) -> Mapping[str, float]:
-        """Under MLflow's names: psnr.sigma25 of the restored, noisy.psnr.sigma25, clean.miou."""
+    def metrics(self) -> Mapping[str, float]:
+        """The evaluation under MLflow's names: psnr.sigma25 of the restored, noisy.psnr.sigma25, clean.miou."""
         return self.results.flat()
 
 
 @dataclass(frozen=True)
 class Row:
-    """One setting, with the runs that differ in nothing but their seed."""
+    """One setting: its runs, in the order of their seeds. `label` as in `label`."""
 
     label: str
-    runs: tuple[Finished, ...]
+    runs: tuple[FinishedRun, ...]
 
     @property
     def config(self) -> Config:
+        """The configuration of its first run."""
         return self.runs[0].config
 
     @property
     def published(self) -> Mapping[str, float]:
-        """The paper's numbers for this recipe; none when it has no such row."""
+        """The paper's numbers for this recipe; empty where the paper has no such row."""
         return published(self.config)
 
     def mean(self, metric: str) -> float | None:
-        """Over the seeds; None: not measured."""
+        """Over the seeds; None where no run measured it."""
         values = self._values(metric)
         return statistics.fmean(values) if values else None
 
-    def spread(self, metric: str) -> float | None:
-        """Standard deviation over the seeds (n - 1); None below two."""
+    def deviation(self, metric: str) -> float | None:
+        """Standard deviation over the seeds (n - 1); None for fewer than two."""
         values = self._values(metric)
         return statistics.stdev(values) if len(values) > 1 else None
 
     def gain(self, over: Row, metric: str) -> tuple[float, float | None] | None:
-        """Mean and standard deviation (n - 1) of the difference to another row, seed by seed.
+        """Mean and standard deviation (n - 1) of the difference to another row, paired by seed.
 
-        Two runs of one seed saw the same crops and noise, so much of what varies over the seeds falls out. None: no
-        seed has both.
+        Two runs of the same seed saw the same crops and noise, so most of the variation over seeds cancels. None where
+        no seed was measured in both rows; the deviation is None for fewer than two such seeds.
         """
-        theirs = {run.seed: run.numbers.get(metric) for run in over.runs}
-        found = [(run.numbers.get(metric), theirs.get(run.seed)) for run in self.runs]
-        gains = [ours - other for ours, other in found if ours is not None and other is not None]
+        others = {run.seed: run.metrics[metric] for run in over.runs if metric in run.metrics}
+        gains = [
+            run.metrics[metric] - others[run.seed] for run in self.runs if metric in run.metrics and run.seed in others
+        ]
         if not gains:
             return None
         return statistics.fmean(gains), statistics.stdev(gains) if len(gains) > 1 else None
 
     def _values(self, metric: str) -> list[float]:
-        return [run.numbers[metric] for run in self.runs if metric in run.numbers]
+        return [run.metrics[metric] for run in self.runs if metric in run.metrics]
 
 
-def read(folder: str | Path) -> Finished:
+def read_run(folder: str | Path) -> FinishedRun:
     """A finished run, from its folder or its URI.
 
     Raises:
         RemoteError: the URI cannot be read.
-        RunsError: not a run's folder, not trained to its end, or not evaluated.
+        RunsError: not a run's folder, not trained to its last step, or not evaluated there.
     """
-    run = RunFolder.at(folder if storage.is_uri(folder) else Path(folder).expanduser().absolute()).refresh()
-    last = run.latest()
+    folder = storage.local(folder).expanduser().absolute()
+    last = checkpoint.latest(folder) if folder.is_dir() else None
     if last is None:
-        raise RunsError(f"{run.path}: no run with a complete checkpoint there; give a folder that `d2sm train` wrote")
-    about = checkpoint.meta(last)
-    if not about.get("final"):
-        raise RunsError(f"{run.path}: stopped at step {about['step']} of {about['steps']}; train it to its end first")
-    known, step = run.read_info(), int(about["step"])
-    if not run.results_file.exists() or known.get("evaluated", step) != step:
-        raise RunsError(f"{run.path}: its last step is not evaluated; `d2sm evaluate {run.path}` does it")
-    config = configs.load(last / checkpoint.CONFIG)
-    commit = about["commit"] + ("+" if about["dirty"] else "")
-    results = Results.load(run.results_file)
-    return Finished(run.path, config, results, step, commit, known.get("run_id", ""), known.get("page", ""))
+        raise RunsError(f"{folder}: no run with a complete checkpoint there; give a folder that `d2sm train` wrote")
+    meta = checkpoint.meta(last)
+    if not meta.get("final"):
+        raise RunsError(f"{folder}: stopped at step {meta['step']} of {meta['steps']}; train it to its last step first")
+    noted, step = run_folder.read_run(folder), int(meta["step"])
+    if not (folder / RESULTS).exists() or noted.get("evaluated", step) != step:
+        raise RunsError(f"{folder}: its last step is not evaluated; run `d2sm evaluate {folder}`")
+    return FinishedRun(
+        folder,
+        configs.load(last / checkpoint.CONFIG),
+        Results.load(folder / RESULTS),
+        step,
+        commit=meta["commit"] + ("+" if meta["dirty"] else ""),
+        run_id=noted.get("run_id", ""),
+        page=noted.get("page", ""),
+    )
 
 
-def gather(folders: Sequence[str | Path]) -> list[Row]:
-    """The rows of some runs, in the order of the first run of each; seeds in theirs.
+def read_rows(folders: Sequence[str | Path]) -> list[Row]:
+    """Finished runs grouped into rows, in the order of the first run of each.
 
     Raises:
-        RunsError: as `read`; the same seed twice in a row; runs that were not measured alike.
+        RunsError: as `read_run`; two runs of the same setting and seed; runs that were not measured in the same way.
     """
-    runs = [read(folder) for folder in folders]
-    found: dict[str, list[Finished]] = {}
+    runs = [read_run(folder) for folder in folders]
+    found: dict[str, list[FinishedRun]] = {}
     for run in runs:
-        _check_alike(runs[0], run)
+        _check_measured_alike(runs[0], run)
         row = found.setdefault(label(run.config), [])
         if twin := next((other for other in row if other.seed == run.seed), None):
             raise RunsError(f"{run.folder}: the same setting and seed {run.seed} as {twin.folder}; give one of them")
@@ -152,25 +166,75 @@ def gather(folders: Sequence[str | Path]) -> list[Row]:
     return [Row(name, tuple(sorted(row, key=lambda run: run.seed))) for name, row in found.items()]
 
 
-def label(config: Config) -> str:
-    """A setting's name: its recipe, and what it changes of that."""
-    return " ".join([config.recipe or "run", *(f"{key}={value}" for key, value in changed(config).items())])
-
-
-def changed(config: Config) -> dict[str, Any]:
-    """The keys that change what is trained, with the values in which a setting differs from its recipe."""
+def changed_keys(config: Config) -> dict[str, Any]:
+    """The keys in which a setting differs from its recipe, of those that change what is trained."""
     recipe = recipes().get(config.recipe, Config())
     return {key: value for key, (_, value) in recipe.differences(config, "results", "length").items()}
 
 
-def _check_alike(first: Finished, other: Finished) -> None:
-    """Numbers stand in one table only when they were taken in the same way from the same images."""
+def label(config: Config) -> str:
+    """The full name of a setting: its recipe and the keys it changes, such as "ffdnet_l1_cpu train.lr=0.001"."""
+    return " ".join([config.recipe or "run", *(f"{key}={value}" for key, value in changed_keys(config).items())])
+
+
+def common_changes(settings: Sequence[Config]) -> dict[str, Any]:
+    """The keys that all settings change, and to the same value."""
+    first, *others = map(changed_keys, settings)
+    return {key: value for key, value in first.items() if all((key, value) in other.items() for other in others)}
+
+
+def labels(settings: Sequence[Config]) -> list[str]:
+    """Their names in a table: the recipe and the changed keys, without what all settings change alike."""
+    common = common_changes(settings)
+    return [
+        " ".join([config.recipe or "run", *(f"{k}={v}" for k, v in changed_keys(config).items() if k not in common)])
+        for config in settings
+    ]
+
+
+def short_names(settings: Sequence[Config]) -> list[str]:
+    """The shortest names that tell settings apart, for figures, such as "L1", "D2SM weight=2.5".
+
+    Of the recipe, a backbone and a `_cpu` that all share are left out, and the recipe as a whole where all share it and
+    changed keys tell the settings apart. Of the changed keys only those are shown whose values differ, by their last
+    part.
+    """
+    recipe_names = [config.recipe for config in settings]
+    if all(name.endswith("_cpu") for name in recipe_names):
+        recipe_names = [name.removesuffix("_cpu") for name in recipe_names]
+    if len({config.model.name for config in settings}) == 1:
+        recipe_names = [name.removeprefix(f"{settings[0].model.name}_") for name in recipe_names]
+    words = [
+        " ".join(word.upper() if word in _ACRONYMS else word for word in (name or "run").split("_"))
+        for name in recipe_names
+    ]
+    values: list[dict[str, Any]] = [config.flat() for config in settings]
+    shown = []
+    for config, own in zip(settings, values, strict=True):
+        kin = [other for other in settings if other.recipe == config.recipe]
+        keys = dict.fromkeys(key for other in kin for key in changed_keys(other))
+        differing = [key for key in keys if any(other[key] != values[0][key] for other in values)]
+        shown.append([f"{key.rpartition('.')[2]}={_short(own[key])}" for key in differing])
+    if len(set(words)) == 1 and all(shown):
+        words = [""] * len(words)
+    return [" ".join([word, *keys]).strip() for word, keys in zip(words, shown, strict=True)]
+
+
+def _short(value: Any) -> str:
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _check_measured_alike(first: FinishedRun, other: FinishedRun) -> None:
+    """Numbers are compared only if they were measured in the same way on the same images."""
     for name in ("data", "split", "images", "segmenter", "convention"):
         a, b = getattr(first.results, name), getattr(other.results, name)
         if a != b:
             raise RunsError(
-                f"{other.folder}: measured on other terms than {first.folder} ({name}: {b}, there {a}); "
-                "evaluate both alike"
+                f"{other.folder}: not evaluated as {first.folder} was ({name}: {b}, there {a}); evaluate both in the "
+                "same way"
             )
     if first.results.restored.keys() != other.results.restored.keys():
-        raise RunsError(f"{other.folder}: measured at other noise levels than {first.folder}; evaluate both alike")
+        ours, theirs = (", ".join(run.results.restored) for run in (other, first))
+        raise RunsError(
+            f"{other.folder}: evaluated at noise levels {ours}, {first.folder} at {theirs}; evaluate both at the same"
+        )

@@ -10,7 +10,6 @@ import torch
 from pipelines.config import Config
 from pipelines.networks.models import build
 from pipelines.runs import checkpoint
-from pipelines.runs.folder import RunFolder
 from pipelines.runs.writer import CheckpointWriter
 
 
@@ -21,9 +20,9 @@ def parts(step: int) -> dict[str, Any]:
 
 
 def kept(place: str, *steps: int, keep: int = 2) -> None:
-    with CheckpointWriter(RunFolder.at(place), keep) as writer:
+    with CheckpointWriter(place, keep) as keeper:
         for step in steps:
-            writer.save(step, **parts(step))
+            keeper.save(step, **parts(step))
 
 
 def bundle_of(folder: Path, config: Config) -> Path:

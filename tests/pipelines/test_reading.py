@@ -11,15 +11,15 @@ import torch
 from PIL import Image
 
 from d2sm.noise import add_noise, seed_of
-from pipelines.comparison.figures.scene import scenes
-from pipelines.comparison.report import shots
+from pipelines.comparison.photographs import compared_photographs
+from pipelines.comparison.report.pictures import pictures as report_pictures
 from pipelines.config import Config
 from pipelines.data import items, splits, stream
 from pipelines.data.images import TRAIN_IDS, write_png
 from pipelines.evaluate import evaluate
 from pipelines.inference import pictures
 from pipelines.prepare import prepare
-from tests.helpers.finished_runs import row
+from tests.helpers.finished_runs import write_row
 
 SIDE, COUNT = 48, 3
 LAYOUTS = ("cityscapes", "folder", "pairs")
@@ -131,7 +131,7 @@ def test_ingest(case: Case) -> None:
 def test_evaluation(case: Case, tmp_path: Path) -> None:
     """PSNR of the noisy images, and for labels the MIoU of the clean ones."""
     config, photographs = case
-    model = row(Path(config.data.root), tmp_path, "ffdnet_l1_cpu", **flat(config)).runs[0].checkpoint
+    model = write_row(Path(config.data.root), tmp_path, "ffdnet_l1_cpu", **flat(config)).runs[0].checkpoint
     results = evaluate(model, config, quiet=True)
     (score,) = results.noisy.values()
     errors = [
@@ -155,14 +155,14 @@ def test_evaluation(case: Case, tmp_path: Path) -> None:
 
 
 def flat(config: Config) -> dict[str, Any]:
-    """The keys of a case that a finished run must share, as `row` takes them."""
+    """The keys of a case that a finished run must share, as `write_row` takes them."""
     shared = ("data.", "noise.", "evaluate.")
     return {key.replace(".", "__"): value for key, value in config.flat().items() if key.startswith(shared)}
 
 
 def test_pictures(case: Case, tmp_path: Path) -> None:
     config, photographs = case
-    model = row(Path(config.data.root), tmp_path, "ffdnet_l1_cpu", **flat(config)).runs[0].checkpoint
+    model = write_row(Path(config.data.root), tmp_path, "ffdnet_l1_cpu", **flat(config)).runs[0].checkpoint
     drawn = pictures.draw(model, config, tmp_path / "pictures")
     for path, photograph, name in zip(drawn, photographs, names(config), strict=True):
         picture = np.asarray(Image.open(path))
@@ -172,13 +172,15 @@ def test_pictures(case: Case, tmp_path: Path) -> None:
 
 def test_figures_and_report(case: Case, tmp_path: Path) -> None:
     config, photographs = case
-    found = scenes([row(Path(config.data.root), tmp_path, "ffdnet_l1_cpu", **flat(config))], count=COUNT)
-    for scene, photograph, name in zip(found, photographs, names(config), strict=True):
-        assert scene.name == name
-        np.testing.assert_array_equal(scene.images["clean"], photograph["clean"])
-        np.testing.assert_array_equal(scene.images["noisy"], noisy_of(photograph, name))
-    shown = shots.shown(found, limit=10**7)
-    assert [(scene.name, scene.width, scene.height) for scene in shown] == [
+    found = compared_photographs(
+        [write_row(Path(config.data.root), tmp_path, "ffdnet_l1_cpu", **flat(config))], count=COUNT
+    )
+    for compared, photograph, name in zip(found, photographs, names(config), strict=True):
+        assert compared.name == name
+        np.testing.assert_array_equal(compared.images["clean"], photograph["clean"])
+        np.testing.assert_array_equal(compared.images["noisy"], noisy_of(photograph, name))
+    shown = report_pictures(found, limit=10**7)
+    assert [(picture.name, picture.width, picture.height) for picture in shown] == [
         (name, SIDE, SIDE) for name in names(config)
     ]
-    assert all([shot.of for shot in scene.shots] == ["noisy", "L1", "clean"] for scene in shown)
+    assert all([version.name for version in picture.versions] == ["noisy", "L1", "clean"] for picture in shown)

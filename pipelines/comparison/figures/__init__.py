@@ -1,1 +1,1 @@
-"""Figures of finished runs side by side: t-SNE of Phi's features, crops with their segmentation, convergence."""
+"""Figures of finished runs: t-SNE of Phi's features, crops side by side with their segmentation, learning curves."""

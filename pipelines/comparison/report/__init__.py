@@ -1,1 +1,1 @@
-"""The report: finished runs side by side as one HTML file that needs nothing beside it."""
+"""The report: finished runs compared in one HTML file that loads nothing else."""

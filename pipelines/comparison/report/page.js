@@ -1,5 +1,5 @@
 "use strict";
-// Without this script the page shows everything one below the other; it only folds that into switches and a slider.
+// Without this script the page shows every picture and level, one below the other. It adds the switches and the slider.
 (() => {
   const all = (selector, within = document) => [...within.querySelectorAll(selector)];
   const one = (selector, within = document) => within.querySelector(selector);
@@ -16,7 +16,7 @@
 
   const viewer = one(".viewer");
   if (viewer) {
-    const [left, right, scene, view] = ["#left", "#right", "#scene", "#view"].map((id) => one(id));
+    const [left, right, picture, view] = ["#left", "#right", "#picture", "#view"].map((id) => one(id));
     const range = Object.assign(document.createElement("input"), { type: "range", min: 0, max: 100, value: 50 });
     const handle = Object.assign(document.createElement("span"), { className: "handle" });
     const frames = all(".frame", viewer);
@@ -27,13 +27,13 @@
     };
 
     const show = () => {
-      const number = scene ? Number(scene.value) : 0;
-      all(".scene", viewer).forEach((section, index) => { section.hidden = index !== number; });
+      const number = picture ? Number(picture.value) : 0;
+      all("section.picture", viewer).forEach((section, index) => { section.hidden = index !== number; });
       const frame = frames[number];
       if (range.parentNode !== frame) frame.append(range, handle);
       all("figure", frame).forEach((figure) => {
-        const isLeft = figure.dataset.of === left.value;
-        const isRight = figure.dataset.of === right.value;
+        const isLeft = figure.dataset.version === left.value;
+        const isRight = figure.dataset.version === right.value;
         figure.hidden = !isLeft && !isRight;
         figure.classList.toggle("left", isLeft && !isRight);
         figure.classList.toggle("right", isRight && !isLeft);
@@ -45,7 +45,7 @@
 
     viewer.classList.add("live");
     range.addEventListener("input", move);
-    [left, right, scene, view].forEach((control) => control && control.addEventListener("change", show));
+    [left, right, picture, view].forEach((control) => control && control.addEventListener("change", show));
     show();
   }
 

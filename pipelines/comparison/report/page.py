@@ -1,4 +1,4 @@
-"""The page itself: rows, scenes and figures to one HTML text that loads nothing."""
+"""The page itself: rows, photographs and figures become one HTML text that loads nothing else."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from pipelines.comparison.figures.scene import Scene, names
-from pipelines.comparison.report import numbers, shots
-from pipelines.comparison.report.drawings import Drawing
-from pipelines.comparison.rows import DIGITS, Row
+from pipelines.comparison.photographs import ComparedPhotograph
+from pipelines.comparison.report import pictures, tables
+from pipelines.comparison.report.figures import Figure
+from pipelines.comparison.rows import DIGITS, Row, short_names
 
 LIMIT = 10_000_000
 """Characters that a page may have."""
 
-_HERE = Path(__file__).parent
-_PAGE = 500_000  # of them left for everything but pictures and figures
+_FOLDER = Path(__file__).parent
+_TEXT = 500_000  # characters of LIMIT that are kept for all that is neither photograph nor figure
 
 
-def html(rows: Sequence[Row], scenes: Sequence[Scene], figures: Sequence[Drawing], *, written: datetime) -> str:
+def html(
+    rows: Sequence[Row], photographs: Sequence[ComparedPhotograph], figures: Sequence[Figure], *, written: datetime
+) -> str:
     """The report as one HTML file.
 
     Args:
-        rows: what `runs.gather` found, at least one.
-        scenes: of the same rows; none leaves the pictures out.
+        rows: from `rows.read_rows`, at least one.
+        photographs: of the same rows; none leaves that section out.
         figures: likewise.
         written: the time to show.
 
     Raises:
-        ReportError: more pictures than a page holds.
+        ReportError: more photographs than a page holds.
     """
-    style, script = (Markup((_HERE / name).read_text()) for name in ("page.css", "page.js"))
-    titles = names(rows)
+    style, script = (Markup((_FOLDER / name).read_text()) for name in ("page.css", "page.js"))
     first = rows[0].runs[0]
     runs = [run for row in rows for run in row.runs]
-    room = LIMIT - _PAGE - sum(len(figure.uri) for figure in figures)
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE),
+        loader=jinja2.FileSystemLoader(_FOLDER),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -52,24 +52,24 @@ def html(rows: Sequence[Row], scenes: Sequence[Scene], figures: Sequence[Drawing
         script=script,
         style_hash=_hash(style),
         script_hash=_hash(script),
-        rows=list(zip(titles, rows, strict=True)),
+        rows=list(zip(short_names([row.config for row in rows]), rows, strict=True)),
         results=first.results,
-        place=Path(first.config.data.root).name,
+        dataset=Path(first.config.data.root).name,
         runs=runs,
         recipes=list(dict.fromkeys(run.config.recipe or "none" for run in runs)),
         commits=list(dict.fromkeys(run.commit for run in runs)),
-        keys=first.columns,
+        columns=first.columns,
         metrics=DIGITS,
-        number=numbers.number,
-        table=numbers.table(rows, titles),
-        bars={level: numbers.bars(rows, titles, level) for level in first.results.restored},
-        scenes=shots.shown(scenes, limit=room),
-        legend=shots.legend(scenes),
+        number=tables.number,
+        table=tables.table(rows),
+        bars={level: tables.bars(rows, level) for level in first.results.restored},
+        pictures=pictures.pictures(photographs, limit=LIMIT - _TEXT - sum(len(figure.uri) for figure in figures)),
+        legend=pictures.legend(photographs),
         figures=figures,
         written=written,
     )
 
 
 def _hash(text: str) -> str:
-    """What the page's Content-Security-Policy allows: this text and no other."""
+    """The source that the page's Content-Security-Policy allows: this text and no other."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,4 +1,4 @@
-"""Figures of finished runs: what they show is right; how they look is for eyes."""
+"""Figures of finished runs: the numbers they show are right. How they look is judged by eye."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from PIL import Image
 
 from cluster.cli.main import main
 from d2sm.features import features
-from pipelines.comparison import rows as runs
-from pipelines.comparison.figures import comparison, curves, embedding
+from pipelines.comparison.figures import crops, curves, tsne
 from pipelines.comparison.figures.curves import Curve
-from pipelines.comparison.figures.scene import Scene
-from pipelines.comparison.rows import Row, RunsError
+from pipelines.comparison.photographs import ComparedPhotograph
+from pipelines.comparison.rows import FinishedRun, Row, RunsError, read_rows
 from pipelines.inference.samples import tensor
 from pipelines.tracking import store
-from tests.helpers.finished_runs import entries, log, row
+from tests.helpers.finished_runs import log_entries, log_training, write_row
 from tests.helpers.reference import eq1
 
 SIDE = 32
@@ -28,22 +27,22 @@ SIDE = 32
 def folders(scenes_root: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Finished runs on drawn scenes, logged to one MLflow store: two seeds, a resumed run, a longer queue."""
     folder = tmp_path_factory.mktemp("runs")
-    l1 = row(scenes_root, folder, "ffdnet_l1_cpu").runs[0]
-    again = row(scenes_root, folder, "ffdnet_l1_cpu", train__seed=1).runs[0]
-    d2sm = row(scenes_root, folder, "ffdnet_d2sm_cpu").runs[0]
-    log(l1, entries(2, 40, rate=4.0))
-    log(again, entries(2, 40, rate=2.0, scale=1.2))
+    l1 = write_row(scenes_root, folder, "ffdnet_l1_cpu").runs[0]
+    again = write_row(scenes_root, folder, "ffdnet_l1_cpu", train__seed=1).runs[0]
+    d2sm = write_row(scenes_root, folder, "ffdnet_d2sm_cpu").runs[0]
+    log_training(l1, log_entries(2, 40, rate=4.0))
+    log_training(again, log_entries(2, 40, rate=2.0, scale=1.2))
     # Stopped at step 20, gone on from the checkpoint of step 16 by another machine: 18 and 20 were logged before.
-    first = log(d2sm, entries(2, 20, rate=1.0, scale=0.9, d2sm=0.5))
-    log(d2sm, entries(18, 40, rate=2.0, scale=0.9, d2sm=0.4), first)
-    longer = row(scenes_root, folder, "ffdnet_d2sm_cpu", loss__queue_size=1024).runs[0]
-    log(longer, entries(2, 40, rate=1.5, scale=0.8, d2sm=0.3))
+    first = log_training(d2sm, log_entries(2, 20, rate=1.0, scale=0.9, d2sm=0.5))
+    log_training(d2sm, log_entries(18, 40, rate=2.0, scale=0.9, d2sm=0.4), first)
+    longer = write_row(scenes_root, folder, "ffdnet_d2sm_cpu", loss__queue_size=1024).runs[0]
+    log_training(longer, log_entries(2, 40, rate=1.5, scale=0.8, d2sm=0.3))
     return [l1.folder, again.folder, d2sm.folder, longer.folder]
 
 
 @pytest.fixture(scope="module")
 def rows(folders: list[Path]) -> list[Row]:
-    return runs.gather(folders[:3])
+    return read_rows(folders[:3])
 
 
 def test_a_history_counts_the_seconds_of_training_only(rows: list[Row]) -> None:
@@ -62,14 +61,14 @@ def test_a_history_that_is_not_there_is_refused(
 ) -> None:
     run = rows[0].runs[0]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/none.db")
-    with pytest.raises(RunsError, match=r"its MLflow run \w+ is not in sqlite:.*none\.db; give the store"):
+    with pytest.raises(RunsError, match=r"MLflow run \w+ .*sqlite:.*none\.db; .*MLFLOW_TRACKING_URI"):
         curves.history(run)
     assert not (tmp_path / "none.db").exists()  # looking makes no store
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     client = store.prepare(run.uri)
     empty = client.create_run(client.get_experiment_by_name("d2sm").experiment_id).info.run_id
-    with pytest.raises(RunsError, match="holds no steps_per_second, so no log of its training"):
-        curves.history(runs.Finished(run.folder, run.config, run.results, 1, "", empty, ""))
+    with pytest.raises(RunsError, match=f"{empty} .*steps_per_second"):
+        curves.history(FinishedRun(run.folder, run.config, run.results, 1, "", empty, ""))
 
 
 def test_seeds_are_averaged_at_the_steps_both_have() -> None:
@@ -89,8 +88,8 @@ def test_smoothing_is_centred_and_keeps_the_ends() -> None:
     assert curves.smooth(line, 9).values == pytest.approx(line.values)  # neither lags nor bends
 
 
-def scene(**images: np.ndarray) -> Scene:
-    return Scene("drawn", "25", images, {})
+def photograph(**images: np.ndarray) -> ComparedPhotograph:
+    return ComparedPhotograph("drawn", "25", images, {})
 
 
 def texture(seed: int, height: int = 96, width: int = 160) -> np.ndarray:
@@ -103,40 +102,40 @@ def test_the_crop_is_where_the_rows_differ() -> None:
     one[:, :100] = 120  # wrong in both alike
     other[:, :100] = 120
     other[60:100, 150:190] = 130
-    crop = comparison.choose(scene(noisy=clean, one=one, other=other, clean=clean))
+    crop = crops.choose(photograph(noisy=clean, one=one, other=other, clean=clean))
     assert (crop.side, crop.top, crop.left) == (40, 60, 150)
     assert crop.difference == pytest.approx(40 / 255, rel=1e-4)
-    alone = comparison.choose(scene(noisy=clean, other=other, clean=clean))
+    alone = crops.choose(photograph(noisy=clean, other=other, clean=clean))
     assert alone.left == 150 and alone.top == 60  # a single row: where it errs most
     segmented = {name: np.zeros((100, 200), np.uint8) for name in ("noisy", "one", "other", "clean")}
     segmented["one"][:40, 20:60] = segmented["other"][:40, 20:60] = 3  # wrong, but alike
     segmented["other"][20:60, 80:100] = 7
-    crop = comparison.choose(Scene("drawn", "25", {k: clean for k in segmented}, segmented))
+    crop = crops.choose(ComparedPhotograph("drawn", "25", {k: clean for k in segmented}, segmented))
     assert (crop.top, crop.difference) == (20, 0.5) and 60 <= crop.left <= 80
     del segmented["other"]
-    crop = comparison.choose(Scene("drawn", "25", {k: clean for k in segmented}, segmented))
+    crop = crops.choose(ComparedPhotograph("drawn", "25", {k: clean for k in segmented}, segmented))
     assert (crop.top, crop.left, crop.difference) == (0, 20, 1.0)
 
 
-def test_differences_are_signed_around_grey() -> None:
+def test_errors_are_signed_around_grey() -> None:
     image = np.array([[[100, 101, 99], [255, 0, 90]]], np.uint8)
     clean = np.array([[[100, 100, 100], [0, 255, 122]]], np.uint8)
-    assert comparison.difference(image, clean).tolist() == [[[128, 132, 124], [255, 0, 0]]]
+    assert crops.error(image, clean).tolist() == [[[128, 132, 124], [255, 0, 0]]]
 
 
 @pytest.mark.parametrize("patch", [None, 16])
 def test_distance_and_divergence_are_those_of_the_losss_samples(rows: list[Row], patch: int | None) -> None:
     phi_name = "efficientnet_lite0.blocks.4"  # whose maps patches tile
-    config = embedding.chosen(rows).replace({"loss.patch_size": patch, "loss.features": phi_name})
+    config = tsne.with_features_of(rows).replace({"loss.patch_size": patch, "loss.features": phi_name})
     assert config.recipe == "ffdnet_d2sm_cpu" and config.data.crop_size == SIDE
     clean, noisy = texture(0), texture(1)
-    found = embedding.embed([scene(noisy=noisy, same=clean, clean=clean)], config)
+    found = tsne.embed([photograph(noisy=noisy, same=clean, clean=clean)], config)
     assert found.distance["same"] == 0 and found.divergence["same"] == pytest.approx(0, abs=1e-9)
     count = 15 * (1 if patch is None else 4)  # 3 x 5 crops
     assert {name: points.shape for name, points in found.points.items()} == dict.fromkeys(
         ("noisy", "same", "clean"), (count, 2)
     )
-    assert ("w/ internal" in found.what) == (patch is not None)
+    assert ("w/ internal" in found.description) == (patch is not None)
     phi, side = features(config.loss.features, weights="random"), patch or SIDE
     samples = []
     for image in (noisy, clean):
@@ -154,11 +153,11 @@ def test_distance_and_divergence_are_those_of_the_losss_samples(rows: list[Row],
 
 def test_a_photograph_smaller_than_a_crop_is_refused(rows: list[Row]) -> None:
     small = texture(0, 31, 160)
-    with pytest.raises(RunsError, match=r"drawn has 31x160 pixels, less than a crop of data\.crop_size=32"):
-        embedding.embed([scene(noisy=small, clean=small)], embedding.chosen(rows))
-    with pytest.raises(RunsError, match="t-SNE: 1 samples"):
+    with pytest.raises(RunsError, match=r"drawn: 160x31 .*data\.crop_size=32"):
+        tsne.embed([photograph(noisy=small, clean=small)], tsne.with_features_of(rows))
+    with pytest.raises(RunsError, match=r"1 samples .*data\.crop_size=32"):
         one = texture(0, 32, 32)
-        embedding.embed([scene(noisy=one, clean=one)], embedding.chosen(rows))
+        tsne.embed([photograph(noisy=one, clean=one)], tsne.with_features_of(rows))
 
 
 def test_the_verb_draws_everything_and_logs_it(
@@ -195,7 +194,7 @@ def test_queue_sizes_side_by_side_and_bad_input(
     assert main(["figures", *both, "--only", "convergence", "--out", str(tmp_path)]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["convergence.png", "convergence.svg"]
     text = (tmp_path / "convergence.svg").read_text()
-    for shown in ("queue_size=512 (1 seed)", "queue_size=1024 (1 seed)", "D2SM loss against row queue_size=512, %"):
+    for shown in ("queue_size=512 (1 seed)", "queue_size=1024 (1 seed)", "D2SM loss relative to queue_size=512, %"):
         assert f"<!-- {shown} -->" in text  # as matplotlib marks text that it draws as paths
     assert main(["figures", str(tmp_path)]) == 2
-    assert "no run with a complete checkpoint" in capsys.readouterr().err
+    assert f"{tmp_path}: " in capsys.readouterr().err

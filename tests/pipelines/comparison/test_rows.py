@@ -7,29 +7,28 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.comparison import rows
 from pipelines.comparison.paper import published
-from pipelines.comparison.rows import RunsError
+from pipelines.comparison.rows import RunsError, common_changes, labels, read_rows, read_run
 from pipelines.config import Config
 from pipelines.recipes import recipe, recipes
-from pipelines.runs.folder import RunFolder
+from pipelines.runs import folder as run_folder
 from pipelines.runs.results import RESULTS, Results
-from tests.helpers.finished_runs import finished, results
+from tests.helpers.finished_runs import results, write_run
 
 
 def test_seeds_of_one_setting_are_one_row(tmp_path: Path) -> None:
     l1, d2sm = recipe("ffdnet_l1_cpu"), recipe("ffdnet_d2sm_cpu")
     folders = [
-        finished(tmp_path / "a", l1.replace({"train.seed": 1}), results(27.0)),
-        finished(tmp_path / "b", d2sm, results(28.0)),
-        finished(tmp_path / "c", l1.replace({"train.seed": 0, "train.num_workers": 1}), results(26.0, None)),
-        finished(tmp_path / "d", d2sm.replace({"loss.queue_size": 64}), results(29.0)),
+        write_run(tmp_path / "a", l1.replace({"train.seed": 1}), results(27.0)),
+        write_run(tmp_path / "b", d2sm, results(28.0)),
+        write_run(tmp_path / "c", l1.replace({"train.seed": 0, "train.num_workers": 1}), results(26.0, None)),
+        write_run(tmp_path / "d", d2sm.replace({"loss.queue_size": 64}), results(29.0)),
     ]
-    first, second, third = rows.gather(folders)
+    first, second, third = read_rows(folders)
     assert [run.seed for run in first.runs] == [0, 1]
     assert first.mean("psnr.sigma25") == 26.5
-    assert first.spread("psnr.sigma25") == pytest.approx(0.5**0.5)
-    assert first.mean("miou.sigma25") == 0.6 and first.spread("miou.sigma25") is None  # measured in one of them
+    assert first.deviation("psnr.sigma25") == pytest.approx(0.5**0.5)
+    assert first.mean("miou.sigma25") == 0.6 and first.deviation("miou.sigma25") is None  # measured in one of them
     assert first.mean("psnr.sigma10") is None
     assert first.label.startswith("ffdnet_l1_cpu model.width=4") and "seed" not in first.label
     assert "loss.queue_size" not in second.label and third.label.endswith("loss.queue_size=64")
@@ -40,34 +39,42 @@ def test_seeds_of_one_setting_are_one_row(tmp_path: Path) -> None:
 
 
 def test_runs_that_are_not_finished_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(RunsError, match="nothing: no run with a complete checkpoint"):
-        rows.read(tmp_path / "nothing")
-    with pytest.raises(RunsError, match="half: stopped at step 8 of 8; train it"):
-        rows.read(finished(tmp_path / "half", recipe("ffdnet_l1_cpu"), results(), final=False))
-    folder = finished(tmp_path / "late", recipe("ffdnet_l1_cpu"))
-    with pytest.raises(RunsError, match="late: its last step is not evaluated; `d2sm evaluate"):
-        rows.read(folder)
+    with pytest.raises(RunsError, match="nothing: .*d2sm train"):
+        read_run(tmp_path / "nothing")
+    with pytest.raises(RunsError, match="half: .*step 8 of 8"):
+        read_run(write_run(tmp_path / "half", recipe("ffdnet_l1_cpu"), results(), final=False))
+    folder = write_run(tmp_path / "late", recipe("ffdnet_l1_cpu"))
+    with pytest.raises(RunsError, match="late: .*`d2sm evaluate .*late`"):
+        read_run(folder)
     results().save(folder / RESULTS)
-    assert rows.read(folder).results == results()
-    RunFolder.at(folder).write_info(evaluated=4)  # before the training went on
-    with pytest.raises(RunsError, match="late: its last step is not evaluated"):
-        rows.read(folder)
+    assert read_run(folder).results == results()
+    run_folder.write_run(folder, evaluated=4)  # before the training went on
+    with pytest.raises(RunsError, match="late: .*`d2sm evaluate"):
+        read_run(folder)
 
 
 @pytest.mark.parametrize(
     "other, message",
     [
-        (results(data="xyz"), "b: measured on other terms than .*a .data: xyz, there abc"),
+        (results(data="xyz"), "b: .*a was .data: xyz, there abc"),
         (replace(results(), segmenter="espnet-scenes"), "segmenter: espnet-scenes"),
-        (replace(results(), restored={"25": results().restored["25"]}), "other noise levels"),
-        (results(), "the same setting and seed 0 as .*a; give one"),
+        (replace(results(), restored={"25": results().restored["25"]}), "b: .*noise levels 25, .*a at 25, 35, 50"),
+        (results(), "b: .*seed 0 as .*a;"),
     ],
 )
 def test_runs_that_cannot_stand_in_one_table_are_refused(tmp_path: Path, other: Results, message: str) -> None:
-    folders = [finished(tmp_path / name, recipe("ffdnet_l1_cpu"), found) for name, found in
+    folders = [write_run(tmp_path / name, recipe("ffdnet_l1_cpu"), found) for name, found in
                (("a", results()), ("b", other))]  # fmt: skip
     with pytest.raises(RunsError, match=message):
-        rows.gather(folders)
+        read_rows(folders)
+
+
+def test_labels_leave_out_what_all_settings_change() -> None:
+    l1, d2sm = (recipe(f"ffdnet_{name}_cpu").replace({"train.lr": 0.5}) for name in ("l1", "d2sm"))
+    settings = [l1, d2sm, d2sm.replace({"loss.weight": 2.5, "train.num_workers": 1})]
+    assert common_changes(settings) == {"train.lr": 0.5}
+    assert labels(settings) == ["ffdnet_l1_cpu", "ffdnet_d2sm_cpu", "ffdnet_d2sm_cpu loss.weight=2.5"]
+    assert common_changes([l1, l1.replace({"train.lr": 0.25})]) == {}
 
 
 def test_the_papers_rows_and_the_recipes_name_each_other() -> None:

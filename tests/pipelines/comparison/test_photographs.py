@@ -1,4 +1,4 @@
-"""The photographs that figures and report show, and the rows' short names."""
+"""The photographs that figures and report show, and the short names of the rows they compare."""
 
 from __future__ import annotations
 
@@ -8,55 +8,56 @@ import numpy as np
 import pytest
 
 from d2sm.inference import restore
-from pipelines.comparison import rows as runs
-from pipelines.comparison.figures.scene import Scene, names, scenes
-from pipelines.comparison.rows import Row
+from pipelines.comparison.photographs import ComparedPhotograph, compared_photographs
+from pipelines.comparison.rows import Row, RunsError, short_names
 from pipelines.config import Config
 from pipelines.data import splits
 from pipelines.data.items import read
 from pipelines.inference import samples
 from pipelines.recipes import recipe
 from pipelines.runs import checkpoint
-from tests.helpers.finished_runs import results, row
+from tests.helpers.finished_runs import write_row
 from tests.helpers.segmenters import Brightness
 
 
 @pytest.fixture(scope="module")
 def rows(scenes_root: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
     folder = tmp_path_factory.mktemp("runs")
-    l1, d2sm = row(scenes_root, folder, "ffdnet_l1_cpu"), row(scenes_root, folder, "ffdnet_d2sm_cpu", train__seed=1)
-    return [l1, d2sm]
+    return [
+        write_row(scenes_root, folder, "ffdnet_l1_cpu"),
+        write_row(scenes_root, folder, "ffdnet_d2sm_cpu", train__seed=1),
+    ]
 
 
 @pytest.fixture(scope="module")
-def drawn(rows: list[Row]) -> list[Scene]:
-    return scenes(rows, count=5)
+def found(rows: list[Row]) -> list[ComparedPhotograph]:
+    return compared_photographs(rows, count=5)
 
 
-def test_scenes_are_what_the_evaluation_measured(rows: list[Row], drawn: list[Scene]) -> None:
+def test_they_are_what_the_evaluation_measured(rows: list[Row], found: list[ComparedPhotograph]) -> None:
     config = rows[0].config
     items = splits.evaluation_images(config).to_pylist()
-    assert [scene.name for scene in drawn] == [item["name"] for item in items]  # there are two in all
-    for scene, item in zip(drawn, items):
-        assert list(scene.images) == list(scene.classes) == ["noisy", "L1", "D2SM", "clean"]
-        assert scene.level == "35"
+    assert [photograph.name for photograph in found] == [item["name"] for item in items]  # there are two in all
+    for photograph, item in zip(found, items, strict=True):
+        assert list(photograph.images) == list(photograph.classes) == ["noisy", "L1", "D2SM", "clean"]
+        assert photograph.level == "35"
         clean, (_, sigma, noisy) = samples.tensor(read(item).clean), samples.load(config, item).noisy[1]
         restored = restore(checkpoint.load_model(rows[1].runs[0].checkpoint)[0], noisy, sigma).clamp(0, 1)
         for name, image in (("noisy", noisy.clamp(0, 1)), ("D2SM", restored), ("clean", clean)):
             expected = (image[0].permute(1, 2, 0).numpy() * 255).round()
-            assert np.array_equal(scene.images[name], expected)
-            assert np.array_equal(scene.classes[name], Brightness()(image).argmax(1)[0].numpy())
-        assert not np.array_equal(scene.images["L1"], scene.images["D2SM"])
+            assert np.array_equal(photograph.images[name], expected)
+            assert np.array_equal(photograph.classes[name], Brightness()(image).argmax(1)[0].numpy())
+        assert not np.array_equal(photograph.images["L1"], photograph.images["D2SM"])
 
 
 def test_the_segmenter_can_be_left_out(rows: list[Row]) -> None:
-    (scene,) = scenes(rows, count=1, segmented=False)
-    assert scene.classes == {} and scene.images["clean"].shape == (96, 192, 3)
+    (photograph,) = compared_photographs(rows, count=1, segmented=False)
+    assert photograph.classes == {} and photograph.images["clean"].shape == (96, 192, 3)
 
 
 def test_no_rows_are_refused() -> None:
-    with pytest.raises(runs.RunsError, match="no runs given"):
-        scenes([], count=1)
+    with pytest.raises(RunsError, match="no runs"):
+        compared_photographs([], count=1)
 
 
 @pytest.mark.parametrize(
@@ -80,10 +81,8 @@ def test_no_rows_are_refused() -> None:
         ([("", {}), ("", {"loss.patch_size": 16, "loss.queue_size": 2048})], None),
     ],
 )
-def test_short_names_tell_rows_apart(settings: list[tuple[str, dict[str, object]]], expected: list[str] | None) -> None:
-    found = []
-    for name, changes in settings:
-        config = (recipe(name) if name else Config()).replace(changes)
-        run = runs.Finished(Path(), config, results(), 1, "", "", "")
-        found.append(Row(runs.label(config), (run,)))
-    assert names(found) == (expected or ["queue_size=1024 patch_size=none", "queue_size=2048 patch_size=16"])
+def test_short_names_tell_settings_apart(
+    settings: list[tuple[str, dict[str, object]]], expected: list[str] | None
+) -> None:
+    configs = [(recipe(name) if name else Config()).replace(changes) for name, changes in settings]
+    assert short_names(configs) == (expected or ["queue_size=1024 patch_size=none", "queue_size=2048 patch_size=16"])

@@ -1,0 +1,77 @@
+"""Photographs of the evaluation split: noisy, as each row restores them, and clean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from d2sm.inference import restore
+from pipelines.comparison.rows import Row, RunsError, short_names
+from pipelines.data.splits import evaluation_images
+from pipelines.inference import samples
+from pipelines.inference.pictures import spread
+from pipelines.inference.tiling import tile_for
+from pipelines.networks import segmenters
+from pipelines.runs import checkpoint
+
+NOISY, CLEAN = "noisy", "clean"
+
+
+@dataclass(frozen=True)
+class ComparedPhotograph:
+    """A photograph at one noise level, in several versions: "noisy", each row by its short name, "clean".
+
+    Attributes:
+        name: as in the evaluation.
+        level: of the noise, such as "35"; "pair" for photographed noise.
+        images: (H, W, 3) uint8, clamped, by version, in the order above.
+        classes: (H, W) train ids that the segmenter gives, by version; empty without a segmenter.
+    """
+
+    name: str
+    level: str
+    images: dict[str, NDArray[np.uint8]]
+    classes: dict[str, NDArray[np.uint8]]
+
+
+def compared_photographs(rows: Sequence[Row], *, count: int, segmented: bool = True) -> list[ComparedPhotograph]:
+    """Photographs spread over the evaluation split, at its middle noise level, restored by each row's first seed.
+
+    Noise, photographs and segmenter are those of the evaluation, which is the same for all rows (`rows.read_rows`
+    checks it). Their paths are taken from the first row's configuration.
+
+    Args:
+        rows: at least one.
+        count: at most so many photographs.
+        segmented: False leaves the classes out.
+
+    Raises:
+        RunsError, DataError, SegmenterError, CheckpointError: one line each.
+    """
+    if not rows:
+        raise RunsError("no runs given; give the folders of finished runs")
+    config = rows[0].config
+    names = short_names([row.config for row in rows])
+    models = {name: checkpoint.load_model(row.runs[0].checkpoint)[0] for name, row in zip(names, rows, strict=True)}
+    segmenter = None
+    if segmented and config.evaluate.segmenter:
+        segmenter = segmenters.load(config.evaluate.segmenter, weights=config.evaluate.segmenter_weights)
+    items, found = evaluation_images(config), []
+    for index in spread(items.num_rows, count):
+        item = items.slice(index, 1).to_pylist()[0]
+        sample = samples.load(config, item)
+        level, sigma, noisy = sample.shown
+        versions = {NOISY: noisy}
+        for name, model in models.items():
+            versions[name] = restore(model, noisy, sigma, tile=tile_for(model, noisy, config.evaluate.tile))
+        versions[CLEAN] = sample.clean
+        classes = {}
+        if segmenter is not None:
+            for name, image in versions.items():
+                classes[name] = segmenters.classes(segmenter, image.clamp(0, 1))[0].byte().numpy()
+        images = {name: samples.pixels(image) for name, image in versions.items()}
+        found.append(ComparedPhotograph(item["name"], level, images, classes))
+    return found
