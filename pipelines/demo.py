@@ -1,4 +1,4 @@
-"""The demo: the whole pipeline on built-in street scenes, with nothing but this repository."""
+"""The demo: the whole pipeline on built-in street scenes, without any download."""
 
 from __future__ import annotations
 
@@ -17,17 +17,31 @@ MODEL, ALIAS = "d2sm-demo", "champion"
 
 
 def demo(folder: Path, *, say: Callable[[str], None] = print, verbose: bool = False) -> Outcome:
-    """Scenes, segmenter, two training workers, evaluation, registry, look-up and denoising, in `folder`.
+    """Draw scenes, train a segmenter and a denoiser on them, evaluate, register, look up, denoise; all in `folder`.
 
-    Run again, it goes on where it stopped.
+    A second call in the same folder resumes what the first left unfinished.
+
+    Args:
+        folder: for everything the demo makes.
+        say: is told each result as a line of text.
+        verbose: let Ray's own log through.
+
+    Raises:
+        ValueError: whatever a step raises for bad input, such as a folder of another demo. One line.
     """
     started, folder = time.monotonic(), folder.absolute()
     scenes = write_scenes(folder / "scenes", train=TRAIN, val=VAL)
-    say(f"scenes     {TRAIN} to train on, {VAL} to evaluate on: {scenes}")
+    say(f"scenes     {TRAIN} for training, {VAL} for evaluation: {scenes}")
     weights = folder / "segmenter.safetensors"
     if not weights.exists():
-        fit_segmenter(scenes, weights)
-    say(f"segmenter  a small ESPNet trained on them: {weights}")
+        with Line("segmenter", SEGMENTER_STEPS) as line:
+            segmenter.fit(
+                scenes,
+                out=weights,
+                steps=SEGMENTER_STEPS,
+                progress=lambda step, _, loss: line.to(step, {"loss": loss}),
+            )
+    say(f"segmenter  a small ESPNet, trained on these scenes: {weights}")
     config = recipe("demo").replace(
         {
             "data.root": str(scenes),
@@ -40,22 +54,14 @@ def demo(folder: Path, *, say: Callable[[str], None] = print, verbose: bool = Fa
     )
     outcome = run(config, verbose=verbose)
     record = registry.lookup(f"{MODEL}@{ALIAS}", uri=outcome.trained.uri)
-    say(f"registry   {MODEL}@{ALIAS} is version {record.version} of {MODEL}")
+    say(f"registry   {MODEL}@{ALIAS} is now version {record.version} of model {MODEL}")
     restored = denoise.denoise(
         scenes / "leftImg8bit" / "val", folder / "denoised", model=record.load(), add=35.0, quiet=True
     )
-    say(f"denoised   {len(restored)} pictures with the looked-up model: {folder / 'denoised'}")
+    say(f"denoised   {len(restored)} images with the model looked up in the registry: {folder / 'denoised'}")
     say(f"\n{outcome.results.table('L1 + D2SM')}\n")
     for path in outcome.pictures:
-        say(f"picture    {path}  (noisy | restored | clean, segmentation below)")
+        say(f"picture    {path}  (noisy | restored | clean; segmentation below)")
     say(f"MLflow     {tracking.ui_command(outcome.trained.uri)}  then open http://127.0.0.1:5000/{outcome.page}")
     say(f"time       {time.monotonic() - started:.0f} s")
     return outcome
-
-
-def fit_segmenter(scenes: Path, weights: Path) -> None:
-    """Train the demo's segmenter, with a progress line."""
-    with Line("segmenter", SEGMENTER_STEPS) as line:
-        segmenter.fit(
-            scenes, out=weights, steps=SEGMENTER_STEPS, progress=lambda step, _, loss: line.to(step, {"loss": loss})
-        )

@@ -1,27 +1,29 @@
-"""The main job, end to end: train, evaluate, draw, register; each part is also a verb of its own."""
+"""An experiment from end to end: train, evaluate, draw pictures, register the model. Each part is also a verb alone."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipelines import config as configs
-from pipelines import registry, text, tracking, train
+from pipelines import registry, tracking, train
 from pipelines.config import Config
 from pipelines.evaluate import check as check_evaluation
 from pipelines.evaluate import evaluate
 from pipelines.inference import pictures
-from pipelines.runs import checkpoint
-from pipelines.runs.folder import RunFolder, runs_folder
+from pipelines.runs import checkpoint, storage
+from pipelines.runs import folder as run_folder
 from pipelines.runs.results import RESULTS, Results
+from pipelines.text import redact
 from pipelines.tracking import store
 from pipelines.training import record, tracked
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a job leaves behind."""
+    """What an experiment leaves behind. `record` is the registered version, if any; `page` the run's in MLflow."""
 
     trained: train.Trained
     results: Results
@@ -31,95 +33,117 @@ class Outcome:
 
 
 def run(config: Config, *, quiet: bool = False, verbose: bool = False, watch: record.Watch | None = None) -> Outcome:
-    """Train (or go on), evaluate on the evaluation split, and register under `tracking.register_as` if it is set.
+    """Train, or resume the run of this name; then evaluate it, draw pictures, and register it if asked.
 
-    What the evaluation needs is checked first, so that no training ends without one.
+    Args:
+        config: the whole run. The model is registered under `tracking.register_as` if that is set.
+        quiet: no progress line.
+        verbose: let Ray's own log through.
+        watch: is told the step and the metrics at every entry of the training log.
+
+    Raises:
+        DataError, SegmenterError, RegistryError: something that evaluation or the registry will need is missing or
+            wrong; raised before training starts. One line, as whatever `train.fit` and `evaluate.evaluate` raise later.
     """
     check_evaluation(config)
+    if config.tracking.register_as:
+        registry.check_names(config.tracking.register_as, config.tracking.alias)
     trained = train.fit(config, quiet=quiet, verbose=verbose, watch=watch)
     results = evaluate(trained.checkpoint, trained.config, quiet=quiet, verbose=verbose)
-    drawn = pictures.draw(trained.checkpoint, trained.config, trained.folder.pictures)
-    record = None
-    with tracked.open_run(trained.config, trained.folder) as run:
-        keep(run, trained.folder, results, drawn, step=trained.step)
+    drawn = pictures.draw(trained.checkpoint, trained.config, trained.run_dir / "pictures")
+    with tracked.open_run(trained.config, trained.run_dir) as mlflow_run:
+        save_results(mlflow_run, trained.run_dir, results, drawn, step=trained.step)
         for name in (checkpoint.MODEL, checkpoint.CONFIG, checkpoint.META):
-            run.file(trained.checkpoint / name, "model")
+            mlflow_run.file(trained.checkpoint / name, "model")
+        registered = None
         if trained.config.tracking.register_as:
-            record = register(trained.checkpoint, trained.config, results, run)
-    return Outcome(trained, results, drawn, record, run.page)
+            registered = register(trained.checkpoint, trained.config, results, mlflow_run)
+    return Outcome(trained, results, drawn, registered, mlflow_run.page)
 
 
-def keep(run: tracking.Run, folder: RunFolder, results: Results, drawn: list[Path], *, step: int) -> None:
-    """Put the evaluation of a step's checkpoint into the run's folder and its MLflow record."""
-    results.save(folder.results_file)
-    folder.write_info(evaluated=step)
-    run.results(results.flat())
-    run.file(folder.results_file)
-    run.text(results.table(), "results.txt")
+def save_results(
+    mlflow_run: tracking.Run, run_dir: Path, results: Results, drawn: Sequence[Path], *, step: int
+) -> None:
+    """Put the evaluation of a run's checkpoint of this step, and its pictures, into the run's folder and MLflow."""
+    results.save(run_dir / RESULTS)
+    run_folder.write_run(run_dir, evaluated=step)
+    mlflow_run.results(results.flat())
+    mlflow_run.file(run_dir / RESULTS)
+    mlflow_run.text(results.table(), "results.txt")
     for path in drawn:
-        run.file(path, "pictures")
-    folder.push(folder.results_file, *drawn)
+        mlflow_run.file(path, "pictures")
+    storage.push(run_dir, RESULTS, *(str(path.relative_to(run_dir)) for path in drawn))
 
 
 def evaluate_run(
     model: Path, config: Config | None = None, *, out: Path | None = None, quiet: bool = False, verbose: bool = False
 ) -> tuple[Results, Path]:
-    """Evaluate a checkpoint; a run's own folder also gets the numbers into its MLflow record.
+    """Evaluate a checkpoint. The numbers of a run's own checkpoint also go into the run's folder and MLflow record.
+
+    Args:
+        model: a run's folder, one of its checkpoints, or the folder of a registered model.
+        config: data and evaluate sections to use; None: those the model was trained with.
+        out: the file to write instead; the run's folder and record then stay as they are.
+        quiet, verbose: as in `run`.
 
     Returns:
         The results and the file they were written to.
     """
-    found = checkpoint.resolve(model)
-    config = config or configs.load(found / checkpoint.CONFIG)
-    results = evaluate(found, config, quiet=quiet, verbose=verbose)
-    folder = RunFolder.at(found.parent)
-    if out is None and folder.info_file.exists():
-        with tracked.open_run(configs.load(folder.config_file), folder) as run:
-            keep(run, folder, results, [], step=int(checkpoint.meta(found)["step"]))
-        return results, folder.results_file
+    folder = checkpoint.resolve(model)
+    results = evaluate(folder, config, quiet=quiet, verbose=verbose)
+    run_dir = folder.parent
+    if out is None and (run_dir / run_folder.RUN).exists():
+        with tracked.open_run(configs.load(run_dir / checkpoint.CONFIG), run_dir) as mlflow_run:
+            save_results(mlflow_run, run_dir, results, [], step=int(checkpoint.meta(folder)["step"]))
+        return results, run_dir / RESULTS
     out = out or Path(RESULTS)
     results.save(out)
     return results, out
 
 
-def register(folder: Path, config: Config, results: Results, run: tracking.Run) -> registry.Record:
-    """Make a checkpoint a version of the registered model."""
-    facts = {
-        **results.flat(),
-        "data": results.data,
-        "convention": results.convention,
-        "segmenter": results.segmenter,
-        "split": results.split,
-    }
+def register(folder: Path, config: Config, results: Results, mlflow_run: tracking.Run) -> registry.Record:
+    """Make a checkpoint a new version of the registered model `tracking.register_as`.
+
+    Args:
+        folder: of the checkpoint.
+        results: of its evaluation; they become tags of the version.
+        mlflow_run: that trained it.
+    """
     return registry.register(
         folder,
         name=config.tracking.register_as,
-        run_id=run.id,
-        uri=run.uri,
+        run_id=mlflow_run.id,
+        uri=mlflow_run.uri,
         alias=config.tracking.alias,
-        results=facts,
+        results={
+            **results.flat(),
+            "data": results.data,
+            "convention": results.convention,
+            "segmenter": results.segmenter,
+            "split": results.split,
+        },
     )
 
 
 def resolved(config: Config, *, what: str) -> Config:
-    """The same run, told to another process, whose files anybody may read.
+    """The same run for another process: with the tracking URI and with absolute paths instead of defaults.
 
     Args:
-        what: that writes the configuration down, for the message.
+        what: that writes the configuration to files, such as "a sweep", for the message.
 
     Raises:
         ConfigError, TrackingError: `train.storage` is a URI; a password in the tracking URI.
     """
-    storage = runs_folder(config, what=what)
+    runs = run_folder.storage_of(config, what=what)
     uri = store.uri_of(config)
-    if text.redact(uri) != uri:
+    if redact(uri) != uri:
         raise store.TrackingError(
-            f"{text.redact(uri)}: {what} writes its tracking URI into files; give the user and the password in "
+            f"{redact(uri)}: {what} writes its tracking URI into files; give the user and the password in "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
         )
-    changes: dict[str, Any] = {"tracking.uri": uri, "train.storage": str(storage)}
-    values = config.flat()
-    for key in configs.keys_with("place"):
-        if key not in changes and values[key] and Path(values[key]).exists():
-            changes[key] = str(Path(values[key]).expanduser().absolute())
+    changes: dict[str, Any] = {"tracking.uri": uri, "train.storage": str(runs)}
+    for key in ("data.root", *configs.WEIGHTS):
+        value = config.flat()[key]
+        if value and Path(value).exists():
+            changes[key] = str(Path(value).expanduser().absolute())
     return config.replace(changes)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
-__all__ = ["Record", "RegistryError", "compare", "lookup", "models", "promote", "register"]
+__all__ = ["Record", "RegistryError", "check_names", "compare", "lookup", "models", "promote", "register"]
 
 _SAME = ("evaluated_on", "convention")  # tags that must agree before two numbers may be compared
 
@@ -58,12 +58,9 @@ def register(
     Raises:
         RegistryError: when the bundle or the name is not usable, or the store does not answer.
     """
-    if not name or re.search(r"[/@:]", name):
-        raise RegistryError(f"tracking.register_as={name!r}: a name without / @ : such as d2sm-ffdnet")
+    check_names(name, alias)
     uri = store.absolute(uri)
     client = _reach(uri, writes=True)
-    if alias:
-        _check_alias(alias)
     with _plain(uri):
         source, model_id, tags = bundles.upload(client, bundle, name=name, run_id=run_id, uri=uri, example=example)
         tags |= _texts(results or {})
@@ -78,6 +75,18 @@ def register(
         if alias:
             client.set_registered_model_alias(name, alias, made.version)
         return _record(client.get_model_version(name, made.version), uri)
+
+
+def check_names(name: str, alias: str = "") -> None:
+    """Check the name of a registered model, and an alias unless it is empty.
+
+    Raises:
+        RegistryError: MLflow would not take it, or could not tell it from a version.
+    """
+    if not name or re.search(r"[/@:]", name):
+        raise RegistryError(f"tracking.register_as={name!r}: a name without / @ : such as d2sm-ffdnet")
+    if alias:
+        _check_alias(alias)
 
 
 def lookup(reference: str, *, uri: str | None = None) -> Record:

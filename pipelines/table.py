@@ -1,15 +1,14 @@
-"""The table job: every chosen row trained and evaluated with several seeds, and what came out, side by side.
+"""Train and evaluate every row of a comparison with several seeds, and write the table of what came out.
 
-A row is a recipe, with a few keys changed if asked. Each of its seeds is a run like any other, in the table's folder;
-what is finished there is not repeated. As many run at once as the cluster holds.
+A row is a recipe, with some of its keys changed if asked. Each of its seeds is a run like any other, in the table's
+folder. Finished runs are not repeated; the others run side by side, as many as the cluster holds.
 """
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,26 +17,26 @@ import ray
 from pipelines import config as configs
 from pipelines import experiment, tracking
 from pipelines.comparison import render
-from pipelines.comparison.rows import Row, RunsError, gather, label, read
+from pipelines.comparison.rows import Row, RunsError, label, labels, read_rows, read_run
 from pipelines.config import Config, ConfigError
 from pipelines.data import plan, splits
 from pipelines.evaluate import check as check_evaluation
 from pipelines.experiment import resolved
 from pipelines.recipes import recipe, recipes
 from pipelines.runs import checkpoint
-from pipelines.runs.folder import RunFolder, check_name
+from pipelines.runs import folder as run_folder
 from pipelines.runtime import resources, session
 from pipelines.runtime.progress import Line
 from pipelines.text import one_line
 from pipelines.training import objective
 from pipelines.training.messages import Entry, Reader
 
-_KILL = 20.0  # seconds a row has to end after Ctrl-C
+_STOP_SECONDS = 20.0  # that a run has to write its checkpoint after Ctrl-C
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A table: its rows as far as they finished, why the other runs failed, and its files."""
+    """A table: its rows as far as their runs finished, why the other runs failed (by run name), and its files."""
 
     rows: list[Row]
     failed: Mapping[str, str]
@@ -46,41 +45,40 @@ class Outcome:
     uri: str
 
     def text(self) -> str:
-        """As it is printed."""
+        """The table as it is printed."""
         return render.text(self.rows)
 
 
 def rows_of(wanted: Sequence[str], changes: Mapping[str, Any]) -> list[Config]:
-    """The configurations of rows.
+    """The configurations of a table's rows.
 
     Args:
-        wanted: recipes, patterns such as "ffdnet_*_cpu", or a recipe with keys behind it, "NAME:loss.weight=1".
-        changes: dotted keys that all rows take.
+        wanted: recipes, patterns such as "ffdnet_*_cpu", or recipes with keys behind them, "NAME:loss.weight=1".
+        changes: dotted keys that all rows change.
 
     Raises:
         ConfigError: no such recipe, a wrong key or value, or the same row twice.
     """
     found: dict[str, Config] = {}
-    for words in wanted:
-        pattern, *own = words.split(":")
-        names = fnmatch.filter(recipes(), pattern) or [pattern]
-        for name in names:
+    for word in wanted:
+        pattern, *own = word.split(":")
+        for name in fnmatch.filter(recipes(), pattern) or [pattern]:
             config = recipe(name).replace({**changes, **configs.parse(own)})
             if label(config) in found:
-                raise ConfigError(f"{words}: {label(config)} is already a row")
+                raise ConfigError(f"{word}: the row {label(config)} is there already; give it once")
             found[label(config)] = config
     return list(found.values())
 
 
 def runs_of(rows: Sequence[Config], *, name: str, seeds: int) -> list[Config]:
-    """Every run of a table: all rows with the first seed, then all with the next, so that a part compares them all.
+    """Every run of a table, the first seed of all rows before the second, so that a stopped table compares all rows.
 
     Raises:
-        ConfigError, TrackingError: no seeds, a name that is none, a password in the tracking URI.
+        ConfigError, TrackingError: fewer than one seed, a name that is not plain, a password in the tracking URI.
     """
     if seeds < 1:
         raise ConfigError(f"seeds={seeds}: at least 1")
-    check_name(name, "name")
+    run_folder.check_name(name, "name")
     rows = [resolved(row, what="a table") for row in rows]
     return [
         row.replace(
@@ -107,93 +105,109 @@ def table(
     """Train and evaluate what is missing, and write the table.
 
     Args:
-        rows: from `rows_of`; they differ in what is compared, and are evaluated alike.
-        name: of the folder in `train.storage`; the same name goes on.
-        seeds: runs a row, from its `train.seed` upwards.
+        rows: from `rows_of`; evaluated in the same way.
+        name: of the table's folder in `train.storage`; the same name continues that table.
+        seeds: runs of each row, with seeds from its `train.seed` upwards.
         concurrent: at most so many runs at once; None: as many as fit.
+        quiet: no progress line.
+        verbose: let Ray's own log through.
 
     Raises:
-        ConfigError, DataError, ResourceError, TrackingError: one line each, before anything starts. A run that fails
-        is in the outcome instead.
+        ConfigError, DataError, SegmenterError, ResourceError, TrackingError: one line each, before anything starts. A
+        run that fails later is in the outcome instead.
     """
     wanted = runs_of(rows, name=name, seeds=seeds)
-    left = [config for config in wanted if not done(config)]
-    steps = {name: _check(config) for name, config in {label(config): config for config in left}.items()}
-    folder = RunFolder.at(RunFolder.of(wanted[0]).path.parent)
-    folder.path.mkdir(parents=True, exist_ok=True)
-    with _open_run(wanted[0], folder) as run:
-        left = [config.replace({"tracking.parent": run.id}) for config in left]
-        finish = partial(_write, wanted, folder, run)
-        failed = _run(left, steps, finish, concurrent, quiet=quiet, verbose=verbose) if left else {}
-        return Outcome(finish(), failed, folder.path, run.page, run.uri)
+    missing = [config for config in wanted if not is_done(config)]
+    steps = {row: _check(config) for row, config in {label(config): config for config in missing}.items()}
+    folder = run_folder.folder_of(wanted[0]).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    noted = run_folder.read_run(folder)
+    # The MLflow run of the table; those of its rows are shown below it.
+    with tracking.open_run(
+        wanted[0], run_dir=folder, tags={"d2sm.table": folder.name}, run_id=noted.get("run_id"), whole=False
+    ) as parent:
+        run_folder.write_run(folder, run_id=parent.id, page=parent.page)
+
+        def write() -> list[Row]:
+            """The table of what is finished so far, as files and in MLflow."""
+            found = read_rows([run_folder.folder_of(config) for config in wanted if is_done(config)])
+            for path in render.write(found, folder):
+                parent.file(path)
+            return found
+
+        failed: dict[str, str] = {}
+        if missing:
+            most = resources.runs_that_fit(missing, concurrent, verbose=verbose)
+            missing = [config.replace({"tracking.parent": parent.id}) for config in missing]
+            what = f"table {name}: {len(missing)} runs, {most} at a time"
+            with Line(what, sum(steps[label(config)] for config in missing), quiet=quiet) as line:
+                failed = _run_all(missing, most, line, write)
+        return Outcome(write(), failed, folder, parent.page, parent.uri)
 
 
-def done(config: Config) -> bool:
-    """Whether this very run is finished, evaluated as it is asked for now."""
+def is_done(config: Config) -> bool:
+    """Whether this run is finished: trained as configured, and evaluated as it is asked for now."""
     try:
-        found = read(RunFolder.of(config).path).config
+        found = read_run(run_folder.folder_of(config)).config
     except (RunsError, checkpoint.CheckpointError):
         return False
     return not found.differences(config, "results", "length", "run", "evaluation")
 
 
 def _check(config: Config) -> int:
-    """All that can be known to be missing is said before hours of training. Gives the steps of such a run."""
+    """Check before the first run starts whatever a run of this row will need; gives the steps of its training."""
     items = splits.training_images(config)
     check_evaluation(config)
     objective.check_objective(config)
     return plan.total_steps(config, items.num_rows)
 
 
-def _open_run(first: Config, folder: RunFolder) -> tracking.Run:
-    """The table's own MLflow run; those of its rows stand below it."""
-    known, tags = folder.read_info().get("run_id"), {"d2sm.table": folder.path.name}
-    run = tracking.open_run(first, run_dir=folder.path, tags=tags, run_id=known, whole=False)
-    folder.write_info(run_id=run.id, page=run.page)
-    return run
-
-
-def _write(wanted: Sequence[Config], folder: RunFolder, run: tracking.Run) -> list[Row]:
-    """The table of what is finished so far, as files and in MLflow."""
-    rows = gather([RunFolder.of(config).path for config in wanted if done(config)])
-    for path in render.write(rows, folder.path):
-        run.file(path)
-    return rows
-
-
-def _run(
-    left: list[Config], steps: Mapping[str, int], finish: Any, concurrent: int | None, *, quiet: bool, verbose: bool
-) -> dict[str, str]:
-    """Run them all, as many at once as fit; gives why some failed, by name. `steps` are a run's, by its label."""
-    most = resources.runs_that_fit(left, concurrent, verbose=verbose)
+def _run_all(missing: Sequence[Config], most: int, line: Line, write: Callable[[], object]) -> dict[str, str]:
+    """Run them all, `most` at once, and write the table after each; gives why some failed, by run name."""
+    shown = {
+        config.train.name: f"{name} seed {config.train.seed}"
+        for config, name in zip(missing, labels(missing), strict=True)
+    }
     failed: dict[str, str] = {}
-    with Line(f"table, {most} at once", sum(steps[label(config)] for config in left), quiet=quiet) as line:
-        watch = _Watch(line)
-        with Reader(watch) as reader:
-            waiting: list[Config] = list(left)
-            running: dict[Any, Config] = {}
-            try:
-                while waiting or running:
-                    while waiting and len(running) < most:
-                        config = waiting.pop(0)
-                        running[_job.remote(config.model_dump(mode="json"), reader.mailbox)] = config
-                    ended, _ = ray.wait(list(running), num_returns=1)
-                    config = running.pop(ended[0])
-                    if why := _why(ended[0]):
-                        failed[config.train.name] = why
-                        _settle(config, "FAILED")
-                        line.say(f"failed  {config.train.name}: {why}")
-                    else:
-                        line.say(f"done    {config.train.name}: {read(RunFolder.of(config).path).results.line()}")
-                    finish()
-            finally:
-                _stop(running)
+    reached: dict[str, int] = {}  # run -> its last step
+
+    def watch(entry: Entry) -> None:
+        reached[entry["name"]] = entry["step"]
+        line.to(sum(reached.values()), {f"{shown[entry['name']]}: loss": entry["loss"]})
+
+    with Reader(watch) as reader:
+        waiting = list(missing)
+        running: dict[Any, Config] = {}  # by Ray's reference to its task
+        try:
+            while waiting or running:
+                while waiting and len(running) < most:
+                    config = waiting.pop(0)
+                    running[_run_experiment.remote(config.model_dump(mode="json"), reader.mailbox)] = config
+                ended, _ = ray.wait(list(running), num_returns=1)
+                config = running.pop(ended[0])
+                name = config.train.name
+                if why := _why_failed(ended[0]):
+                    failed[name] = why
+                    _settle(config, "FAILED")
+                    line.say(f"failed    {shown[name]}: {why}")
+                else:
+                    results = read_run(run_folder.folder_of(config)).results
+                    line.say(f"finished  {shown[name]}: PSNR dB / SSIM / MIoU at {results.line()}")
+                write()
+        finally:  # after Ctrl-C or an error some are left; each resumes from its last checkpoint
+            if running:
+                for task in running:
+                    ray.cancel(task)
+                ray.wait(list(running), num_returns=len(running), timeout=_STOP_SECONDS)
+                for task, config in running.items():
+                    ray.cancel(task, force=True)
+                    _settle(config, "KILLED")
     return failed
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def _job(tree: Mapping[str, Any], mailbox: Any) -> None:
-    """One run, in a process of its own; its workers reserve the CPUs."""
+def _run_experiment(tree: Mapping[str, Any], mailbox: Any) -> None:
+    """One run, in a process of its own, which reserves no CPU: the run's workers do."""
     session.quiet()
     config = Config.model_validate(tree)
 
@@ -203,40 +217,19 @@ def _job(tree: Mapping[str, Any], mailbox: Any) -> None:
     experiment.run(config, quiet=True, watch=watch)
 
 
-class _Watch:
-    """Entries of the runs -> one line for all of them."""
-
-    def __init__(self, line: Line) -> None:
-        self.line = line
-        self.at: dict[str, int] = {}  # steps done, by run
-
-    def __call__(self, entry: Entry) -> None:
-        self.at[entry["name"]] = entry["step"]
-        self.line.to(sum(self.at.values()), {entry["name"]: entry["loss"]})
-
-
-def _why(ended: Any) -> str:
-    """Why a run failed; empty when it did not."""
+def _why_failed(task: Any) -> str:
+    """Why a finished task failed; "" if it did not."""
     try:
-        ray.get(ended)
+        ray.get(task)
     except ray.exceptions.WorkerCrashedError:
-        return "its process died (out of memory?)"
-    except Exception as error:  # Ray wraps what was raised in several layers
+        return "its process died, perhaps for lack of memory"
+    except Exception as error:  # Ray wraps the original exception in several layers
         return one_line(session.cause(error), 600)
     return ""
 
 
-def _stop(running: Mapping[Any, Config]) -> None:
-    """End the runs that are left after Ctrl-C or an error; each goes on from its last checkpoint."""
-    for ref in running:
-        ray.cancel(ref)
-    ray.wait(list(running), num_returns=len(running), timeout=_KILL) if running else None
-    for ref, config in running.items():
-        ray.cancel(ref, force=True)
-        _settle(config, "KILLED")
-
-
 def _settle(config: Config, status: tracking.Status) -> None:
-    run_id = RunFolder.of(config).read_info().get("run_id")
+    """Note in a run's MLflow record how it ended; the process that would have done so may be gone."""
+    run_id = run_folder.read_run(run_folder.folder_of(config)).get("run_id")
     if run_id:
         tracking.settle(tracking.uri_of(config), {run_id: status})

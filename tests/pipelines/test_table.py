@@ -1,4 +1,4 @@
-"""The table job: what is a row, what is done already, what comes out; and real runs, one of which fails."""
+"""The table of recipes: its rows and runs, what is done already, what is written; real runs, one of them failing."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from mlflow import MlflowClient
 from cluster.cli.main import main
 from pipelines import table
 from pipelines.comparison import render
-from pipelines.comparison import rows as runs
+from pipelines.comparison.rows import label, read_run
 from pipelines.config import Config
 from pipelines.recipes import recipe, recipes
 from pipelines.runs import checkpoint
-from pipelines.runs.folder import RunFolder
+from pipelines.runs import folder as run_folder
 from pipelines.tracking.store import TrackingError
 from tests.conftest import tiny_config
-from tests.helpers.finished_runs import finished, results
+from tests.helpers.finished_runs import results, write_run
 
 
 @pytest.fixture(autouse=True)
@@ -52,10 +52,10 @@ def test_rows_are_recipes_patterns_and_recipes_with_other_keys() -> None:
     [
         (["--recipes", "ffdnet_l2_cpu"], "recipe 'ffdnet_l2_cpu': no such recipe; did you mean ffdnet_l1_cpu"),
         (["--recipes", "ffdnet_l1_cpu:loss.queue=1"], "loss.queue"),
-        (["--recipes", "ffdnet_l1_cpu", "ffdnet_l1*"], "ffdnet_l1*: ffdnet_l1_cpu is already a row"),
-        (["--recipes", "ffdnet_l1_cpu", "--seeds", "0"], "seeds=0: at least 1"),
+        (["--recipes", "ffdnet_l1_cpu", "ffdnet_l1*"], "ffdnet_l1*: the row ffdnet_l1_cpu"),
+        (["--recipes", "ffdnet_l1_cpu", "--seeds", "0"], "seeds=0: "),
         (["--recipes", "ffdnet_l1_cpu", "--name", "../up"], "name='../up': "),
-        (["--recipes", "ffdnet_l1_cpu", "train.storage=s3://bucket"], "train.storage=s3://bucket: a table writes to"),
+        (["--recipes", "ffdnet_l1_cpu", "train.storage=s3://bucket"], "train.storage=s3://bucket: "),
     ],
 )
 def test_a_wrong_table_is_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,14 +66,14 @@ def test_a_wrong_table_is_one_line(words: list[str], message: str, capsys: pytes
 
 def test_what_is_missing_is_said_before_anything_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["table", "--recipes", "ffdnet_l1_cpu"]) == 2
-    assert "data.root: give the folder" in capsys.readouterr().err
+    assert "data.root: " in capsys.readouterr().err
     assert main(["table", "--recipes", "ffdnet_l1_cpu", "--data", "/nowhere", f"train.storage={tmp_path}"]) == 2
     assert "/nowhere" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_a_password_is_not_written_down(tmp_path: Path) -> None:
     config = recipe("ffdnet_l1_cpu").replace({"tracking.uri": "http://me:planted@127.0.0.1:1", "data.root": "/d"})
-    with pytest.raises(TrackingError, match="a table writes its tracking URI into files") as caught:
+    with pytest.raises(TrackingError, match="MLFLOW_TRACKING_PASSWORD") as caught:
         table.runs_of([config], name="t", seeds=1)
     assert "planted" not in str(caught.value)
 
@@ -86,7 +86,7 @@ def test_seeds_come_one_after_the_other_and_runs_are_named_by_what_they_are(tmp_
         "ffdnet_l1_cpu-seed1", "ffdnet_d2sm_cpu-loss.weight=1.0-seed1",
     ]  # fmt: skip
     assert [config.train.seed for config in found] == [0, 0, 1, 1]
-    assert {RunFolder.of(config).path.parent for config in found} == {tmp_path / "t"}
+    assert {run_folder.folder_of(config).parent for config in found} == {tmp_path / "t"}
     assert {config.tracking.uri for config in found} == {f"sqlite:///{tmp_path}/mlflow.db"}
 
 
@@ -95,21 +95,21 @@ def test_what_is_finished_is_not_repeated(tmp_path: Path, capsys: pytest.Capture
     small = {"model.width": 4, "model.depth": 3, "train.storage": str(tmp_path), "data.root": str(tmp_path)}
     rows = table.rows_of(["ffdnet_l1_cpu", "ffdnet_d2sm_cpu"], small)
     for number, config in enumerate(table.runs_of(rows, name="t", seeds=2)):
-        folder = finished(RunFolder.of(config).path, config, results(27 + number))
-        RunFolder.at(folder).write_info(run_id=f"run{number}", page=f"#/runs/run{number}")
+        folder = write_run(run_folder.folder_of(config), config, results(27 + number))
+        run_folder.write_run(folder, run_id=f"run{number}", page=f"#/runs/run{number}")
     outcome = table.table(rows, name="t", seeds=2, quiet=True)
     assert not outcome.failed
     assert [row.mean("psnr.sigma25") for row in outcome.rows] == [28.0, 29.0]
     text = (outcome.folder / render.TEXT).read_text()
     assert "[28.00 ±1.41 / .800 ±.000 / .600 ±.000](#row-0)" in text
-    assert "| over " in text and "+1.00 ±0.00 / +.000 ±.000 / +.000 ±.000" in text
-    assert "| the paper's |  |  | 35.03 / .925 / .605 |" in text
+    assert "| gain over the first row |  |  | +1.00 ±0.00 / +.000 ±.000 / +.000 ±.000" in text
+    assert "| in the paper |  |  | 35.03 / .925 / .605 |" in text
     assert "[run2](http://127.0.0.1:5000/#/runs/run2), commit c0ffee+" in text
     tree = json.loads((outcome.folder / render.JSON).read_text())
     assert tree["rows"][1]["mean"]["psnr.sigma25"] == 29.0 and tree["noisy"]["psnr.sigma25"] == 20.0
     assert [run["seed"] for run in tree["rows"][0]["runs"]] == [0, 1]
     client = MlflowClient(outcome.uri)
-    run = client.get_run(RunFolder.at(outcome.folder).read_info()["run_id"])
+    run = client.get_run(run_folder.read_run(outcome.folder)["run_id"])
     assert run.info.status == "FINISHED" and run.data.tags["d2sm.table"] == "t" and not run.data.params
     assert {file.path for file in client.list_artifacts(run.info.run_id)} == {render.TEXT, render.JSON}
 
@@ -127,8 +127,8 @@ def test_what_is_finished_is_not_repeated(tmp_path: Path, capsys: pytest.Capture
 def test_done_means_trained_and_measured_as_asked_now(tmp_path: Path, changes: dict[str, object], again: bool) -> None:
     small = {"model.width": 4, "model.depth": 3, "train.storage": str(tmp_path)}
     (config,) = table.runs_of(table.rows_of(["ffdnet_l1_cpu"], small), name="t", seeds=1)
-    finished(RunFolder.of(config).path, config, results())
-    assert table.done(config.replace(changes)) is not again
+    write_run(run_folder.folder_of(config), config, results())
+    assert table.is_done(config.replace(changes)) is not again
 
 
 @pytest.mark.slow
@@ -137,7 +137,7 @@ def test_a_run_that_fails_is_said_and_the_others_stand(
 ) -> None:
     good = tiny(scenes_root, tmp_path)
     outcome = table.table([good, good.replace({"train.lr": 1e30})], name="t", seeds=1, quiet=True)
-    assert [row.label for row in outcome.rows] == [runs.label(good)]
+    assert [row.label for row in outcome.rows] == [label(good)]
     ((name, why),) = outcome.failed.items()
     assert "train.lr=1e+30" in name and "is not finite" in why
     client, (row,) = MlflowClient(outcome.uri), outcome.rows
@@ -167,11 +167,11 @@ def test_a_table_that_is_stopped_goes_on(scenes_root: Path, tmp_path: Path) -> N
     reached = checkpoint.meta(checkpoint.resolve(second))["step"]
     assert 0 < reached < 480
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    status = client.get_run(RunFolder.at(second).read_info()["run_id"]).info.status
+    status = client.get_run(run_folder.read_run(second)["run_id"]).info.status
     assert status == "KILLED"
     done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False, env=os.environ)
     assert done.returncode == 0, done.stderr
-    assert first.stat().st_mtime == before and runs.read(second).step == 480
+    assert first.stat().st_mtime == before and read_run(second).step == 480
     assert "table.md" in done.stdout
 
 
