@@ -1,24 +1,37 @@
-"""Named runs, each derived from another in a few lines.
+"""Recipes: the named configurations, each derived from another in a few lines.
 
-The paper's rows carry its settings as far as they are known (512 crops, Adam at 1e-4 halved at epochs 80 to 400, sigma
-uniform in [0, 75], VGG-19 conv5_4); its batch size and queue length are not, ours stand for them. A reduced row says so
-in its name: `_cpu` is for two cores, with the offline Phi, and FFDNet small; CBDNet and SADNet have one size.
+The rows of the paper's tables have its settings as far as they are published: crops of 512, Adam at 1e-4 halved at
+epochs 80 to 400, sigma uniform in [0, 75], VGG-19 conv5_4. The batch size and the queue length are not published; ours
+stand for them, and so do the weights of the terms beside L1. Each weight makes the gradient of its term by the restored
+image about five times that of L1, as it is for D2SM at weight 10 (measured on CamVid; see tests/benchmarks/LOG.md).
+Those of LPIPS, and of the perceptual and the adversarial loss on VGG, are guesses.
 
-The weights beside L1 are ours too, since the paper gives none: each such that the term's gradient by the restored image
-is about five times L1's, as D2SM's is at 10 (measured on CamVid after 120 steps of the reduced L1 row: 15 for SSIM at
-weight 1, 1080 for contextual, 2000 for cross-entropy, 13,000 for perceptual on EfficientNet; for the adversarial term
-290 with a new discriminator, 1700 after 30 steps of it beside the network held fixed, 2400 after 60, 3200 after 150).
-Perceptual on VGG and LPIPS, whose weights were not at hand, are guesses, and so is the adversarial term's on VGG.
+A suffix names a reduced row: `_gpu` for one GPU, `_cpu` for two CPU cores, with a Phi whose weights a Python package
+brings and a small FFDNet. CBDNet and SADNet have one size, so their `_cpu` rows train on smaller crops, and less.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from pipelines.config import Config, ConfigError
 from pipelines.text import did_you_mean
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named configuration and one sentence about it."""
+
+    description: str
+    config: Config
+
+    def derived(self, description: str, changes: Mapping[str, Any]) -> Recipe:
+        """Another recipe, with some keys changed; its description goes on from this one's."""
+        return Recipe(f"{self.description}{description}", self.config.replace(changes))
+
 
 _PAPER: dict[str, Any] = {
     "data.crop_size": 512,
@@ -63,7 +76,6 @@ _CPU: dict[str, Any] = {
     "evaluate.actors": 2,
 }
 _SMALL: dict[str, Any] = {"model.width": 32, "model.depth": 8}
-# CBDNet and SADNet have one size, so their reduced rows see less instead.
 _LESS: dict[str, Any] = {"data.crop_size": 64, "train.epochs": 4, "train.batch_size": 8, "train.lr": 5e-4}
 _DEMO: dict[str, Any] = {
     "data.crop_size": 64,
@@ -75,94 +87,113 @@ _DEMO: dict[str, Any] = {
     "train.epochs": 12,
     "evaluate.segmenter": "espnet-scenes",
 }
-_L1: dict[str, Any] = {"loss.weight": 0.0}
 _D2SM: dict[str, Any] = {"loss.weight": 10.0}
+_D2SM_BESIDE_MSE: dict[str, Any] = {"loss.weight": 0.5}  # the gradient of the squared error is smaller than that of L1
 _INTERNAL: dict[str, Any] = {"loss.patch_size": 128, "loss.queue_size": 4096}
 _INTERNAL_GPU: dict[str, Any] = {"loss.patch_size": 64, "loss.queue_size": 4096}
 _INTERNAL_CPU: dict[str, Any] = {"loss.patch_size": 32, "loss.queue_size": 1152}
-# Each backbone's own objective. SADNet's authors use the squared error for Gaussian noise, as CBDNet's do.
-_OWN: dict[str, dict[str, Any]] = {
-    "cbdnet": {"loss.l1": 0.0, "loss.mse": 1.0, "loss.noise_asymmetry": 0.5, "loss.noise_tv": 0.05},
-    "sadnet": {"loss.l1": 0.0, "loss.mse": 1.0},
-}
-# The squared error's gradient is 0.05 to 0.15 of L1's, as its own errors are.
-_D2SM_BESIDE_MSE: dict[str, Any] = {"loss.weight": 0.5}
 
 
 @cache
-def recipes() -> Mapping[str, Config]:
-    """Every recipe by name: the paper's rows, the same reduced for one GPU and for two cores, and the demo."""
+def catalogue() -> Mapping[str, Recipe]:
+    """Every recipe by name: the paper's rows, the same reduced for one GPU and for two CPU cores, and the demo."""
     rows = _table_1() | _table_2()
-    found = rows | {f"{name}_gpu": _for_one_gpu(config) for name, config in rows.items()}
-    found |= {f"{name}_cpu": _for_two_cores(config) for name, config in rows.items()}
-    found["demo"] = found["ffdnet_d2sm_cpu"].replace(_DEMO)
-    return {name: config.replace({"recipe": name}) for name, config in found.items()}
+    found = dict(rows)
+    for name, row in rows.items():
+        found[f"{name}_gpu"] = _for_one_gpu(row)
+    for name, row in rows.items():
+        found[f"{name}_cpu"] = _for_two_cores(row)
+    demo = found["ffdnet_d2sm_cpu"].config.replace(_DEMO)
+    found["demo"] = Recipe("what `d2sm demo` trains: a small FFDNet with L1 and D2SM on drawn street scenes", demo)
+    return {name: Recipe(one.description, one.config.replace({"recipe": name})) for name, one in found.items()}
 
 
-def _table_1() -> dict[str, Config]:
-    """Objectives on FFDNet; then each other backbone with its own objective, and with D2SM beside it."""
-    l1 = Config().replace(_PAPER | _L1)
-    rows = {
-        "ffdnet_l1": l1,
-        "ffdnet_ssim": l1.replace({"loss.ssim": 0.3}),
-        "ffdnet_perceptual": l1.replace({"loss.perceptual": 0.05}),
-        "ffdnet_lpips": l1.replace({"loss.lpips": 0.1}),
-        "ffdnet_contextual": l1.replace({"loss.contextual": 0.005, "loss.contextual_layers": ("conv4_2",)}),
-        "ffdnet_cross_entropy": l1.replace(
-            {"loss.cross_entropy": 0.002, "loss.segmenter": "espnet-cityscapes", "loss.segmenter_scale": 0.5}
-        ),
-        "ffdnet_d2sm": l1.replace(_D2SM),
-        "ffdnet_d2sm_internal": l1.replace(_D2SM | _INTERNAL),
-    }
-    for backbone, objective in _OWN.items():
-        own = l1.replace({"model.name": backbone, **objective})
-        rows[f"{backbone}_own"] = own
-        rows[f"{backbone}_d2sm"] = own.replace(_D2SM_BESIDE_MSE)
-        rows[f"{backbone}_d2sm_internal"] = own.replace(_D2SM_BESIDE_MSE | _INTERNAL)
-    return rows
+def recipes() -> Mapping[str, Config]:
+    """The configuration of every recipe by name."""
+    return {name: one.config for name, one in catalogue().items()}
 
 
-def _table_2() -> dict[str, Config]:
-    """Divergences, all w/ internal; KL is `ffdnet_d2sm_internal`. JSD is a quarter of it near equality, so 4 times.
-
-    And in their place a discriminator on the same features.
-    """
-    rows = _table_1()
-    l1, internal = rows["ffdnet_l1"], rows["ffdnet_d2sm_internal"]
-    return {
-        "ffdnet_inverse_kl": internal.replace({"loss.divergence": "inverse_kl"}),
-        "ffdnet_jsd": internal.replace({"loss.divergence": "jsd", "loss.weight": 4 * internal.loss.weight}),
-        "ffdnet_gan": l1.replace({"loss.adversarial": 0.002}),
-    }
-
-
-def _for_one_gpu(row: Config) -> Config:
-    """The same row for one GPU: one rule for all, so that reduced rows differ from each other as the rows do."""
-    return row.replace(_GPU | (_INTERNAL_GPU if row.loss.patch_size else {}))
-
-
-def _for_two_cores(row: Config) -> Config:
-    """The same row for two CPU cores, likewise."""
-    changes = _CPU | (_SMALL if row.model.name == "ffdnet" else _LESS)
-    if row.loss.patch_size:
-        changes |= _INTERNAL_CPU
-    if row.loss.perceptual:
-        changes |= {"loss.perceptual": 3e-4}  # another Phi, whose maps have another scale
-    if row.loss.contextual:
-        changes |= {"loss.contextual_layers": ("blocks.2",)}
-    if row.loss.lpips:
-        changes |= {"loss.lpips_trunk": "alexnet"}
-    return row.replace(changes)
+def descriptions() -> Mapping[str, str]:
+    """One sentence about every recipe by name."""
+    return {name: f"{one.description[0].upper()}{one.description[1:]}." for name, one in catalogue().items()}
 
 
 def recipe(name: str) -> Config:
-    """A recipe by name.
+    """A recipe's configuration by name.
 
     Raises:
-        ConfigError: when there is none; names the nearest and all.
+        ConfigError: there is none of this name; names the nearest and all.
     """
     known = recipes()
     if name in known:
         return known[name]
     hint = did_you_mean(name, known, cutoff=0.0)
     raise ConfigError(f"recipe {name!r}: no such recipe{hint} Known: {', '.join(known)}")
+
+
+def _table_1() -> dict[str, Recipe]:
+    """Objectives on FFDNet; then each other backbone with its own objective, and with D2SM beside it."""
+    l1 = Recipe("FFDNet with L1", Config().replace(_PAPER | {"loss.weight": 0.0}))
+    contextual = {"loss.contextual": 0.005, "loss.contextual_layers": ("conv4_2",)}
+    segmenter = {"loss.segmenter": "espnet-cityscapes", "loss.segmenter_scale": 0.5}
+    d2sm, internal = " and D2SM on whole crops", " and D2SM on internal patches"
+    mse = {"loss.l1": 0.0, "loss.mse": 1.0}  # for SADNet its authors' objective for Gaussian noise
+    sadnet = {"model.name": "sadnet", **mse}
+    cbdnet = {"model.name": "cbdnet", **mse, "loss.noise_asymmetry": 0.5, "loss.noise_tv": 0.05}
+    own = {
+        "cbdnet": Recipe("CBDNet with its own objective (squared error, noise estimate)", l1.config.replace(cbdnet)),
+        "sadnet": Recipe("SADNet with its own objective (squared error)", l1.config.replace(sadnet)),
+    }
+    rows = {
+        "ffdnet_l1": l1.derived(" alone", {}),
+        "ffdnet_ssim": l1.derived(" and SSIM", {"loss.ssim": 0.3}),
+        "ffdnet_perceptual": l1.derived(" and the perceptual loss", {"loss.perceptual": 0.05}),
+        "ffdnet_lpips": l1.derived(" and LPIPS", {"loss.lpips": 0.1}),
+        "ffdnet_contextual": l1.derived(" and the contextual loss", contextual),
+        "ffdnet_cross_entropy": l1.derived(
+            " and the cross-entropy of a frozen segmenter", {"loss.cross_entropy": 0.002, **segmenter}
+        ),
+        "ffdnet_d2sm": l1.derived(d2sm, _D2SM),
+        "ffdnet_d2sm_internal": l1.derived(internal, _D2SM | _INTERNAL),
+    }
+    for backbone, row in own.items():
+        rows[f"{backbone}_own"] = row
+        rows[f"{backbone}_d2sm"] = row.derived(d2sm, _D2SM_BESIDE_MSE)
+        rows[f"{backbone}_d2sm_internal"] = row.derived(internal, _D2SM_BESIDE_MSE | _INTERNAL)
+    return rows
+
+
+def _table_2() -> dict[str, Recipe]:
+    """Other divergences on internal patches (KL is `ffdnet_d2sm_internal`), and a discriminator on the same features.
+
+    JSD is a quarter of KL where the distributions are nearly equal, so its weight is 4 times that of KL.
+    """
+    rows = _table_1()
+    internal = rows["ffdnet_d2sm_internal"]
+    jsd = {"loss.divergence": "jsd", "loss.weight": 4 * internal.config.loss.weight}
+    gan = rows["ffdnet_l1"].config.replace({"loss.adversarial": 0.002})
+    return {
+        "ffdnet_inverse_kl": internal.derived(", inverse KL divergence", {"loss.divergence": "inverse_kl"}),
+        "ffdnet_jsd": internal.derived(", Jensen-Shannon divergence", jsd),
+        "ffdnet_gan": Recipe("FFDNet with L1 and an adversarial loss on Phi's features", gan),
+    }
+
+
+def _for_one_gpu(row: Recipe) -> Recipe:
+    """A row reduced for one GPU. All rows are reduced by one rule, so that they differ as the full rows do."""
+    return row.derived("; reduced for one GPU", _GPU | (_INTERNAL_GPU if row.config.loss.patch_size else {}))
+
+
+def _for_two_cores(row: Recipe) -> Recipe:
+    """A row reduced for two CPU cores, by one rule as well."""
+    loss = row.config.loss
+    changes = _CPU | (_SMALL if row.config.model.name == "ffdnet" else _LESS)
+    if loss.patch_size:
+        changes |= _INTERNAL_CPU
+    if loss.perceptual:
+        changes |= {"loss.perceptual": 3e-4}  # the features of this Phi are larger than VGG's
+    if loss.contextual:
+        changes |= {"loss.contextual_layers": ("blocks.2",)}
+    if loss.lpips:
+        changes |= {"loss.lpips_trunk": "alexnet"}
+    return row.derived("; reduced for two CPU cores", changes)

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import argparse
 import textwrap
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from cluster.cli.arguments import training_configuration
 from cluster.cli.outcome import print_outcome
-
-if TYPE_CHECKING:
-    from pipelines.config import Config
 
 
 def run_train(args: argparse.Namespace) -> None:
@@ -20,9 +15,7 @@ def run_train(args: argparse.Namespace) -> None:
         print(_keys())
         return
     if args.recipes:
-        from pipelines.recipes import recipes
-
-        print(_recipes(recipes()))
+        print(_recipes())
         return
     config = training_configuration(args)
     if args.no_evaluate:
@@ -46,12 +39,13 @@ def _keys() -> str:
     return "\n".join(lines)
 
 
-def _recipes(known: Mapping[str, Config]) -> str:
-    """Every recipe with the keys it sets."""
+def _recipes() -> str:
+    """Every recipe with its description and the keys it sets."""
     from pipelines.config import Config
+    from pipelines.recipes import descriptions, recipes
 
-    default, lines = Config().flat(), []
-    for name, config in known.items():
+    default, about, lines = Config().flat(), descriptions(), []
+    for name, config in recipes().items():
         changed = [f"{k}={v}" for k, v in config.flat().items() if v != default[k] and k != "recipe"]
-        lines += [name, textwrap.indent(textwrap.fill(" ".join(changed), 100), "    ")]
+        lines += [f"{name}: {about[name]}", textwrap.indent(textwrap.fill(" ".join(changed), 100), "    ")]
     return "\n".join(lines)

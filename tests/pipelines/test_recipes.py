@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipelines.config import Config, ConfigError, load
-from pipelines.recipes import recipe, recipes
+from pipelines.recipes import descriptions, recipe, recipes
 
 
 def test_a_recipe_knows_its_name_and_survives_a_file(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -43,6 +43,15 @@ def test_the_settings_of_the_paper() -> None:
     # What the loss adds is compared with the same run without it.
     differ = {key for key, value in config.flat().items() if recipe("ffdnet_l1").flat()[key] != value}
     assert differ == {"recipe", "loss.weight"}
+
+
+def test_each_is_described_in_one_sentence() -> None:
+    about = descriptions()
+    assert about.keys() == recipes().keys() and len(set(about.values())) == len(about)
+    for name, text in about.items():
+        assert text[0].isupper() and text.endswith(".") and len(text) < 120
+        assert ("GPU" in text) == name.endswith("_gpu") and ("CPU" in text) == name.endswith("_cpu")
+        assert ("D2SM" in text) == ("d2sm" in recipe(name).loss.terms)
 
 
 TABLE_1 = {
