@@ -13,8 +13,8 @@ from pipelines.config import Config
 from pipelines.evaluate import check as check_evaluation
 from pipelines.evaluate import evaluate
 from pipelines.inference import pictures
-from pipelines.runs import checkpoint, storage
-from pipelines.runs import folder as run_folder
+from pipelines.runs import checkpoint
+from pipelines.runs.folder import RunFolder, runs_folder
 from pipelines.runs.results import RESULTS, Results
 from pipelines.text import redact
 from pipelines.tracking import store
@@ -50,9 +50,9 @@ def run(config: Config, *, quiet: bool = False, verbose: bool = False, watch: re
         registry.check_names(config.tracking.register_as, config.tracking.alias)
     trained = train.fit(config, quiet=quiet, verbose=verbose, watch=watch)
     results = evaluate(trained.checkpoint, trained.config, quiet=quiet, verbose=verbose)
-    drawn = pictures.draw(trained.checkpoint, trained.config, trained.run_dir / "pictures")
-    with tracked.open_run(trained.config, trained.run_dir) as mlflow_run:
-        save_results(mlflow_run, trained.run_dir, results, drawn, step=trained.step)
+    drawn = pictures.draw(trained.checkpoint, trained.config, trained.folder.pictures)
+    with tracked.open_run(trained.config, trained.folder) as mlflow_run:
+        save_results(mlflow_run, trained.folder, results, drawn, step=trained.step)
         for name in (checkpoint.MODEL, checkpoint.CONFIG, checkpoint.META):
             mlflow_run.file(trained.checkpoint / name, "model")
         registered = None
@@ -62,17 +62,17 @@ def run(config: Config, *, quiet: bool = False, verbose: bool = False, watch: re
 
 
 def save_results(
-    mlflow_run: tracking.Run, run_dir: Path, results: Results, drawn: Sequence[Path], *, step: int
+    mlflow_run: tracking.Run, folder: RunFolder, results: Results, drawn: Sequence[Path], *, step: int
 ) -> None:
     """Put the evaluation of a run's checkpoint of this step, and its pictures, into the run's folder and MLflow."""
-    results.save(run_dir / RESULTS)
-    run_folder.write_run(run_dir, evaluated=step)
+    results.save(folder.results_file)
+    folder.write_info(evaluated=step)
     mlflow_run.results(results.flat())
-    mlflow_run.file(run_dir / RESULTS)
+    mlflow_run.file(folder.results_file)
     mlflow_run.text(results.table(), "results.txt")
     for path in drawn:
         mlflow_run.file(path, "pictures")
-    storage.push(run_dir, RESULTS, *(str(path.relative_to(run_dir)) for path in drawn))
+    folder.push(folder.results_file, *drawn)
 
 
 def evaluate_run(
@@ -89,13 +89,13 @@ def evaluate_run(
     Returns:
         The results and the file they were written to.
     """
-    folder = checkpoint.resolve(model)
-    results = evaluate(folder, config, quiet=quiet, verbose=verbose)
-    run_dir = folder.parent
-    if out is None and (run_dir / run_folder.RUN).exists():
-        with tracked.open_run(configs.load(run_dir / checkpoint.CONFIG), run_dir) as mlflow_run:
-            save_results(mlflow_run, run_dir, results, [], step=int(checkpoint.meta(folder)["step"]))
-        return results, run_dir / RESULTS
+    found = checkpoint.resolve(model)
+    results = evaluate(found, config, quiet=quiet, verbose=verbose)
+    folder = RunFolder.at(found.parent)
+    if out is None and folder.info_file.exists():
+        with tracked.open_run(configs.load(folder.config_file), folder) as mlflow_run:
+            save_results(mlflow_run, folder, results, [], step=int(checkpoint.meta(found)["step"]))
+        return results, folder.results_file
     out = out or Path(RESULTS)
     results.save(out)
     return results, out
@@ -134,7 +134,7 @@ def resolved(config: Config, *, what: str) -> Config:
     Raises:
         ConfigError, TrackingError: `train.storage` is a URI; a password in the tracking URI.
     """
-    runs = run_folder.storage_of(config, what=what)
+    runs = runs_folder(config, what=what)
     uri = store.uri_of(config)
     if redact(uri) != uri:
         raise store.TrackingError(

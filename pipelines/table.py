@@ -24,7 +24,7 @@ from pipelines.evaluate import check as check_evaluation
 from pipelines.experiment import resolved
 from pipelines.recipes import recipe, recipes
 from pipelines.runs import checkpoint
-from pipelines.runs import folder as run_folder
+from pipelines.runs.folder import RunFolder, check_name
 from pipelines.runtime import resources, session
 from pipelines.runtime.progress import Line
 from pipelines.text import one_line
@@ -78,7 +78,7 @@ def runs_of(rows: Sequence[Config], *, name: str, seeds: int) -> list[Config]:
     """
     if seeds < 1:
         raise ConfigError(f"seeds={seeds}: at least 1")
-    run_folder.check_name(name, "name")
+    check_name(name, "name")
     rows = [resolved(row, what="a table") for row in rows]
     return [
         row.replace(
@@ -119,19 +119,22 @@ def table(
     wanted = runs_of(rows, name=name, seeds=seeds)
     missing = [config for config in wanted if not is_done(config)]
     steps = {row: _check(config) for row, config in {label(config): config for config in missing}.items()}
-    folder = run_folder.folder_of(wanted[0]).parent
-    folder.mkdir(parents=True, exist_ok=True)
-    noted = run_folder.read_run(folder)
+    folder = RunFolder.at(RunFolder.of(wanted[0]).path.parent)
+    folder.path.mkdir(parents=True, exist_ok=True)
     # The MLflow run of the table; those of its rows are shown below it.
     with tracking.open_run(
-        wanted[0], run_dir=folder, tags={"d2sm.table": folder.name}, run_id=noted.get("run_id"), whole=False
+        wanted[0],
+        run_dir=folder.path,
+        tags={"d2sm.table": folder.path.name},
+        run_id=folder.read_info().get("run_id"),
+        whole=False,
     ) as parent:
-        run_folder.write_run(folder, run_id=parent.id, page=parent.page)
+        folder.write_info(run_id=parent.id, page=parent.page)
 
         def write() -> list[Row]:
             """The table of what is finished so far, as files and in MLflow."""
-            found = read_rows([run_folder.folder_of(config) for config in wanted if is_done(config)])
-            for path in render.write(found, folder):
+            found = read_rows([RunFolder.of(config).path for config in wanted if is_done(config)])
+            for path in render.write(found, folder.path):
                 parent.file(path)
             return found
 
@@ -142,13 +145,13 @@ def table(
             what = f"table {name}: {len(missing)} runs, {most} at a time"
             with Line(what, sum(steps[label(config)] for config in missing), quiet=quiet) as line:
                 failed = _run_all(missing, most, line, write)
-        return Outcome(write(), failed, folder, parent.page, parent.uri)
+        return Outcome(write(), failed, folder.path, parent.page, parent.uri)
 
 
 def is_done(config: Config) -> bool:
     """Whether this run is finished: trained as configured, and evaluated as it is asked for now."""
     try:
-        found = read_run(run_folder.folder_of(config)).config
+        found = read_run(RunFolder.of(config).path).config
     except (RunsError, checkpoint.CheckpointError):
         return False
     return not found.differences(config, "results", "length", "run", "evaluation")
@@ -191,7 +194,7 @@ def _run_all(missing: Sequence[Config], most: int, line: Line, write: Callable[[
                     _settle(config, "FAILED")
                     line.say(f"failed    {shown[name]}: {why}")
                 else:
-                    results = read_run(run_folder.folder_of(config)).results
+                    results = read_run(RunFolder.of(config).path).results
                     line.say(f"finished  {shown[name]}: PSNR dB / SSIM / MIoU at {results.line()}")
                 write()
         finally:  # after Ctrl-C or an error some are left; each resumes from its last checkpoint
@@ -230,6 +233,6 @@ def _why_failed(task: Any) -> str:
 
 def _settle(config: Config, status: tracking.Status) -> None:
     """Note in a run's MLflow record how it ended; the process that would have done so may be gone."""
-    run_id = run_folder.read_run(run_folder.folder_of(config)).get("run_id")
+    run_id = RunFolder.of(config).read_info().get("run_id")
     if run_id:
         tracking.settle(tracking.uri_of(config), {run_id: status})

@@ -13,15 +13,15 @@ from pipelines import tracking
 from pipelines.config import Config
 from pipelines.data import index, plan, stream
 from pipelines.data.splits import training_images
-from pipelines.runs import checkpoint, storage
-from pipelines.runs import folder as run_folder
+from pipelines.runs import checkpoint
+from pipelines.runs.folder import RunFolder, named
 from pipelines.runtime import resources, session
 from pipelines.runtime.progress import Line
 from pipelines.training import interrupt, launch
 from pipelines.training.finite import TrainingError
 from pipelines.training.messages import Reader
 from pipelines.training.objective import check_objective
-from pipelines.training.record import SKIPPED, Record, Watch
+from pipelines.training.record import Record, Watch
 from pipelines.training.tracked import open_run
 
 
@@ -30,7 +30,7 @@ class Trained:
     """A finished run: where it is, and what it is called in MLflow."""
 
     config: Config
-    run_dir: Path
+    folder: RunFolder
     checkpoint: Path
     step: int
     run_id: str
@@ -39,10 +39,14 @@ class Trained:
     metrics: Mapping[str, float]
 
     @property
+    def run_dir(self) -> Path:
+        """The run's folder on this disk."""
+        return self.folder.path
+
+    @property
     def where(self) -> str:
         """The checkpoint as others find it: its path, or its URI where `checkpoint` is a copy of it on this disk."""
-        uri = storage.uri_of(self.run_dir)
-        return storage.joined(uri, self.checkpoint.name) if uri else str(self.checkpoint)
+        return self.folder.place_of(self.checkpoint.name)
 
 
 def fit(config: Config, *, quiet: bool = False, verbose: bool = False, watch: Watch | None = None) -> Trained:
@@ -58,17 +62,17 @@ def fit(config: Config, *, quiet: bool = False, verbose: bool = False, watch: Wa
         ConfigError, DataError, ResourceError, TrackingError, RemoteError, TrainingError: each one line.
         KeyboardInterrupt: Ctrl-C. After the first there is a checkpoint of the last step.
     """
-    config = run_folder.named(config)
-    run_folder.place_of(config)  # a wrong one is said before the images are looked at
+    config = named(config)
+    folder = RunFolder.of(config)  # a wrong one is reported before the photographs are read
     items = training_images(config)
     check_objective(config)
     fingerprint = index.fingerprint(items)
     session.start(cpus=resources.cpus_of(config), verbose=verbose)
     resources.check(config)
-    run_dir = run_folder.open_folder(config, fingerprint)
+    folder.open(config, fingerprint)
     try:
-        with open_run(config, run_dir) as run:
-            return _train(config, items, run_dir, fingerprint, run, quiet, watch)
+        with open_run(config, folder) as run:
+            return _train(config, folder, items, fingerprint, run, quiet, watch)
     except interrupt.Left:
         ray.shutdown()  # ends the workers, which nobody waits for any more
         raise
@@ -76,15 +80,15 @@ def fit(config: Config, *, quiet: bool = False, verbose: bool = False, watch: Wa
 
 def _train(
     config: Config,
+    folder: RunFolder,
     items: pa.Table,
-    run_dir: Path,
     fingerprint: str,
     run: tracking.Run,
     quiet: bool,
     watch: Watch | None,
 ) -> Trained:
     steps = plan.total_steps(config, items.num_rows)
-    last = checkpoint.latest(run_dir)
+    last = folder.latest()
     start = int(checkpoint.meta(last)["step"]) if last else 0
     seen: dict[str, float] = {}
     ended = False
@@ -93,23 +97,23 @@ def _train(
             run.log(entry["step"], entry["metrics"])
     if start < steps:
         with Line(config.train.name, steps, start, quiet=quiet) as line:
-            record = Record(config, run, line, seen, run_dir, start=start, watch=watch)
+            record = Record(config, run, line, seen, folder, start=start, watch=watch)
             if not quiet and (crowded := resources.oversubscribed(config)):
                 line.say(f"{config.train.name}: {crowded}")
             if left_out := stream.left_out(items):
                 record({"skipped": left_out})
             with Reader(record, record.between) as reader:
-                ended = launch.run(config, items, steps, fingerprint, reader.mailbox, line.say)
-        storage.refresh(run_dir)
-        checkpoint.prune(run_dir, config.train.keep)
-        storage.push(run_dir, *(name for name in (SKIPPED,) if (run_dir / name).exists()))
+                ended = launch.run(config, folder, items, steps, fingerprint, reader.mailbox, line.say)
+        folder.refresh().prune(config.train.keep)
+        if folder.skipped_file.exists():
+            folder.push(folder.skipped_file)
     elif not quiet:
         print(f"{config.train.name}: already at step {start} of {steps}, nothing to train")
-    done = checkpoint.latest(run_dir)
+    done = folder.latest()
     if done is None and not ended:
-        raise TrainingError(f"{run_dir}: training ended without a checkpoint")
+        raise TrainingError(f"{folder.path}: training ended without a checkpoint")
     if done is None or (ended and not checkpoint.meta(done)["final"]):
         raise KeyboardInterrupt
-    trained = Trained(config, run_dir, done, int(checkpoint.meta(done)["step"]), run.id, run.uri, fingerprint, seen)
+    trained = Trained(config, folder, done, int(checkpoint.meta(done)["step"]), run.id, run.uri, fingerprint, seen)
     run.tag("d2sm.checkpoint", trained.where)
     return trained

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from pipelines import tracking
-from pipelines.runs import folder as run_folder
+from pipelines.runs.folder import RunFolder
 from pipelines.runtime import files
 from tuning import picture, rows
 from tuning.rows import Row
@@ -21,14 +21,14 @@ def open_parent(sweep: Sweep) -> tracking.Run:
     """The sweep's own run, continued when there is one."""
     facts = {f"d2sm.sweep.{key}": value for key, value in sweep.facts().items()}
     tags = {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
-    known = run_folder.read_run(sweep.folder)
+    folder = RunFolder.at(sweep.folder)
     run = tracking.open_run(
         sweep.base,
-        run_dir=sweep.folder,
+        run_dir=folder.path,
         tags={"d2sm.recipe": sweep.base.recipe, **tags},
-        run_id=known.get("run_id"),
+        run_id=folder.read_info().get("run_id"),
     )
-    run_folder.write_run(sweep.folder, run_id=run.id)
+    folder.write_info(run_id=run.id)
     return run
 
 
@@ -52,7 +52,7 @@ def settle(sweep: Sweep, found: Sequence[Row]) -> None:
     tags = {}
     for row in found:
         for run_dir in sorted(sweep.folder.glob(f"{name_of(row.number)}*")):
-            if run_id := run_folder.read_run(run_dir).get("run_id"):
+            if run_id := RunFolder.at(run_dir).read_info().get("run_id"):
                 ends[run_id] = states.get(row.state, "KILLED")
                 tags[run_id] = {"d2sm.trial": row.state}
     try:

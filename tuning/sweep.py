@@ -14,7 +14,7 @@ from pipelines.config import Config
 from pipelines.data import splits
 from pipelines.evaluate import check as check_evaluation
 from pipelines.experiment import resolved
-from pipelines.runs import folder as run_folder
+from pipelines.runs.folder import check_name, runs_folder
 from pipelines.training import objective
 from tuning import search, space
 from tuning.search import Scheduler, Search
@@ -65,7 +65,7 @@ class Sweep:
     @property
     def folder(self) -> Path:
         """Where the sweep and its trials are kept."""
-        return run_folder.storage_of(self.base, what="a sweep") / self.name
+        return runs_folder(self.base, what="a sweep") / self.name
 
     def at(self, point: Point) -> Config:
         """A point's whole configuration."""
@@ -109,7 +109,7 @@ def settled(sweep: Sweep) -> Sweep:
         ConfigError, TrackingError: a name with folders, a password in the URI.
     """
     base = resolved(sweep.base, what="a sweep")
-    run_folder.check_name(sweep.name, "name")
+    check_name(sweep.name, "name")
     return replace(sweep, base=base.replace({"train.name": "", "tracking.register_as": "", "tracking.parent": ""}))
 
 

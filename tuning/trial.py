@@ -23,7 +23,7 @@ from pipelines.data.splits import training_images
 from pipelines.evaluate import evaluate
 from pipelines.experiment import save_results
 from pipelines.runs import checkpoint
-from pipelines.runs.folder import folder_of
+from pipelines.runs.folder import RunFolder
 from pipelines.runtime import files, session
 from pipelines.text import one_line
 from pipelines.tracking.store import TrackingError
@@ -105,7 +105,7 @@ class Trial(tune.Trainable):
 
     def _measured(self, budget: int, whole: int) -> dict[str, float]:
         config = self.config_of()
-        run_dir = folder_of(config)
+        run_dir = RunFolder.of(config).path
         file = report_file(run_dir, budget)
         if file.exists():
             return dict(json.loads(file.read_text()))
@@ -132,8 +132,8 @@ class Trial(tune.Trainable):
         results = evaluate(trained.checkpoint, trained.config, quiet=True)
 
         def send() -> None:
-            with open_run(trained.config, trained.run_dir) as run:
-                save_results(run, trained.run_dir, results, [], step=trained.step)
+            with open_run(trained.config, trained.folder) as run:
+                save_results(run, trained.folder, results, [], step=trained.step)
 
         _patient(send)
         return results.flat()

@@ -17,8 +17,8 @@ from pipelines.comparison.paper import published
 from pipelines.config import Config
 from pipelines.recipes import recipes
 from pipelines.runs import checkpoint, storage
-from pipelines.runs import folder as run_folder
-from pipelines.runs.results import RESULTS, Results
+from pipelines.runs.folder import RunFolder
+from pipelines.runs.results import Results
 from pipelines.tracking import store
 
 DIGITS = {"psnr": 2, "ssim": 3, "miou": 3}
@@ -128,24 +128,26 @@ def read_run(folder: str | Path) -> FinishedRun:
         RemoteError: the URI cannot be read.
         RunsError: not a run's folder, not trained to its last step, or not evaluated there.
     """
-    folder = storage.local(folder).expanduser().absolute()
-    last = checkpoint.latest(folder) if folder.is_dir() else None
+    run = RunFolder.at(folder if storage.is_uri(folder) else Path(folder).expanduser().absolute()).refresh()
+    last = run.latest()
     if last is None:
-        raise RunsError(f"{folder}: no run with a complete checkpoint there; give a folder that `d2sm train` wrote")
+        raise RunsError(f"{run.path}: no run with a complete checkpoint there; give a folder that `d2sm train` wrote")
     meta = checkpoint.meta(last)
     if not meta.get("final"):
-        raise RunsError(f"{folder}: stopped at step {meta['step']} of {meta['steps']}; train it to its last step first")
-    noted, step = run_folder.read_run(folder), int(meta["step"])
-    if not (folder / RESULTS).exists() or noted.get("evaluated", step) != step:
-        raise RunsError(f"{folder}: its last step is not evaluated; run `d2sm evaluate {folder}`")
+        raise RunsError(
+            f"{run.path}: stopped at step {meta['step']} of {meta['steps']}; train it to its last step first"
+        )
+    info, step = run.read_info(), int(meta["step"])
+    if not run.results_file.exists() or info.get("evaluated", step) != step:
+        raise RunsError(f"{run.path}: its last step is not evaluated; run `d2sm evaluate {run.path}`")
     return FinishedRun(
-        folder,
+        run.path,
         configs.load(last / checkpoint.CONFIG),
-        Results.load(folder / RESULTS),
+        Results.load(run.results_file),
         step,
         commit=meta["commit"] + ("+" if meta["dirty"] else ""),
-        run_id=noted.get("run_id", ""),
-        page=noted.get("page", ""),
+        run_id=info.get("run_id", ""),
+        page=info.get("page", ""),
     )
 
 

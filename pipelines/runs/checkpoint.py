@@ -1,12 +1,13 @@
-"""What a run is, on disk: a folder a checkpoint, written whole or not at all.
+"""A checkpoint: a folder of five files, written whole or not at all.
 
-    model.safetensors   the weights to use (the averaged ones where there are any)
-    config.yaml         the configuration that made them
-    state.pt            what training needs to go on: weights, average, optimizer, schedule, queues, randomness
-    log.json            the last entries of the log, and the sums of the one in the making
-    meta.json           step, epoch, commit, data, and the size of every other file, which must agree
+    model.safetensors   the weights of the model (the EMA weights if there are any)
+    config.yaml         the configuration of the run
+    state.pt            what training resumes from: weights, EMA, optimizer, schedule, queues, random generators
+    log.json            the latest log entries, and the running sums of the next one
+    meta.json           step, epoch, commit, fingerprint of the data, and the size of every other file
 
-The first, second and last make a bundle: enough to use the model, and what the registry keeps.
+A checkpoint is complete when every file has the size that meta.json names. model.safetensors, config.yaml and meta.json
+make a bundle: enough to use the model, and what the registry keeps.
 """
 
 from __future__ import annotations
@@ -29,15 +30,14 @@ from pipelines.networks.models import build
 from pipelines.runs import storage
 
 MODEL, CONFIG, STATE, LOG, META = "model.safetensors", "config.yaml", "state.pt", "log.json", storage.META
-RAYS = "checkpoint_manager_snapshot.json"  # Ray Train's own list, which earlier versions left in a run's folder
 
 
 class CheckpointError(ValueError):
-    """A folder that is no checkpoint, or one of another model. One line."""
+    """A folder that is no checkpoint, or holds weights of another model. One line."""
 
 
 def name_of(step: int) -> str:
-    """The folder of a step's checkpoint; sorts by step."""
+    """The name of a step's checkpoint; names sort by step."""
     return f"step-{step:08d}"
 
 
@@ -50,7 +50,13 @@ def write(
     meta: Mapping[str, Any],
     log: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a checkpoint into an empty folder; the meta file, which vouches for the others, comes last.
+    """Write a checkpoint into an empty folder, meta.json last.
+
+    Args:
+        weights: of the model.
+        state: what training resumes from: tensors and plain values, which `torch.load(weights_only=True)` reads back.
+        meta: what meta.json says beside the sizes.
+        log: what log.json holds.
 
     Raises:
         OSError: it cannot be written. One line.
@@ -71,10 +77,10 @@ def write(
 
 
 def meta(folder: Path) -> dict[str, Any]:
-    """What a checkpoint says of itself.
+    """The content of meta.json.
 
     Raises:
-        CheckpointError: when the folder is no checkpoint or bundle.
+        CheckpointError: the folder is no checkpoint or bundle.
     """
     try:
         found = dict(json.loads((folder / META).read_text()))
@@ -86,7 +92,7 @@ def meta(folder: Path) -> dict[str, Any]:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether every file is there in full, so that a killed or full-disk write never counts."""
+    """Whether every file is there in full; a write that was killed or ran out of space never counts."""
     try:
         sizes = meta(folder)["sizes"]
         return all((folder / name).stat().st_size == size for name, size in sizes.items())
@@ -94,45 +100,28 @@ def is_complete(folder: Path) -> bool:
         return False
 
 
-def latest(run: str | Path) -> Path | None:
-    """The last complete checkpoint of a run, from its folder or its URI; a folder on this disk in either case."""
-    run_dir = storage.local(run)
+def latest(run_dir: Path) -> Path | None:
+    """The last complete checkpoint in a run's folder; None: there is none."""
     complete = (folder for folder in sorted(run_dir.glob("step-*"), reverse=True) if is_complete(folder))
     return next(complete, None)
 
 
 def is_of(folder: Path, name: str) -> bool:
-    """Whether the run of this name wrote a checkpoint; population-based training begins runs with another's."""
+    """Whether the run of this name wrote a checkpoint. Population-based training starts runs from another's."""
     return bool(meta(folder).get("name") == name)
 
 
 def log(folder: Path) -> dict[str, Any]:
-    """The log as it stood at a checkpoint; empty where it holds none."""
+    """The state of the log at a checkpoint; empty: none was saved."""
     path = folder / LOG
     return dict(json.loads(path.read_text())) if path.exists() else {}
 
 
-def sweep(run_dir: Path) -> list[Path]:
-    """Remove half-written checkpoints, and what an earlier version's Ray kept of them; gives those removed."""
-    (run_dir / RAYS).unlink(missing_ok=True)
-    broken = [folder for folder in run_dir.glob("step-*") if not is_complete(folder)]
-    broken += run_dir.glob(".step-*")
-    for folder in broken:
-        shutil.rmtree(folder)
-    return broken
-
-
-def prune(run_dir: Path, keep: int) -> None:
-    """Remove all but the newest checkpoints."""
-    for folder in sorted(run_dir.glob("step-*"))[:-keep]:
-        shutil.rmtree(folder)
-
-
 def resolve(path: str | Path) -> Path:
-    """A checkpoint from its own folder, or the last one of a run's folder; either may be a URI.
+    """A checkpoint on this disk: that of a folder, or the last complete one of a run's folder; either may be a URI.
 
     Raises:
-        CheckpointError: when there is none.
+        CheckpointError: there is none.
         RemoteError: the URI cannot be read.
     """
     folder = storage.local(path)
@@ -145,13 +134,13 @@ def resolve(path: str | Path) -> Path:
 
 
 def load_model(folder: Path) -> tuple[nn.Module, Config]:
-    """The model to use, in eval mode on the CPU, its weights in channels_last order, and its configuration.
+    """The model of a checkpoint or bundle, in eval mode on the CPU, and its configuration.
 
-    In that order its maps need no copies between convolutions: FFDNet 24 x 7, FFDNet 96 x 12 and CBDNet take 0.59,
-    0.87 and 0.78 of the CPU time on 480 x 360 pixels, SADNet the same. Restored pixels change by float32 rounding.
+    Its weights are in channels_last order, in which the CPU's convolutions need no copies in between; restored pixels
+    differ from those in the default order by float32 rounding.
 
     Raises:
-        CheckpointError: when files are missing or the weights are those of another model.
+        CheckpointError: files are missing or damaged, or the weights are those of another model.
     """
     if not (folder / MODEL).exists() or not (folder / CONFIG).exists():
         raise CheckpointError(f"{folder}: holds no {MODEL} with {CONFIG}; give a checkpoint of `d2sm train`")
@@ -166,10 +155,10 @@ def load_model(folder: Path) -> tuple[nn.Module, Config]:
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """The training state, tensors only (nothing is unpickled that could run).
+    """The training state: tensors and plain values only, so that loading it runs no code.
 
     Raises:
-        CheckpointError: when it is damaged or holds anything else.
+        CheckpointError: it is damaged or holds anything else.
     """
     try:
         state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
@@ -182,7 +171,14 @@ def load_state(folder: Path) -> dict[str, Any]:
 
 
 def fill(model: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
-    """Strictly load weights; another model's give one line."""
+    """Load weights into a model; names and shapes must be the same.
+
+    Args:
+        source: the file they are from, for the message.
+
+    Raises:
+        CheckpointError: they are those of another model.
+    """
     try:
         model.load_state_dict(dict(weights))
     except RuntimeError as error:

@@ -1,23 +1,190 @@
-"""A run's folder: its name, which configuration and data it belongs to, and what is noted in it."""
+"""A run's folder: where it is, what its files are called, and whose run it is."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pipelines import config as configs
 from pipelines.config import Config, ConfigError
-from pipelines.runs import checkpoint
-from pipelines.runs import storage as remote
+from pipelines.runs import checkpoint, storage
+from pipelines.runs.results import RESULTS
 from pipelines.runtime import files
 
-RUN = "run.json"  # its MLflow run and data
+INFO = "run.json"  # the run's MLflow run, the fingerprint of its data, the step that was evaluated
+SKIPPED = "skipped.json"  # the images that could not be read, and why
+PICTURES = "pictures"
+
+# What killed writers of earlier versions and earlier versions of Ray Train left in a run's folder.
+_OLD_LEFTOVERS = (f".{INFO}", "checkpoint_manager_snapshot.json")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run is kept: made once from its configuration or from what a user typed, then passed on.
+
+    A run at a URI has a copy on this disk. `path` is that copy: `refresh` brings it up to date before it is read, and
+    `push` sends what was written to it; for an ordinary folder both do nothing. Sent to another node, a RunFolder
+    stands for that node's own copy.
+
+    A sweep and a table of runs keep their own record in a folder of the same kind.
+
+    Attributes:
+        path: the folder on this disk.
+        uri: where it is a copy of; None for an ordinary folder.
+    """
+
+    path: Path
+    uri: str | None = None
+
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        """The folder of a run, which need not exist yet.
+
+        Raises:
+            ConfigError: `train.storage` is a URI that holds a secret, or of a kind that no file system is known for.
+        """
+        if storage.is_uri(config.train.storage):
+            runs = storage.check(config.train.storage, asked_by="train.storage")
+            return cls.at(storage.joined(runs, config.train.name))
+        return cls(Path(config.train.storage).expanduser().absolute() / config.train.name)
+
+    @classmethod
+    def at(cls, place: str | Path) -> Self:
+        """The folder at a path or a URI, or that a copy on this disk stands for."""
+        if storage.is_uri(place):
+            uri = str(place).rstrip("/")
+            return cls(storage.copy_of(uri), uri)
+        return cls(Path(place), storage.uri_of(Path(place)))
+
+    def __reduce__(self) -> tuple[Callable[[str], RunFolder], tuple[str]]:
+        return RunFolder.at, (self.place,)
+
+    @property
+    def place(self) -> str:
+        """Its path or URI, as others find it."""
+        return self.uri or str(self.path)
+
+    def place_of(self, name: str) -> str:
+        """The path or URI of a file or checkpoint in it, as others find it."""
+        return storage.joined(self.uri, name) if self.uri else str(self.path / name)
+
+    @property
+    def config_file(self) -> Path:
+        """The configuration, in YAML."""
+        return self.path / checkpoint.CONFIG
+
+    @property
+    def info_file(self) -> Path:
+        """What `read_info` reads; a folder that has it is a run's."""
+        return self.path / INFO
+
+    @property
+    def results_file(self) -> Path:
+        """The numbers of its evaluation (`results.Results`)."""
+        return self.path / RESULTS
+
+    @property
+    def skipped_file(self) -> Path:
+        """The images that could not be read: file -> why."""
+        return self.path / SKIPPED
+
+    @property
+    def pictures(self) -> Path:
+        """The folder of the pictures drawn after its evaluation."""
+        return self.path / PICTURES
+
+    def open(self, config: Config, fingerprint: str) -> None:
+        """Make the folder of a new run, or make sure that it is this run's: same configuration, same data.
+
+        Raises:
+            ConfigError: the name belongs to another run.
+            RemoteError: its URI cannot be read or written.
+        """
+        self.refresh()
+        self.sweep()
+        if self.config_file.exists():
+            saved = configs.load(self.config_file)
+            if saved != config and self.latest() is None:
+                self.info_file.unlink(missing_ok=True)  # it never came to a checkpoint: begin anew
+            else:
+                self._check_same(saved, config, fingerprint)
+        self.path.mkdir(parents=True, exist_ok=True)
+        files.write_text(self.config_file, config.dumps())
+        self.write_info(fingerprint=fingerprint)
+        self.push(self.config_file)
+
+    def _check_same(self, saved: Config, config: Config, fingerprint: str) -> None:
+        for key, (before, now) in saved.differences(config, "results", "run").items():
+            raise ConfigError(
+                f"{key}={now}: the run {config.train.name} was started with {before}; choose another train.name, or "
+                "leave the key as it was to resume that run"
+            )
+        known = self.read_info().get("fingerprint", fingerprint)
+        if known != fingerprint:
+            raise ConfigError(
+                f"train.name={config.train.name}: that run was trained on other data (fingerprint {known}, now "
+                f"{fingerprint}); choose another train.name"
+            )
+
+    def read_info(self) -> dict[str, Any]:
+        """What is known of the run beside its configuration: fingerprint, run_id, page, evaluated (a step)."""
+        return dict(json.loads(self.info_file.read_text())) if self.info_file.exists() else {}
+
+    def write_info(self, **entries: Any) -> None:
+        """Add to what is known of the run. Raises RemoteError."""
+        files.write_text(self.info_file, json.dumps({**self.read_info(), **entries}, indent=2))
+        self.push(self.info_file)
+
+    def latest(self) -> Path | None:
+        """The last complete checkpoint on this disk."""
+        return checkpoint.latest(self.path)
+
+    def sweep(self) -> list[Path]:
+        """Remove what killed writers left; gives the incomplete checkpoints among it."""
+        for name in _OLD_LEFTOVERS:
+            (self.path / name).unlink(missing_ok=True)
+        files.sweep(self.path)
+        incomplete = [folder for folder in self.path.glob("step-*") if not checkpoint.is_complete(folder)]
+        incomplete += self.path.glob(".step-*")
+        for folder in incomplete:
+            shutil.rmtree(folder)
+        return incomplete
+
+    def prune(self, keep: int) -> None:
+        """Remove all but the newest checkpoints, on this disk and at the URI. Raises RemoteError."""
+        for folder in sorted(self.path.glob("step-*"))[:-keep]:
+            shutil.rmtree(folder)
+        if self.uri:
+            storage.prune(self.uri, keep)
+
+    def refresh(self) -> Self:
+        """Bring the copy of a run at a URI up to date: its files, and its newest complete checkpoint.
+
+        Raises:
+            RemoteError: it cannot be read.
+        """
+        if self.uri:
+            storage.pull(self.uri, self.path)
+        return self
+
+    def push(self, *paths: Path) -> None:
+        """Send files, folders or checkpoints of the copy to the URI. Raises RemoteError."""
+        if self.uri:
+            storage.push(self.uri, self.path, *paths)
 
 
 def named(config: Config) -> Config:
-    """The configuration with a run name."""
+    """The configuration with a run name: its own, or one of the recipe and the time.
+
+    Raises:
+        ConfigError: `train.name` is no plain name.
+    """
     if config.train.name:
         check_name(config.train.name, "train.name")
         return config
@@ -25,91 +192,27 @@ def named(config: Config) -> Config:
 
 
 def check_name(name: str, asked_by: str) -> None:
-    """A name becomes a folder, and never one elsewhere.
+    """Make sure that a name is a folder's and does not lead elsewhere.
 
     Raises:
-        ConfigError: it has folders in it, or is hidden.
+        ConfigError: it is empty or hidden, or holds a slash.
     """
     if not name or Path(name).name != name or name.startswith("."):
-        raise ConfigError(f"{asked_by}={name!r}: a plain name, without folders")
+        raise ConfigError(f"{asked_by}={name!r}: not a plain name; give one without slashes that begins with no dot")
 
 
-def storage_of(config: Config, *, what: str) -> Path:
+def runs_folder(config: Config, *, what: str) -> Path:
     """The folder of all runs, for what writes to folders only.
+
+    Args:
+        what: that writes there, for the message: "a sweep".
 
     Raises:
         ConfigError: `train.storage` is a URI.
     """
-    if remote.is_uri(config.train.storage):
+    if storage.is_uri(config.train.storage):
         raise ConfigError(
             f"train.storage={config.train.storage}: {what} writes to folders only; mount it on every node, and give "
             "that path"
         )
     return Path(config.train.storage).expanduser().absolute()
-
-
-def place_of(config: Config) -> str:
-    """Where a run keeps its checkpoints, configuration and results: a path, or a URI.
-
-    Raises:
-        ConfigError: a URI with a secret in it, or of an unknown kind.
-    """
-    storage = config.train.storage
-    if remote.is_uri(storage):
-        return remote.joined(remote.check(storage, asked_by="train.storage"), config.train.name)
-    return str(Path(storage).expanduser().absolute() / config.train.name)
-
-
-def folder_of(config: Config) -> Path:
-    """The same as a folder on this disk: a copy where it is a URI (`remote`). Raises ConfigError as `place_of`."""
-    place = place_of(config)
-    return remote.copy_of(place) if remote.is_uri(place) else Path(place)
-
-
-def open_folder(config: Config, fingerprint: str) -> Path:
-    """Make the run's folder, or check that it is this run's: same configuration, same data.
-
-    Raises:
-        ConfigError: when the name belongs to another run.
-        RemoteError: its URI cannot be read or written.
-    """
-    run_dir = remote.refresh(folder_of(config))
-    saved = run_dir / checkpoint.CONFIG
-    checkpoint.sweep(run_dir)
-    if saved.exists() and checkpoint.latest(run_dir) is None and configs.load(saved) != config:
-        (run_dir / RUN).unlink(missing_ok=True)  # it never came to a checkpoint: nothing to go on with, start anew
-    elif saved.exists():
-        _same(configs.load(saved), config)
-        known = read_run(run_dir).get("fingerprint", fingerprint)
-        if known != fingerprint:
-            raise ConfigError(
-                f"train.name={config.train.name}: that run was trained on other data ({known}, now {fingerprint}); "
-                "choose another train.name"
-            )
-    run_dir.mkdir(parents=True, exist_ok=True)
-    files.write_text(saved, config.dumps())
-    write_run(run_dir, fingerprint=fingerprint)
-    remote.push(run_dir, checkpoint.CONFIG)
-    return run_dir
-
-
-def read_run(run_dir: Path) -> dict[str, Any]:
-    """What is known of a run beside its configuration."""
-    path = run_dir / RUN
-    return dict(json.loads(path.read_text())) if path.exists() else {}
-
-
-def write_run(run_dir: Path, **facts: Any) -> None:
-    """Add to what is known of a run."""
-    text = json.dumps({**read_run(run_dir), **facts}, indent=2)
-    files.write_text(run_dir / RUN, text)
-    remote.push(run_dir, RUN)
-
-
-def _same(saved: Config, config: Config) -> None:
-    """A run is resumed only with the configuration that makes its weights; anything else may change."""
-    for key, (before, now) in saved.differences(config, "results", "run").items():
-        raise ConfigError(
-            f"{key}={now}: the run {config.train.name} was started with {before}; choose another train.name, or leave "
-            "the key as it was to resume that run"
-        )

@@ -1,8 +1,8 @@
-"""Runs whose `train.storage` is a URI (s3://bucket/runs): their files there, and a copy of what is needed on this disk.
+"""Runs whose `train.storage` is a URI (s3://bucket/runs): their files there, and the copy on this disk that is read.
 
-A copy is a folder like any run's, with one file more that names the URI. Whoever reads a run reads the copy, brought up
-to date by `refresh`; whoever changes it sends what changed with `push`. Both do nothing to an ordinary folder, so the
-rest of the code knows folders only.
+A copy is a folder like any run's, with one more file that names the URI. `pull` brings it up to date and `push` sends
+what was written to it; `folder.RunFolder` calls both, so that the rest of the code knows folders only. A checkpoint at
+a URI counts once its meta.json is there, which names the size of every other file and is sent last.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from pipelines.text import one_line, redact
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
 
-SOURCE = ".d2sm-uri"  # in a copy: the URI that it is of
-META = "meta.json"  # of a checkpoint: vouches for its other files, so it comes last
+SOURCE = ".d2sm-uri"  # in a copy: the URI of the run
+META = "meta.json"  # of a checkpoint
 _STEP = "step-"
+_CHUNK = 2**22  # bytes
 
 
 class RemoteError(OSError):
@@ -36,12 +37,15 @@ class RemoteError(OSError):
 
 
 def is_uri(text: str | Path) -> bool:
-    """Whether this is a URI and no path. A registry's models:/name is neither."""
+    """Whether this is a URI rather than a path. A registry's models:/name is neither."""
     return "://" in str(text)
 
 
 def check(uri: str, *, asked_by: str) -> str:
-    """The URI, without a slash at its end.
+    """The URI, once it is known to be usable: it is written into files, and some file system must know its kind.
+
+    Args:
+        asked_by: the key that holds it, for the message.
 
     Raises:
         ConfigError: it holds a password, or no file system knows its kind.
@@ -56,7 +60,7 @@ def check(uri: str, *, asked_by: str) -> str:
 
 
 def joined(uri: str, *names: str) -> str:
-    """A place below a URI, its query kept."""
+    """A place below a URI; its query (?region=...) stays at the end."""
     parts = urllib.parse.urlsplit(uri)
     return parts._replace(path="/".join([parts.path.rstrip("/"), *names])).geturl()
 
@@ -68,22 +72,23 @@ def name_of(uri: str) -> str:
 
 
 def copy_of(uri: str) -> Path:
-    """The folder on this disk that stands for a run at a URI. Made if need be, but not filled."""
+    """The folder on this disk for the copy of a run at a URI; made if need be, but not filled."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = cache / "d2sm" / hashlib.sha256(uri.encode()).hexdigest()[:12] / name_of(uri)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / SOURCE).write_text(uri)
+    if uri_of(folder) != uri:
+        files.write_text(folder / SOURCE, uri, shared=True)
     return folder
 
 
-def uri_of(run_dir: Path) -> str | None:
+def uri_of(folder: Path) -> str | None:
     """The URI that a folder is a copy of; None for an ordinary folder."""
-    source = run_dir / SOURCE
+    source = folder / SOURCE
     return source.read_text() if source.exists() else None
 
 
 def local(place: str | Path) -> Path:
-    """The folder to read: a path as it is; for a URI, a copy that is up to date.
+    """A run's folder, or one of its checkpoints, on this disk: a path as it is; for a URI, an up-to-date copy.
 
     Raises:
         RemoteError: nothing is there, or it cannot be read.
@@ -92,101 +97,112 @@ def local(place: str | Path) -> Path:
         return Path(place)
     uri = str(place).rstrip("/")
     if not name_of(uri).startswith(_STEP):
-        return refresh(copy_of(uri))
+        folder = copy_of(uri)
+        pull(uri, folder)
+        return folder
     parts = urllib.parse.urlsplit(uri)
-    run = copy_of(parts._replace(path=str(PurePosixPath(parts.path).parent)).geturl())
-    with _locked(run):
-        _fetch(run, name_of(uri))
-    return run / name_of(uri)
+    run = parts._replace(path=str(PurePosixPath(parts.path).parent)).geturl()
+    folder = copy_of(run)
+    with _locked(folder):
+        _fetch(run, folder, name_of(uri))
+    return folder / name_of(uri)
 
 
-def refresh(run_dir: Path) -> Path:
-    """Bring a copy up to date: its files, and the newest complete checkpoint. Gives the folder.
+def pull(uri: str, folder: Path) -> None:
+    """Bring a copy up to date: the run's files, and its newest complete checkpoint.
 
     Raises:
         RemoteError: it cannot be read.
     """
-    uri = uri_of(run_dir)
-    if uri is None:
-        return run_dir
-    with _locked(run_dir):
-        files, steps = _listed(uri)
-        for name in files:
-            _download(uri, name, run_dir / name)
-        newest = next((step for step in sorted(steps, reverse=True) if _fetch(run_dir, step)), None)
-        for folder in run_dir.glob(f"{_STEP}*"):
-            if newest is None or folder.name > newest:  # of a run that was begun anew
-                shutil.rmtree(folder)
-    return run_dir
+    with _locked(folder):
+        names, steps = _listed(uri)
+        for name in names:
+            _download(uri, name, folder / name)
+        newest = next((step for step in sorted(steps, reverse=True) if _fetch(uri, folder, step)), None)
+        for checkpoint in folder.glob(f"{_STEP}*"):
+            if newest is None or checkpoint.name > newest:  # of a run that was begun anew since
+                shutil.rmtree(checkpoint)
 
 
-def push(run_dir: Path, *names: str) -> None:
-    """Send files or folders of a copy to where it is from; nothing for an ordinary folder.
+def push(uri: str, folder: Path, *paths: Path) -> None:
+    """Send files and folders of a copy to its URI; of a checkpoint, the meta file last.
 
     Raises:
         RemoteError: it cannot be written.
     """
-    uri = uri_of(run_dir)
-    if uri is None:
-        return
-    for name in names:
-        source = run_dir / name
-        paths = sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
-        for path in paths:
-            _upload(path, joined(uri, str(path.relative_to(run_dir))))
-
-
-def put_checkpoint(folder: Path, uri: str) -> None:
-    """Send a checkpoint; the file that vouches for the others comes last.
-
-    Raises:
-        RemoteError: it cannot be written.
-    """
-    names = sorted((path.name for path in folder.iterdir()), key=lambda name: name == META)
-    for name in names:
-        _upload(folder / name, joined(uri, name))
+    for path in paths:
+        found = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+        for file in sorted(found, key=lambda file: (file.name == META, file)):
+            _upload(file, joined(uri, *file.relative_to(folder).parts))
 
 
 def prune(uri: str, keep: int) -> None:
-    """Remove all but the newest complete checkpoints, and whatever was left half-written.
+    """Remove all but the newest complete checkpoints, and the incomplete ones.
 
     Raises:
         RemoteError: it cannot be written.
     """
     _, steps = _listed(uri)
     complete = [step for step in sorted(steps) if _sizes(joined(uri, step)) is not None]
-    with _reaching(uri) as (place, path):
+    with _reaching(uri) as (system, path):
         for step in set(steps) - set(complete[-keep:]):
-            place.delete_dir(f"{path}/{step}")
+            system.delete_dir(f"{path}/{step}")
 
 
-def _fetch(run_dir: Path, step: str) -> bool:
-    """Have a complete checkpoint in the copy; whether it is there now."""
-    uri = uri_of(run_dir)
-    assert uri is not None
-    there, target = joined(uri, step), run_dir / step
-    sizes = _sizes(there)
+def opened(uri: str, *, asked_by: str) -> tuple[FileSystem, str]:
+    """The file system of a URI, Arrow's own or else that of fsspec, and the path in it.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    import pyarrow as pa
+    from pyarrow import fs
+
+    try:
+        system, path = fs.FileSystem.from_uri(uri)
+        return system, path.rstrip("/")
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        if "nrecognized filesystem" not in str(error):
+            raise ConfigError(f"{asked_by}={uri}: {one_line(error, 200)}") from None
+    except OSError as error:  # a library that is not there
+        raise ConfigError(f"{asked_by}={uri}: {one_line(error, 200)}") from None
+    import fsspec
+
+    try:
+        found, path = fsspec.url_to_fs(uri)
+    except (ValueError, ImportError) as error:
+        raise ConfigError(
+            f"{asked_by}={uri}: no file system for it ({one_line(error, 200)}); install its fsspec package on every "
+            "node, or give s3://, gs:// or a folder"
+        ) from None
+    return fs.PyFileSystem(fs.FSSpecHandler(found)), str(path).rstrip("/")
+
+
+def _fetch(run: str, folder: Path, step: str) -> bool:
+    """Download a checkpoint into a run's copy unless it is there already; whether there is a complete one."""
+    uri, target = joined(run, step), folder / step
+    sizes = _sizes(uri)
     if sizes is None:
         return False
-    meta = _read(there, META)
+    meta = _read(uri, META)
     if (target / META).exists() and (target / META).read_bytes() == meta and _have(target, sizes):
         return True
-    with files.replacing(target, temporary=run_dir / f".{step}") as temporary:
+    with files.replacing(target, temporary=folder / f".{step}") as temporary:
         temporary.mkdir()
         for name in sizes:
-            _download(there, name, temporary / name)
+            _download(uri, name, temporary / name)
         (temporary / META).write_bytes(meta)
     return True
 
 
 def _sizes(uri: str) -> dict[str, int] | None:
-    """The files of a checkpoint and their sizes, as its meta file has them; None: it is not complete."""
+    """The files of a checkpoint and their sizes, as its meta file names them; None: it is not complete."""
     try:
         sizes = dict(json.loads(_read(uri, META))["sizes"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
-    with _reaching(uri) as (place, path):
-        found = place.get_file_info([f"{path}/{name}" for name in sizes])
+    with _reaching(uri) as (system, path):
+        found = system.get_file_info([f"{path}/{name}" for name in sizes])
     there = {info.base_name: info.size for info in found if info.is_file}
     return sizes if there == sizes else None
 
@@ -199,67 +215,42 @@ def _listed(uri: str) -> tuple[list[str], list[str]]:
     """The names of the files in a run's folder, and those of its checkpoints, complete or not."""
     from pyarrow import fs
 
-    with _reaching(uri) as (place, path):
-        found: list[FileInfo] = place.get_file_info(fs.FileSelector(path, allow_not_found=True))
-    files = [info.base_name for info in found if info.is_file]
+    with _reaching(uri) as (system, path):
+        found: list[FileInfo] = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    names = [info.base_name for info in found if info.is_file]
     folders = [info.base_name for info in found if info.type == fs.FileType.Directory]
-    return files, [name for name in folders if name.startswith(_STEP)]
+    return names, [name for name in folders if name.startswith(_STEP)]
 
 
 def _read(uri: str, name: str) -> bytes:
-    with _reaching(uri) as (place, path), place.open_input_stream(f"{path}/{name}") as stream:
+    with _reaching(uri) as (system, path), system.open_input_stream(f"{path}/{name}") as stream:
         return bytes(stream.read())
 
 
 def _download(uri: str, name: str, target: Path) -> None:
     with (
-        _reaching(uri) as (place, path),
+        _reaching(uri) as (system, path),
         files.replacing(target) as temporary,
-        place.open_input_stream(f"{path}/{name}") as stream,
+        system.open_input_stream(f"{path}/{name}") as stream,
         temporary.open("wb") as out,
     ):
-        shutil.copyfileobj(stream, out, 2**22)
+        shutil.copyfileobj(stream, out, _CHUNK)
 
 
 def _upload(source: Path, uri: str) -> None:
-    with _reaching(uri) as (place, path):
-        if place.type_name not in ("s3", "gcs", "abfs"):  # there folders are but parts of names
-            place.create_dir(str(PurePosixPath(path).parent), recursive=True)
-        with source.open("rb") as stream, place.open_output_stream(path) as out:
-            shutil.copyfileobj(stream, out, 2**22)
-
-
-def opened(uri: str, *, asked_by: str) -> tuple[FileSystem, str]:
-    """Arrow's own file system for a URI, else that of fsspec."""
-    import pyarrow as pa
-    from pyarrow import fs
-
-    try:
-        place, path = fs.FileSystem.from_uri(uri)
-        return place, path.rstrip("/")
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        if "nrecognized filesystem" not in str(error):
-            raise ConfigError(f"{asked_by}={uri}: {one_line(error, 200)}") from None
-    except OSError as error:  # a library that is not there
-        raise ConfigError(f"{asked_by}={uri}: {one_line(error, 200)}") from None
-    import fsspec
-
-    try:
-        found, path = fsspec.url_to_fs(uri)
-    except (ValueError, ImportError) as error:
-        raise ConfigError(
-            f"{asked_by}={uri}: no file system for it ({one_line(error, 200)}); install its fsspec "
-            "package on every node, or give s3://, gs:// or a folder"
-        ) from None
-    return fs.PyFileSystem(fs.FSSpecHandler(found)), str(path).rstrip("/")
+    with _reaching(uri) as (system, path):
+        if system.type_name not in ("s3", "gcs", "abfs"):  # object stores have no folders to make
+            system.create_dir(str(PurePosixPath(path).parent), recursive=True)
+        with source.open("rb") as stream, system.open_output_stream(path) as out:
+            shutil.copyfileobj(stream, out, _CHUNK)
 
 
 @contextmanager
 def _reaching(uri: str) -> Iterator[tuple[FileSystem, str]]:
-    """The file system and the path in it; what goes wrong there is one line."""
-    place, path = opened(uri, asked_by="train.storage")
+    """The file system of a URI and the path in it; its errors become one line, but for a file that is not there."""
+    system, path = opened(uri, asked_by="train.storage")
     try:
-        yield place, path
+        yield system, path
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -267,7 +258,7 @@ def _reaching(uri: str) -> Iterator[tuple[FileSystem, str]]:
 
 
 @contextmanager
-def _locked(run_dir: Path) -> Iterator[None]:
-    """One process at a time fills a copy: workers of one node share it."""
-    with FileLock(f"{run_dir}.lock", timeout=600):
+def _locked(folder: Path) -> Iterator[None]:
+    """One process at a time fills a copy: the workers of a node share it."""
+    with FileLock(f"{folder}.lock", timeout=600):
         yield

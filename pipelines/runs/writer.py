@@ -1,36 +1,35 @@
-"""Checkpoints written beside training: the steps wait for a copy of the tensors in memory, and for no disk."""
+"""Checkpoints written while training goes on: a step waits for a copy of the tensors in memory, not for a disk."""
 
 from __future__ import annotations
 
 import shutil
 import threading
 from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from torch import Tensor
 
 from pipelines.config import Config
-from pipelines.runs import checkpoint, storage
+from pipelines.runs import checkpoint
+from pipelines.runs.folder import RunFolder
 from pipelines.runtime import files
 
 
 class CheckpointWriter:
-    """Writes a run's checkpoints, one at a time, in a thread; the newest `keep` stay.
+    """Writes a run's checkpoints in a thread, one at a time, and removes all but the newest.
 
-    A folder gets its name when everything is in it, so a kill at any moment leaves whole checkpoints and parts that do
-    not count; at a URI the file that vouches for the others comes last. Whoever asks for a second checkpoint before the
-    first is written waits for it: memory holds one copy. What goes wrong in the thread is raised then, or at the end.
+    A checkpoint is written under a temporary name and renamed when it is complete. Saving a second one before the first
+    is written waits for the first, so memory holds one copy of the tensors. An error in the thread is raised by the
+    next call, or at the end of the `with` block.
 
     Args:
-        place: the run's folder, or its URI.
+        folder: of the run.
         keep: how many checkpoints stay.
     """
 
-    def __init__(self, place: str, keep: int) -> None:
-        self.place, self.keep = place, keep
-        self.folder = storage.copy_of(place) if storage.is_uri(place) else Path(place)
+    def __init__(self, folder: RunFolder, keep: int) -> None:
+        self.folder, self.keep = folder, keep
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
 
@@ -44,10 +43,10 @@ class CheckpointWriter:
         meta: Mapping[str, Any],
         log: Mapping[str, Any],
     ) -> None:
-        """Copy what makes a checkpoint, and have it written; see `checkpoint.write` for the parts.
+        """Copy the parts of a checkpoint (see `checkpoint.write`) and write them in the thread.
 
         Raises:
-            OSError: the one before could not be written.
+            OSError: the checkpoint before could not be written.
         """
         self.wait()
         parts = {"weights": copied(weights), "state": copied(state), "config": config, "meta": meta, "log": log}
@@ -55,10 +54,10 @@ class CheckpointWriter:
         self._thread.start()
 
     def wait(self) -> None:
-        """Until all that was asked for is written.
+        """Wait until the checkpoint under way is written.
 
         Raises:
-            OSError: it could not be.
+            OSError: it could not be written.
         """
         if self._thread is not None:
             self._thread.join()
@@ -75,27 +74,25 @@ class CheckpointWriter:
     ) -> None:
         if kind is None:
             self.wait()
-        elif self._thread is not None:  # one under way is of use to whoever goes on; the first error is the one to show
+        elif self._thread is not None:  # let it finish, to resume from; the block's own error is the one to show
             self._thread.join()
 
     def _write(self, step: int, parts: Mapping[str, Any]) -> None:
-        name = checkpoint.name_of(step)
+        path, name = self.folder.path, checkpoint.name_of(step)
         try:
-            for old in self.folder.glob(".step-*"):  # of a writer that was killed
-                shutil.rmtree(old)
-            # A folder of this name is there only if it is incomplete: training would have gone on from it otherwise.
-            with files.replacing(self.folder / name, temporary=self.folder / f".{name}") as unfinished:
+            for leftover in path.glob(".step-*"):  # of a writer that was killed
+                shutil.rmtree(leftover)
+            # A folder of this name can only be incomplete: training would have resumed from it otherwise.
+            with files.replacing(path / name, temporary=path / f".{name}") as unfinished:
                 checkpoint.write(unfinished, **parts)
-            checkpoint.prune(self.folder, self.keep)
-            if storage.is_uri(self.place):
-                storage.put_checkpoint(self.folder / name, storage.joined(self.place, name))
-                storage.prune(self.place, self.keep)
+            self.folder.push(path / name)
+            self.folder.prune(self.keep)
         except Exception as error:
             self._error = error
 
 
 def copied(tree: Any) -> Any:
-    """The same tree, its tensors copied to the CPU, so that training may change its own."""
+    """Nested mappings and sequences with every tensor copied to the CPU, so that training may change its own."""
     if isinstance(tree, Tensor):
         return tree.detach().to("cpu", copy=True)
     if isinstance(tree, Mapping):

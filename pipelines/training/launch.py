@@ -17,7 +17,7 @@ from pipelines.config import Config
 from pipelines.data import plan
 from pipelines.data import stream as data
 from pipelines.runs import checkpoint
-from pipelines.runs import folder as run_folder
+from pipelines.runs.folder import RunFolder
 from pipelines.runtime import resources, session
 from pipelines.text import one_line
 from pipelines.training import interrupt
@@ -31,7 +31,13 @@ _Stream = Callable[[int], ray.data.Dataset]
 
 
 def run(
-    config: Config, items: pa.Table, steps: int, fingerprint: str, mailbox: Any, say: Callable[[str], None]
+    config: Config,
+    folder: RunFolder,
+    items: pa.Table,
+    steps: int,
+    fingerprint: str,
+    mailbox: Any,
+    say: Callable[[str], None],
 ) -> bool:
     """Train from the last checkpoint to step `steps`; whether Ctrl-C ended it before, after a checkpoint.
 
@@ -43,7 +49,7 @@ def run(
         TrainingError: one line.
         KeyboardInterrupt: Ctrl-C twice.
     """
-    trainer = _trainer(config, items, steps, fingerprint, mailbox)
+    trainer = _trainer(config, folder, items, steps, fingerprint, mailbox)
 
     def ask() -> None:
         mailbox.end.remote()
@@ -72,13 +78,14 @@ class _Losses(UserCallback):
             self.mailbox.put.remote({"lost": sorted(worker_exceptions)})
 
 
-def _trainer(config: Config, items: pa.Table, steps: int, fingerprint: str, mailbox: Any) -> TorchTrainer:
+def _trainer(
+    config: Config, folder: RunFolder, items: pa.Table, steps: int, fingerprint: str, mailbox: Any
+) -> TorchTrainer:
     commit, dirty = tracking.commit()
     train = config.train
-    place = run_folder.place_of(config)
     job = {
         "config": config.model_dump(mode="json"),
-        "place": place,
+        "folder": folder,
         "steps": steps,
         "meta": {"name": train.name, "data": fingerprint, "commit": commit, "dirty": dirty, "steps": steps},
         "steps_per_epoch": plan.steps_per_epoch(config, items.num_rows),
@@ -99,7 +106,7 @@ def _trainer(config: Config, items: pa.Table, steps: int, fingerprint: str, mail
         ),
         run_config=RunConfig(
             name=train.name,
-            storage_path=str(run_folder.folder_of(config).parent),  # of Ray's own; checkpoints are the keeper's
+            storage_path=str(folder.path.parent),  # for Ray's own files; `CheckpointWriter` writes the checkpoints
             failure_config=FailureConfig(
                 max_failures=max(train.max_failures, _LOSSES * train.elastic), controller_failure_limit=_PLACES
             ),
@@ -107,14 +114,14 @@ def _trainer(config: Config, items: pa.Table, steps: int, fingerprint: str, mail
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
         # Ray calls this at every start of the workers, and `Shares` calls what it gets.
-        datasets={"train": lambda: partial(_stream, config, items, place)},
+        datasets={"train": lambda: partial(_stream, config, folder, items)},
         dataset_config=Shares(),
     )
 
 
-def _stream(config: Config, items: pa.Table, place: str, workers: int) -> ray.data.Dataset:
+def _stream(config: Config, folder: RunFolder, items: pa.Table, workers: int) -> ray.data.Dataset:
     """What is left of the run from its last checkpoint, dealt to so many workers."""
-    last = checkpoint.latest(place)
+    last = folder.refresh().latest()
     return data.stream(config, items, int(checkpoint.meta(last)["step"]) if last else 0, workers=workers)
 
 

@@ -21,6 +21,7 @@ from pipelines.config import Config, ConfigError
 from pipelines.data import stream
 from pipelines.networks.models import TrainingModule, build
 from pipelines.runs import checkpoint
+from pipelines.runs.folder import RunFolder
 from pipelines.runs.writer import CheckpointWriter
 from pipelines.sections import Train
 from pipelines.training.backward import Gradient
@@ -51,7 +52,7 @@ def train(job: Mapping[str, Any]) -> None:
     """Train from the last complete checkpoint to the end of the plan.
 
     Args:
-        job: config (as saved), place (the run's folder or URI), steps (in all), steps_per_epoch, meta (what checkpoints
+        job: config (as saved), folder (a `RunFolder`), steps (in all), steps_per_epoch, meta (what checkpoints
             say of the data), log (handle of the actor that takes log entries).
     """
     config = Config.model_validate(job["config"])
@@ -59,7 +60,8 @@ def train(job: Mapping[str, Any]) -> None:
     rank, workers = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(config.train.threads)
     worker = Worker(config, job["steps_per_epoch"])
-    last = checkpoint.latest(job["place"])
+    folder: RunFolder = job["folder"]
+    last = folder.refresh().latest()
     step = worker.restore(last) if last else 0
     log = Log(job["log"], step, speaks=rank == 0)
     log.begin(workers)
@@ -67,7 +69,7 @@ def train(job: Mapping[str, Any]) -> None:
         ours = checkpoint.is_of(last, config.train.name)
         log.resume(checkpoint.log(last), rank, workers, worker.device, ours=ours)
     wish, any_rank = StopRequest(job["log"], listens=rank == 0), AnyRank()
-    with CheckpointWriter(job["place"], config.train.keep) as keeper:
+    with CheckpointWriter(folder, config.train.keep) as writer:
         for row in _shares(ray.train.get_dataset_shard("train"), log):
             if (row["step"], row["part"]) != (step, rank):
                 raise TrainingError(f"step {step}: worker {rank} was handed part {row['part']} of step {row['step']}")
@@ -82,7 +84,7 @@ def train(job: Mapping[str, Any]) -> None:
             if final or ends or step % config.train.checkpoint_every == 0:
                 state = log.state(log.gather(step))  # which raises on a broken state: that is never saved
                 if rank == 0:
-                    worker.save(keeper, step, final, job["meta"], state)
+                    worker.save(writer, step, final, job["meta"], state)
             if ends:
                 return
 
@@ -130,12 +132,12 @@ class Worker:
         return numbers
 
     def save(
-        self, keeper: CheckpointWriter, step: int, final: bool, about: Mapping[str, Any], log: Mapping[str, Any]
+        self, writer: CheckpointWriter, step: int, final: bool, about: Mapping[str, Any], log: Mapping[str, Any]
     ) -> None:
         """Hand a checkpoint to whom it is written by, beside the next steps."""
         weights = self.average.module if self.average is not None else self.network
         meta = {**about, "step": step, "epoch": step // self.steps_per_epoch, "final": final}
-        keeper.save(step, weights=weights.state_dict(), state=self.state(), config=self.config, meta=meta, log=log)
+        writer.save(step, weights=weights.state_dict(), state=self.state(), config=self.config, meta=meta, log=log)
 
     def state(self) -> dict[str, Any]:
         """Everything that decides how training goes on. All workers hold the same."""

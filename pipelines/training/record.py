@@ -12,13 +12,11 @@ import ray
 from pipelines import tracking
 from pipelines.config import Config
 from pipelines.data import manifest
+from pipelines.runs.folder import RunFolder
 from pipelines.runtime import files, resources
 from pipelines.runtime.progress import Line
 from pipelines.training.messages import Entry
 from pipelines.training.monitors import Restarts, Waiting
-
-SKIPPED = "skipped.json"  # in a run's folder: the images that could not be read, and why
-
 
 Watch = Callable[[int, Mapping[str, float]], None]
 
@@ -42,14 +40,14 @@ class Record:
         run: tracking.Run,
         line: Line,
         seen: dict[str, float],
-        run_dir: Path,
+        folder: RunFolder,
         *,
         start: int,
         watch: Watch | None,
     ) -> None:
         self.config, self.run, self.line, self.seen, self.told = config, run, line, seen, start
         self.watch, self.waiting, self.restarts = watch, Waiting(_remedy(config)), Restarts()
-        self.skipped_file = run_dir / SKIPPED
+        self.skipped_file = folder.skipped_file
         self.skipped: dict[str, str] = json.loads(self.skipped_file.read_text()) if self.skipped_file.exists() else {}
 
     def __call__(self, entry: Entry) -> None:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pipelines import tracking
 from pipelines.config import Config
-from pipelines.runs import folder as run_folder
+from pipelines.runs.folder import RunFolder
 
 
-def open_run(config: Config, run_dir: Path) -> tracking.Run:
-    """The run's MLflow record, continued when there is one."""
-    known = run_folder.read_run(run_dir)
-    tags = {"d2sm.recipe": config.recipe, "d2sm.data": known["fingerprint"], "d2sm.folder": run_folder.place_of(config)}
+def open_run(config: Config, folder: RunFolder) -> tracking.Run:
+    """The MLflow run of a training; the one it had before if it is resumed."""
+    known = folder.read_info()
+    tags = {"d2sm.recipe": config.recipe, "d2sm.data": known["fingerprint"], "d2sm.folder": folder.place}
     if config.tracking.parent:
         tags["mlflow.parentRunId"] = config.tracking.parent
-    run = tracking.open_run(config, run_dir=run_dir, tags=tags, run_id=known.get("run_id"))
-    run_folder.write_run(run_dir, run_id=run.id, page=run.page)
+    run = tracking.open_run(config, run_dir=folder.path, tags=tags, run_id=known.get("run_id"))
+    folder.write_info(run_id=run.id, page=run.page)
     return run

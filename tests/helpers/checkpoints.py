@@ -10,6 +10,7 @@ import torch
 from pipelines.config import Config
 from pipelines.networks.models import build
 from pipelines.runs import checkpoint
+from pipelines.runs.folder import RunFolder
 from pipelines.runs.writer import CheckpointWriter
 
 
@@ -20,9 +21,9 @@ def parts(step: int) -> dict[str, Any]:
 
 
 def kept(place: str, *steps: int, keep: int = 2) -> None:
-    with CheckpointWriter(place, keep) as keeper:
+    with CheckpointWriter(RunFolder.at(place), keep) as writer:
         for step in steps:
-            keeper.save(step, **parts(step))
+            writer.save(step, **parts(step))
 
 
 def bundle_of(folder: Path, config: Config) -> Path:

@@ -15,7 +15,7 @@ from pipelines.config import Config
 from pipelines.networks.models import build
 from pipelines.recipes import recipe
 from pipelines.runs import checkpoint
-from pipelines.runs import folder as run_folder
+from pipelines.runs.folder import RunFolder
 from pipelines.runs.results import CONVENTION, RESULTS, Results, Score
 
 
@@ -82,7 +82,7 @@ def log_training(run: FinishedRun, entries: dict[int, dict[str, float]], run_id:
     with tracking.open_run(run.config, run_dir=run.folder, tags={}, run_id=run_id) as mlflow_run:
         for step, numbers in entries.items():
             mlflow_run.log(step, numbers)
-    run_folder.write_run(run.folder, run_id=mlflow_run.id)
+    RunFolder.at(run.folder).write_info(run_id=mlflow_run.id)
     return mlflow_run.id
 
 

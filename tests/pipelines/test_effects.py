@@ -17,7 +17,7 @@ from pipelines import sections, table
 from pipelines.comparison.rows import changed, label
 from pipelines.config import Config, ConfigError, effect, keys, keys_with
 from pipelines.runs import checkpoint
-from pipelines.runs import folder as run_folder
+from pipelines.runs.folder import RunFolder
 from pipelines.runs.results import RESULTS
 from pipelines.sections import Effect
 from tests.helpers.finished_runs import results
@@ -105,13 +105,15 @@ def test_differences_are_those_of_the_effects_asked_for(key: str, tmp_path: Path
 @pytest.mark.parametrize("key", keys())
 def test_a_run_is_resumed_unless_its_weights_would_be_others(key: str, tmp_path: Path) -> None:
     one, other = pair(key, tmp_path)
-    left_by(one, run_folder.folder_of(other))
+    folder = RunFolder.of(other)
+    left_by(one, folder.path)
     if effect(key) in ("results", "run"):
         with pytest.raises(ConfigError) as error:
-            run_folder.open_folder(other, "abc")
+            folder.open(other, "abc")
         assert str(error.value).startswith(f"{key}={other.flat()[key]}") and "\n" not in str(error.value)
     else:
-        assert configs.load(run_folder.open_folder(other, "abc") / checkpoint.CONFIG) == other
+        folder.open(other, "abc")
+        assert configs.load(folder.config_file) == other
 
 
 @pytest.mark.parametrize("key", keys())
@@ -125,7 +127,7 @@ def test_a_row_is_named_by_what_is_trained(key: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", keys())
 def test_a_run_is_done_when_its_numbers_would_be_the_same(key: str, tmp_path: Path) -> None:
     one, other = pair(key, tmp_path)
-    left_by(one, run_folder.folder_of(other))
+    left_by(one, RunFolder.of(other).path)
     assert table.done(other) == (effect(key) in ("speed", "place", "record"))
 
 

@@ -27,7 +27,7 @@ from pipelines.data.stream import DataError
 from pipelines.evaluate import evaluate
 from pipelines.prepare import Prepared, prepare
 from pipelines.runs import checkpoint
-from pipelines.runs.folder import open_folder
+from pipelines.runs.folder import RunFolder
 from pipelines.train import fit
 from pipelines.training.finite import TrainingError
 from tests.conftest import tiny_config
@@ -155,13 +155,14 @@ def test_the_workers_get_the_crops_of_the_files(made: Prepared, scenes_root: Pat
 
 def test_a_run_goes_on_from_either(made: Prepared, scenes_root: Path, tmp_path: Path) -> None:
     config = tiny_config(scenes_root, tmp_path, train__name="either")
-    bundle_of(tmp_path / "either" / checkpoint.name_of(2), config)
+    folder = RunFolder.of(config)
+    bundle_of(folder.path / checkpoint.name_of(2), config)
     for root in (scenes_root, made.root):
         items = index.index(root, "train", labels="optional")
-        folder = open_folder(config.replace({"data.root": str(root)}), index.fingerprint(items))
-    assert checkpoint.latest(folder) is not None
+        folder.open(config.replace({"data.root": str(root)}), index.fingerprint(items))
+    assert folder.latest() is not None
     with pytest.raises(ConfigError, match="either.*other data"):
-        open_folder(config, index.fingerprint(index.index(scenes_root, "val", labels="optional")))
+        folder.open(config, index.fingerprint(index.index(scenes_root, "val", labels="optional")))
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from pipelines.comparison.rows import label, read_run
 from pipelines.config import Config
 from pipelines.recipes import recipe, recipes
 from pipelines.runs import checkpoint
-from pipelines.runs import folder as run_folder
+from pipelines.runs.folder import RunFolder
 from pipelines.tracking.store import TrackingError
 from tests.conftest import tiny_config
 from tests.helpers.finished_runs import results, write_run
@@ -86,7 +86,7 @@ def test_seeds_come_one_after_the_other_and_runs_are_named_by_what_they_are(tmp_
         "ffdnet_l1_cpu-seed1", "ffdnet_d2sm_cpu-loss.weight=1.0-seed1",
     ]  # fmt: skip
     assert [config.train.seed for config in found] == [0, 0, 1, 1]
-    assert {run_folder.folder_of(config).parent for config in found} == {tmp_path / "t"}
+    assert {RunFolder.of(config).path.parent for config in found} == {tmp_path / "t"}
     assert {config.tracking.uri for config in found} == {f"sqlite:///{tmp_path}/mlflow.db"}
 
 
@@ -95,8 +95,8 @@ def test_what_is_finished_is_not_repeated(tmp_path: Path, capsys: pytest.Capture
     small = {"model.width": 4, "model.depth": 3, "train.storage": str(tmp_path), "data.root": str(tmp_path)}
     rows = table.rows_of(["ffdnet_l1_cpu", "ffdnet_d2sm_cpu"], small)
     for number, config in enumerate(table.runs_of(rows, name="t", seeds=2)):
-        folder = write_run(run_folder.folder_of(config), config, results(27 + number))
-        run_folder.write_run(folder, run_id=f"run{number}", page=f"#/runs/run{number}")
+        folder = write_run(RunFolder.of(config).path, config, results(27 + number))
+        RunFolder.at(folder).write_info(run_id=f"run{number}", page=f"#/runs/run{number}")
     outcome = table.table(rows, name="t", seeds=2, quiet=True)
     assert not outcome.failed
     assert [row.mean("psnr.sigma25") for row in outcome.rows] == [28.0, 29.0]
@@ -109,7 +109,7 @@ def test_what_is_finished_is_not_repeated(tmp_path: Path, capsys: pytest.Capture
     assert tree["rows"][1]["mean"]["psnr.sigma25"] == 29.0 and tree["noisy"]["psnr.sigma25"] == 20.0
     assert [run["seed"] for run in tree["rows"][0]["runs"]] == [0, 1]
     client = MlflowClient(outcome.uri)
-    run = client.get_run(run_folder.read_run(outcome.folder)["run_id"])
+    run = client.get_run(RunFolder.at(outcome.folder).read_info()["run_id"])
     assert run.info.status == "FINISHED" and run.data.tags["d2sm.table"] == "t" and not run.data.params
     assert {file.path for file in client.list_artifacts(run.info.run_id)} == {render.TEXT, render.JSON}
 
@@ -127,7 +127,7 @@ def test_what_is_finished_is_not_repeated(tmp_path: Path, capsys: pytest.Capture
 def test_done_means_trained_and_measured_as_asked_now(tmp_path: Path, changes: dict[str, object], again: bool) -> None:
     small = {"model.width": 4, "model.depth": 3, "train.storage": str(tmp_path)}
     (config,) = table.runs_of(table.rows_of(["ffdnet_l1_cpu"], small), name="t", seeds=1)
-    write_run(run_folder.folder_of(config), config, results())
+    write_run(RunFolder.of(config).path, config, results())
     assert table.is_done(config.replace(changes)) is not again
 
 
@@ -167,7 +167,7 @@ def test_a_table_that_is_stopped_goes_on(scenes_root: Path, tmp_path: Path) -> N
     reached = checkpoint.meta(checkpoint.resolve(second))["step"]
     assert 0 < reached < 480
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    status = client.get_run(run_folder.read_run(second)["run_id"]).info.status
+    status = client.get_run(RunFolder.at(second).read_info()["run_id"]).info.status
     assert status == "KILLED"
     done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False, env=os.environ)
     assert done.returncode == 0, done.stderr

@@ -11,7 +11,7 @@ from pipelines.comparison.paper import published
 from pipelines.comparison.rows import RunsError, common_changes, labels, read_rows, read_run
 from pipelines.config import Config
 from pipelines.recipes import recipe, recipes
-from pipelines.runs import folder as run_folder
+from pipelines.runs.folder import RunFolder
 from pipelines.runs.results import RESULTS, Results
 from tests.helpers.finished_runs import results, write_run
 
@@ -48,7 +48,7 @@ def test_runs_that_are_not_finished_are_refused(tmp_path: Path) -> None:
         read_run(folder)
     results().save(folder / RESULTS)
     assert read_run(folder).results == results()
-    run_folder.write_run(folder, evaluated=4)  # before the training went on
+    RunFolder.at(folder).write_info(evaluated=4)  # before the training went on
     with pytest.raises(RunsError, match="late: .*`d2sm evaluate"):
         read_run(folder)
 

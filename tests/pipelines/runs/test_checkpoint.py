@@ -14,6 +14,7 @@ from pipelines.config import Config
 from pipelines.networks.models import build
 from pipelines.runs import checkpoint
 from pipelines.runs.checkpoint import CheckpointError
+from pipelines.runs.folder import RunFolder
 
 CONFIG = Config().replace({"model.width": 8, "model.depth": 3})
 
@@ -75,7 +76,7 @@ def test_a_half_written_one_never_counts(run: Path, file: str, how: str) -> None
         path.write_bytes(data[: len(data) // 2] if how == "truncated" else b"")
     assert not checkpoint.is_complete(run / "step-00000100")
     assert checkpoint.latest(run) == run / "step-00000010"
-    assert checkpoint.sweep(run) == [run / "step-00000100"]
+    assert RunFolder.at(run).sweep() == [run / "step-00000100"]
     assert sorted(path.name for path in run.iterdir()) == ["step-00000002", "step-00000010"]
 
 
@@ -88,8 +89,8 @@ def test_a_meta_file_of_something_else(run: Path, text: str) -> None:
 def test_sweeping_leaves_all_else_alone(run: Path) -> None:
     (run / "run.json").write_text("{}")
     (run / "pictures").mkdir()
-    assert checkpoint.sweep(run) == []
-    assert checkpoint.sweep(run / "none") == []
+    assert RunFolder.at(run).sweep() == []
+    assert RunFolder.at(run / "none").sweep() == []
     assert len(list(run.iterdir())) == 5
 
 

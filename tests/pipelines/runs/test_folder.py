@@ -1,0 +1,140 @@
+"""A run's folder: where it is, whose run it is, what is swept and pruned, and the same folder on another node."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+
+from pipelines.config import Config, ConfigError, load
+from pipelines.runs import checkpoint, storage
+from pipelines.runs.folder import RunFolder, check_name, named, runs_folder
+from tests.helpers.checkpoints import CONFIG, bundle_of
+
+NAMED = CONFIG.replace({"train.name": "run"})
+
+
+def config_in(storage: Path) -> Config:
+    return NAMED.replace({"train.storage": str(storage)})
+
+
+def test_it_is_found_from_the_configuration_and_from_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder.of(config_in(tmp_path))
+    assert folder == RunFolder.at(tmp_path / "run") == RunFolder(tmp_path / "run")
+    assert folder.place == str(tmp_path / "run") and folder.place_of("step-1") == str(tmp_path / "run" / "step-1")
+    assert not folder.path.exists()
+    monkeypatch.chdir(tmp_path)
+    assert RunFolder.of(NAMED).path == tmp_path / "runs" / "run"
+
+
+def test_at_a_uri_it_is_a_copy_and_another_nodes_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "here"))
+    folder = RunFolder.of(NAMED.replace({"train.storage": "memory://bucket/runs?region=here"}))
+    assert folder.uri == folder.place == "memory://bucket/runs/run?region=here"
+    assert folder.place_of("step-1") == "memory://bucket/runs/run/step-1?region=here"
+    assert folder.path.is_relative_to(tmp_path / "here") and folder.path.name == "run"
+    assert RunFolder.at(folder.path) == RunFolder.at(folder.place) == folder
+    sent = pickle.dumps(folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "there"))
+    arrived = pickle.loads(sent)
+    assert arrived.place == folder.place and arrived.path.is_relative_to(tmp_path / "there")
+
+
+def test_its_files_have_the_names_that_earlier_versions_wrote(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    named = [folder.config_file, folder.info_file, folder.results_file, folder.skipped_file, folder.pictures]
+    assert [path.relative_to(tmp_path).as_posix() for path in named] == [
+        "config.yaml", "run.json", "results.json", "skipped.json", "pictures",
+    ]  # fmt: skip
+
+
+def test_what_is_known_of_a_run_is_added_to(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert folder.read_info() == {}
+    folder.write_info(run_id="abc", page="#/runs/abc")
+    folder.write_info(evaluated=4, run_id="def")
+    assert folder.read_info() == json.loads((tmp_path / "run.json").read_text())
+    assert folder.read_info() == {"run_id": "def", "page": "#/runs/abc", "evaluated": 4}
+
+
+def test_a_new_run_and_the_same_run_again(tmp_path: Path) -> None:
+    config = config_in(tmp_path)
+    folder = RunFolder.of(config)
+    for _ in range(2):
+        folder.open(config, "abc")
+        assert load(folder.config_file) == config and folder.read_info() == {"fingerprint": "abc"}
+
+
+def test_a_run_without_a_checkpoint_begins_anew(tmp_path: Path) -> None:
+    """With another configuration and other data; what was noted of the first attempt goes."""
+    folder = RunFolder.of(config_in(tmp_path))
+    folder.open(config_in(tmp_path), "abc")
+    folder.write_info(run_id="first")
+    changed = config_in(tmp_path).replace({"train.lr": 1e-3})
+    folder.open(changed, "def")
+    assert load(folder.config_file) == changed and folder.read_info() == {"fingerprint": "def"}
+
+
+def test_a_name_that_belongs_to_another_run(tmp_path: Path) -> None:
+    """`test_effects` goes through all keys."""
+    config = config_in(tmp_path)
+    folder = RunFolder.of(config)
+    folder.open(config, "abc")
+    bundle_of(folder.path / checkpoint.name_of(2), config)
+    for changes, fingerprint, start in (({"train.lr": 1.0}, "abc", "train.lr=1.0"), ({}, "def", "train.name=run")):
+        with pytest.raises(ConfigError) as error:
+            folder.open(config.replace(changes), fingerprint)
+        assert str(error.value).startswith(start) and "\n" not in str(error.value)
+    assert folder.read_info() == {"fingerprint": "abc"} and load(folder.config_file) == config
+
+
+def test_what_killed_writers_and_earlier_versions_left_is_swept(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    whole = bundle_of(tmp_path / checkpoint.name_of(4), CONFIG)
+    kept = tmp_path / "notes.txt"
+    for name in ("notes.txt", ".run.json", ".run.json.partial", "checkpoint_manager_snapshot.json"):
+        (tmp_path / name).write_text("{}")
+    halves = [tmp_path / "step-00000008", tmp_path / ".step-00000012"]
+    for half in halves:
+        half.mkdir()
+        (half / checkpoint.STATE).write_bytes(b"half")
+    assert folder.sweep() == halves
+    assert set(tmp_path.iterdir()) == {whole, kept}
+
+
+def test_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    for step in (100, 2, 10):
+        bundle_of(tmp_path / checkpoint.name_of(step), CONFIG)
+    folder = RunFolder(tmp_path)
+    folder.prune(2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000010", "step-00000100"]
+    assert folder.latest() == tmp_path / "step-00000100"
+
+
+def test_a_run_gets_a_name() -> None:
+    assert named(NAMED) is NAMED
+    found = named(Config().replace({"recipe": "demo"})).train.name
+    assert found.startswith("demo-") and len(found) == len("demo-20240101-120000")
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "a/b", ".hidden", "..", "/", "a/"])
+def test_a_name_that_is_a_path(name: str) -> None:
+    with pytest.raises(ConfigError, match="train.name=") as error:
+        named(Config().replace({"train.name": name}))
+    assert repr(name) in str(error.value)
+    with pytest.raises(ConfigError, match="--name="):
+        check_name(name, "--name")
+
+
+def test_what_writes_to_folders_only(tmp_path: Path) -> None:
+    assert runs_folder(config_in(tmp_path), what="a sweep") == tmp_path
+    with pytest.raises(ConfigError, match="train.storage=s3://bucket/runs: a sweep"):
+        runs_folder(CONFIG.replace({"train.storage": "s3://bucket/runs"}), what="a sweep")
+
+
+def test_a_copy_says_what_it_is_a_copy_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    copies = {storage.copy_of(uri) for uri in ("memory://a/run", "memory://b/run")}
+    assert len(copies) == 2 and {storage.uri_of(copy) for copy in copies} == {"memory://a/run", "memory://b/run"}
