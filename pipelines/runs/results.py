@@ -1,4 +1,4 @@
-"""The numbers of an evaluation, as a file and as a table; and for every metric, which values are better."""
+"""The numbers of an evaluation, as a file and as text; and for every metric, whether larger values are better."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ CONVENTION = (
     "measured) clamped to [0, 1]; PSNR and SSIM (scikit-image, Gaussian window 11, sigma 1.5, data range 1) per image, "
     "then averaged; MIoU from one confusion matrix over all images, classes present, label 255 ignored"
 )
+"""How the numbers are taken. It stands in every results.json: numbers taken differently are not compared."""
 
 RESULTS = "results.json"
 
-_KINDS = ("noisy", "restored")
+_METRICS = ("psnr", "ssim", "miou")
 # Metrics that are not measured at a noise level, by name: whether a larger value is the better one.
 _LARGER_IS_BETTER = {
     "clean.miou": True,
@@ -34,12 +35,18 @@ _LARGER_IS_BETTER = {
 
 
 class EvaluationError(ValueError):
-    """Evaluation cannot be done as asked. One line."""
+    """An evaluation that cannot be done as asked, or a file or metric that is none of an evaluation. One line."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """What is measured of one kind of image at one noise level. None: not measured (no labels or segmenter)."""
+    """The numbers of noisy, restored or clean images at one noise level.
+
+    Attributes:
+        psnr, ssim: against the clean images, the mean over all images; None for the clean images themselves.
+        miou: of the segmentation, in [0, 1]; None without labels or segmenter.
+        iou: the same by class name, of the classes present.
+    """
 
     psnr: float | None
     ssim: float | None
@@ -49,7 +56,17 @@ class Score:
 
 @dataclass(frozen=True)
 class Results:
-    """All numbers of an evaluation. `noisy` and `restored` by noise level, such as "25"."""
+    """All numbers of an evaluation.
+
+    Attributes:
+        images: how many were measured.
+        split: of the data set.
+        data: fingerprint of the images.
+        segmenter: that gave the MIoU; "" without MIoU.
+        convention: how the numbers were taken (`CONVENTION`).
+        noisy, restored: by noise level: "25", or "pair" for real pairs.
+        clean: the ceiling of MIoU.
+    """
 
     images: int
     split: str
@@ -61,17 +78,17 @@ class Results:
     clean: Score
 
     def flat(self) -> dict[str, float]:
-        """MLflow's names: psnr.sigma25 of the restored, noisy.psnr.sigma25, clean.miou."""
+        """What was measured, by its name in MLflow: psnr.sigma25 (restored), noisy.psnr.sigma25, clean.miou."""
         found = {}
         for prefix, by_level in (("", self.restored), ("noisy.", self.noisy)):
             for level, score in by_level.items():
-                for name in ("psnr", "ssim", "miou"):
+                for name in _METRICS:
                     found[f"{prefix}{name}.sigma{level}"] = getattr(score, name)
         found["clean.miou"] = self.clean.miou
         return {name: value for name, value in found.items() if value is not None}
 
     def save(self, path: Path) -> None:
-        """Write results.json."""
+        """Write the file that `load` reads back. Raises OSError."""
         files.write_text(path, json.dumps(asdict(self), indent=2))
 
     @classmethod
@@ -79,24 +96,29 @@ class Results:
         """Read what `save` wrote.
 
         Raises:
-            EvaluationError: when it is not that.
+            EvaluationError: the file is missing or holds anything else.
         """
         try:
             tree = json.loads(path.read_text())
-            kinds = {kind: {level: Score(**score) for level, score in tree[kind].items()} for kind in _KINDS}
-            return cls(**{**tree, **kinds, "clean": Score(**tree["clean"])})
+            noisy, restored = (
+                {level: Score(**score) for level, score in tree[kind].items()} for kind in ("noisy", "restored")
+            )
+            return cls(**{**tree, "noisy": noisy, "restored": restored, "clean": Score(**tree["clean"])})
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             raise EvaluationError(f"{path}: cannot be read as results; `d2sm evaluate` writes them again") from None
 
     def line(self) -> str:
-        """PSNR / SSIM / MIoU of the restored, by noise level."""
+        """PSNR / SSIM / MIoU of the restored images by noise level, on one line."""
         return ", ".join(f"sigma {level} {_cell(score)}" for level, score in self.restored.items())
 
     def table(self, title: str = "restored") -> str:
-        """The numbers as text: a row for noisy, restored and clean, three columns a noise level."""
+        """The numbers as text: a row each for noisy, restored and clean images, a column for each noise level.
+
+        Args:
+            title: of the row of the restored images.
+        """
         levels = list(self.restored)
-        head = ["PSNR dB / SSIM / MIoU", *(f"sigma {level}" for level in levels)]
-        rows = [head]
+        rows = [["PSNR dB / SSIM / MIoU", *(f"sigma {level}" for level in levels)]]
         for name, by_level in (("noisy", self.noisy), (title, self.restored)):
             rows.append([name, *(_cell(by_level[level]) for level in levels)])
         rows.append(["clean (ceiling)", *([f"- / - / {_number(self.clean.miou, 3)}"] * len(levels))])
