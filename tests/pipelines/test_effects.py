@@ -14,7 +14,7 @@ import torch
 from cluster.cli.arguments import for_cluster
 from pipelines import config as configs
 from pipelines import sections, table
-from pipelines.comparison.rows import changed, label
+from pipelines.comparison.rows import changed_keys, label
 from pipelines.config import Config, ConfigError, effect, keys, keys_with
 from pipelines.runs import checkpoint
 from pipelines.runs.folder import RunFolder
@@ -119,7 +119,7 @@ def test_a_run_is_resumed_unless_its_weights_would_be_others(key: str, tmp_path:
 @pytest.mark.parametrize("key", keys())
 def test_a_row_is_named_by_what_is_trained(key: str, tmp_path: Path) -> None:
     one, other = pair(key, tmp_path)
-    assert (key in changed(other)) == (effect(key) in ("results", "length"))
+    assert (key in changed_keys(other)) == (effect(key) in ("results", "length"))
     if key != "recipe":  # a row is named after its recipe
         assert (label(one) != label(other)) == (effect(key) in ("results", "length"))
 
@@ -128,7 +128,7 @@ def test_a_row_is_named_by_what_is_trained(key: str, tmp_path: Path) -> None:
 def test_a_run_is_done_when_its_numbers_would_be_the_same(key: str, tmp_path: Path) -> None:
     one, other = pair(key, tmp_path)
     left_by(one, RunFolder.of(other).path)
-    assert table.done(other) == (effect(key) in ("speed", "place", "record"))
+    assert table.is_done(other) == (effect(key) in ("speed", "place", "record"))
 
 
 @pytest.mark.parametrize("key", keys())
