@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-VERSION = "0.1.0"  # of this project; the version in pyproject.toml
+from d2sm import __version__
+
 PYTHON = "3.11"  # of the image, on every node
 RAY = "2.60.0"  # of the image; the version in pins.txt
-IMAGE = f"d2sm:{VERSION}"  # what `docker build` makes; push it where the cluster's nodes can pull it from
+IMAGE = f"d2sm:{__version__}"  # what `docker build` makes; push it where the cluster's nodes can pull it from
 
 GCS_PORT = 6379  # where nodes and drivers join (RAY_ADDRESS)
 DASHBOARD_PORT = 8265  # where jobs are submitted

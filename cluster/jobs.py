@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from cluster import dashboard
 from cluster.cli.arguments import for_cluster
-from cluster.constants import VERSION
 from cluster.dashboard import ClusterError
 from cluster.working_dir import working_directory
+from d2sm import __version__
 from pipelines.runtime import auth
 from pipelines.text import did_you_mean, one_line, redact
 
@@ -214,7 +214,7 @@ def submit(
             entrypoint=f"exec {shlex.join(entrypoint)}",
             submission_id=f"d2sm-{verb[0]}-{time.strftime('%m%d-%H%M%S')}-{secrets.token_hex(2)}",
             runtime_env=environment,
-            metadata={"d2sm.version": VERSION, "d2sm.verb": verb[0]},
+            metadata={"d2sm.version": __version__, "d2sm.verb": verb[0]},
             entrypoint_num_cpus=cpus,
             entrypoint_num_gpus=gpus,
             entrypoint_memory=memory,

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 CODE = ("d2sm", "pipelines", "tuning", "cluster")
+PROJECT = "pyproject.toml"  # holds the version
 LIMIT = 10 * 2**20  # the code is under 1 MB; whatever is larger is data or weights
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
 
@@ -34,6 +35,8 @@ def working_directory(include: Sequence[str | Path] = ()) -> Iterator[Path]:
         folder = Path(place)
         for name in CODE:
             shutil.copytree(root / name, folder / name, ignore=_LEFT_OUT)
+        if (root / PROJECT).is_file():  # absent from an installed package
+            shutil.copy(root / PROJECT, folder)
         revision, dirty = commit()
         (folder / COMMIT).write_text(f"{revision} {'dirty' if dirty else 'clean'}")
         for extra in map(Path, include):

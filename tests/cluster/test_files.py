@@ -38,7 +38,7 @@ def test_these_are_the_files() -> None:
 
 def test_the_facts_are_those_of_the_project() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["version"] == constants.VERSION
+    assert f"d2sm:{project['version']}" == constants.IMAGE
     assert project["requires-python"] == f">={constants.PYTHON}"
     assert f"ray=={constants.RAY}" in (ROOT / "pins.txt").read_text().splitlines()
 

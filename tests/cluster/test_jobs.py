@@ -25,6 +25,7 @@ from cluster.cli.parser import parser
 from cluster.dashboard import ClusterError
 from cluster.probe import OURS, Ask, Seen, look
 from cluster.working_dir import WorkingDirError
+from d2sm import __version__
 from pipelines.config import Config, ConfigError
 from pipelines.runtime import auth, session
 from pipelines.runtime.auth import AuthError
@@ -291,10 +292,11 @@ def test_the_code_alone_is_sent(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("x = 1\n")
     with working_dir.working_directory([tmp_path / "mine.py"]) as folder:
         names = {path.name for path in folder.iterdir()}
-        assert names == {*working_dir.CODE, COMMIT, "mine.py"}
-        sent = [sys.executable, "-c", "from pipelines.tracking import commit; print(*commit())"]
-        told = subprocess.run(sent, cwd=folder, env=os.environ | {"PYTHONPATH": ""}, capture_output=True, text=True)
-        assert told.stdout.split(" ")[0] == commit()[0]
+        assert names == {*working_dir.CODE, working_dir.PROJECT, COMMIT, "mine.py"}
+        ask = "import d2sm; from pipelines.tracking import commit; print(commit()[0], d2sm.__version__)"
+        words = [sys.executable, "-c", ask]
+        told = subprocess.run(words, cwd=folder, env=os.environ | {"PYTHONPATH": ""}, capture_output=True, text=True)
+        assert told.stdout.split() == [commit()[0], __version__]
         files = [path for path in folder.rglob("*") if path.is_file()]
         assert sum(path.stat().st_size for path in files) < 2**20
         assert not [path for path in files if path.suffix in (".pyc", ".pth", ".png", ".safetensors")]
