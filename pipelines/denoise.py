@@ -1,17 +1,12 @@
-"""Restore a file or a folder of photographs, of any size, whole or in tiles as memory allows.
+"""Restore a photograph, or a folder of them, of any size, whole or in tiles as the free memory allows.
 
-Photographs of a folder are restored side by side, one to each of torch's threads, rather than one after the other by
-all of them: reading and writing keep a single thread busy, and threads that share a convolution wait for each other. On
-2 cores of an AMD EPYC, 480 x 360 pixels, FFDNet 32 x 8, in megapixels a second and a second of CPU: one after the other
-3.3 and 1.9, so with the next read and the last written by threads of their own 3.3 and 1.75, side by side 4.1 and 2.1.
-That is twice the 2.0 of one thread, so that processes, each with a network of its own, had nothing left to gain.
+The photographs of a folder are restored in parallel, with one of torch's threads each, rather than one after the other
+with all threads: reading and writing use a single thread, and threads that share a convolution wait for each other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -27,7 +22,7 @@ from pipelines.runs import checkpoint, storage
 from pipelines.runtime.progress import Line
 from pipelines.runtime.threads import torch_threads
 
-ON_A_GPU = 3  # photographs side by side: one is read while another is restored and a third written
+ON_A_GPU = 3  # photographs in work at once: one is read while another is restored and a third is written
 
 
 class DenoiseError(ValueError):
@@ -59,82 +54,78 @@ def denoise(
     """Restore photographs.
 
     Args:
-        source: a PNG or JPEG file, or a folder searched with its subfolders.
-        target: the file to write, or the folder (names are kept, endings become .png). Never the source itself.
+        source: a PNG or JPEG file, or a folder, searched with its subfolders.
+        target: the file to write, or the folder to write to (names are kept, suffixes become .png). Never the source.
         model: a denoiser, see `load`.
-        sigma: noise level of the photographs in 0..255; not for blind models.
-        add: noise to add first, for a trial on clean photographs; sigma is then this.
-        tile: side of the tiles; None: whole images; "auto": whole, or as large as memory allows (said when it is not).
+        sigma: noise level of the photographs in units of 0..255; not for blind models.
+        add: level of Gaussian noise to add first, to try a model on clean photographs; sigma is then this level.
+        tile: side of the tiles; None: whole images; "auto": whole images, or the largest tiles that fit into the free
+            memory (a line says so).
         quiet: no progress line.
 
     Returns:
         The files written.
 
     Raises:
-        DenoiseError: nothing to restore, or the noise level is missing, or given to a blind model.
+        DenoiseError: nothing to restore, no noise level, or one for a blind model.
         ImageError: a file that cannot be read; those before it are written.
     """
     level = add if add is not None else sigma
     if level is None and not model.blind:
         raise DenoiseError(
-            f"sigma: {type(model).__name__} is told the noise level; give --sigma (0 to 255) or --add-noise"
+            f"sigma: {type(model).__name__} needs the noise level; give --sigma (0 to 255), or --add-noise for a trial"
         )
     if sigma is not None and model.blind:
-        raise DenoiseError(f"sigma={sigma:g}: {type(model).__name__} is blind and finds the noise itself; leave it out")
-    jobs = list(_jobs(Path(source), Path(target)))
+        raise DenoiseError(f"sigma={sigma:g}: {type(model).__name__} is blind and estimates the noise; leave it out")
+    files = _files(Path(source), Path(target))
     device = next(model.parameters()).device
     threads = torch.get_num_threads()
-    side_by_side = min(len(jobs), threads if device.type == "cpu" else ON_A_GPU)
+    parallel = min(len(files), threads if device.type == "cpu" else ON_A_GPU)
 
-    def one(read: Path, write: Path) -> int | None:
+    def restore_file(read: Path, write: Path) -> int | None:
+        """Restore one photograph; gives the side of its tiles if that was chosen here."""
         noisy = tensor(read_rgb(read))
         if add is not None:
             noisy = add_noise(noisy, sigma=torch.tensor([add]), seeds=[seed_of(read.stem)])
-        chosen = tile_for(model, noisy, tile, sharing=side_by_side)
+        chosen = tile_for(model, noisy, tile, sharing=parallel)
         write_png(write, pixels(restore(model, noisy.to(device), level, tile=chosen).cpu()))
         return chosen if tile == "auto" else None
 
+    pool = ThreadPoolExecutor(parallel)
     with (
-        Line("denoise", len(jobs), quiet=quiet or len(jobs) == 1) as line,
-        torch_threads(max(1, threads // side_by_side)),
-        _pool(side_by_side) as pool,
+        Line("denoise", len(files), quiet=quiet or len(files) == 1) as line,
+        torch_threads(max(1, threads // parallel)),
     ):
-        said = quiet
-        for number, ((read, _), chosen) in enumerate(zip(jobs, pool.map(one, *zip(*jobs))), start=1):
-            if chosen and not said:
-                line.say(f"{read}: restored in tiles of {chosen} pixels, as the memory at hand allows")
-                said = True
-            line.to(number)
-    return [write for _, write in jobs]
+        try:
+            announced = quiet
+            for number, ((read, _), side) in enumerate(zip(files, pool.map(restore_file, *zip(*files))), start=1):
+                if side and not announced:
+                    line.say(f"{read}: restored in tiles of {side} pixels, to fit into the free memory")
+                    announced = True
+                line.to(number)
+        finally:
+            pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C, no further photograph is begun
+    return [write for _, write in files]
 
 
-@contextmanager
-def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads that begin nothing more once the block ends, as it does on an error or Ctrl-C."""
-    pool = ThreadPoolExecutor(threads)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _jobs(source: Path, target: Path) -> Iterator[tuple[Path, Path]]:
+def _files(source: Path, target: Path) -> list[tuple[Path, Path]]:
+    """Each file to read, and the one to write."""
     if not source.exists():
-        raise DenoiseError(f"{source}: no such file or folder")
+        raise DenoiseError(f"{source}: no such file or folder; correct the path")
     if source.is_file():
         write = target / f"{source.stem}.png" if target.is_dir() else target
         if write.suffix.lower() != ".png":
-            raise DenoiseError(f"{write}: restored pictures are PNG files; name it {write.stem}.png, or give a folder")
-        pairs = [(source, write)]
+            raise DenoiseError(f"{write}: restored images are PNG files; name it {write.stem}.png, or give a folder")
+        files = [(source, write)]
     else:
         found = sorted(path for path in source.rglob("*") if path.suffix.lower() in ENDINGS)
-        pairs = [(path, (target / path.relative_to(source)).with_suffix(".png")) for path in found]
-    if not pairs:
-        raise DenoiseError(f"{source}: holds no {', '.join(ENDINGS)} file")
+        files = [(path, (target / path.relative_to(source)).with_suffix(".png")) for path in found]
+    if not files:
+        raise DenoiseError(f"{source}: holds no {', '.join(ENDINGS)} file; give a folder of photographs")
     taken: dict[Path, Path] = {}
-    for read, write in pairs:
+    for read, write in files:
         if (other := taken.setdefault(write, read)) != read:
-            raise DenoiseError(f"{read}: would be written to {write}, as {other} is; rename one")
+            raise DenoiseError(f"{read}: would be written to {write}, as {other} would; rename one")
         if read.resolve() == write.resolve():
-            raise DenoiseError(f"{write}: would be written over its source; choose another target")
-    yield from pairs
+            raise DenoiseError(f"{write}: would overwrite its source; give another target")
+    return files

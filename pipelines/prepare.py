@@ -1,7 +1,7 @@
-"""Prepare: a data set decoded once and stored as plain pixels, so that training reads crops without decoding.
+"""Prepare: decode a data set once and store it as plain pixels, so that training reads crops without decoding.
 
-Ray Data deals the shards to tasks; each writes one, a photograph at a time. A shard that is there and whole is left
-as it is, so a stopped preparation goes on, and a complete set is checked and mended by the same call.
+Ray Data deals the shards to tasks, and each task writes its shards one item at a time. A shard that is there and whole
+is kept, so a preparation that was stopped continues, and the same call checks and mends a complete set.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
-from pipelines.data import index, shards
+from pipelines.data import shards
 from pipelines.data.images import DataError
-from pipelines.data.index import Layout
-from pipelines.data.manifest import MANIFEST, STARTED, Manifest, Photograph, Shard, is_prepared, load
+from pipelines.data.index import SCHEMA, Layout, fingerprint, index
+from pipelines.data.manifest import MANIFEST, STARTED, Manifest, Shard, StoredItem, is_prepared, load
 from pipelines.runtime import files, session
 from pipelines.runtime.progress import Line
 from pipelines.text import one_line
@@ -28,7 +28,7 @@ from pipelines.text import one_line
 
 @dataclass(frozen=True)
 class Prepared:
-    """A set that is complete: where, and how many of its shards this call had to write."""
+    """A complete prepared set: its folder, what it holds, and how many of its shards this call wrote."""
 
     root: Path
     photographs: int
@@ -38,15 +38,15 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class _Draft:
-    """A shard to be: its file below the root, and the rows of the index that go into it."""
+class _PlannedShard:
+    """A shard to be written: its path below the root, and the rows of the index that go into it."""
 
     file: str
     items: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def bytes(self) -> int:
-        return sum(_bytes(item) for item in self.items)
+        return sum(map(_decoded_bytes, self.items))
 
 
 def prepare(
@@ -59,125 +59,118 @@ def prepare(
     quiet: bool = False,
     verbose: bool = False,
 ) -> Prepared:
-    """Write `source` as a prepared data set to `target`, or go on with it, or check and mend it.
+    """Write `source` to `target` as a prepared data set; or continue it, or check and mend it.
 
     Args:
-        source: a data set of files, as `data.root`.
-        target: a folder that is new, empty, or was begun from this source. On a cluster, one that all nodes see.
-        splits: which are written; splits of the same photographs are stored once.
-        shard_mb: size of a shard in MB, of 10^6 bytes; it holds at least one photograph.
+        source: a data set of image files, as data.root.
+        target: a folder that is new or empty, or that was begun from this source. On a cluster all nodes must see it.
+        layout: of the source.
+        splits: the splits to write; splits with the same files are stored once.
+        shard_mb: size of a shard in MB (10^6 bytes); it holds at least one item.
+        quiet: no progress line.
+        verbose: show Ray's own log.
 
     Raises:
-        DataError: bad data, a source that changed, a target that holds something else, or no room on its disk.
-        ImageError: a photograph that cannot be read.
+        DataError: a data set or an image that cannot be used, a source that changed, a target with other content, or
+            too little free space on its disk.
     """
     root = Path(os.path.abspath(Path(target).expanduser()))
-    tables = _tables(source, splits, layout)
+    if is_prepared(Path(source)):
+        raise DataError(f"{source}: is a prepared set already; give the folder of the photographs")
+    labels = "optional" if layout == "cityscapes" else None
+    tables = {split: index(source, split, layout=layout, labels=labels) for split in splits}  # type: ignore[arg-type]
     manifest = Manifest(
         source=os.path.abspath(Path(source).expanduser()),
         layout=layout,
-        fingerprints={split: index.fingerprint(table) for split, table in tables.items()},
+        fingerprints={split: fingerprint(table) for split, table in tables.items()},
         shard_mb=shard_mb,
     )
     _check_target(root, manifest)
-    drafts = {split: _drafts(split, tables[split], shard_mb) for split in tables}
-    for split, same in _twins(tables).items():
-        drafts[split] = drafts[same]
-    todo = list({draft.file: draft for each in drafts.values() for draft in each}.values())
-    _check_room(root, todo)
+    planned: dict[str, list[_PlannedShard]] = {}
+    for split, table in tables.items():
+        # A split with the files of an earlier one, as in a folder without splits, shares its shards.
+        same = next((earlier for earlier in planned if tables[earlier].equals(table)), None)
+        planned[split] = planned[same] if same is not None else _planned(split, table, shard_mb)
+    wanted = list({shard.file: shard for of_split in planned.values() for shard in of_split}.values())
+    _check_space(root, wanted)
     root.mkdir(parents=True, exist_ok=True)
     if not (root / MANIFEST).exists():
         manifest.save(root / STARTED)
     for folder in (root, *(root / split for split in tables)):
         files.sweep(folder)
     session.start(cpus=os.cpu_count() or 1, verbose=verbose)
-    done, written = _write(root, todo, quiet)
-    complete = {split: tuple(done[draft.file] for draft in each) for split, each in drafts.items()}
+    done, written = _write(root, wanted, quiet)
+    complete = {split: tuple(done[shard.file] for shard in of_split) for split, of_split in planned.items()}
     manifest.model_copy(update={"shards": complete}).save(root / MANIFEST)
     (root / STARTED).unlink(missing_ok=True)
-    photographs = sum(len(draft.items) for draft in todo)
-    return Prepared(root, photographs, len(todo), written, sum(shard.bytes for shard in done.values()))
-
-
-def _tables(source: str | Path, splits: Sequence[str], layout: Layout) -> dict[str, pa.Table]:
-    if is_prepared(Path(source)):
-        raise DataError(f"{source}: is a prepared set already; give the photographs")
-    labels = "optional" if layout == "cityscapes" else None
-    return {split: index.index(source, split, layout=layout, labels=labels) for split in splits}  # type: ignore[arg-type]
+    photographs = sum(len(shard.items) for shard in wanted)
+    return Prepared(root, photographs, len(wanted), written, sum(shard.bytes for shard in done.values()))
 
 
 def _check_target(root: Path, manifest: Manifest) -> None:
-    """A new or empty folder, or this very set."""
-    if not root.exists() or (root.is_dir() and all(files.is_leftover(path) for path in root.iterdir())):
+    """Check that the target is new or empty, or the set of this very manifest."""
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return
     if not root.is_dir() or not is_prepared(root):
-        raise DataError(f"{root}: holds something else; give a new or empty folder")
+        raise DataError(f"{root}: has other content; give a new or empty folder")
     before = load(root, MANIFEST if (root / MANIFEST).is_file() else STARTED)
-    if before.fingerprints != manifest.fingerprints and before.fingerprints.keys() == manifest.fingerprints.keys():
+    was, now = before.fingerprints, manifest.fingerprints
+    if was != now and was.keys() == now.keys():
         raise DataError(
-            f"{manifest.source}: changed since {root} was begun (fingerprint {_line(before)}, now {_line(manifest)}); "
-            "prepare it into a new folder"
+            f"{manifest.source}: changed since {root} was begun (fingerprint {' '.join(was.values())}, now "
+            f"{' '.join(now.values())}); prepare it into a new folder"
         )
-    for name in ("fingerprints", "layout", "shard_mb"):
-        if getattr(before, name) != getattr(manifest, name):
-            what = "splits" if name == "fingerprints" else name
-            was = " ".join(before.fingerprints) if name == "fingerprints" else getattr(before, name)
-            raise DataError(f"{root}: was begun with {what} {was}; say the same, or give a new folder")
+    for name, old, new in (
+        ("splits", " ".join(was), " ".join(now)),
+        ("layout", before.layout, manifest.layout),
+        ("shard_mb", before.shard_mb, manifest.shard_mb),
+    ):
+        if old != new:
+            raise DataError(f"{root}: was begun with {name} {old}, not {new}; give the same, or a new folder")
 
 
-def _line(manifest: Manifest) -> str:
-    return " ".join(manifest.fingerprints.values())
-
-
-def _twins(tables: dict[str, pa.Table]) -> dict[str, str]:
-    """Splits that hold the same files as an earlier one, such as all those of a folder without splits."""
-    names = list(tables)
-    return {
-        split: names[earlier]
-        for number, split in enumerate(names)
-        for earlier in range(number)
-        if tables[names[earlier]].equals(tables[split])
-    }
-
-
-def _drafts(split: str, table: pa.Table, shard_mb: float) -> list[_Draft]:
-    drafts: list[_Draft] = []
+def _planned(split: str, table: pa.Table, shard_mb: float) -> list[_PlannedShard]:
+    """Fill shards with the items of a split, in order."""
+    planned: list[_PlannedShard] = []
     size = 0
     for item in table.to_pylist():
-        if not drafts or size + _bytes(item) > shard_mb * 1e6:
-            drafts.append(_Draft(f"{split}/{len(drafts):05d}.arrow"))
+        if not planned or size + _decoded_bytes(item) > shard_mb * 1e6:
+            planned.append(_PlannedShard(f"{split}/{len(planned):05d}.arrow"))
             size = 0
-        drafts[-1].items.append(item)
-        size += _bytes(item)
-    return drafts
+        planned[-1].items.append(item)
+        size += _decoded_bytes(item)
+    return planned
 
 
-def _bytes(item: dict[str, Any]) -> int:
+def _decoded_bytes(item: dict[str, Any]) -> int:
+    """Size of an item's pixels."""
     planes = 3 + 3 * (item["noisy"] is not None) + (item["label"] is not None)
     return int(item["height"]) * int(item["width"]) * planes
 
 
-def _check_room(root: Path, drafts: list[_Draft]) -> None:
+def _check_space(root: Path, planned: list[_PlannedShard]) -> None:
+    """Check that the shards that are not there yet fit on the disk."""
     there = next(folder for folder in (root, *root.parents) if folder.exists())
-    wanted = sum(draft.bytes for draft in drafts if not (root / draft.file).exists())
+    wanted = sum(shard.bytes for shard in planned if not (root / shard.file).exists())
     free = shutil.disk_usage(there).free
     if wanted > free:
-        raise DataError(f"{root}: needs {wanted / 1e9:.3g} GB, but {free / 1e9:.3g} GB are free; make room")
+        raise DataError(
+            f"{root}: needs {wanted / 1e9:.3g} GB, but {free / 1e9:.3g} GB are free; free more, or give another target"
+        )
 
 
-def _write(root: Path, drafts: list[_Draft], quiet: bool) -> tuple[dict[str, Shard], int]:
-    """All shards, by file, and how many were not there yet."""
+def _write(root: Path, planned: list[_PlannedShard], quiet: bool) -> tuple[dict[str, Shard], int]:
+    """Write the shards that are missing or damaged; gives all by file, and the number of those written."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
-    context.raise_original_map_exception = True  # else the reason is lost: only its text comes through
-    schema = pa.schema([("file", pa.string()), ("items", pa.list_(pa.struct(list(index.SCHEMA))))])
-    rows = [pa.Table.from_pylist([{"file": draft.file, "items": draft.items}], schema=schema) for draft in drafts]
-    tasks = ray.data.from_arrow(rows).map_batches(_Task(root), batch_size=1, batch_format="pyarrow")
+    context.raise_original_map_exception = True  # Ray would otherwise pass on the text of an error alone
+    schema = pa.schema([("file", pa.string()), ("items", pa.list_(pa.struct(list(SCHEMA))))])
+    rows = [pa.Table.from_pylist([{"file": shard.file, "items": shard.items}], schema=schema) for shard in planned]
+    tasks = ray.data.from_arrow(rows).map_batches(_WriteTask(root), batch_size=1, batch_format="pyarrow")
     done: dict[str, Shard] = {}
     written = photographs = 0
-    total = sum(len(draft.items) for draft in drafts)
     try:
-        with Line("prepare", total, quiet=quiet) as line:
+        with Line("prepare", sum(len(shard.items) for shard in planned), quiet=quiet) as line:
             for row in tasks.iter_rows():
                 done[row["file"]] = Shard.model_validate_json(row["shard"])
                 written += row["written"]
@@ -191,8 +184,8 @@ def _write(root: Path, drafts: list[_Draft], quiet: bool) -> tuple[dict[str, Sha
     return done, written
 
 
-class _Task:
-    """Writes a shard, unless it is there."""
+class _WriteTask:
+    """What a task does: it writes a shard unless it is there and whole, and describes it for the manifest."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -203,21 +196,17 @@ class _Task:
             whole = shards.is_whole(path, items)
             if not whole:
                 shards.write(path, items)
-            shard = _shard(path, row["file"], items)
+            with path.open("rb") as opened:
+                digest = hashlib.file_digest(opened, "sha256").hexdigest()
+            stored = tuple(
+                StoredItem(
+                    name=item["name"],
+                    height=item["height"],
+                    width=item["width"],
+                    label=item["label"] is not None,
+                    noisy=item["noisy"] is not None,
+                )
+                for item in items
+            )
+            shard = Shard(file=row["file"], bytes=path.stat().st_size, sha256=digest, photographs=stored)
             yield pa.table({"file": [row["file"]], "written": [not whole], "shard": [shard.model_dump_json()]})
-
-
-def _shard(path: Path, file: str, items: list[dict[str, Any]]) -> Shard:
-    with path.open("rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
-    photographs = tuple(
-        Photograph(
-            name=item["name"],
-            height=item["height"],
-            width=item["width"],
-            label=item["label"] is not None,
-            noisy=item["noisy"] is not None,
-        )
-        for item in items
-    )
-    return Shard(file=file, bytes=path.stat().st_size, sha256=digest, photographs=photographs)

@@ -11,7 +11,7 @@ import ray
 
 from pipelines import tracking
 from pipelines.config import Config
-from pipelines.data import index, plan, stream
+from pipelines.data import index, plan
 from pipelines.data.splits import training_images
 from pipelines.runs import checkpoint
 from pipelines.runs.folder import RunFolder, named
@@ -100,8 +100,8 @@ def _train(
             record = Record(config, run, line, seen, folder, start=start, watch=watch)
             if not quiet and (crowded := resources.oversubscribed(config)):
                 line.say(f"{config.train.name}: {crowded}")
-            if left_out := stream.left_out(items):
-                record({"skipped": left_out})
+            if skipped := index.skipped_images(items):
+                record({"skipped": skipped})
             with Reader(record, record.between) as reader:
                 ended = launch.run(config, folder, items, steps, fingerprint, reader.mailbox, line.say)
         folder.refresh().prune(config.train.keep)

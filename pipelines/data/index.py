@@ -1,4 +1,4 @@
-"""Data sets on disk -> one Arrow table of items, whatever their layout."""
+"""The index: the items of a split of a data set as one Arrow table, whatever the data set's layout and storage."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ import pyarrow as pa
 
 from pipelines.data import layouts, manifest, shards
 from pipelines.data.images import TRAIN_IDS, DataError, ImageError, size_of
-from pipelines.data.layouts import Item
 from pipelines.text import more
 
-__all__ = ["SCHEMA", "TRAIN_IDS", "DataError", "fingerprint", "index"]
+__all__ = ["SCHEMA", "TRAIN_IDS", "DataError", "fingerprint", "index", "skipped_images"]
 
 Layout = Literal["cityscapes", "folder", "pairs"]
 Labels = Literal["required", "optional", "ignore"]
@@ -32,7 +31,7 @@ SCHEMA = pa.schema(
     ]
 )
 
-_THREADS = 16
+_THREADS = 16  # of reading headers and sizes, which mostly waits for the file system
 
 
 def index(
@@ -43,20 +42,27 @@ def index(
     labels: Labels | None = None,
     on_bad: OnBad = "stop",
 ) -> pa.Table:
-    """The items of a split as a table of `SCHEMA`, sorted by name; reads headers only.
+    """Find the items of a split, reading the headers of their files only.
 
-    root: a folder, local or mounted; or one that `d2sm prepare` made of such a folder: then image, label and noisy are
-        places in its shards, and everything else, the fingerprint too, is as from the source.
-    layout: "cityscapes": leftImg8bit/<split>/<city>/*_leftImg8bit.png with
-        gtFine/<split>/<city>/*_gtFine_labelIds.png. "folder": all PNG and JPEG files below root/<split> or,
-        where root has no splits, below root; no labels. "pairs": clean/ and noisy/ with the same names, below
-        root/<split> or root; `image` is the clean one.
-    labels: "required" (the default for cityscapes), "optional" (null where there is none) or "ignore".
-    on_bad: "stop", or "skip" to leave out items with a file that its header or ending shows to be unusable.
-        Those are listed in `table.schema.metadata[b"skipped"]`, a JSON list of {"name", "file", "why"}.
+    Args:
+        root: a folder, local or mounted; or one that `d2sm prepare` wrote from such a folder. In that case image, label
+            and noisy are places in its shards, and everything else, the fingerprint too, is as from the source.
+        split: folder of the split; a "folder" or "pairs" layout may do without, and is then read as a whole.
+        layout: "cityscapes": leftImg8bit/<split>/<city>/*_leftImg8bit.png with
+            gtFine/<split>/<city>/*_gtFine_labelIds.png. "folder": all PNG and JPEG files below root/<split>, or below
+            root if that has no splits; no labels. "pairs": clean/ and noisy/ with files of the same names, below
+            root/<split> or root; `image` is the clean one.
+        labels: "required" (the default for cityscapes), "optional" (null where there is none) or "ignore".
+        on_bad: "stop", or "skip" to leave out items with a file whose header or end shows that it cannot be used
+            (`skipped_images` lists them).
 
-    name is the path below the split without suffix ("aachen/aachen_000000_000019"); image, label and noisy
-    are absolute paths; height and width are in pixels. Raises DataError.
+    Returns:
+        A table of `SCHEMA`, sorted by name. name is the path below the split without suffix
+        ("aachen/aachen_000000_000019"); image, label and noisy are absolute paths, or null; height and width are in
+        pixels.
+
+    Raises:
+        DataError: no such folder or split, another layout, files that cannot be used, or missing labels.
     """
     layouts.one_of("layout", layout, get_args(Layout))
     layouts.one_of("labels", labels or "required", get_args(Labels))
@@ -68,59 +74,61 @@ def index(
         raise DataError(f"split {split!r} is not the name of a folder; give a plain name, such as train or val")
     if manifest.is_prepared(base):
         wanted = labels or ("required" if layout == "cityscapes" else "ignore")
-        return _as_table(manifest.rows(base, split, layout=layout, labels=wanted), [])
+        return _table(manifest.items(base, split, layout=layout, labels=wanted), [])
     find = {"cityscapes": layouts.cityscapes, "folder": layouts.folder, "pairs": layouts.pairs}[layout]
-    items = find(base, split, labels or "required")
-    return _table(items, base, on_bad)
-
-
-def fingerprint(table: pa.Table) -> str:
-    """16 hex digits over the names, sizes in pixels and bytes of the files of an index, wherever its root is.
-
-    Cheap enough to store with every model: it tells data sets apart, it is no proof against tampering.
-    """
-    rows = sorted(table.select(SCHEMA.names).to_pylist(), key=lambda row: str(row["name"]))
+    found = sorted(find(base, split, labels or "required"), key=lambda item: item.name)
     with ThreadPoolExecutor(_THREADS) as pool:
-        lines = list(pool.map(_fingerprint_line, rows))
+        measured = list(pool.map(_size, found))
+    good: list[tuple[Any, ...]] = []
+    bad: list[dict[str, str]] = []
+    for item, size in zip(found, measured, strict=True):
+        if isinstance(size, dict):
+            bad.append(size)
+        else:
+            files = [None if file is None else str(file) for file in (item.image, item.label, item.noisy)]
+            good.append((item.name, *files, *size))
+    if bad and (on_bad == "stop" or not good):
+        remedy = "; data.bad_images=skip leaves such images out" if good else f", and no usable image is left in {base}"
+        raise DataError(f"{bad[0]['why']}{more(bad)}{remedy}")
+    return _table(good, bad)
+
+
+def skipped_images(items: pa.Table) -> list[list[str]]:
+    """The [name, why] of the images that indexing left out (on_bad="skip")."""
+    found = json.loads((items.schema.metadata or {}).get(b"skipped", b"[]"))
+    return [[bad["name"], bad["why"]] for bad in found]
+
+
+def fingerprint(items: pa.Table) -> str:
+    """16 hex digits over names, sizes in pixels and sizes of files in bytes of an index; the root does not count.
+
+    It tells data sets apart cheaply enough to be stored with every model. It is no proof against tampering.
+
+    Raises:
+        DataError: a file is gone.
+    """
+
+    def line(row: dict[str, Any]) -> str:
+        try:
+            size = [row[column] and shards.source_bytes(row[column]) for column in shards.COLUMNS]
+        except OSError as error:
+            raise DataError(f"{error.filename}: {error.strerror}; the data set changed, index it again") from None
+        return json.dumps([row["name"], row["height"], row["width"], *size])
+
+    rows = sorted(items.select(SCHEMA.names).to_pylist(), key=lambda row: str(row["name"]))
+    with ThreadPoolExecutor(_THREADS) as pool:
+        lines = list(pool.map(line, rows))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-def _fingerprint_line(row: dict[str, Any]) -> str:
-    try:
-        size = [row[key] and shards.source_bytes(row[key]) for key in ("image", "label", "noisy")]
-    except OSError as error:
-        raise DataError(f"{error.filename}: {error.strerror}; the data set changed, index it again") from None
-    return json.dumps([row["name"], row["height"], row["width"], *size])
-
-
-def _table(items: list[Item], root: Path, on_bad: str) -> pa.Table:
-    items = sorted(items, key=lambda item: item.name)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        measured = list(pool.map(_measure, items))
-    good: list[tuple[Item, tuple[int, int]]] = []
-    bad: list[dict[str, str]] = []
-    for item, result in zip(items, measured, strict=True):
-        if isinstance(result, dict):
-            bad.append(result)
-        else:
-            good.append((item, result))
-    if bad and (on_bad == "stop" or not good):
-        hint = " (data.bad_images=skip leaves such files out)" if good else f", and no usable image is left in {root}"
-        raise DataError(f"{bad[0]['why']}{more(bad)}{hint}")
-    rows = [
-        (i.name, str(i.image), i.label and str(i.label), i.noisy and str(i.noisy), height, width)
-        for i, (height, width) in good
-    ]
-    return _as_table(rows, bad)
-
-
-def _as_table(rows: list[tuple[Any, ...]], bad: list[dict[str, str]]) -> pa.Table:
+def _table(rows: list[tuple[Any, ...]], bad: list[dict[str, str]]) -> pa.Table:
+    """Rows of `SCHEMA` as a table. `bad` becomes metadata: the name, file and reason of each item that was left out."""
     columns = [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), SCHEMA, strict=True)]
     return pa.Table.from_arrays(columns, schema=SCHEMA.with_metadata({b"skipped": json.dumps(bad).encode()}))
 
 
-def _measure(item: Item) -> tuple[int, int] | dict[str, str]:
-    """Height and width of an item, or what is wrong with one of its files."""
+def _size(item: layouts.ItemFiles) -> tuple[int, int] | dict[str, str]:
+    """(height, width) of an item, or which of its files cannot be used and why."""
     sizes: list[tuple[int, int]] = []
     for path, kind in item.files():
         try:

@@ -1,9 +1,9 @@
-"""What lies in a data root, as items: Cityscapes as published, a plain folder, or noisy/clean pairs."""
+"""The files of a data set on disk, by layout: Cityscapes as published, a folder of images, or noisy/clean pairs."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,13 +14,16 @@ _IMAGE, _LABEL = "_leftImg8bit.png", "_gtFine_labelIds.png"
 _SPLITS = {"train", "val", "test"}
 
 
-class Item(NamedTuple):
+class ItemFiles(NamedTuple):
+    """The files of an item, before they are opened."""
+
     name: str
     image: Path
     label: Path | None = None
     noisy: Path | None = None
 
     def files(self) -> Iterator[tuple[Path, Kind]]:
+        """Each file with what it must hold."""
         yield self.image, "rgb"
         if self.label:
             yield self.label, "labels"
@@ -28,15 +31,16 @@ class Item(NamedTuple):
             yield self.noisy, "rgb"
 
 
-def cityscapes(root: Path, split: str, labels: str) -> list[Item]:
+def cityscapes(root: Path, split: str, labels: str) -> list[ItemFiles]:
+    """leftImg8bit/<split>/<city>/*_leftImg8bit.png with labels in gtFine. labels: required, optional or ignore."""
     top = root / "leftImg8bit"
     if not top.is_dir():
         raise _wrong_layout(root, "cityscapes", "leftImg8bit/<split>/<city>/*_leftImg8bit.png")
-    _known_split(split, top)
-    images = _named(top / split, _IMAGE)
+    one_of("split", split, [folder.name for folder in _folders(top)], f" in {top}")
+    images = _files(top / split, ending=_IMAGE)
     if not images:
         raise DataError(f"{top / split}: no <city>/*{_IMAGE} there, only {_listing(top / split)}; unpack the images")
-    found = {} if labels == "ignore" else _named(root / "gtFine" / split, _LABEL)
+    found = {} if labels == "ignore" else _files(root / "gtFine" / split, ending=_LABEL)
     missing = sorted(set(images) - set(found))
     if labels == "required" and missing:
         wanted = root / "gtFine" / split / f"{missing[0]}{_LABEL}"
@@ -44,23 +48,25 @@ def cityscapes(root: Path, split: str, labels: str) -> list[Item]:
             f"{images[missing[0]]}: has no label {wanted}{more(missing)}; unpack gtFine, "
             'or use labels="optional" to do without'
         )
-    return [Item(name, path, label=found.get(name)) for name, path in images.items()]
+    return [ItemFiles(name, path, label=found.get(name)) for name, path in images.items()]
 
 
-def folder(root: Path, split: str, labels: str) -> list[Item]:
-    fits = _fits(root)
-    if fits in ("cityscapes", "pairs"):
+def folder(root: Path, split: str, labels: str) -> list[ItemFiles]:
+    """All PNG and JPEG files below root/<split>, or below a root without splits. There are no labels."""
+    fitting = _fitting(root)
+    if fitting in ("cityscapes", "pairs"):
         raise _wrong_layout(root, "folder", "a folder of nothing but images")
     base = root / split
     if not base.is_dir():
         base = _without_splits(root, split)
-    images = _images(base)
+    images = _files(base)
     if not images:
         raise _wrong_layout(base, "folder", "*.png, *.jpg or *.jpeg at any depth")
-    return [Item(name, path) for name, path in images.items()]
+    return [ItemFiles(name, path) for name, path in images.items()]
 
 
-def pairs(root: Path, split: str, labels: str) -> list[Item]:
+def pairs(root: Path, split: str, labels: str) -> list[ItemFiles]:
+    """clean/NAME with noisy/NAME, below root/<split> or a root without splits. There are no labels."""
     base = root / split
     if not _has_pairs(base):
         base = _without_splits(root, split) if _has_pairs(root) else base
@@ -68,14 +74,14 @@ def pairs(root: Path, split: str, labels: str) -> list[Item]:
         if splits := [folder.name for folder in _folders(root) if _has_pairs(folder)]:
             one_of("split", split, splits, f" in {root}")
         raise _wrong_layout(root, "pairs", "clean/ and noisy/, or <split>/clean/ and <split>/noisy/")
-    clean, noisy = _images(base / "clean"), _images(base / "noisy")
+    clean, noisy = _files(base / "clean"), _files(base / "noisy")
     alone = sorted(clean.keys() ^ noisy.keys())
     if alone:
         path, other = (clean[alone[0]], "noisy") if alone[0] in clean else (noisy[alone[0]], "clean")
         raise DataError(f"{path}: has no partner in {base / other}{more(alone)}; add it or remove the file")
     if not clean:
         raise DataError(f"{base / 'clean'}: holds no *.png, *.jpg or *.jpeg; put the clean images there")
-    return [Item(name, path, noisy=noisy[name]) for name, path in clean.items()]
+    return [ItemFiles(name, path, noisy=noisy[name]) for name, path in clean.items()]
 
 
 def _has_pairs(folder: Path) -> bool:
@@ -96,9 +102,13 @@ def open_root(root: str | Path) -> Path:
 
 
 def _walk(top: Path) -> Iterator[Path]:
-    """All files below, in order, through links to folders (each real folder once), without hidden ones."""
+    """All files below a folder, sorted, through links (each real folder once); hidden ones are left out."""
+
+    def unreadable(error: OSError) -> None:
+        raise DataError(f"{error.filename}: {error.strerror}; make the folder readable")
+
     seen: set[str] = set()
-    for folder, folders, files in os.walk(top, followlinks=True, onerror=_unreadable):
+    for folder, folders, files in os.walk(top, followlinks=True, onerror=unreadable):
         real = os.path.realpath(folder)
         folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
         if real not in seen:
@@ -106,28 +116,17 @@ def _walk(top: Path) -> Iterator[Path]:
         seen.add(real)
 
 
-def _unreadable(error: OSError) -> None:
-    raise DataError(f"{error.filename}: {error.strerror}; make the folder readable")
-
-
-def _named(top: Path, ending: str) -> dict[str, Path]:
-    if not top.is_dir():
-        return {}
-    return _unique(top, (path for path in _walk(top) if path.name.endswith(ending)), lambda p: p[: -len(ending)])
-
-
-def _images(top: Path) -> dict[str, Path]:
-    wanted = (path for path in _walk(top) if path.suffix.lower() in ENDINGS)
-    return _unique(top, wanted, lambda name: os.path.splitext(name)[0])
-
-
-def _unique(top: Path, paths: Iterator[Path], shorten: Callable[[str], str]) -> dict[str, Path]:
+def _files(top: Path, *, ending: str | None = None) -> dict[str, Path]:
+    """The files below a folder, by their path there: those with an ending, without it; or images, without suffix."""
     found: dict[str, Path] = {}
-    for path in paths:
-        name = shorten(path.relative_to(top).as_posix())
+    for path in _walk(top) if top.is_dir() else ():
+        if not (path.name.endswith(ending) if ending else path.suffix.lower() in ENDINGS):
+            continue
+        relative = path.relative_to(top).as_posix()
+        name = relative[: -len(ending)] if ending else os.path.splitext(relative)[0]
         if name in found:
             raise DataError(f"{path}: collides with {found[name].name}, both are named {name!r}; rename one")
-        if not name.isprintable():  # also the names that are no UTF-8
+        if not name.isprintable():  # names that are not UTF-8 included
             raise DataError(f"{str(path)!a}: has unprintable characters in its name; rename it")
         found[name] = path
     return found
@@ -137,19 +136,16 @@ def _folders(root: Path) -> list[Path]:
     return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _known_split(split: str, top: Path) -> None:
-    one_of("split", split, [folder.name for folder in _folders(top)], f" in {top}")
-
-
 def _without_splits(root: Path, split: str) -> Path:
-    """The root itself, unless it holds other splits: `val` must never silently mean all of train and val."""
+    """The root itself. With other splits in it, it is refused: `val` must not silently mean all of train and val."""
     splits = sorted(_SPLITS & {folder.name for folder in _folders(root)})
     if splits and split:
         one_of("split", split, splits, f" in {root}")
     return root
 
 
-def _fits(root: Path) -> str | None:
+def _fitting(root: Path) -> str | None:
+    """The layout that a folder looks like."""
     if (root / "leftImg8bit").is_dir():
         return "cityscapes"
     if any(_has_pairs(folder) for folder in (root, *_folders(root))):
@@ -159,11 +155,11 @@ def _fits(root: Path) -> str | None:
 
 def _wrong_layout(root: Path, layout: str, looked_for: str) -> DataError:
     near = [path for path in (root.parent, *_folders(root)) if (path / "leftImg8bit").is_dir()]
-    fits = _fits(root)
+    fitting = _fitting(root)
     if near and layout == "cityscapes":
         remedy = f"give {near[0]} as the root"
-    elif fits and fits != layout:
-        remedy = f"data.layout={fits} fits"
+    elif fitting and fitting != layout:
+        remedy = f"data.layout={fitting} fits"
     else:
         remedy = "no layout fits: see the README for the three that do"
     return DataError(f"{root}: not data.layout={layout}: looked for {looked_for}, found {_listing(root)}; {remedy}")
@@ -175,6 +171,7 @@ def _listing(folder: Path) -> str:
 
 
 def one_of(what: str, value: str, allowed: Collection[str], where: str = "") -> None:
+    """Check that a name is one of those allowed. Raises DataError, which lists them."""
     if value in allowed:
         return
     hint = did_you_mean(value, allowed)

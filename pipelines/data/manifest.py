@@ -1,6 +1,6 @@
-"""What a prepared data set says of itself, in `prepared.json`: its source, how it is stored, and every shard.
+"""The manifest of a prepared data set, `prepared.json`: its source, how it is stored, and every shard.
 
-`d2sm prepare` writes it last, so a set that has it is complete. Until then `prepared.partial.json` says what was begun.
+`d2sm prepare` writes it last, so a set that has one is complete. Until then `prepared.partial.json` describes the set.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ MANIFEST, STARTED = "prepared.json", "prepared.partial.json"
 VERSION = 1
 
 
-class _Part(BaseModel):
+class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Photograph(_Part):
-    """A row of a shard."""
+class StoredItem(_Section):
+    """A record of a shard: an item, and which images it has beside the clean one."""
 
     name: str
     height: int
@@ -35,17 +35,17 @@ class Photograph(_Part):
     noisy: bool
 
 
-class Shard(_Part):
-    """A file: where below the root, its size and checksum, and what is in it."""
+class Shard(_Section):
+    """A shard: its path below the root, its size, its checksum (SHA-256) and its records."""
 
     file: str
     bytes: int
     sha256: str
-    photographs: tuple[Photograph, ...]
+    photographs: tuple[StoredItem, ...]
 
 
-class Manifest(_Part):
-    """The whole set. `shards` by split; splits of the same photographs share them."""
+class Manifest(_Section):
+    """The whole set. `shards` by split; splits of the same files share their shards."""
 
     version: int = VERSION
     source: str
@@ -63,18 +63,18 @@ class Manifest(_Part):
 
 
 def is_prepared(root: Path) -> bool:
-    """Whether `d2sm prepare` has written or begun this folder."""
+    """Whether `d2sm prepare` has written this folder, or begun to."""
     return (root / MANIFEST).is_file() or (root / STARTED).is_file()
 
 
 def load(root: Path, name: str = MANIFEST) -> Manifest:
-    """Read what a set says of itself.
+    """Read a set's manifest.
 
     Raises:
         DataError: it is missing, unreadable, or of another version.
     """
     path = root / name
-    remedy = "prepare it again, into a new folder"
+    remedy = "prepare the data set again, into a new folder"
     try:
         tree = json.loads(path.read_text())
         if isinstance(tree, dict) and tree.get("version") != VERSION:
@@ -89,39 +89,37 @@ def load(root: Path, name: str = MANIFEST) -> Manifest:
         raise DataError(f"{path}: is damaged, no valid JSON; {remedy}") from None
 
 
-def rows(root: Path, split: str, *, layout: str, labels: str) -> list[tuple[Any, ...]]:
-    """A split's photographs as rows of an index, by name; sees that all shards are there in full.
+def items(root: Path, split: str, *, layout: str, labels: str) -> list[tuple[Any, ...]]:
+    """The items of a split as rows of the index, sorted by name.
 
-    What is within them is checked when it is read.
+    It is checked that every shard is there and has its size; what is in a shard is checked when it is read.
 
     Raises:
-        DataError: not complete, another layout, no such split, a shard that is missing or of another size, or no labels
-            where they are required.
+        DataError: the set is not complete or of another layout, it has no such split, a shard is missing or of another
+            size, or labels are required and missing.
     """
     if not (root / MANIFEST).is_file():
-        raise DataError(f"{root}: is not complete; run the same `d2sm prepare` again, which goes on with it")
+        raise DataError(f"{root}: is not complete; run the same `d2sm prepare` again, which continues it")
     manifest = load(root)
     if manifest.layout != layout:
-        raise DataError(f"{root}: was prepared from data.layout={manifest.layout}, not {layout}; say so")
+        raise DataError(
+            f"{root}: was prepared from data.layout={manifest.layout}, not {layout}; set data.layout={manifest.layout}"
+        )
     one_of("split", split, manifest.shards, f" in {root}")
     found = []
     for shard in manifest.shards[split]:
         path = root / shard.file
-        _check_size(path, shard.bytes)
-        for row, photograph in enumerate(shard.photographs):
-            there = {"image": True, "label": photograph.label and labels != "ignore", "noisy": photograph.noisy}
-            image, label, noisy = (shards.place(path, c, row) if there[c] else None for c in shards.COLUMNS)
-            found.append((photograph.name, image, label, noisy, photograph.height, photograph.width))
-    missing = [row[0] for row in found if row[2] is None]
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            raise DataError(f"{path}: {error.strerror}; {shards.REMEDY}") from None
+        if size != shard.bytes:
+            raise DataError(f"{path}: has {size} bytes, not {shard.bytes}; {shards.REMEDY}")
+        for number, item in enumerate(shard.photographs):
+            there = {"image": True, "label": item.label and labels != "ignore", "noisy": item.noisy}
+            places = (shards.place(path, c, number) if there[c] else None for c in shards.COLUMNS)
+            found.append((item.name, *places, item.height, item.width))
+    missing = [name for name, _, label, *_ in found if label is None]
     if labels == "required" and layout == "cityscapes" and missing:
         raise DataError(f"{root}: {missing[0]} has no label{more(missing)}; prepare it again from a set that has them")
     return sorted(found)
-
-
-def _check_size(path: Path, wanted: int) -> None:
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; {shards.AGAIN}") from None
-    if size != wanted:
-        raise DataError(f"{path}: has {size} bytes, not {wanted}; {shards.AGAIN}")

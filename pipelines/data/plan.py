@@ -1,8 +1,9 @@
-"""The epoch as a table: from (seed, epoch) follows, for every crop, its image, place, flip, sigma and noise seed.
+"""The plan of an epoch: for every crop its image, place, flip, noise level and noise seed, drawn from (seed, epoch).
 
-The table is drawn by counter-based generators over the sorted items, so it depends on neither workers, tasks nor time.
-A step's batch is a run of `batch_size` rows; resuming at a step is slicing. Images are shuffled, and the crops of
-`shuffle_images` neighbouring images are mixed, so that an ingest task decodes an image once for all its crops.
+Counter-based generators draw the plan over the items sorted by name, so it depends neither on the workers and ingest
+tasks that carry it out nor on where a run was resumed. A step takes `batch_size` consecutive crops. The images are
+shuffled, and then the crops of each `shuffle_images` neighbouring images among themselves, so that an ingest task
+decodes an image once for all crops that it cuts from it.
 """
 
 from __future__ import annotations
@@ -14,18 +15,18 @@ from pipelines.config import Config
 
 SCHEMA = pa.schema(
     [
-        ("item", pa.int32()),  # row of the table of images
-        ("across", pa.float64()),  # left edge, as a share of the room there is: [0, 1)
-        ("down", pa.float64()),
-        ("flip", pa.bool_()),
-        ("sigma", pa.float32()),  # 0..255
+        ("item", pa.int32()),  # row of the index
+        ("left", pa.float64()),  # left edge, in [0, 1): 0 is the image's left edge, 1 where the crop no longer fits
+        ("top", pa.float64()),  # likewise
+        ("flip", pa.bool_()),  # left to right
+        ("sigma", pa.float32()),  # noise level in units of 0..255
         ("seed", pa.int64()),  # of the noise
     ]
 )
 
 
 def steps_per_epoch(config: Config, items: int) -> int:
-    """Whole batches in one pass; the crops that are left over differ from epoch to epoch."""
+    """Whole batches in an epoch; which crops are left over differs from epoch to epoch."""
     return items * config.data.crops_per_image // config.train.batch_size
 
 
@@ -36,52 +37,47 @@ def total_steps(config: Config, items: int) -> int:
 
 
 def steps_per_task(config: Config) -> int:
-    """Whole steps that one ingest task prepares: as many as its shuffled images fill."""
+    """Whole steps that one ingest task prepares: those that the crops of `shuffle_images` images fill."""
     return max(1, config.data.shuffle_images * config.data.crops_per_image // config.train.batch_size)
 
 
 def epoch_table(config: Config, items: int, epoch: int) -> pa.Table:
-    """Every crop of an epoch, in the order of training.
+    """Draw the plan of an epoch.
 
     Args:
         items: number of images.
         epoch: from 0.
 
     Returns:
-        A table of `items * crops_per_image` rows, see `SCHEMA`.
+        A table of `SCHEMA` with `items * crops_per_image` rows, one a crop, in the order of training.
     """
-    each = config.data.crops_per_image
-    # One generator by item, so that what is drawn for a crop does not depend on the order; one for the order.
-    drawn = np.random.Generator(np.random.Philox(key=[config.train.seed, 2 * epoch])).random((items * each, 4))
-    order = _order(config, items, np.random.Generator(np.random.Philox(key=[config.train.seed, 2 * epoch + 1])))
-    seeds = np.random.Philox(key=[config.train.seed, 2**32 + epoch]).random_raw(items * each) >> np.uint64(1)
+    each, seed = config.data.crops_per_image, config.train.seed
+    # What is drawn for a crop comes from a generator of its own, so that it does not depend on the order.
+    drawn = np.random.Generator(np.random.Philox(key=[seed, 2 * epoch])).random((items * each, 4))
+    rng = np.random.Generator(np.random.Philox(key=[seed, 2 * epoch + 1]))
+    noise_seeds = np.random.Philox(key=[seed, 2**32 + epoch]).random_raw(items * each) >> np.uint64(1)
+
+    crops = (rng.permutation(items)[:, None] * each + np.arange(each)).reshape(-1)
+    together = config.data.shuffle_images * each
+    groups = np.split(crops, range(together, items * each, together))
+    order = np.concatenate([rng.permutation(group) for group in groups])
+
+    levels, place = np.asarray(config.noise.sigma), drawn[order, 3]
+    if config.noise.draw == "list":
+        sigma = levels[(place * len(levels)).astype(int)]
+    else:
+        sigma = levels[0] + place * (levels[1] - levels[0])
     columns = [
         (np.arange(items * each) // each)[order].astype(np.int32),
         drawn[order, 0],
         drawn[order, 1],
         (drawn[order, 2] < 0.5) & config.data.flip,
-        _sigma(config, drawn[order, 3]).astype(np.float32),
-        seeds[order].astype(np.int64),
+        sigma.astype(np.float32),
+        noise_seeds[order].astype(np.int64),
     ]
     return pa.table(columns, schema=SCHEMA)
 
 
-def step_rows(table: pa.Table, config: Config, step: int) -> pa.Table:
-    """The rows of a step of the epoch, counted from 0."""
-    return table.slice(step * config.train.batch_size, config.train.batch_size)
-
-
-def _order(config: Config, items: int, rng: np.random.Generator) -> np.ndarray:
-    each = config.data.crops_per_image
-    crops = rng.permutation(items)[:, None] * each + np.arange(each)
-    groups = np.split(
-        crops.reshape(-1), range(config.data.shuffle_images * each, items * each, config.data.shuffle_images * each)
-    )
-    return np.concatenate([rng.permutation(group) for group in groups])
-
-
-def _sigma(config: Config, drawn: np.ndarray) -> np.ndarray:
-    levels = np.asarray(config.noise.sigma)
-    if config.noise.draw == "list":
-        return levels[(drawn * len(levels)).astype(int)]
-    return levels[0] + drawn * (levels[1] - levels[0])
+def crops_of(table: pa.Table, config: Config, first: int, last: int) -> pa.Table:
+    """The rows of `epoch_table` for steps `first` to `last` - 1, counted within the epoch."""
+    return table.slice(first * config.train.batch_size, (last - first) * config.train.batch_size)

@@ -1,13 +1,11 @@
-"""Shards of a prepared data set: Arrow files of plain pixels, memory-mapped, of which a crop reads its own rows.
+"""Shards of a prepared data set: Arrow files of decoded pixels, memory-mapped, of which a crop reads only its own rows.
 
-One record batch a photograph: clean image, label map of train ids and noisy partner, whichever there are, row after row
-and uncompressed; the checksum of every `BAND` rows; and how many bytes each source file had. A place in a shard is
-written `<file>#<column>/<row>` and stands where the path of a PNG would.
+A shard has one record batch, called record here, for each item: its clean image, label map of train ids and noisy
+partner, whichever it has, pixel row after pixel row and uncompressed; a checksum of every `BAND` pixel rows; and the
+size of each source file in bytes. An image in a shard is named by its place, FILE#COLUMN/RECORD, which stands where the
+path of an image file would.
 
-Milliseconds an image of 2048 x 1024 for one crop of 128 x 128, and for four, from a warm page cache on a busy core of
-an AMD EPYC: plain 0.4 and 0.9, lz4 4.2 and more (18 % less disk), zstd 9.4 and more (35 % less); in tiles of 256, plain
-0.2 and 0.6, lz4 0.4 and 1.4 (24 % less). PNG takes 36, the noise of a crop 0.6. So tiles save nothing that would be
-felt, and whole images need no crop put together. The checksums are in addition, 0.05 ms a MB that is read.
+Images are stored whole and uncompressed because decompressing would take longer than all the rest of cutting a crop.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ from pipelines.data.images import DataError, Pixels, read_labels, read_rgb
 from pipelines.runtime import files
 from pipelines.text import one_line
 
-BAND = 32  # rows under one checksum
+BAND = 32  # pixel rows under one checksum
 Column = Literal["image", "label", "noisy"]
 COLUMNS: tuple[Column, ...] = ("image", "label", "noisy")
 SCHEMA = pa.schema(
@@ -41,27 +39,32 @@ SCHEMA = pa.schema(
     ]
 )
 _PLACE = re.compile(r"(.+\.arrow)#(image|label|noisy)/(\d+)")
-AGAIN = "run `d2sm prepare` again, which writes anew what is missing or damaged"
+REMEDY = "run `d2sm prepare` again, which writes missing and damaged shards anew"
 
 
 class StoredImage:
-    """An image in a shard, sliced like an array: only the rows of the slice are read, and their checksums checked."""
+    """An image in a shard, sliced like an array: only the pixel rows of a slice are read and checked.
 
-    def __init__(self, pixels: Pixels, checks: Pixels, where: str) -> None:
-        self.pixels, self.checks, self.where = pixels, checks, where
+    Attributes:
+        shape: (H, W, 3), or (H, W) of a label map.
+    """
+
+    def __init__(self, pixels: Pixels, checksums: Pixels, where: str) -> None:
+        self.pixels, self.checksums, self.where = pixels, checksums, where
         self.shape = pixels.shape
 
     def __getitem__(self, window: tuple[slice, slice]) -> Pixels:
+        """The pixels in a window of rows and columns, as a view of the file. Raises DataError if they are damaged."""
         first, last, _ = window[0].indices(self.shape[0])
         for band in range(first // BAND, -(-last // BAND)):
-            if _check(self.pixels, band) != self.checks[band]:
-                raise DataError(f"{self.where}: rows {band * BAND} onwards are damaged (wrong checksum); {AGAIN}")
+            if _checksum(self.pixels, band) != self.checksums[band]:
+                raise DataError(f"{self.where}: rows {band * BAND} onwards are damaged (wrong checksum); {REMEDY}")
         return self.pixels[window]
 
 
-def place(path: str | Path, column: str, row: int) -> str:
-    """How a picture in a shard is named."""
-    return f"{path}#{column}/{row}"
+def place(path: str | Path, column: Column, record: int) -> str:
+    """The name of an image in a shard."""
+    return f"{path}#{column}/{record}"
 
 
 def open_stored(where: str) -> StoredImage | None:
@@ -75,19 +78,23 @@ def open_stored(where: str) -> StoredImage | None:
 
 
 def source_bytes(where: str) -> int:
-    """Size in bytes of the picture's file, or of the one it was prepared from. Raises OSError or DataError."""
+    """Size in bytes of an image file, or of the file that a stored image was read from. Raises OSError or DataError."""
     found = _PLACE.fullmatch(where)
-    return int(_batch(found[1], int(found[3]))[f"{found[2]}_bytes"][0].as_py()) if found else os.stat(where).st_size
+    if found is None:
+        return os.stat(where).st_size
+    return int(_record(found[1], int(found[3]))[f"{found[2]}_bytes"][0].as_py())
 
 
 def write(path: Path, items: Iterable[Mapping[str, Any]]) -> None:
-    """Write a shard, whole or not at all, holding one photograph in memory at a time.
+    """Write a shard, whole or not at all, holding one item in memory at a time.
 
     Args:
-        items: rows of an index: name, height, width and the files.
+        items: rows of the index.
 
     Raises:
         ImageError: a file cannot be read.
+        DataError: an image no longer has the size that was indexed.
+        OSError: the shard cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
@@ -96,78 +103,76 @@ def write(path: Path, items: Iterable[Mapping[str, Any]]) -> None:
         pa.ipc.new_file(file, SCHEMA) as writer,
     ):
         for item in items:
-            writer.write_batch(pa.RecordBatch.from_pylist([_row(item)], schema=SCHEMA))
+            record: dict[str, Any] = {name: item[name] for name in ("name", "height", "width")}
+            for column in COLUMNS:
+                source = item[column]
+                if source is None:
+                    continue
+                pixels = (read_labels if column == "label" else read_rgb)(source)
+                if pixels.shape[:2] != (item["height"], item["width"]):
+                    raise DataError(f"{source}: changed while it was read; start again")
+                record[column] = pixels.tobytes()
+                record[f"{column}_checks"] = [_checksum(pixels, band) for band in range(-(-len(pixels) // BAND))]
+                record[f"{column}_bytes"] = os.stat(source).st_size
+            writer.write_batch(pa.RecordBatch.from_pylist([record], schema=SCHEMA))
 
 
 def is_whole(path: Path, items: list[dict[str, Any]]) -> bool:
-    """Whether a shard holds these very photographs, undamaged."""
+    """Whether a shard holds these very items (rows of the index), undamaged."""
     if not path.is_file():
         return False
     try:
         if _reader(str(path), *_state(str(path))).num_record_batches != len(items):
             return False
         for number, item in enumerate(items):
-            batch = _batch(str(path), number)
-            if any(batch[name][0].as_py() != item[name] for name in ("name", "height", "width")):
+            record = _record(str(path), number)
+            if any(record[name][0].as_py() != item[name] for name in ("name", "height", "width")):
                 return False
             for column in COLUMNS:
-                if batch[f"{column}_bytes"][0].as_py() != (item[column] and os.stat(item[column]).st_size):
+                if record[f"{column}_bytes"][0].as_py() != (item[column] and os.stat(item[column]).st_size):
                     return False
                 if item[column]:
-                    _stored(str(path), column, number)[:, :]
+                    _stored(str(path), column, number)[:, :]  # checks all checksums
     except DataError:
         return False
     return True
 
 
-def _stored(path: str, column: str, row: int) -> StoredImage:
-    batch = _batch(path, row)
-    height, width = batch["height"][0].as_py(), batch["width"][0].as_py()
+def _stored(path: str, column: str, number: int) -> StoredImage:
+    record = _record(path, number)
+    height, width = record["height"][0].as_py(), record["width"][0].as_py()
     shape = (height, width) if column == "label" else (height, width, 3)
     try:
-        # The buffer under the only row: taken as a value, it would be copied.
-        pixels = np.frombuffer(batch[column].buffers()[2], np.uint8, math.prod(shape)).reshape(shape)
-        checks = batch[f"{column}_checks"][0].values.to_numpy()
+        # The buffer of the column, which is mapped; its value as bytes would be a copy.
+        pixels = np.frombuffer(record[column].buffers()[2], np.uint8, math.prod(shape)).reshape(shape)
+        checksums = record[f"{column}_checks"][0].values.to_numpy()
     except (ValueError, AttributeError, TypeError):
-        raise DataError(f"{path}: holds no {column} in row {row} as it should; {AGAIN}") from None
-    return StoredImage(pixels, checks, f"{path}: {batch['name'][0].as_py()} ({column})")
+        raise DataError(f"{path}: record {number} lacks a whole {column}; {REMEDY}") from None
+    return StoredImage(pixels, checksums, f"{path}: {record['name'][0].as_py()} ({column})")
 
 
-def _row(item: Mapping[str, Any]) -> dict[str, Any]:
-    row: dict[str, Any] = {name: item[name] for name in ("name", "height", "width")}
-    for column in COLUMNS:
-        if item[column] is None:
-            continue
-        pixels = (read_labels if column == "label" else read_rgb)(item[column])
-        if pixels.shape[:2] != (item["height"], item["width"]):
-            raise DataError(f"{item[column]}: changed while it was read; start again")
-        row[column] = pixels.tobytes()
-        row[f"{column}_checks"] = [_check(pixels, band) for band in range(-(-len(pixels) // BAND))]
-        row[f"{column}_bytes"] = os.stat(item[column]).st_size
-    return row
-
-
-def _check(pixels: Pixels, band: int) -> int:
+def _checksum(pixels: Pixels, band: int) -> int:
     return int(imagecodecs.deflate_crc32(pixels[band * BAND : (band + 1) * BAND]))  # type: ignore[arg-type]
 
 
-def _batch(path: str, row: int) -> pa.RecordBatch:
+def _record(path: str, number: int) -> pa.RecordBatch:
     state = _state(path)
     try:
-        return _reader(path, *state).get_batch(row)
+        return _reader(path, *state).get_batch(number)
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise DataError(f"{path}: is damaged ({one_line(error, 120)}); {AGAIN}") from None
+        raise DataError(f"{path}: is damaged ({one_line(error, 120)}); {REMEDY}") from None
 
 
 def _state(path: str) -> tuple[int, int]:
+    """Time of the last change and size of a shard."""
     try:
         found = os.stat(path)
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; {AGAIN}") from None
+        raise DataError(f"{path}: {error.strerror}; {REMEDY}") from None
     return found.st_mtime_ns, found.st_size
 
 
-@lru_cache(maxsize=256)  # of a process: opening reads the footer
+@lru_cache(maxsize=256)  # opening a shard reads its footer
 def _reader(path: str, changed: int, size: int) -> pa.ipc.RecordBatchFileReader:
-    """A shard in its state of now: one that was written anew is opened anew."""
+    """An open shard. Its state is part of the cache's key, so that a shard that was written anew is opened anew."""
     return pa.ipc.open_file(pa.memory_map(path))

@@ -1,39 +1,22 @@
-"""The photographs that training and evaluation read: the splits of a data set."""
+"""The images that training and evaluation read, and what is checked of them before anything is started."""
 
 from __future__ import annotations
 
 import pyarrow as pa
 
 from pipelines.config import Config
-from pipelines.data import index, plan, stream
-from pipelines.data.index import DataError
-
-
-def evaluation_images(config: Config) -> pa.Table:
-    """The table of images that evaluation reads."""
-    labelled = config.evaluate.segmenter and config.data.layout == "cityscapes"
-    items = index.index(
-        config.data.root,
-        config.data.val_split,
-        layout=config.data.layout,
-        labels="optional" if labelled else "ignore",
-    )
-    missing = items["label"].null_count
-    if labelled and 0 < missing < items.num_rows:
-        name = next(row["name"] for row in items.to_pylist() if row["label"] is None)
-        raise index.DataError(
-            f"{name}: one of {missing} images without a label in gtFine; unpack all, or set evaluate.segmenter=null"
-        )
-    return items.slice(0, config.evaluate.limit or items.num_rows)
+from pipelines.data import plan
+from pipelines.data.images import DataError
+from pipelines.data.index import index
 
 
 def training_images(config: Config) -> pa.Table:
-    """The table of images that training reads.
+    """Index the images that training reads.
 
     Raises:
-        DataError: when there are none, one is broken, or one holds no crop.
+        DataError: none, one that cannot be used, one smaller than a crop, fewer crops than a batch, or missing labels.
     """
-    items = index.index(
+    items = index(
         config.data.root,
         config.data.train_split,
         layout=config.data.layout,
@@ -45,33 +28,63 @@ def training_images(config: Config) -> pa.Table:
     return items
 
 
-def check_sizes(config: Config, items: pa.Table) -> None:
-    """Every image must hold a crop, and the split a step.
+def evaluation_images(config: Config) -> pa.Table:
+    """Index the images that evaluation reads: the first `evaluate.limit` of its split; with labels for a segmenter.
 
     Raises:
-        DataError: names the first image that is too small, or how many crops there are.
+        DataError: none, one that cannot be used, or one without labels among others that have them.
+    """
+    labelled = config.evaluate.segmenter and config.data.layout == "cityscapes"
+    items = index(
+        config.data.root,
+        config.data.val_split,
+        layout=config.data.layout,
+        labels="optional" if labelled else "ignore",
+    )
+    missing = items.filter(items["label"].is_null())["name"]
+    if labelled and 0 < len(missing) < items.num_rows:
+        raise _no_label(config.data.val_split, missing, "evaluate.segmenter=null")
+    return items.slice(0, config.evaluate.limit or items.num_rows)
+
+
+def needs_labels(config: Config) -> bool:
+    """Whether crops carry their labels: only if an objective compares with them, since decoding them takes time."""
+    return bool(config.loss.cross_entropy)
+
+
+def check_sizes(config: Config, items: pa.Table) -> None:
+    """Check that every image holds a crop, and an epoch a step.
+
+    Raises:
+        DataError: names the first image that is too small, or the number of crops.
     """
     size = config.data.crop_size
     for name, height, width in zip(*(items[c].to_pylist() for c in ("name", "height", "width")), strict=True):
         if min(height, width) < size:
-            raise DataError(f"{name}: {width}x{height} pixels hold no crop of data.crop_size={size}; lower it")
+            raise DataError(
+                f"data.crop_size={size}: {name} has {width}x{height} pixels, smaller than a crop; lower data.crop_size"
+            )
     if plan.steps_per_epoch(config, items.num_rows) == 0:
         crops = items.num_rows * config.data.crops_per_image
         raise DataError(
-            f"train.batch_size={config.train.batch_size}: the split has only {crops} crops; lower it, or raise "
-            "data.crops_per_image"
+            f"train.batch_size={config.train.batch_size}: larger than the {crops} crops of an epoch "
+            f"(data.train_split={config.data.train_split}); lower it, or raise data.crops_per_image"
         )
 
 
 def check_labels(config: Config, items: pa.Table) -> None:
-    """Every image must have its labels where a term asks for them.
+    """Check that every image has labels if an objective compares with them.
 
     Raises:
         DataError: names the first image without.
     """
     missing = items.filter(items["label"].is_null())["name"]
-    if stream.has_labels(config) and len(missing):
-        raise DataError(
-            f"{missing[0].as_py()}: one of {len(missing)} images without a label in gtFine; unpack all, or set "
-            "loss.cross_entropy=0"
-        )
+    if needs_labels(config) and len(missing):
+        raise _no_label(config.data.train_split, missing, "loss.cross_entropy=0")
+
+
+def _no_label(split: str, missing: pa.ChunkedArray, instead: str) -> DataError:
+    return DataError(
+        f"{missing[0].as_py()}: one of {len(missing)} images of the split {split!r} without a label in gtFine; unpack "
+        f"all labels, or set {instead}"
+    )

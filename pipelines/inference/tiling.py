@@ -1,4 +1,4 @@
-"""In which tiles an image is restored: those asked for, or as large as the memory at hand allows."""
+"""The tiles in which an image is restored: as asked for, or as large as the free memory allows."""
 
 from __future__ import annotations
 
@@ -11,21 +11,24 @@ from pipelines.runtime.memory import free_bytes
 
 Tile = int | Literal["auto"] | None
 
-# Of the memory at hand. The rest is for what is not the network's: images read ahead, other processes' next ones, and
-# the allocator, which held up to 1.4 times the bytes a network had (FFDNet, CBDNet and SADNet, resident memory).
+# Share of the free memory for the network. The rest is for images that are read ahead, for what other processes are
+# about to take, and for the allocator, which holds more than the network has asked for.
 SHARE = 0.5
-UNSTATED = 512  # the tile of a network that does not say what it needs; fits anywhere
+UNSTATED = 512  # side of the tiles for a network without `bytes_per_pixel`; fits into any memory
 
 
 def tile_for(model: nn.Module, noisy: Tensor, asked: Tile, *, sharing: int = 1) -> int | None:
-    """The tile for `d2sm.inference.restore`.
+    """Choose the tile for `d2sm.inference.restore`.
 
     Args:
-        model: a denoiser on the device where it will run; `bytes_per_pixel` says what it needs there.
+        model: a denoiser on the device where it will run; `bytes_per_pixel` says how much memory it needs there.
         noisy: (B, 3, H, W), the images.
-        asked: a side in pixels, None for the whole image, or "auto": whole where that fits in half of the memory that
-            is free now, else the largest tile that does. The choice changes nothing but float32 rounding.
-        sharing: processes that restore on this machine, or on this GPU, at once.
+        asked: a side in pixels; None for whole images; or "auto": whole images if they fit into half of the free
+            memory, else the largest tile that does. The choice changes the result by float32 rounding only.
+        sharing: number of processes that restore on this machine, or on this GPU, at once.
+
+    Returns:
+        The side of the tiles in pixels; None: whole images.
     """
     if asked != "auto":
         return asked

@@ -71,8 +71,10 @@ def train(job: Mapping[str, Any]) -> None:
     wish, any_rank = StopRequest(job["log"], listens=rank == 0), AnyRank()
     with CheckpointWriter(folder, config.train.keep) as writer:
         for row in _shares(ray.train.get_dataset_shard("train"), log):
-            if (row["step"], row["part"]) != (step, rank):
-                raise TrainingError(f"step {step}: worker {rank} was handed part {row['part']} of step {row['step']}")
+            if (row["step"], row["rank"]) != (step, rank):
+                raise TrainingError(
+                    f"step {step}: worker {rank} got worker {row['rank']}'s crops of step {row['step']}"
+                )
             any_rank.start(wish.known())
             share = len(row["sigma"]) * workers / config.train.batch_size
             log.add(worker.step(row, step, share), share)
@@ -113,7 +115,7 @@ class Worker:
         self.adversary = DiscriminatorOptimizer(judge.discriminator, config) if judge is not None else None
         self.schedule = LambdaLR(self.optimizer, lambda step: rate(config.train, step, steps_per_epoch))
 
-    def step(self, row: stream.Row, step: int, share: float = 1.0) -> dict[str, Tensor]:
+    def step(self, row: stream.WorkerBatch, step: int, share: float = 1.0) -> dict[str, Tensor]:
         """Descend once; gives the step's numbers, still on the device. `share`: see `Objective.forward`."""
         clean, noisy, sigma = stream.to_tensors(row, self.device)
         self.optimizer.zero_grad(set_to_none=True)
@@ -199,7 +201,7 @@ def _shares(shard: Any, log: Log) -> Iterator[dict[str, Any]]:
         log.waited += time.monotonic() - asked
         row = {name: column[0] for name, column in batch.items()}
         log.skipped(stream.skipped_files(row.pop("skipped")))
-        yield stream.taken(row)
+        yield stream.trim(row)
 
 
 def _average(network: nn.Module, decay: float) -> AveragedModel | None:

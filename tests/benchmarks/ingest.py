@@ -71,8 +71,8 @@ class Photographs(Dataset[tuple[Tensor, ...]]):
             pixels = np.asarray(image.convert("RGB"))
         size, cut = self.size, []
         for crop in self.crops[item]:
-            top = int(crop["down"] * (pixels.shape[0] - size + 1))
-            left = int(crop["across"] * (pixels.shape[1] - size + 1))
+            top = int(crop["top"] * (pixels.shape[0] - size + 1))
+            left = int(crop["left"] * (pixels.shape[1] - size + 1))
             part = pixels[top : top + size, left : left + size]
             cut.append(part[:, ::-1] if crop["flip"] else part)
         clean = torch.from_numpy(np.stack(cut)).permute(0, 3, 1, 2).float() / 255

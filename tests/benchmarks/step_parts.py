@@ -62,7 +62,7 @@ class Clock:
 Meter = Callable[[str], AbstractContextManager[Any]]
 
 
-def in_parts(worker: Worker, row: stream.Row, clock: Clock, meter: Meter) -> None:
+def in_parts(worker: Worker, row: stream.WorkerBatch, clock: Clock, meter: Meter) -> None:
     """L1 + D2SM as `Worker.step` has it, with the graph cut between the parts."""
     loss, half = worker.objective.d2sm, worker.config.train.precision == "bf16"
     assert loss is not None

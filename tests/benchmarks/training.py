@@ -52,7 +52,7 @@ class Gate:
     def __init__(self, folder: Path, name: str, rounds: int, steps: int) -> None:
         self.folder, self.name, self.rounds, self.steps = folder, name, rounds, steps
 
-    def turns(self, rank: int, rows: list[stream.Row], device: torch.device) -> Iterator[stream.Row]:
+    def turns(self, rank: int, rows: list[stream.WorkerBatch], device: torch.device) -> Iterator[stream.WorkerBatch]:
         """Rows, `steps` a turn; the time from the first to the end of the last step is written down."""
         for index in range(self.rounds):
             _wait(self.folder / f"go-{self.name}-{index}")
@@ -81,7 +81,7 @@ def _wait(file: Path) -> Path:
     return file
 
 
-def rows_of(config: Config, rank: int) -> list[stream.Row]:
+def rows_of(config: Config, rank: int) -> list[stream.WorkerBatch]:
     """A worker's shares, as the stream would bring them."""
     share, size = config.train.batch_size // config.train.num_workers, config.data.crop_size
     random = np.random.default_rng(rank)
@@ -133,10 +133,10 @@ def rays(job: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
 
-    def from_memory(*_: Any) -> Iterator[stream.Row]:
+    def from_memory(*_: Any) -> Iterator[stream.WorkerBatch]:
         device = ray.train.torch.get_device()
         turns = gate.turns(rank, rows_of(config, rank), device)
-        yield from ({**row, "step": step, "part": rank % workers} for step, row in enumerate(turns))
+        yield from ({**row, "step": step, "rank": rank % workers} for step, row in enumerate(turns))
 
     with patch.object(ours, "_shares", from_memory), patch.object(ray.train, "get_dataset_shard", lambda _: None):
         ours.train_loop(job)

@@ -18,7 +18,7 @@ def steps(config: Config, items: pa.Table, first: int = 0) -> list[dict[str, np.
     got = dealt(config, items, first)
     wanted = list(range(first, plan.total_steps(config, items.num_rows)))
     for worker, rows in enumerate(got):
-        assert [(int(row["step"]), int(row["part"])) for row in rows] == [(step, worker) for step in wanted]
+        assert [(int(row["step"]), int(row["rank"])) for row in rows] == [(step, worker) for step in wanted]
     return [
         {name: np.concatenate([row[name] for row in parts]) for name in ("clean", "sigma", "seed")}
         for parts in zip(*got, strict=True)
@@ -38,13 +38,13 @@ def reference(config: Config, items: pa.Table) -> list[dict[str, np.ndarray]]:
     size, an_epoch = config.data.crop_size, plan.steps_per_epoch(config, items.num_rows)
     for step in range(plan.total_steps(config, items.num_rows)):
         table = plan.epoch_table(config, items.num_rows, step // an_epoch)
-        rows = plan.step_rows(table, config, step % an_epoch).to_pylist()
+        rows = plan.crops_of(table, config, step % an_epoch, step % an_epoch + 1).to_pylist()
         crops = []
         for row in rows:
             with Image.open(items["image"][row["item"]].as_py()) as image:
                 pixels = np.asarray(image)
-            top = int(row["down"] * (pixels.shape[0] - size + 1))
-            left = int(row["across"] * (pixels.shape[1] - size + 1))
+            top = int(row["top"] * (pixels.shape[0] - size + 1))
+            left = int(row["left"] * (pixels.shape[1] - size + 1))
             crop = pixels[top : top + size, left : left + size]
             crops.append(crop[:, ::-1] if row["flip"] else crop)
         sigma, seed = (np.array([row[name] for row in rows]) for name in ("sigma", "seed"))
@@ -59,7 +59,7 @@ def dealt(config: Config, items: pa.Table, first: int = 0) -> list[list[dict[str
 
     def take(worker: int) -> None:
         for batch in splits[worker].iter_batches(batch_size=1, batch_format="numpy"):
-            got[worker].append(stream.taken({name: column[0] for name, column in batch.items()}))
+            got[worker].append(stream.trim({name: column[0] for name, column in batch.items()}))
 
     threads = [threading.Thread(target=take, args=(worker,)) for worker in range(len(splits))]
     for thread in threads:

@@ -32,10 +32,10 @@ def small(name: str, root: Path, heads: Path) -> Config:
     return config.replace(changes)
 
 
-def share(config: Config, root: Path) -> stream.Row:
+def share(config: Config, root: Path) -> stream.WorkerBatch:
     """The first step's crops, cut as an ingest task cuts them."""
     items = index.index(root, "train", labels="optional")
-    (row,) = stream._Prepare(config, items)({"first": np.array([0]), "last": np.array([1])})
+    (row,) = stream.IngestTask(config, items)({"first": np.array([0]), "last": np.array([1])})
     return {key: column[0] for key, column in row.items()}
 
 

@@ -125,7 +125,7 @@ def test_a_source_is_never_written_over(model: nn.Module, photos: Path, tmp_path
     picture = photos / "a.png"
     for source, target in ((picture, picture), (picture, photos), (picture, photos / "more" / ".." / "a.png"),
                            (photos, photos), (photos, tmp_path / "link")):  # fmt: skip
-        refused("written over its source", model, source, target, sigma=25)
+        refused("a.png: .*overwrite", model, source, target, sigma=25)
     assert (photos / "a.png").read_bytes() == before
 
 
@@ -168,7 +168,7 @@ def test_sources_that_cannot_be_restored(model: nn.Module, photos: Path, tmp_pat
     refused("none.png: no such file", model, photos / "none.png", tmp_path / "out.png", sigma=25)
     (tmp_path / "empty").mkdir()
     refused("holds no .png, .jpg, .jpeg file", model, tmp_path / "empty", tmp_path / "out", sigma=25)
-    refused("out.jpg: restored pictures are PNG", model, photos / "a.png", tmp_path / "out.jpg", sigma=25)
+    refused("out.jpg: .*PNG", model, photos / "a.png", tmp_path / "out.jpg", sigma=25)
     refused("is not a PNG or JPEG", model, photos / "notes.txt", tmp_path / "out.png", sigma=25)
     Image.fromarray(np.zeros((40, 40), np.uint8)).save(tmp_path / "grey.png")
     Image.fromarray(np.zeros((40, 40, 4), np.uint8)).save(tmp_path / "alpha.png")

@@ -20,10 +20,9 @@ from hypothesis import strategies as st
 from pipelines.config import Config, ConfigError
 from pipelines.data import index, plan, shards, stream
 from pipelines.data import manifest as prepared
-from pipelines.data.images import ImageError, read_labels, read_rgb, write_png
+from pipelines.data.images import DataError, ImageError, read_labels, read_rgb, write_png
 from pipelines.data.items import read
 from pipelines.data.manifest import MANIFEST, STARTED, Manifest
-from pipelines.data.stream import DataError
 from pipelines.evaluate import evaluate
 from pipelines.prepare import Prepared, prepare
 from pipelines.runs import checkpoint
@@ -70,7 +69,7 @@ def test_the_manifest_says_what_there_is(made: Prepared, scenes_root: Path) -> N
 
 NAMES = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1)
 PHOTOGRAPHS = st.builds(
-    prepared.Photograph,
+    prepared.StoredItem,
     name=NAMES,
     height=st.integers(1),
     width=st.integers(1),
@@ -137,7 +136,9 @@ def test_crops_are_equal_bit_for_bit(
     )  # fmt: skip
     rows = plan.epoch_table(config, 6, epoch).slice(*part)
     if rows.num_rows:
-        found, wanted = (stream.cut(config, index.index(root, "train"), rows)[0] for root in (made.root, scenes_root))
+        found, wanted = (
+            stream.cut_crops(config, index.index(root, "train"), rows)[0] for root in (made.root, scenes_root)
+        )
         assert found.keys() == wanted.keys() == {"clean", "label", "sigma", "seed"}
         for name in wanted:
             np.testing.assert_array_equal(found[name], wanted[name])
@@ -261,7 +262,7 @@ def test_damage_stops_even_a_run_that_skips_bad_images(copied: Path, tmp_path: P
     flip(path, path.read_bytes().index(read(items.to_pylist()[2]).clean.tobytes()) + 100)
     config = tiny_config(copied, tmp_path, data__bad_images="skip", data__crop_size=96)
     with pytest.raises(DataError, match=f"{path}: .*damaged"):
-        stream.cut(config, items, plan.epoch_table(config, 6, 0))
+        stream.cut_crops(config, items, plan.epoch_table(config, 6, 0))
 
 
 @pytest.mark.parametrize("length", [0, 10, 5000, -1])
@@ -424,4 +425,4 @@ def test_a_table_of_the_index_is_a_table(made: Prepared) -> None:
     table = index.index(made.root, "train")
     assert table.schema.equals(index.SCHEMA)
     assert isinstance(table, pa.Table)
-    assert stream.left_out(table) == []
+    assert index.skipped_images(table) == []

@@ -118,8 +118,8 @@ def test_ingest(case: Case) -> None:
     if config.data.layout == "cityscapes":
         config = config.replace({"loss.cross_entropy": 1, "loss.segmenter": "tests.helpers.segmenters:by_brightness"})
     table = splits.training_images(config)
-    (batch,) = stream._Prepare(config, table)({"first": np.array([0]), "last": np.array([1])})
-    order = stream._epoch(config, COUNT, 0)["item"].to_pylist()
+    (batch,) = stream.IngestTask(config, table)({"first": np.array([0]), "last": np.array([1])})
+    order = stream._epoch_table(config, COUNT, 0)["item"].to_pylist()
     assert sorted(order) == list(range(COUNT))
     for kind in ("clean", "label", "noisy"):
         wanted = [photographs[number][kind] for number in order if kind in photographs[number]]

@@ -35,15 +35,15 @@ def on_camvid(name: str, shared: Path, folder: Path) -> Config:
     return config.replace(changes)
 
 
-def batches(config: Config, steps: int) -> list[stream.Row]:
+def batches(config: Config, steps: int) -> list[stream.WorkerBatch]:
     """The first steps of the plan, cut as an ingest task cuts them."""
-    prepare = stream._Prepare(config, index.index(config.data.root, "train", labels="optional"))
+    prepare = stream.IngestTask(config, index.index(config.data.root, "train", labels="optional"))
     rows = prepare({"first": np.array([0]), "last": np.array([steps])})
     return [{key: column[0] for key, column in row.items()} for row in rows]
 
 
 @torch.no_grad()
-def loss_on(worker: Worker, held_out: list[stream.Row]) -> float:
+def loss_on(worker: Worker, held_out: list[stream.WorkerBatch]) -> float:
     """The row's own loss on crops it is not trained on, its queues empty and its discriminator new."""
     torch.manual_seed(0)
     objective = Objective(worker.config.loss)

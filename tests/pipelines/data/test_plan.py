@@ -1,4 +1,4 @@
-"""The epoch as a table: who draws it, in how many parts and when makes no difference."""
+"""The plan of an epoch follows from seed and epoch alone, and ingest tasks cover it exactly once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pipelines.config import Config
 from pipelines.data import plan
-from pipelines.data.stream import _runs
+from pipelines.data.stream import task_ranges
 
 SIZES = st.tuples(st.integers(1, 40), st.integers(1, 5), st.integers(1, 12), st.integers(1, 50))
 
@@ -28,7 +28,7 @@ def test_each_image_gives_its_crops_and_they_lie_inside(sizes: tuple[int, ...], 
     table = plan.epoch_table(config, items, epoch)
     assert table.schema.equals(plan.SCHEMA)
     assert np.bincount(table["item"], minlength=items).tolist() == [each] * items
-    for edge in ("across", "down"):
+    for edge in ("left", "top"):
         place = table[edge].to_numpy()
         assert (place >= 0).all()
         # int(share * (room + 1)) is a valid edge up to the largest images there are.
@@ -98,11 +98,11 @@ def test_tasks_cover_every_step_that_is_left_exactly_once(
     if not total:
         return
     first %= total
-    runs = _runs(config, items, first, total)
-    steps = [step for start, end in runs for step in range(start, end)]
+    ranges = task_ranges(config, items, first, total)
+    steps = [step for start, end in ranges for step in range(start, end)]
     assert steps == list(range(first, total))
-    assert all(start // an_epoch == (end - 1) // an_epoch for start, end in runs)  # each within its epoch
-    assert all(end - start <= plan.steps_per_task(config) for start, end in runs)
+    assert all(start // an_epoch == (end - 1) // an_epoch for start, end in ranges)  # each within its epoch
+    assert all(end - start <= plan.steps_per_task(config) for start, end in ranges)
 
 
 def test_lengths() -> None:
@@ -111,5 +111,5 @@ def test_lengths() -> None:
     assert plan.total_steps(config, 7) == 25
     assert plan.total_steps(config.replace({"train.max_steps": 8}), 7) == 8
     assert plan.total_steps(config.replace({"train.max_steps": 80}), 7) == 25
-    rows = [plan.step_rows(plan.epoch_table(config, 7, 0), config, step).num_rows for step in range(5)]
+    rows = [plan.crops_of(plan.epoch_table(config, 7, 0), config, step, step + 1).num_rows for step in range(5)]
     assert rows == [4] * 5

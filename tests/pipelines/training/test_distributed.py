@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from d2sm.distributed import average_gradients
 from d2sm.objectives import Adversarial
 from pipelines.config import Config
-from pipelines.data.stream import share_of
+from pipelines.data.stream import worker_slice
 from pipelines.networks.models import TrainingModule
 from pipelines.training.backward import Gradient
 from pipelines.training.discriminator import DiscriminatorOptimizer
@@ -96,7 +96,7 @@ def _shared(rank: int, workers: int) -> torch.Tensor:
     objective, batch = Objective(config.loss), 5
     for step in range(2):
         clean = torch.rand(batch, 3, 32, 32, generator=torch.Generator().manual_seed(step))
-        start, count = share_of(batch, rank, workers)
+        start, count = worker_slice(batch, rank, workers)
         mine = clean[start : start + count]
         total, _ = objective(restored=model(mine), clean=mine, share=count * workers / batch)
         network.zero_grad()
@@ -111,7 +111,7 @@ def _logged(rank: int, workers: int, *, stop: bool) -> tuple[float, list[list[fl
     log = Log(actor, 0, speaks=True)
     for step in range(3):
         errors = torch.rand(5, generator=torch.Generator().manual_seed(step))
-        start, count = share_of(5, rank, workers)
+        start, count = worker_slice(5, rank, workers)
         log.add({"loss": errors[start : start + count].mean()}, count * workers / 5)
         if step == 1:
             saved = json.loads(json.dumps(log.state(log.gather(2))))
