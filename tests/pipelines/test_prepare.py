@@ -216,7 +216,7 @@ def test_the_other_layouts(ray_session: None, tmp_path: Path, layout: str) -> No
             assert (found.noisy is None) == (other["noisy"] is None)
             if found.noisy is not None:
                 np.testing.assert_array_equal(found.noisy, read_rgb(other["noisy"]))
-    with pytest.raises(DataError, match=f"was prepared from data.layout={layout}, not cityscapes"):
+    with pytest.raises(DataError, match=f"data.layout={layout}, not cityscapes"):
         index.index(done.root, "train")
 
 
@@ -289,9 +289,9 @@ def test_a_shard_that_is_missing(copied: Path) -> None:
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"version": 2}, "is of version 2, not 1; prepare it again"),
-        ({"shards": {"train": [{"file": 3}]}}, r"shards.train.0.file: .*prepare it again"),
-        ({"more": 1}, "more: .*prepare it again"),
+        ({"version": 2}, "is of version 2, not 1; .*new folder"),
+        ({"shards": {"train": [{"file": 3}]}}, r"shards.train.0.file: .*new folder"),
+        ({"more": 1}, "more: .*new folder"),
     ],
 )
 def test_a_manifest_that_says_something_else(copied: Path, change: dict[str, object], message: str) -> None:
@@ -304,26 +304,26 @@ def test_a_manifest_that_says_something_else(copied: Path, change: dict[str, obj
 
 def test_a_manifest_that_is_no_json(copied: Path) -> None:
     (copied / MANIFEST).write_text("{")
-    with pytest.raises(DataError, match="no valid JSON"):
+    with pytest.raises(DataError, match=f"{copied / MANIFEST}: .*JSON"):
         index.index(copied, "train")
 
 
 def test_a_set_that_is_not_complete_or_has_no_such_split(copied: Path) -> None:
-    with pytest.raises(DataError, match="split 'vall' is unknown.*did you mean val"):
+    with pytest.raises(DataError, match="split 'vall' .*did you mean val"):
         index.index(copied, "vall")
     (copied / MANIFEST).rename(copied / STARTED)
-    with pytest.raises(DataError, match=f"{copied}: is not complete; .*goes on"):
+    with pytest.raises(DataError, match=f"{copied}: is not complete; .*d2sm prepare"):
         index.index(copied, "train")
 
 
 def test_what_is_no_place_to_prepare(copied: Path, scenes_root: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="is a prepared set already"):
+    with pytest.raises(DataError, match=f"{copied}: is a prepared set"):
         prepare(copied, tmp_path / "new")
-    with pytest.raises(DataError, match=f"{scenes_root}: holds something else"):
+    with pytest.raises(DataError, match=f"{scenes_root}: .*new or empty folder"):
         prepare(scenes_root, scenes_root)
-    with pytest.raises(DataError, match="was begun with shard_mb 0.16; say the same"):
+    with pytest.raises(DataError, match=f"{copied}: .*shard_mb 0.16, not 256"):
         prepare(scenes_root, copied, shard_mb=256)
-    with pytest.raises(DataError, match="was begun with splits train val; say the same"):
+    with pytest.raises(DataError, match=f"{copied}: .*splits train val, not train"):
         prepare(scenes_root, copied, splits=["train"], shard_mb=TWO)
     assert not (tmp_path / "new").exists()
 
@@ -394,7 +394,7 @@ def test_a_killed_preparation_goes_on(ray_session: None, scenes_root: Path, tmp_
 
 def test_no_room(scenes_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**5))
-    with pytest.raises(DataError, match=r"needs 0.00059 GB, but 0.0001 GB are free; make room"):
+    with pytest.raises(DataError, match=f"{tmp_path / 'set'}: .*0.00059 GB.*0.0001 GB"):
         prepare(scenes_root, tmp_path / "set")
     assert not (tmp_path / "set").exists()
 
@@ -402,9 +402,9 @@ def test_no_room(scenes_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_photograph_that_changes_while_it_is_stored(scenes_root: Path, tmp_path: Path) -> None:
     """Nothing half is left."""
     item = index.index(scenes_root, "train").to_pylist()[0]
-    with pytest.raises(DataError, match="changed while it was read"):
+    with pytest.raises(DataError, match=f"{item['image']}: changed"):
         shards.write(tmp_path / "s/0.arrow", [item, {**item, "height": 95}])
-    with pytest.raises(ImageError, match="no such file"):
+    with pytest.raises(ImageError, match="gone.png: no such file"):
         shards.write(tmp_path / "s/0.arrow", [item, {**item, "image": str(tmp_path / "gone.png")}])
     assert not list((tmp_path / "s").iterdir())
 
