@@ -1,4 +1,4 @@
-"""Built-in street scenes, and the small segmenter that learns them: where a user has no data."""
+"""Built-in street scenes, and the small segmenter trained on them, for users without a data set."""
 
 from pipelines.scenes.drawing import VERSION, SceneError, scene
 from pipelines.scenes.writing import MANIFEST, STARTED, write_scenes

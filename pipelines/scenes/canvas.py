@@ -1,4 +1,4 @@
-"""The easel of the built-in scenes: a pinhole camera, light and weather, noise textures, painted polygons."""
+"""What the built-in scenes are drawn with: a pinhole camera, light and weather, noise textures, shaded polygons."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STATIC = 4  # litter bins and the like: not a train class, so ignored (255) by t
 
 @lru_cache(maxsize=8)
 def texture(kind: str) -> Array:
-    """A tileable (512, 512) float32 texture, zero mean, unit spread: "grain" (white) or "cloud" (1/f)."""
+    """A tileable (512, 512) float32 noise texture, mean 0, standard deviation 1: "grain" (white) or "cloud" (1/f)."""
     white = np.random.default_rng(20240).standard_normal((TILE, TILE))
     if kind == "grain":
         return white.astype(np.float32)
@@ -36,13 +36,13 @@ def texture(kind: str) -> Array:
 
 
 def nearest(kind: str, y: Array, x: Array) -> Array:
-    """The texture at whole-numbered cells (floor of y, x): one value per brick, slab or window."""
+    """The texture's value in the cell (floor of y, floor of x): one value for each brick, slab or window."""
     row, column = np.floor(y).astype(np.int32) & (TILE - 1), np.floor(x).astype(np.int32) & (TILE - 1)
     return np.asarray(texture(kind).ravel().take(row * TILE + column))
 
 
 def smooth(kind: str, y: Array, x: Array) -> Array:
-    """The texture between its cells, bilinear."""
+    """The texture, interpolated linearly between its cells."""
     y0, x0 = np.floor(y).astype(np.int32), np.floor(x).astype(np.int32)
     ty, tx = (y - y0).astype(np.float32), (x - x0).astype(np.float32)
     row0, row1 = (y0 & (TILE - 1)) * TILE, ((y0 + 1) & (TILE - 1)) * TILE
@@ -55,50 +55,50 @@ def smooth(kind: str, y: Array, x: Array) -> Array:
 
 
 def step(low: float, high: float, value: Array) -> Array:
-    """0 below `low`, 1 above `high`, a smooth cubic between."""
+    """0 below `low`, 1 above `high`, a smooth cubic in between."""
     t = np.clip((value - low) / (high - low), 0.0, 1.0)
     return np.asarray(t * t * (3 - 2 * t), np.float32)
 
 
 def mix(a: Any, b: Any, t: Any) -> Array:
-    """a at t = 0, b at t = 1."""
+    """Linear interpolation: a at t = 0, b at t = 1."""
     return np.asarray(a, np.float32) * (1 - t) + np.asarray(b, np.float32) * t
 
 
 @dataclass(frozen=True)
-class Mood:
-    """Weather and time of day; colours are RGB multipliers around 0..1."""
+class Weather:
+    """Weather and time of day; colours are RGB, about 0 to 1."""
 
     zenith: tuple[float, float, float]
     horizon: tuple[float, float, float]
     cloud: tuple[float, float, float]
-    cover: float  # share of sky under cloud, 0..1
+    cover: float  # fraction of the sky under clouds
     sun: tuple[float, float, float]
     ambient: tuple[float, float, float]
-    haze: float  # per metre
-    night: bool = False  # lamps and windows are lit
-    wet: float = 0.0  # how strongly the road mirrors what stands on it
+    haze: float  # attenuation per metre
+    night: bool = False  # whether lamps and windows are lit
+    wet: float = 0.0  # strength of the reflections on the road
 
 
-MOODS = {
-    "noon": Mood((0.24, 0.47, 0.80), (0.71, 0.84, 0.95), (0.99, 0.99, 1.0), 0.42, (0.86, 0.80, 0.68),
+WEATHERS = {
+    "noon": Weather((0.24, 0.47, 0.80), (0.71, 0.84, 0.95), (0.99, 0.99, 1.0), 0.42, (0.86, 0.80, 0.68),
                  (0.50, 0.55, 0.64), 0.004),
-    "evening": Mood((0.36, 0.47, 0.70), (1.0, 0.80, 0.58), (1.0, 0.80, 0.66), 0.50, (1.05, 0.74, 0.43),
+    "evening": Weather((0.36, 0.47, 0.70), (1.0, 0.80, 0.58), (1.0, 0.80, 0.66), 0.50, (1.05, 0.74, 0.43),
                     (0.47, 0.47, 0.59), 0.006),
-    "overcast": Mood((0.62, 0.67, 0.73), (0.84, 0.87, 0.89), (0.76, 0.79, 0.83), 0.75, (0.10, 0.10, 0.10),
+    "overcast": Weather((0.62, 0.67, 0.73), (0.84, 0.87, 0.89), (0.76, 0.79, 0.83), 0.75, (0.10, 0.10, 0.10),
                      (0.82, 0.84, 0.88), 0.007),
-    "dusk": Mood((0.16, 0.21, 0.44), (0.86, 0.57, 0.52), (0.55, 0.40, 0.52), 0.52, (0.22, 0.15, 0.14),
+    "dusk": Weather((0.16, 0.21, 0.44), (0.86, 0.57, 0.52), (0.55, 0.40, 0.52), 0.52, (0.22, 0.15, 0.14),
                  (0.47, 0.46, 0.60), 0.006, True),
-    "rain": Mood((0.47, 0.53, 0.61), (0.76, 0.80, 0.83), (0.58, 0.63, 0.70), 0.80, (0.07, 0.07, 0.07),
+    "rain": Weather((0.47, 0.53, 0.61), (0.76, 0.80, 0.83), (0.58, 0.63, 0.70), 0.80, (0.07, 0.07, 0.07),
                  (0.68, 0.72, 0.79), 0.010, True, 0.42),
-    "morning": Mood((0.38, 0.60, 0.84), (0.95, 0.92, 0.84), (1.0, 0.97, 0.92), 0.35, (0.90, 0.78, 0.58),
+    "morning": Weather((0.38, 0.60, 0.84), (0.95, 0.92, 0.84), (1.0, 0.97, 0.92), 0.35, (0.90, 0.78, 0.58),
                     (0.51, 0.55, 0.64), 0.007),
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Camera:
-    """A level pinhole camera: x right, y up from the road, z ahead, in metres; pixels at the drawn scale."""
+    """A level pinhole camera: x to the right, y up from the road, z ahead, in metres; pixels of the canvas."""
 
     cx: float
     horizon: float
@@ -113,36 +113,36 @@ class Camera:
 
 
 class Canvas:
-    """Picture (H, W, 3) float32 and label ids (H, W) uint8, both at twice the size of the finished scene."""
+    """An image (H, W, 3) float32 and label ids (H, W) uint8, both at twice the size of the finished scene."""
 
-    def __init__(self, height: int, width: int, camera: Camera, mood: Mood, sun: Array) -> None:
+    def __init__(self, height: int, width: int, camera: Camera, weather: Weather, sun: Array) -> None:
         self.rgb = np.zeros((height, width, 3), np.float32)
         self.ids = np.full((height, width), SKY, np.uint8)
-        self.camera, self.mood, self.sun = camera, mood, sun
+        self.camera, self.weather, self.sun = camera, weather, sun
 
     def light(self, normal: Sequence[float], lit: Any = 1.0) -> Array:
-        """RGB light (3,) on a surface of this unit normal; (n, 3) when `lit` (n,) is its share of sun."""
+        """RGB light (3,) on a surface of this unit normal; (n, 3) if `lit` is (n,), the fraction of sunlight."""
         facing = max(0.0, float(np.dot(self.sun, normal)))
-        ambient = np.asarray(self.mood.ambient, np.float32) * (0.84 + 0.16 * normal[1])
-        sun = np.asarray(self.mood.sun, np.float32) * facing
+        ambient = np.asarray(self.weather.ambient, np.float32) * (0.84 + 0.16 * normal[1])
+        sun = np.asarray(self.weather.sun, np.float32) * facing
         return ambient + (sun * np.asarray(lit, np.float32)[:, None] if np.ndim(lit) else sun * lit)
 
     def haze(self, colour: Array, z: Any) -> Array:
-        """Colour (..., 3) seen through z metres of air."""
+        """A colour (..., 3) as seen through z metres of haze."""
         if not np.ndim(z):
-            t = float(np.exp(-self.mood.haze * max(float(z) - 6.0, 0.0)))
-            return np.asarray(colour * t + np.asarray(self.mood.horizon, np.float32) * (1 - t))
-        keep = np.exp(-self.mood.haze * np.maximum(z - 6.0, 0.0), dtype=np.float32)
-        return mix(self.mood.horizon, colour, keep[..., None])
+            t = float(np.exp(-self.weather.haze * max(float(z) - 6.0, 0.0)))
+            return np.asarray(colour * t + np.asarray(self.weather.horizon, np.float32) * (1 - t))
+        keep = np.exp(-self.weather.haze * np.maximum(z - 6.0, 0.0), dtype=np.float32)
+        return mix(self.weather.horizon, colour, keep[..., None])
 
     def poly(
         self, points: Array, colour: Colour | None, ident: int | None, *, z: float = 0.0, alpha: float = 1.0,
         down: float = 0.0, right: float = 0.0, grain: float = 0.0, hole: Array | None = None,
     ) -> None:  # fmt: skip
-        """Paints a polygon (n, 2) of pixels.
+        """Fill a polygon (n, 2) of pixels.
 
-        `colour` None paints the label only, `ident` None the picture only. `down` and `right` brighten (or
-        darken) it linearly along those directions, `grain` adds texture; `hole` is a polygon left out.
+        `colour` None fills the labels only, `ident` None the image only. `down` and `right` are the relative change of
+        brightness along those directions, `grain` the strength of a texture; `hole` is a polygon that is left out.
         """
         h, w = self.ids.shape
         (u0, v0), (u1, v1) = points.min(0).tolist(), points.max(0).tolist()
@@ -184,13 +184,13 @@ class Canvas:
         return np.asarray(gain, np.float32)
 
     def poly3(self, points: Array, colour: Colour | None, ident: int | None, **options: Any) -> None:
-        """`poly` for a polygon (n, 3) in metres; haze from its mean distance."""
+        """`poly` for a polygon (n, 3) in metres, seen through the haze of its mean distance."""
         z = float(points[:, 2].mean())
         if z > NEAREST:
             self.poly(self.camera.project(points), colour, ident, z=z, **options)
 
     def glow(self, u: float, v: float, radius: float, colour: Colour, strength: float) -> None:
-        """Adds a soft round light."""
+        """Add a soft round light."""
         h, w = self.ids.shape
         v0, v1 = max(int(v - radius), 0), min(int(v + radius) + 1, h)
         u0, u1 = max(int(u - radius), 0), min(int(u + radius) + 1, w)
@@ -203,7 +203,7 @@ class Canvas:
         box += (1.2 - np.minimum(box, 1.2)) * fall[..., None] * np.asarray(colour, np.float32)
 
     def soft_shadow(self, points: Array, strength: float, blur: float = 0.12) -> None:
-        """Darkens the ground under a convex polygon (n, 3) at y = 0, in three layers for a soft edge."""
+        """Darken the ground under a convex polygon (n, 3) at y = 0, in three layers for a soft edge."""
         centre = points.mean(0)
         for k in range(3):
             ring = centre + (points - centre) * (1 + blur * (1 - k))

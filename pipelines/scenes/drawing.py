@@ -1,4 +1,4 @@
-"""One built-in street: where things stand, and in which order they are painted.
+"""One built-in street scene: where things stand, and in which order they are painted.
 
 A scene is drawn, not photographed: a street in true perspective, in one of several weathers and times of day;
 a set shows all 19 train classes. A seed gives the same pixels every time. Labels are Cityscapes label ids.
@@ -13,11 +13,11 @@ import numpy as np
 
 from pipelines.scenes import houses, people, things, vehicles
 from pipelines.scenes import street as street_
-from pipelines.scenes.canvas import MOODS, Array, Camera, Canvas
+from pipelines.scenes.canvas import WEATHERS, Array, Camera, Canvas
 from pipelines.scenes.solids import Pose
 from pipelines.scenes.street import Street
 
-VERSION = 1  # of the pictures: raise it whenever the same seed would give other pixels
+VERSION = 1  # to be raised whenever the same seed would give other pixels
 _SUN = {"noon": 1.1, "morning": 0.75, "evening": 0.55}
 
 
@@ -26,7 +26,7 @@ class SceneError(ValueError):
 
 
 def scene(seed: int, height: int = 256, width: int = 512) -> tuple[Array, Array]:
-    """Draws one street.
+    """Draw one street.
 
     Args:
         seed: 0 or more; three seeds in a row show each large vehicle (truck, bus, tram) twice.
@@ -41,15 +41,16 @@ def scene(seed: int, height: int = 256, width: int = 512) -> tuple[Array, Array]
     check_size(seed, height, width)
     rng = np.random.default_rng([VERSION, seed])
     large = (("truck", "bus"), ("tram", "truck"), ("bus", "tram"))[seed % 3]
-    canvas, street = _empty(seed, height, width, "tram" in large, rng)
+    canvas, street = _new_canvas(seed, height, width, "tram" in large, rng)
     street_.sky(canvas, rng)
     street_.skyline(canvas, rng)
     street_.ground(canvas, street, rng)
     houses.lots(canvas, street)
-    street_.reflect(canvas, canvas.mood.wet)
-    for _, draw in sorted(_stage(canvas, street, large, rng), key=lambda item: -item[0]):
-        draw()
-    return _finish(canvas, height, width)
+    street_.reflect(canvas, canvas.weather.wet)
+    objects = _furniture(canvas, street, rng) + _traffic(canvas, street, large, rng) + _people(canvas, street, rng)
+    for _, paint in sorted(objects, key=lambda placed: -placed[0]):  # the farthest first
+        paint()
+    return _finish(canvas)
 
 
 def check_size(seed: int, height: int, width: int) -> None:
@@ -59,8 +60,8 @@ def check_size(seed: int, height: int, width: int) -> None:
         )
 
 
-def _empty(seed: int, height: int, width: int, rails: bool, rng: np.random.Generator) -> tuple[Canvas, Street]:
-    name = list(MOODS)[seed % len(MOODS)] if seed % 7 else "morning"
+def _new_canvas(seed: int, height: int, width: int, rails: bool, rng: np.random.Generator) -> tuple[Canvas, Street]:
+    name = list(WEATHERS)[seed % len(WEATHERS)] if seed % 7 else "morning"
     focal = 1.45 * width  # the canvas is twice as large: a field of view of 69 degrees
     camera = Camera(
         cx=width * float(rng.uniform(0.84, 1.16)), horizon=2 * height * float(rng.uniform(0.43, 0.50)),
@@ -68,26 +69,19 @@ def _empty(seed: int, height: int, width: int, rails: bool, rng: np.random.Gener
     )  # fmt: skip
     side, rise = float(rng.choice([-1.0, 1.0])), _SUN.get(name, 0.8)
     sun = np.array([side * float(rng.uniform(0.45, 0.75)), rise, float(rng.uniform(-0.75, -0.35))])
-    canvas = Canvas(2 * height, 2 * width, camera, MOODS[name], sun / np.linalg.norm(sun))
+    canvas = Canvas(2 * height, 2 * width, camera, WEATHERS[name], sun / np.linalg.norm(sun))
     return canvas, street_.plan(rng, rails=rails)
 
 
-Act = tuple[float, Callable[[], None]]  # distance, and what paints the thing
+Object = tuple[float, Callable[[], None]]  # its distance, and what paints it
 
 
-def _stage(canvas: Canvas, street: Street, large: tuple[str, str], rng: np.random.Generator) -> list[Act]:
-    """Everything that stands or moves on the street, in no order."""
-    acts = _furniture(canvas, street, rng)
-    acts += _traffic(canvas, street, large, rng)
-    return acts + _people(canvas, street, rng)
-
-
-def _furniture(canvas: Canvas, street: Street, rng: np.random.Generator) -> list[Act]:
-    acts: list[Act] = []
+def _furniture(canvas: Canvas, street: Street, rng: np.random.Generator) -> list[Object]:
+    objects: list[Object] = []
     kerb, zebra = street.road + 0.55, street.crossing
 
     def add(z: float, paint: Callable[..., None], *args: Any) -> None:
-        acts.append((z, lambda: paint(canvas, *args)))
+        objects.append((z, lambda: paint(canvas, *args)))
 
     for side in (-1, 1):
         for k, z in enumerate(np.arange(8.5 + 2 * side + rng.uniform(-1, 1), 85, 8.0)):
@@ -104,15 +98,15 @@ def _furniture(canvas: Canvas, street: Street, rng: np.random.Generator) -> list
             add(z, things.sign, side * (kerb + 0.35), z, int(rng.integers(5)))
         z = float(rng.uniform(9, 26))
         add(z, things.bin_, side * (kerb + street.verge), z)
-    return acts
+    return objects
 
 
-def _traffic(canvas: Canvas, street: Street, large: tuple[str, str], rng: np.random.Generator) -> list[Act]:
-    acts: list[Act] = []
+def _traffic(canvas: Canvas, street: Street, large: tuple[str, str], rng: np.random.Generator) -> list[Object]:
+    objects: list[Object] = []
 
     def add(paint: Callable[..., None], x: float, z: float, yaw: float) -> None:
         pose = Pose(x, z, yaw + float(rng.normal(0, 0.02)))
-        acts.append((z, lambda: paint(canvas, pose, rng)))
+        objects.append((z, lambda: paint(canvas, pose, rng)))
 
     kinds = {"truck": vehicles.truck, "bus": vehicles.bus, "tram": vehicles.tram}
     away, towards = (large[1], large[0]) if large[0] == "tram" else large
@@ -132,15 +126,15 @@ def _traffic(canvas: Canvas, street: Street, large: tuple[str, str], rng: np.ran
             if rng.random() < 0.42 and abs(z - zebra - 1.5) > 4.4:
                 add(vehicles.car, side * (street.road - 0.95), z, 0.0 if side > 0 else np.pi)
             z += float(rng.uniform(5.2, 7.0))
-    return acts
+    return objects
 
 
-def _people(canvas: Canvas, street: Street, rng: np.random.Generator) -> list[Act]:
-    acts: list[Act] = []
+def _people(canvas: Canvas, street: Street, rng: np.random.Generator) -> list[Object]:
+    objects: list[Object] = []
     walk = street.road + street.verge + 0.6
 
     def add(x: float, z: float, paint: Callable[..., None], **options: Any) -> None:
-        acts.append((z, lambda: paint(canvas, x, z, rng, **options)))
+        objects.append((z, lambda: paint(canvas, x, z, rng, **options)))
 
     for side in (-1, 1):
         for _ in range(int(rng.integers(4, 8))):
@@ -168,11 +162,11 @@ def _people(canvas: Canvas, street: Street, rng: np.random.Generator) -> list[Ac
             add(side * (walk - 0.2), z + 0.8 * k, people.bicycle, ridden=False)
         z = float(rng.uniform(11, 20))
         add(side * (street.road - 0.5), z, people.motorcycle, ridden=False)
-    return acts
+    return objects
 
 
-def _finish(canvas: Canvas, height: int, width: int) -> tuple[Array, Array]:
-    """Averages 2 x 2 pixels, sets the contrast, rounds to 8 bits; labels take one of the four."""
+def _finish(canvas: Canvas) -> tuple[Array, Array]:
+    """Average 2 x 2 pixels, set the contrast and round to 8 bits; of 2 x 2 labels take the first."""
     rows = canvas.rgb[::2] + canvas.rgb[1::2]
     small = (rows[:, ::2] + rows[:, 1::2]) / 4
     shoulder = 0.72 + 0.28 * np.tanh((small - 0.72) / 0.28)

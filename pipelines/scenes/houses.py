@@ -1,4 +1,4 @@
-"""What lines the street of a built-in scene: house fronts and gables, gardens behind walls and fences."""
+"""The sides of a built-in street: house fronts and gables, and gardens behind walls and fences."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOF = ((0.45, 0.24, 0.19), (0.30, 0.31, 0.36), (0.38, 0.28, 0.25))
 
 
 def lots(canvas: Canvas, street: Street) -> None:
-    """All lots, far to near, each with its front and, where its neighbour is lower, its gable."""
+    """Paint all lots, from far to near, each with its front and, above a lower neighbour, its gable."""
     for side in (-1, 1):
         own = [lot for lot in street.lots if lot.side == side]
         for i in range(len(own) - 1, -1, -1):
@@ -26,7 +26,7 @@ def lots(canvas: Canvas, street: Street) -> None:
 
 
 def _surface(canvas: Canvas, street: Street, lot: Lot, *, gable: bool) -> None:
-    """Finds the pixels of a lot's front (or gable), traces them to metres and colours them."""
+    """Colour the pixels of a lot's front or gable, each traced back to a point in metres."""
     cam, (h, w) = canvas.camera, canvas.ids.shape
     face = lot.side * lot.x
     roof = 0.0 if lot.kind == "glass" or not lot.built else 1.9
@@ -76,7 +76,7 @@ def _surface(canvas: Canvas, street: Street, lot: Lot, *, gable: bool) -> None:
 
 
 def _house(canvas: Canvas, lot: Lot, a: Array, y: Array, near: Array, gable: bool) -> Array:
-    """Colour of a house front or gable; the fourth channel is how much a pixel shines by itself."""
+    """Colour of a house front or gable; the fourth channel is the light that a pixel emits itself."""
     s, length = lot.seed, lot.z1 - lot.z0
     base = np.asarray(lot.colour, np.float32)
     if lot.kind == "brick":
@@ -105,7 +105,7 @@ def _house(canvas: Canvas, lot: Lot, a: Array, y: Array, near: Array, gable: boo
 
 
 def _windows(canvas: Canvas, lot: Lot, colour: Array, ok: Array, storey: Array, col: Array, b: Array, f: Array) -> None:
-    """Paints frames, panes, sills, doors and shop windows into a house front's colours."""
+    """Paint frames, panes, sills, doors and shop windows into the colours of a house front."""
     shop = (storey < 1) & (lot.seed % 3 > 0) & (lot.kind != "glass")
     half = np.where(shop, 0.44, 0.46 if lot.kind == "glass" else 0.27)
     low = np.where(shop, 0.10, 0.12 if lot.kind == "glass" else 0.24)
@@ -124,13 +124,13 @@ def _windows(canvas: Canvas, lot: Lot, colour: Array, ok: Array, storey: Array, 
     glass = pane & ~bars
     pick = nearest("grain", storey + lot.seed, col + lot.seed * 3)[glass]
     up = np.clip((b[glass] - low[glass]) / (high - low)[glass], 0, 1)[:, None]
-    mood = canvas.mood
+    weather = canvas.weather
     dark = np.asarray((0.10, 0.13, 0.17), np.float32) * (1 + 0.3 * np.clip(pick, -1.5, 2))[:, None]
     shine = (0.30 + 0.45 * up * (lot.kind == "glass") + 0.22 * np.mod(up + f[glass][:, None] * 0.6, 1)) * 0.8
-    pane_colour = mix(dark, mix(mood.horizon, mood.zenith, up), shine)
+    pane_colour = mix(dark, mix(weather.horizon, weather.zenith, up), shine)
     curtain = (pick > 0.2) & (pick < 0.75) & (dist[glass] > half[glass] * 0.45)
     pane_colour[curtain] = (0.66, 0.63, 0.58)
-    if mood.night:
+    if weather.night:
         lamp = (pick > 0.45) | (shop & (np.mod(col, 2) == 0))[glass]
         pane_colour[lamp] = mix((1.0, 0.72, 0.36), (1.0, 0.88, 0.62), up[lamp])
     pane_colour *= 1 - 0.45 * (1 - np.clip((1 - up) / 0.07, 0, 1))
@@ -151,7 +151,7 @@ def _windows(canvas: Canvas, lot: Lot, colour: Array, ok: Array, storey: Array, 
 
 
 def _crown(lot: Lot, colour: Array, a: Array, y: Array, near: Array) -> None:
-    """Cornice, tiled roof with dormers, downpipe."""
+    """Paint cornice, tiled roof with dormers, and downpipe."""
     h, length = lot.height, lot.z1 - lot.z0
     colour[(y > h - 0.45) & (y < h), :3] *= 1.12
     colour[(y > h - 0.58) & (y <= h - 0.45), :3] *= 0.55
@@ -168,7 +168,7 @@ def _crown(lot: Lot, colour: Array, a: Array, y: Array, near: Array) -> None:
 
 
 def _masonry(lot: Lot, a: Array, y: Array, near: Array) -> Array:
-    """A garden wall of rough pale stones under a coping."""
+    """Colour of a garden wall of rough pale stones under a coping."""
     row = y / 0.30
     col = a / 0.55 + 0.37 * np.floor(row) + 0.06 * smooth("cloud", y * 9, a * 9)
     stone = np.clip(nearest("grain", row + lot.seed, col), -1.8, 1.8)
@@ -181,14 +181,14 @@ def _masonry(lot: Lot, a: Array, y: Array, near: Array) -> Array:
 
 
 def _bars(lot: Lot, a: Array, y: Array) -> Array:
-    """Where a fence has substance: pales, two rails, posts."""
+    """Which pixels of a fence are solid: pales, two rails, posts."""
     pale = (np.mod(a, 0.30) < 0.13) & (y > 0.12) & (y < 2.12 + 0.12 * (np.mod(a, 0.30) > 0.045))
     rail = (np.abs(y - 0.40) < 0.07) | (np.abs(y - 1.80) < 0.07)
     return np.asarray(pale | rail | (np.mod(a, 2.7) < 0.2))
 
 
 def _railing(lot: Lot, a: Array, y: Array, near: Array) -> Array:
-    """Fence paint: dark green iron or weathered wood."""
+    """Colour of a fence: dark green iron or weathered wood."""
     base = np.asarray(((0.16, 0.24, 0.22), (0.50, 0.36, 0.24))[lot.seed % 2], np.float32)
     tone = 1 + 0.12 * nearest("grain", y * 2, a / 0.30) * near - 0.35 * (np.mod(a, 0.30) > 0.09)
     colour = base * tone[:, None]
@@ -196,7 +196,7 @@ def _railing(lot: Lot, a: Array, y: Array, near: Array) -> Array:
 
 
 def _garden(canvas: Canvas, lot: Lot) -> None:
-    """Shrubs and trees behind a garden's wall or fence."""
+    """Paint shrubs and trees behind the wall or fence of a garden."""
     rng = np.random.default_rng(lot.seed)
     x = lot.side * (lot.x + 4.5)
     for z in np.arange(lot.z1 - 0.5, lot.z0, -2.6):

@@ -1,4 +1,4 @@
-"""Who is about on a built-in street: people on foot, bicycles and motorcycles with and without riders."""
+"""People on foot, and bicycles and motorcycles with and without riders, of the built-in scenes."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ TROUSERS = ((0.17, 0.20, 0.30), (0.22, 0.21, 0.21), (0.47, 0.41, 0.33), (0.30, 0
 
 
 class _Figure:
-    """Draws flat parts, given in metres sideways and up from a foot point, facing the camera."""
+    """A flat figure that faces the camera; its parts are given in metres sideways and up from a point on the ground."""
 
     def __init__(self, canvas: Canvas, x: float, z: float, *, squash: float = 1.0, flip: bool = False) -> None:
         self.canvas, self.x, self.z = canvas, x, z
         self.k = -squash if flip else squash
         self.light = canvas.light((0, 0.3, -0.95)) * 1.05
-        self.side = float(np.sign(canvas.sun[0])) * (0.5 if max(canvas.mood.sun) > 0.5 else 0.2)
+        self.side = float(np.sign(canvas.sun[0])) * (0.5 if max(canvas.weather.sun) > 0.5 else 0.2)
 
     def part(self, points: list[tuple[float, float]] | Array, colour: Colour | None, ident: int | None) -> None:
-        """A polygon."""
+        """Paint a polygon."""
         p = np.asarray(points, float)
         world = np.stack([self.x + self.k * p[:, 0], p[:, 1], np.full(len(p), self.z)], axis=1)
         shade = None if colour is None else np.asarray(colour) * self.light
@@ -33,7 +33,7 @@ class _Figure:
     def limb(
         self, a: tuple[float, float], b: tuple[float, float], wa: float, wb: float, colour: Colour, ident: int
     ) -> None:
-        """A tapering bar with round ends."""
+        """Paint a tapering bar with round ends."""
         p, q = np.array(a), np.array(b)
         n = np.array([-(q - p)[1], (q - p)[0]]) / max(float(np.hypot(*(q - p))), 1e-6)
         turn = np.linspace(-np.pi / 2, np.pi / 2, 5)
@@ -43,7 +43,7 @@ class _Figure:
         self.part(np.array(start + end), colour, ident)
 
     def ring(self, x: float, y: float, r: float, tyre: float, ident: int) -> None:
-        """A wheel: a tyre, spokes and a hub; the whole disc bears the label."""
+        """Paint a wheel with tyre and spokes; the whole disc gets the label."""
         canvas, cam = self.canvas, self.canvas.camera
         u, v = cam.project(np.array([(self.x + self.k * x, y, self.z)]))[0]
         s = cam.focal / self.z
@@ -58,7 +58,7 @@ class _Figure:
 
 
 def person(canvas: Canvas, x: float, z: float, rng: np.random.Generator) -> None:
-    """Someone walking or waiting."""
+    """Paint a person who walks or waits."""
     tall = float(rng.uniform(0.92, 1.08))
     shadow(canvas, x, z, 0.34, 1.7)
     fig = _Figure(canvas, x, z, squash=1.0, flip=bool(rng.random() < 0.5))
@@ -132,7 +132,7 @@ def _rider(
 
 
 def bicycle(canvas: Canvas, x: float, z: float, rng: np.random.Generator, *, ridden: bool) -> None:
-    """A bicycle seen from the side, with or without its rider."""
+    """Paint a bicycle seen from the side, with or without its rider."""
     shadow(canvas, x, z, 0.6, 0.9)
     fig = _Figure(canvas, x, z, squash=float(rng.uniform(0.8, 1.0)), flip=bool(rng.random() < 0.5))
     paint, b = CLOTH[int(rng.integers(len(CLOTH)))], sc.BICYCLE
@@ -157,7 +157,7 @@ def bicycle(canvas: Canvas, x: float, z: float, rng: np.random.Generator, *, rid
 
 
 def motorcycle(canvas: Canvas, x: float, z: float, rng: np.random.Generator, *, ridden: bool) -> None:
-    """A motorcycle seen from the side, with or without its rider."""
+    """Paint a motorcycle seen from the side, with or without its rider."""
     shadow(canvas, x, z, 0.8, 1.0)
     fig = _Figure(canvas, x, z, squash=float(rng.uniform(0.8, 1.0)), flip=bool(rng.random() < 0.5))
     paint = ((0.72, 0.10, 0.10), (0.10, 0.16, 0.36), (0.84, 0.42, 0.08), (0.12, 0.12, 0.13))[int(rng.integers(4))]

@@ -1,7 +1,7 @@
-"""Trains the demo's own segmenter, a small ESPNet, on the built-in scenes: plain torch, one process, CPU.
+"""Train the demo's own segmenter, a small ESPNet, on the built-in scenes: plain torch, one process, CPU.
 
-It judges pictures where no published weights are at hand: `segmenters.load("espnet-scenes", weights=...)`.
-It takes RGB in [0, 1] as it is. It has seen clean pictures only, as the published networks have.
+It measures MIoU where there are no published weights: `segmenters.load("espnet-scenes", weights=...)`. Its input is RGB
+in [0, 1], not normalised. Like the published networks it is trained on clean images only.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ def fit(
     crop: tuple[int, int] = (96, 192), lr: float = 1e-2, p: int = 1, q: int = 2,
     progress: Progress | None = None,
 ) -> Path:  # fmt: skip
-    """Trains on the training split of a set of built-in scenes.
+    """Train on the training split of a set of built-in scenes.
 
     The same arguments and number of threads give the same weights.
 
     Args:
-        root: a set in the Cityscapes layout, all pictures of one size (`scenes.write_scenes`).
+        root: a set in the Cityscapes layout, all images of one size (`scenes.write_scenes`).
         out: the file to write, safetensors with metadata p, q, classes.
-        seed: of the first weights and of the crops.
+        seed: of the initial weights and of the crops.
         steps, batch, crop, lr: optimizer steps, crops a step, their size in pixels, peak learning rate.
         p, q: residual blocks of the ESPNet at 1/4 and 1/8.
         progress: called after every step with (step, steps, loss).
@@ -47,7 +47,7 @@ def fit(
         `out`.
 
     Raises:
-        SegmenterFitError: no training pictures, a crop larger than they are, a bad number, a NaN loss.
+        SegmenterFitError: no training images, a crop larger than they are, a number out of range, a NaN loss.
     """
     if steps < 1 or batch < 1:
         raise SegmenterFitError(f"steps={steps}, batch={batch}: both need to be at least 1")
@@ -80,7 +80,7 @@ def fit(
 
 
 def _loss(network: ESPNet, image: Tensor, label: Tensor, weight: Tensor) -> Tensor:
-    """Cross entropy of the logits plus half that of the encoder's own scores at 1/8."""
+    """Cross-entropy of the logits, plus half of that of the encoder's own logits at 1/8 of the size."""
     coarse: list[Tensor] = []
     hook = network.encoder.classifier.register_forward_hook(lambda *call: coarse.append(call[2]))
     fine = F.cross_entropy(network(image), label, weight=weight, ignore_index=255)
@@ -90,7 +90,7 @@ def _loss(network: ESPNet, image: Tensor, label: Tensor, weight: Tensor) -> Tens
 
 
 def class_weights(labels: Tensor) -> Tensor:
-    """Weights (19,) that lift rare classes: (share of pixels)^-0.3, mean 1 over the pixels; 0 if absent.
+    """Weights (19,) that raise rare classes: (fraction of pixels)^-0.3, mean 1 over the pixels; 0 for absent classes.
 
     Args:
         labels: train ids (..., H, W), 255 ignored.
@@ -102,7 +102,7 @@ def class_weights(labels: Tensor) -> Tensor:
 
 
 def read_split(root: Path, split: str) -> tuple[Tensor, Tensor]:
-    """All pictures uint8 (N, 3, H, W) and train ids uint8 (N, H, W) of a split, by name."""
+    """All images (N, 3, H, W) uint8 and train ids (N, H, W) uint8 of a split, sorted by name."""
     paths = sorted((root / "leftImg8bit" / split).glob("*/*_leftImg8bit.png"))
     if not paths:
         raise SegmenterFitError(f"root={root} has no leftImg8bit/{split}/*/*_leftImg8bit.png: write the scenes first")
@@ -120,7 +120,7 @@ def read_split(root: Path, split: str) -> tuple[Tensor, Tensor]:
 def _crops(
     images: Tensor, labels: Tensor, seed: int, steps: int, batch: int, crop: tuple[int, int]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """`steps` batches of random crops, half of them mirrored."""
+    """`steps` batches of random crops, half of them flipped left to right."""
     random = torch.Generator().manual_seed(seed)
     n, _, height, width = images.shape
     order = torch.cat([torch.randperm(n, generator=random) for _ in range(-(-steps * batch // n))])

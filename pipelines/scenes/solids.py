@@ -1,4 +1,4 @@
-"""Solids of the built-in scenes: side outlines drawn out sideways, turned, lit face by face."""
+"""Solids of the built-in scenes: side outlines extruded to a width, rotated, and lit face by face."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pipelines.scenes.canvas import Array, Canvas, Colour, mix
 
 RUBBER, GLASS = (0.06, 0.06, 0.07), (0.10, 0.13, 0.16)
 Edge = tuple[tuple[float, float], tuple[float, float], tuple[float, float, float]]
-"""A face seen, by its edge of the outline: both ends (forward, up), and its normal in the world."""
+"""A visible face, by its edge of the outline: both ends as (forward, up), and its normal in the world."""
 
 
 @dataclass(frozen=True)
 class Pose:
-    """Where a vehicle stands: middle (x, z) in metres; `yaw` 0 points away, growing to the right."""
+    """Position of a vehicle: its middle (x, z) in metres; `yaw` 0 points away from the camera, growing to the right."""
 
     x: float
     z: float
@@ -33,7 +33,7 @@ class Pose:
 
 
 class Solid:
-    """An outline (n, 2) of (forward, up), drawn out to `width`; above `waist` it narrows by `taper` a metre.
+    """An outline (n, 2) of (forward, up), extruded to `width`; above `waist` it narrows by `taper` a metre.
 
     The outline runs from the rear bottom over the roof to the front bottom.
     """
@@ -52,7 +52,7 @@ class Solid:
         return np.asarray(self.width / 2 * (1 - self.taper * np.maximum(y - self.waist, 0.0)))
 
     def side(self, points: list[tuple[float, float]] | Array, right: bool) -> Array:
-        """Points (n, 2) on a flank, in the world."""
+        """Points (n, 2) on a flank, in world coordinates."""
         p = np.asarray(points, float)
         return self.pose.world(np.stack([p[:, 0], p[:, 1], self.half(p[:, 1]) * (1 if right else -1)], axis=1))
 
@@ -67,7 +67,7 @@ class Solid:
         return self.pose.world(np.array(rows))
 
     def normal(self, local: tuple[float, float, float]) -> tuple[float, float, float]:
-        """A local direction in the world."""
+        """A direction of the solid in world coordinates."""
         w = self.pose.world(np.array([local])) - self.pose.world(np.zeros((1, 3)))
         return (float(w[0, 0]), float(w[0, 1]), float(w[0, 2]))
 
@@ -84,12 +84,12 @@ class Solid:
         own: float = 0.0,
         down: float = 0.0,
     ) -> None:
-        """Paints a face; `own` 1 shines by itself (lamps)."""
+        """Paint a face; `own` is the light that it emits itself (1: a lamp)."""
         light = self.canvas.light(normal)
         self.canvas.poly3(face, np.asarray(colour) * mix(light, 1.0, own), self.ident, down=down)
 
     def body(self, colour: Colour) -> list[Edge]:
-        """Paints flanks, ends and roof, the farthest first; returns the edges seen, with their normals."""
+        """Paint flanks, ends and roof, the farthest first; gives the visible edges with their normals."""
         shown, o = [], self.outline
         faces = []
         for i in range(len(o) - 1):
@@ -110,23 +110,23 @@ class Solid:
         return shown
 
     def flanks(self) -> list[tuple[bool, tuple[float, float, float]]]:
-        """The flanks seen: (is it the right one, its normal)."""
+        """The visible flanks: (whether it is the right one, its normal)."""
         both = [(right, self.normal((0, 0, 1 if right else -1))) for right in (False, True)]
         return [(right, n) for right, n in both if self.seen(self.side(self.outline, right), n)]
 
     def pane(self, face: Array, normal: tuple[float, float, float], tone: Colour = GLASS) -> None:
-        """Window glass: dark, with a paler streak of sky."""
-        mood = self.canvas.mood
-        sky = np.asarray(mix(tone, mood.horizon, 0.22 + 0.18 * max(normal[1], 0.0)))
+        """Paint window glass: dark, with a paler streak of sky."""
+        weather = self.canvas.weather
+        sky = np.asarray(mix(tone, weather.horizon, 0.22 + 0.18 * max(normal[1], 0.0)))
         self.canvas.poly3(face, sky, self.ident, down=-0.9)
         if len(face) == 4:
             low, high = face[0] * 0.62 + face[1] * 0.38, face[3] * 0.42 + face[2] * 0.58
             wide = (face[1] - face[0]) * 0.13
             gleam = np.array([low, low + wide, high + wide, high])
-            self.canvas.poly3(gleam, np.asarray(mood.horizon) * 0.8, None, alpha=0.35)
+            self.canvas.poly3(gleam, np.asarray(weather.horizon) * 0.8, None, alpha=0.35)
 
     def wheel(self, forward: float, radius: float, hub: Colour = (0.62, 0.63, 0.65)) -> None:
-        """A wheel on each flank seen, in its dark arch."""
+        """Paint a wheel in its dark arch on each visible flank."""
         t = np.linspace(0, 2 * np.pi, 20, endpoint=False)
         ring = np.stack([np.cos(t), np.sin(t)], axis=1)
         for right, normal in self.flanks():
@@ -138,11 +138,11 @@ class Solid:
             self.put(self.side(ring * radius * 0.16 + (forward, radius), right), hub, normal)
 
     def ground_shadow(self, length: float, height: float) -> None:
-        """Contact shadow, and the cast one if the sun shines."""
+        """Paint the contact shadow, and the cast shadow if the sun shines."""
         w = self.width / 2 * 1.04
         box = np.array([(-length / 2, 0, -w), (length / 2, 0, -w), (length / 2, 0, w), (-length / 2, 0, w)])
         base = self.pose.world(box)
-        if max(self.canvas.mood.sun) > 0.5:
+        if max(self.canvas.weather.sun) > 0.5:
             lx, ly, lz = (float(c) for c in self.canvas.sun)
             cast = np.array([-lx, 0.0, -lz]) * height / max(ly, 0.2)
             self.canvas.soft_shadow(_hull(np.concatenate([base, base + cast])), 0.55, blur=0.05)

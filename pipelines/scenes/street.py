@@ -1,4 +1,4 @@
-"""The ground plan of a built-in scene, its sky and its ground: pixels are traced back to metres."""
+"""The ground plan of a built-in scene, its sky and its ground, painted by tracing pixels back to points in metres."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Lot:
 
 @dataclass(frozen=True)
 class Street:
-    """Measures of the ground, in metres from the middle of the road, and its lots."""
+    """Distances on the ground, in metres from the middle of the road, and the lots."""
 
     road: float
     verge: float  # width of the grass between road and pavement
@@ -48,7 +48,7 @@ class Street:
     lots: tuple[Lot, ...]
 
     def roofline(self, side: int, z: Array) -> Array:
-        """Height of what stands at the street's edge, for the shadows."""
+        """Height of the lots on one side at the distances z, for their shadows."""
         table = np.zeros(int(FAR * 2), np.float32)
         for lot in self.lots:
             if lot.side == side:
@@ -57,7 +57,7 @@ class Street:
 
 
 def plan(rng: np.random.Generator, *, rails: bool) -> Street:
-    """Lays out a street; each has at least one wall and one fence near the camera."""
+    """Plan a street; each has at least one wall and one fence near the camera."""
     road = float(rng.uniform(4.6, 5.6)) + (0.8 if rails else 0.0)
     verge = float(rng.uniform(0.9, 1.5))
     front = road + verge + float(rng.uniform(3.8, 5.0))
@@ -83,26 +83,26 @@ def plan(rng: np.random.Generator, *, rails: bool) -> Street:
 
 
 def sky(canvas: Canvas, rng: np.random.Generator) -> None:
-    """Gradient, clouds on a plane overhead, the sun's glow, a hazy line of trees at the end."""
-    cam, mood = canvas.camera, canvas.mood
+    """Paint a gradient, clouds on a plane overhead, the sun's glow and a hazy line of trees at the end."""
+    cam, weather = canvas.camera, canvas.weather
     rows = int(cam.horizon) + 1
     v, u = np.mgrid[0:rows, 0 : canvas.ids.shape[1]].astype(np.float32)
     up = (cam.horizon - v) / cam.focal + 0.03
     t = (v[:, :1] / rows)[..., None]
-    out = mix(mood.zenith, mood.horizon, t**1.4)
+    out = mix(weather.zenith, weather.horizon, t**1.4)
     scale, dx, dy = 26.0, float(rng.uniform(0, 512)), float(rng.uniform(0, 512))
     cu, cv = (u - cam.cx) / cam.focal / (up + 0.12) * scale + dx, 1 / (up + 0.12) * scale * 0.8 + dy
     shape = smooth("cloud", cv, cu) * 0.8 + smooth("cloud", cv * 3.1, cu * 3.1) * 0.25
-    threshold = 1.3 - 2.3 * mood.cover
+    threshold = 1.3 - 2.3 * weather.cover
     cover = step(threshold, threshold + 1.3, shape) * step(0.02, 0.16, up)
     shade = 0.82 + 0.2 * step(-0.8, 1.2, smooth("cloud", cv * 3.1 + 9, cu * 3.1) + (shape - threshold) * 0.7)
-    out = mix(out, np.asarray(mood.cloud, np.float32) * shade[..., None], (cover * 0.93)[..., None])
+    out = mix(out, np.asarray(weather.cloud, np.float32) * shade[..., None], (cover * 0.93)[..., None])
     canvas.rgb[:rows] = out
-    canvas.glow(cam.cx + float(canvas.sun[0]) * cam.focal, cam.horizon * 0.55, cam.focal * 0.7, mood.sun, 0.33)
+    canvas.glow(cam.cx + float(canvas.sun[0]) * cam.focal, cam.horizon * 0.55, cam.focal * 0.7, weather.sun, 0.33)
 
 
 def skyline(canvas: Canvas, rng: np.random.Generator) -> None:
-    """Trees and houses at the far end of the street, pale with distance."""
+    """Paint the trees and houses at the far end of the street, pale with distance."""
     cam, width = canvas.camera, canvas.ids.shape[1]
     x = -60.0
     while x < 60:
@@ -119,7 +119,7 @@ def skyline(canvas: Canvas, rng: np.random.Generator) -> None:
 
 
 def ground(canvas: Canvas, street: Street, rng: np.random.Generator) -> None:
-    """Road with its marks, kerbs, grass verges, paving slabs, gardens; shadows of the houses on them."""
+    """Paint road with markings, kerbs, grass verges, paving slabs and gardens, with the shadows of the houses."""
     cam = canvas.camera
     first = int(cam.horizon) + 2
     v, u = np.mgrid[first : canvas.ids.shape[0], 0 : canvas.ids.shape[1]].astype(np.float32)
@@ -199,7 +199,7 @@ def _grass(x: Array, z: Array, near: Array, off: float) -> Array:
 
 
 def sunlit(canvas: Canvas, street: Street, x: Array, z: Array, y: Any = 0.0) -> Array:
-    """1 where the sun reaches (x, y, z), 0 in the houses' shadow, with a soft edge."""
+    """1 where the sun reaches (x, y, z), 0 in the shadow of the houses, with a soft edge."""
     lx, ly, lz = (float(c) for c in canvas.sun)
     side = 1 if lx > 0 else -1
     t = np.maximum(street.front - side * x, 0.0) / max(abs(lx), 0.05)
@@ -207,7 +207,7 @@ def sunlit(canvas: Canvas, street: Street, x: Array, z: Array, y: Any = 0.0) -> 
 
 
 def reflect(canvas: Canvas, strength: float) -> None:
-    """Lets the wet road and pavement mirror what stands beyond, smeared downwards."""
+    """Add the reflections on wet road and pavement, smeared downwards."""
     if strength <= 0:
         return
     horizon = int(canvas.camera.horizon)

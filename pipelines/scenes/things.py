@@ -1,4 +1,4 @@
-"""What stands on a built-in street: trees, lamps, traffic lights, signs, litter bins, and their shadows."""
+"""Street furniture of the built-in scenes: trees, lamps, traffic lights, signs, litter bins, and their shadows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipelines.scenes.canvas import NEAREST, Array, Canvas, Colour, mix, nearest
 
 
 def crown(canvas: Canvas, x: float, y: float, z: float, rx: float, ry: float, rng: np.random.Generator) -> None:
-    """A ball of leaves around (x, y, z), radii in metres, lit from the sun's side, ragged at the rim."""
+    """Paint a ball of leaves around (x, y, z), radii in metres, lit from the sun's side, ragged at the rim."""
     cam, (h, w) = canvas.camera, canvas.ids.shape
     scale = cam.focal / max(z, NEAREST)
     u, v = cam.cx + x * scale, cam.horizon + (cam.height - y) * scale
@@ -41,13 +41,13 @@ def crown(canvas: Canvas, x: float, y: float, z: float, rx: float, ry: float, rn
         mix((0.42, 0.60, 0.20), (0.62, 0.60, 0.20), hue),
     )
     colour = mix(deep, pale, np.clip(bright, 0, 1.1)[:, None])
-    lit = np.asarray(canvas.mood.sun, np.float32) * 0.75 * step(0.2, 0.8, bright)[:, None]
-    canvas.rgb[at] = canvas.haze(colour * (np.asarray(canvas.mood.ambient) + lit), z)
+    lit = np.asarray(canvas.weather.sun, np.float32) * 0.75 * step(0.2, 0.8, bright)[:, None]
+    canvas.rgb[at] = canvas.haze(colour * (np.asarray(canvas.weather.ambient) + lit), z)
     canvas.ids[at] = sc.VEGETATION
 
 
 def tree(canvas: Canvas, x: float, z: float, height: float, rng: np.random.Generator) -> None:
-    """A street tree: shadow, trunk, branches, three or four balls of leaves."""
+    """Paint a street tree: shadow, trunk, branches, three or four balls of leaves."""
     shadow(canvas, x, z, 1.7, height * 0.62)
     bark = np.asarray((0.34, 0.27, 0.21)) * canvas.light((0, 0, -1)) * 1.1
     fork = height * 0.5
@@ -60,11 +60,11 @@ def tree(canvas: Canvas, x: float, z: float, height: float, rng: np.random.Gener
 
 
 def shadow(canvas: Canvas, x: float, z: float, radius: float, reach: float) -> None:
-    """The shadow something of this radius and height casts: a dim pool, and a streak if the sun shines."""
+    """Paint the shadow of an object of this radius and height: a dim spot, and a streak if the sun shines."""
     t = np.linspace(0, 2 * np.pi, 18, endpoint=False)
     pool = np.stack([x + radius * 0.8 * np.cos(t), 0 * t, z + radius * 0.8 * np.sin(t)], axis=1)
     canvas.soft_shadow(pool, 0.35, blur=0.25)
-    if max(canvas.mood.sun) < 0.5:
+    if max(canvas.weather.sun) < 0.5:
         return
     lx, ly, lz = (float(c) for c in canvas.sun)
     cast = np.array([-lx, 0.0, -lz]) / max(ly, 0.2) * reach
@@ -77,7 +77,7 @@ def upright(
     canvas: Canvas, x: float, z: float, y0: float, y1: float, width: float, colour: Colour, ident: int | None,
     *, grain: float = 0.0,
 ) -> None:  # fmt: skip
-    """A post, round in its shading."""
+    """Paint a post, shaded as round."""
     half = width / 2
     side = float(np.sign(canvas.sun[0])) * 0.55
     box = np.array([(x - half, y0, z), (x + half, y0, z), (x + half, y1, z), (x - half, y1, z)])
@@ -88,7 +88,7 @@ def line3(
     canvas: Canvas, a: tuple[float, float, float], b: tuple[float, float, float], width: float,
     colour: Colour, ident: int | None,
 ) -> None:  # fmt: skip
-    """A straight bar between two points, `width` in metres."""
+    """Paint a straight bar between two points, `width` in metres."""
     ends = canvas.camera.project(np.array([a, b]))
     along = ends[1] - ends[0]
     across = np.array([-along[1], along[0]]) / max(float(np.hypot(*along)), 1e-6)
@@ -102,7 +102,7 @@ def line3(
 
 
 def lamp(canvas: Canvas, x: float, z: float) -> None:
-    """A street lamp leaning over the road; it glows by night."""
+    """Paint a street lamp that leans over the road; it is lit at night."""
     shadow(canvas, x, z, 0.2, 6.2)
     iron = np.asarray((0.30, 0.33, 0.35)) * canvas.light((0, 0, -1)) * 1.15
     upright(canvas, x, z, 0.0, 0.9, 0.24, iron, sc.POLE)
@@ -110,14 +110,14 @@ def lamp(canvas: Canvas, x: float, z: float) -> None:
     to = x - np.sign(x) * 1.5
     line3(canvas, (x, 6.2, z), (to, 6.55, z), 0.11, iron, sc.POLE)
     line3(canvas, (to + 0.38, 6.52, z), (to - 0.38, 6.50, z), 0.2, iron, sc.POLE)
-    if canvas.mood.night:
+    if canvas.weather.night:
         line3(canvas, (to + 0.3, 6.43, z), (to - 0.3, 6.41, z), 0.1, (1.0, 0.93, 0.74), None)
         u, v = canvas.camera.project(np.array([(to, 6.4, z)]))[0]
         canvas.glow(u, v, 1.7 * canvas.camera.focal / z, (1.0, 0.80, 0.48), 0.9)
 
 
 def traffic_light(canvas: Canvas, x: float, z: float, on: int) -> None:
-    """A signal on a pole; `on` 0, 1, 2 for red, amber, green."""
+    """Paint a traffic light on a pole; `on` 0, 1, 2 for red, amber, green."""
     shadow(canvas, x, z, 0.2, 3.4)
     grey = np.asarray((0.45, 0.47, 0.48)) * canvas.light((0, 0, -1))
     upright(canvas, x, z, 0.0, 3.4, 0.18, grey, sc.POLE)
@@ -131,7 +131,7 @@ def traffic_light(canvas: Canvas, x: float, z: float, on: int) -> None:
         canvas.poly3(disc, np.asarray(colour) * (1.0 if k == on else 0.24), sc.TRAFFIC_LIGHT)
         if k == on:
             u, v = canvas.camera.project(np.array([(x, y, z)]))[0]
-            canvas.glow(u, v, (1.1 if canvas.mood.night else 0.6) * canvas.camera.focal / z, colour, 0.6)
+            canvas.glow(u, v, (1.1 if canvas.weather.night else 0.6) * canvas.camera.focal / z, colour, 0.6)
 
 
 def x_about(points: Array, kx: float, ky: float) -> Array:
@@ -140,7 +140,7 @@ def x_about(points: Array, kx: float, ky: float) -> Array:
 
 
 def sign(canvas: Canvas, x: float, z: float, kind: int) -> None:
-    """A road sign on a pole: ban, warning, order, parking, stop."""
+    """Paint a road sign on a pole: ban, warning, order, parking, stop."""
     shadow(canvas, x, z, 0.15, 2.4)
     grey = np.asarray((0.55, 0.56, 0.57)) * canvas.light((0, 0, -1))
     upright(canvas, x, z, 0.0, 2.4, 0.14, grey, sc.POLE)
@@ -169,7 +169,7 @@ def sign(canvas: Canvas, x: float, z: float, kind: int) -> None:
 
 
 def bin_(canvas: Canvas, x: float, z: float) -> None:
-    """A litter bin (ignored by the train ids)."""
+    """Paint a litter bin, which is no train class."""
     shadow(canvas, x, z, 0.4, 0.9)
     upright(canvas, x, z, 0.0, 0.85, 0.5, np.asarray((0.22, 0.36, 0.26)) * canvas.light((0, 0, -1)), sc.STATIC)
     upright(canvas, x, z, 0.85, 0.95, 0.56, np.asarray((0.16, 0.17, 0.18)) * canvas.light((0, 1, 0)), sc.STATIC)

@@ -13,7 +13,7 @@ PAINT = ((0.62, 0.10, 0.10), (0.15, 0.26, 0.46), (0.78, 0.79, 0.80), (0.20, 0.21
 
 
 def car(canvas: Canvas, pose: Pose, rng: np.random.Generator) -> None:
-    """A hatchback, saloon or estate."""
+    """Paint a hatchback, saloon or estate car."""
     colour = PAINT[int(rng.integers(len(PAINT)))]
     rear = [
         [(-2.02, 0.30), (-2.06, 0.66), (-1.96, 0.96), (-1.52, 1.43)],
@@ -50,8 +50,8 @@ def _ends(
     shown: list[Edge],
     split: float,
 ) -> None:
-    """Lamps, plates and bumpers of a car."""
-    lamp = 0.9 if s.canvas.mood.night else 0.25
+    """Paint lamps, plates and bumpers of a car."""
+    lamp = 0.9 if s.canvas.weather.night else 0.25
     for a, b, n in shown:
         back = a[0] < -1.5 and b[0] < -1.5
         if back and a[1] >= split - 0.01 and b[1] < 1.0:
@@ -84,12 +84,12 @@ def _coach(
     s: Solid, length: float, colours: tuple[Colour, Colour], glass: tuple[float, float], step: float,
     doors: tuple[float, ...],
 ) -> None:  # fmt: skip
-    """The long body that buses and trams share: two-colour paint, a band of windows, doors, ends, lamps."""
+    """Paint the long body that buses and trams share: two-colour paint, a band of windows, doors, ends, lamps."""
     main, stripe = colours
     shown, h = s.body(main), length / 2
     y0, y1 = glass
-    lamp = 0.9 if s.canvas.mood.night else 0.3
-    warm: Colour = (0.95, 0.80, 0.52) if s.canvas.mood.night else GLASS
+    lamp = 0.9 if s.canvas.weather.night else 0.3
+    warm: Colour = (0.95, 0.80, 0.52) if s.canvas.weather.night else GLASS
     for right, n in s.flanks():
         s.put(s.side([(-h, 0.35), (h, 0.35), (h, 0.62), (-h, 0.62)], right), (0.16, 0.16, 0.18), n)
         s.put(s.side([(-h, 0.95), (h, 0.95), (h, y0 - 0.08), (-h, y0 - 0.08)], right), stripe, n, down=-0.2)
@@ -135,7 +135,7 @@ def _coach(
 
 
 def bus(canvas: Canvas, pose: Pose, rng: np.random.Generator) -> None:
-    """A city bus, red or yellow."""
+    """Paint a city bus, red or yellow."""
     main, stripe = (((0.74, 0.13, 0.12), (0.93, 0.88, 0.78)), ((0.93, 0.68, 0.13), (0.75, 0.30, 0.10)))[
         int(rng.integers(2))
     ]
@@ -147,7 +147,7 @@ def bus(canvas: Canvas, pose: Pose, rng: np.random.Generator) -> None:
 
 
 def tram(canvas: Canvas, pose: Pose, rng: np.random.Generator) -> None:
-    """A tram: cream and green, on bogies, with its pantograph."""
+    """Paint a tram: cream and green, on bogies, with its pantograph."""
     s = Solid(canvas, pose, _box(14.0, 0.22, 3.35, nose=0.35), 2.40, sc.TRAIN)
     s.ground_shadow(14.0, 3.2)
     _coach(s, 14.0, ((0.94, 0.91, 0.80), (0.10, 0.46, 0.42)), (1.35, 2.60), 1.30, (-5.2, -0.6, 4.0))
@@ -162,7 +162,7 @@ def tram(canvas: Canvas, pose: Pose, rng: np.random.Generator) -> None:
 
 
 def truck(canvas: Canvas, pose: Pose, rng: np.random.Generator) -> None:
-    """A delivery truck: a pale box behind a coloured cab."""
+    """Paint a delivery truck: a pale box behind a coloured cab."""
     cab_paint = ((0.10, 0.28, 0.58), (0.80, 0.38, 0.10), (0.16, 0.42, 0.26))[int(rng.integers(3))]
     hold = Solid(canvas, Pose(*_shifted(pose, -1.1)), _box(5.2, 0.75, 3.35, nose=0.04), 2.40, sc.TRUCK)
     cab = Solid(

@@ -1,0 +1,53 @@
+"""What evaluation restores: noise by the item's name and level, or the photographed partner of a pair."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from d2sm.noise import add_noise, seed_of
+from pipelines.config import Config
+from pipelines.data.images import write_png
+from pipelines.data.index import index
+from pipelines.inference import samples
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+
+
+def item(root: Path, layout: str) -> dict[str, object]:
+    return index(root, "val", layout=layout).to_pylist()[0]
+
+
+def test_each_level_is_seeded_by_the_name(tmp_path: Path) -> None:
+    write_png(tmp_path / "a.png", PIXELS)
+    config = Config().replace({"evaluate.sigmas": [12.5, 50, 25], "data.layout": "folder"})
+    sample = samples.load(config, item(tmp_path, "folder"))
+    assert (sample.name, sample.label) == ("a", None)
+    assert torch.equal(sample.clean[0].permute(1, 2, 0) * 255, torch.from_numpy(PIXELS).float())
+    assert [(level, sigma) for level, sigma, _ in sample.noisy] == [("12.5", 12.5), ("50", 50.0), ("25", 25.0)]
+    for _, sigma, noisy in sample.noisy:
+        assert torch.equal(noisy, add_noise(sample.clean, sigma=torch.tensor([sigma]), seeds=[seed_of("a")]))
+        assert noisy.min() < 0  # not clipped
+    assert sample.shown is sample.noisy[1]
+
+
+def test_a_pair_has_the_photographed_noise_and_the_configured_sigma(tmp_path: Path) -> None:
+    write_png(tmp_path / "clean/a.png", PIXELS)
+    write_png(tmp_path / "noisy/a.png", 255 - PIXELS)
+    config = Config().replace({"data.layout": "pairs", "noise.sigma": [30], "noise.draw": "list"})
+    ((level, sigma, noisy),) = samples.load(config, item(tmp_path, "pairs")).noisy
+    assert (level, sigma) == ("pair", 30)
+    np.testing.assert_array_equal(samples.pixels(noisy), 255 - PIXELS)
+
+
+@pytest.mark.parametrize("values", [[-0.2, 0.0, 0.5, 1.0, 1.7], [0.4999 / 255, 0.5001 / 255, 254.6 / 255]])
+def test_pixels_are_clamped_and_rounded(values: list[float]) -> None:
+    found = samples.pixels(torch.tensor(values).view(1, 1, 1, -1).expand(1, 3, 1, -1))
+    assert found[0, :, 1].tolist() == [round(min(max(value, 0.0), 1.0) * 255) for value in values]
+
+
+def test_tensor_and_pixels_are_inverse() -> None:
+    np.testing.assert_array_equal(samples.pixels(samples.tensor(PIXELS)), PIXELS)
