@@ -28,7 +28,7 @@ class ConfigError(ValueError):
 
 
 class Config(Section):
-    """A whole run. Saved beside it, it reproduces it."""
+    """All settings of a run. It is saved in the run's folder, and repeats the run."""
 
     recipe: str = setting("", "name of the recipe that this configuration started from", effect="record")
     data: Data = Data()
@@ -80,11 +80,16 @@ class Config(Section):
         """A new configuration with some dotted keys changed, validated as a whole.
 
         Raises:
-            ConfigError: on an unknown key or a value that is not allowed.
+            ConfigError: an unknown key, or a value that is not allowed.
         """
         tree = self.model_dump()
         for key, value in changes.items():
-            _set(tree, key, value)
+            check_key(key)
+            *sections, name = key.split(".")
+            part = tree
+            for section in sections:
+                part = part[section]
+            part[name] = value
         return from_tree(tree)
 
     def flat(self) -> dict[str, Any]:
@@ -92,7 +97,7 @@ class Config(Section):
         return dict(_leaves(self.model_dump(mode="json"), ""))
 
     def differences(self, other: Config, *effects: Effect) -> dict[str, tuple[Any, Any]]:
-        """Dotted key -> its value here and there, of the keys with one of these effects whose values differ."""
+        """The keys whose values differ, of those with one of these effects: dotted key -> (value here, value there)."""
         here, there = self.flat(), other.flat()
         return {name: (here[name], there[name]) for name in keys_with(*effects) if here[name] != there[name]}
 
@@ -109,7 +114,7 @@ def load(path: str | Path) -> Config:
     """Read a saved configuration.
 
     Raises:
-        ConfigError: when the file is missing, is no YAML, or holds a wrong key or value.
+        ConfigError: the file is missing, is no YAML, or holds a wrong key or value.
     """
     try:
         tree = yaml.safe_load(Path(path).read_text())
@@ -125,7 +130,11 @@ def load(path: str | Path) -> Config:
 
 
 def from_tree(tree: Mapping[str, Any]) -> Config:
-    """Validate nested sections; the first error becomes one line."""
+    """Validate nested sections, as `model_dump` gives them and YAML files hold them.
+
+    Raises:
+        ConfigError: a wrong key or value; the first that is found.
+    """
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -133,10 +142,12 @@ def from_tree(tree: Mapping[str, Any]) -> Config:
 
 
 def parse(overrides: Iterable[str]) -> dict[str, Any]:
-    """`["loss.queue_size=1024"]` -> `{"loss.queue_size": 1024}`; values are read as YAML, text is taken as it is.
+    """Overrides of the command line: `["loss.queue_size=1024"]` -> `{"loss.queue_size": 1024}`.
+
+    Values are read as YAML, but those of keys that hold text, which are taken as typed.
 
     Raises:
-        ConfigError: when an override has no `=`, or names an unknown key.
+        ConfigError: an override has no `=`, names an unknown key, or has a value that is no YAML.
     """
     changes: dict[str, Any] = {}
     for override in overrides:
@@ -147,12 +158,12 @@ def parse(overrides: Iterable[str]) -> dict[str, Any]:
         try:
             changes[key] = text if keys()[key].annotation is str or not text else yaml.safe_load(text)
         except yaml.YAMLError:
-            raise ConfigError(f"{key}={text}: the value is no valid YAML") from None
+            raise ConfigError(f"{key}={text}: the value is no valid YAML; put it in quotes, or correct it") from None
     return changes
 
 
 def keys() -> dict[str, FieldInfo]:
-    """Every dotted key with its field: type, default, description."""
+    """Every dotted key with its field: type, default, description, effect."""
     return dict(_fields(Config, ""))
 
 
@@ -174,6 +185,21 @@ def effect(key: str) -> Effect:
     return cast(Effect, about["effect"])
 
 
+def check_key(key: str) -> None:
+    """Make sure that a dotted key exists.
+
+    Raises:
+        ConfigError: it does not; names the nearest one.
+    """
+    known = keys()
+    if key in known:
+        return
+    last = key.rsplit(".", 1)[-1]
+    candidates = [k for k in known if k.rsplit(".", 1)[-1] == last] or known
+    hint = did_you_mean(key, candidates, cutoff=0.0)
+    raise ConfigError(f"{key}: no such key{hint} (`d2sm train --keys` lists them all)")
+
+
 def _fields(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
     for name, field in section.model_fields.items():
         inner = field.annotation
@@ -191,32 +217,10 @@ def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-def check_key(key: str) -> None:
-    """Make sure that a dotted key exists.
-
-    Raises:
-        ConfigError: when it does not; names the nearest.
-    """
-    known = keys()
-    if key in known:
-        return
-    last = key.rsplit(".", 1)[-1]
-    candidates = [k for k in known if k.rsplit(".", 1)[-1] == last] or known
-    hint = did_you_mean(key, candidates, cutoff=0.0)
-    raise ConfigError(f"{key}: no such key{hint} (`d2sm train --keys` lists them all)")
-
-
-def _set(tree: dict[str, Any], key: str, value: Any) -> None:
-    check_key(key)
-    *sections, last = key.split(".")
-    for section in sections:
-        tree = tree[section]
-    tree[last] = value
-
-
 def _first_problem(error: ValidationError) -> str:
+    """One line: the key, its value, what is wrong with it, and what the key means."""
     first = error.errors()[0]
-    if first["type"] == "value_error":  # ours: it already names the key
+    if first["type"] == "value_error":  # of our own validators, whose message names the key already
         return str(first["ctx"]["error"])
     key = ".".join(str(part) for part in first["loc"] if not isinstance(part, int) and str(part) in _PARTS)
     field = keys().get(key)
