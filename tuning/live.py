@@ -1,4 +1,4 @@
-"""What is seen of a sweep while it runs: one live table on a terminal, a line an event elsewhere."""
+"""What is shown of a sweep while it runs: a live table on a terminal, elsewhere a line a change."""
 
 from __future__ import annotations
 
@@ -15,16 +15,19 @@ from rich.live import Live as Screen
 from rich.table import Table
 from rich.text import Text
 
-from tuning import rows as tables
-from tuning.rows import Row, State
-from tuning.trial import FAILED, SETTINGS, name_of, number_of
+from tuning import trials as summaries
+from tuning.trial import FAILED, SETTINGS, number_of, trial_name
+from tuning.trials import State, TrialSummary
 
 _STATES: dict[str, State] = {"TERMINATED": "stopped", "ERROR": "failed", "RUNNING": "running"}
-_SHOWN = 20  # trials on the screen at once
+_SHOWN = 20  # trials on the screen
 
 
 class Live(Callback):
-    """Keeps trials.json up to date and shows it. Survives pickling: a continued sweep unpickles it."""
+    """Keeps trials.json up to date and shows it.
+
+    Ray Tune pickles it, and a resumed sweep unpickles it: its name and the names of its first three attributes stay.
+    """
 
     def __init__(self, folder: Path, concurrent: int, *, quiet: bool) -> None:
         self.folder, self.concurrent, self.quiet = folder, concurrent, quiet
@@ -32,10 +35,10 @@ class Live(Callback):
 
     def _open(self) -> None:
         self.settings = json.loads((self.folder / SETTINGS).read_text())
-        self.rows: list[Row] = []
+        self.trials: list[TrialSummary] = []
         self.console = Console(stderr=True)
         self.screen: Screen | None = None
-        self.drawn = 0.0
+        self.updated = 0.0  # when, on time.monotonic
         self.known: list[tuple[str, Any]] = []
 
     def __getstate__(self) -> dict[str, Any]:
@@ -46,89 +49,84 @@ class Live(Callback):
         self._open()
 
     def on_step_end(self, iteration: int, trials: list[TuneTrial], **_: Any) -> None:
-        news = [(trial.status, (trial.last_result or {}).get("budget")) for trial in trials]
-        if news != self.known or time.monotonic() - self.drawn > 1:
-            self.known = news
+        known = [(trial.status, (trial.last_result or {}).get("budget")) for trial in trials]
+        if known != self.known or time.monotonic() - self.updated > 1:
+            self.known = known
             self._update(trials)
 
     def on_experiment_end(self, trials: list[TuneTrial], **_: Any) -> None:
-        # The trials are not looked at again: after Ctrl-C all of them count as terminated by now.
+        # The states of the trials are not read again here: after Ctrl-C, Ray Tune counts all of them as terminated.
         if self.screen is not None:
             self.screen.stop()
 
     def _update(self, trials: Sequence[TuneTrial]) -> None:
-        self.drawn = time.monotonic()
-        before, self.rows = self.rows, sorted(map(self._row, trials), key=lambda row: row.number)
-        if self.rows != before:
-            tables.save(self.rows, self.folder)
+        self.updated = time.monotonic()
+        before, self.trials = self.trials, sorted(map(self._summary, trials), key=lambda trial: trial.number)
+        if self.trials != before:
+            summaries.save(self.trials, self.folder)
         if self.quiet:
             return
         if self.console.is_terminal:
             if self.screen is None:
                 self.screen = Screen(console=self.console, auto_refresh=False)
                 self.screen.start()
-            self.screen.update(self._picture(), refresh=True)
+            self.screen.update(self._table(), refresh=True)
         else:
-            self._say(before)
+            self._print_changes(before)
 
-    def _row(self, trial: TuneTrial) -> Row:
-        about, metrics = trial.config["trial"], trial.last_result or {}
-        share = metrics.get("budget", 0) / self.settings["budgets"][-1]
+    def _summary(self, trial: TuneTrial) -> TrialSummary:
+        result = trial.last_result or {}
+        share = result.get("budget", 0) / self.settings["budgets"][-1]
         state: State = _STATES.get(trial.status, "waiting")
         if state == "stopped" and share == 1:
             state = "finished"
-        seconds = metrics.get("time_total_s", 0.0)
-        kept = {
-            k: float(v)
-            for k, v in metrics.items()
-            if k in self.settings["metrics"] or k.startswith(("psnr", "ssim", "miou", "loss")) or k == "step"
+        metrics = {
+            name: float(value)
+            for name, value in result.items()
+            if name in self.settings["metrics"] or name.startswith(("psnr", "ssim", "miou", "loss")) or name == "step"
         }
-        number = number_of(self.folder, trial.trial_id, trial.config)
-        why = _why(self.folder / name_of(number)) if state == "failed" else ""
-        return Row(number, dict(about["point"]), state, share, seconds, kept, why)
+        number, why = number_of(self.folder, trial.trial_id, trial.config), ""
+        if state == "failed":
+            file = self.folder / trial_name(number) / FAILED
+            why = "its process died, perhaps for lack of memory"
+            if file.exists():
+                why = str(json.loads(file.read_text())["why"])
+        point = dict(trial.config["trial"]["point"])
+        return TrialSummary(number, point, state, share, result.get("time_total_s", 0.0), metrics, why)
 
-    def _say(self, before: Sequence[Row]) -> None:
-        known = {row.number: row for row in before}
-        for row in self.rows:
-            old = known.get(row.number)
-            if old is None or (row.state, row.share) != (old.state, old.share):
-                if row.state in ("waiting", "running") and row.share == 0:
-                    continue
-                values = [f"{m} {row.value(m):.4g}" for m in self.settings["metrics"] if m in row.metrics]
-                words = [f"trial {name_of(row.number)}", row.state, f"{row.share:.0%}", *values, row.why]
-                self.console.print(" ".join(word for word in words if word), highlight=False, soft_wrap=True)
+    def _print_changes(self, before: Sequence[TrialSummary]) -> None:
+        known = {trial.number: (trial.state, trial.share) for trial in before}
+        for trial in self.trials:
+            begun = trial.share > 0 or trial.state not in ("waiting", "running")
+            if begun and known.get(trial.number) != (trial.state, trial.share):
+                metrics = [name for name in self.settings["metrics"] if name in trial.metrics]
+                values = [f"{name} {trial.value(name):.4g}" for name in metrics]
+                words = [f"trial {trial_name(trial.number)} {trial.state}", f"{trial.share:.0%} of its budget", *values]
+                line = ", ".join([*words, trial.why] if trial.why else words)
+                self.console.print(line, highlight=False, soft_wrap=True)
 
-    def _picture(self) -> Group:
-        metric = self.settings["metrics"][0]
-        header, *lines = tables.table(self._visible(metric), list(self.settings["space"]), self.settings["metrics"])
+    def _table(self) -> Group:
+        """The running trials and the best of the others, as many as fit, and a line about all."""
+        metrics = self.settings["metrics"]
+        running = [trial for trial in self.trials if trial.state == "running"]
+        others = [trial for trial in summaries.ranked(self.trials, metrics[0]) if trial.state != "running"]
+        header, *lines = summaries.cells([*running, *others][:_SHOWN], list(self.settings["space"]), metrics)
         grid = Table(box=None, pad_edge=False)
         for name in header:
             grid.add_column(name, no_wrap=True)
         for line in lines:
             grid.add_row(*line)
-        return Group(grid, Text(self._summary(metric)))
+        return Group(grid, Text(self._progress(metrics[0])))
 
-    def _visible(self, metric: str) -> list[Row]:
-        """The running ones and the best, as many as fit."""
-        active = [row for row in self.rows if row.state == "running"]
-        others = [row for row in tables.ranked(self.rows, metric) if row.state != "running"]
-        return [*active, *others][:_SHOWN]
-
-    def _summary(self, metric: str) -> str:
-        ended = [row for row in self.rows if row.state in ("finished", "stopped", "failed")]
+    def _progress(self, metric: str) -> str:
+        ended = [trial for trial in self.trials if trial.state in ("finished", "stopped", "failed")]
         total = self.settings["count"]
-        words = [f"{len(ended)} of {total} trials"]
-        top = tables.best(self.rows, metric)
-        if top:
-            words.append(f"best {metric} {top.value(metric):.4g} (trial {name_of(top.number)})")
+        words = [f"{len(ended)} of {total} trials ended"]
+        if best := summaries.best(self.trials, metric):
+            words.append(f"best {metric} {best.value(metric):.4g} (trial {trial_name(best.number)})")
         if ended:
-            each = sum(row.seconds for row in ended) / len(ended)
-            spent = sum(row.seconds for row in self.rows if row.state == "running")
+            each = sum(trial.seconds for trial in ended) / len(ended)
+            spent = sum(trial.seconds for trial in self.trials if trial.state == "running")
             left = max(0.0, (each * (total - len(ended)) - spent) / self.concurrent)
-            words.append(f"about {left / 60:.0f} min left")
+            words.append(f"about {left / 60:.0f} minutes left")
         return ", ".join(words)
-
-
-def _why(run_dir: Path) -> str:
-    path = run_dir / FAILED
-    return str(json.loads(path.read_text())["why"]) if path.exists() else "its process died (out of memory?)"

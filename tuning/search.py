@@ -1,9 +1,9 @@
-"""Which points are tried, and which trials are stopped: the searchers and schedulers of Ray Tune, set up."""
+"""Ray Tune's searchers, which choose the points, and its schedulers, which stop trials; set up for a sweep."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -13,21 +13,21 @@ from ray.tune.search import ConcurrencyLimiter, Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from pipelines.runtime import files
-from tuning.space import Domain, Point, Range, Space, SpaceError, name_of
+from tuning.space import Domain, Point, Range, Space, SpaceError, identity
 
 Search = Literal["random", "grid", "optuna"]
 Scheduler = Literal["asha", "pbt", "none"]
 SEARCHES, SCHEDULERS = get_args(Search), get_args(Scheduler)
-REDUCTION = 3  # ASHA goes on with a third of the trials that came so far
-# Keys that population-based training may change halfway: they leave the saved state's shape and meaning alone.
+REDUCTION = 3  # ASHA continues a third of the trials that reached a rung
+# Keys that population-based training may change during a run: the saved state keeps its shape and its meaning.
 _MUTABLE = ("train.lr", "train.clip", "loss.l1", "loss.weight")
-_TRIES = 200
+_TRIES = 200  # suggestions; after these without a new valid point, the space counts as exhausted
 
 
 def budgets(scheduler: Scheduler, reports: int) -> list[int]:
-    """After how much of a trial it is measured, in units of which the last is the whole.
+    """The parts of a trial after which it is measured, in units of which the last part is the whole.
 
-    ASHA's rungs are powers of its reduction factor; others are measured at equal distances.
+    For ASHA these are its rungs, powers of its reduction factor; otherwise they are equally spaced.
     """
     if scheduler == "asha":
         return [REDUCTION**k for k in range(reports)]
@@ -35,7 +35,12 @@ def budgets(scheduler: Scheduler, reports: int) -> list[int]:
 
 
 def scheduler_of(name: Scheduler, space: Space, metric: str, mode: str, whole: int) -> TrialScheduler:
-    """Ray Tune's scheduler, counting in `budget`."""
+    """Ray Tune's scheduler; its unit of time is the budget.
+
+    Args:
+        mode: "min" or "max", of the metric.
+        whole: the whole budget.
+    """
     if name == "asha":
         return ASHAScheduler(
             time_attr="budget", metric=metric, mode=mode, max_t=whole, grace_period=1, reduction_factor=REDUCTION
@@ -46,57 +51,67 @@ def scheduler_of(name: Scheduler, space: Space, metric: str, mode: str, whole: i
             metric=metric,
             mode=mode,
             perturbation_interval=1,
-            synch=True,  # all are compared at the same budget; otherwise who takes over whom is a matter of time
+            synch=True,  # all are compared at the same budget; otherwise the outcome depends on their timing
             hyperparam_mutations={"trial": {"point": {key: _mutation(domain) for key, domain in space.items()}}},
         )
     return FIFOScheduler()
 
 
 def check_mutable(space: Space) -> None:
-    """Population-based training changes a running trial; not every key can be.
+    """Make sure that population-based training, which changes keys during a run, may change these.
 
     Raises:
-        SpaceError: names the first that cannot.
+        SpaceError: names the first key that it may not.
     """
     for key in space:
         if key not in _MUTABLE:
             raise SpaceError(
-                f"{key}: cannot change in the middle of a run, as population-based training does; it takes "
-                f"{', '.join(_MUTABLE)}; or say --scheduler asha"
+                f"{key}: cannot change during a run, as population-based training requires; it can search "
+                f"{', '.join(_MUTABLE)}; or give --scheduler asha"
             )
 
 
 def optuna(
     space: Space,
-    metrics: list[str],
-    modes: list[str],
+    metrics: Sequence[str],
+    modes: Sequence[str],
     *,
     seed: int,
     folder: Path,
     reason: Callable[[Point], str | None],
     concurrent: int,
 ) -> Searcher:
-    """Optuna's search (TPE; NSGA-II for several metrics), kept to valid points, so many at once."""
+    """Optuna's search (TPE; NSGA-II for several metrics), restricted to valid points.
+
+    Args:
+        modes: "min" or "max", for each metric.
+        folder: of the sweep.
+        reason: why a point is no valid configuration; None if it is.
+        concurrent: at most so many trials at once.
+    """
     import optuna as library
 
     library.logging.set_verbosity(library.logging.ERROR)
     single = len(metrics) == 1
     samplers = library.samplers
+    # A choice is searched by its index in the list, since a list may hold values of any type.
     inner = OptunaSearch(
         space={key: _distribution(domain) for key, domain in space.items()},
-        metric=metrics[0] if single else metrics,
-        mode=modes[0] if single else modes,
+        metric=metrics[0] if single else list(metrics),
+        mode=modes[0] if single else list(modes),
         sampler=samplers.TPESampler(seed=seed) if single else samplers.NSGAIISampler(seed=seed),
     )
     return ConcurrencyLimiter(Valid(inner, space, folder, reason), max_concurrent=concurrent)
 
 
 class Valid(Searcher):
-    """Asks another searcher until it suggests a point that is a configuration and was not tried yet.
+    """Asks another searcher until it suggests a point that is valid and was not tried yet.
+
+    Ray Tune pickles it, and a resumed sweep unpickles it: its name and the names of its attributes stay.
 
     Args:
-        inner: the searcher; it chooses the place in a list, since a list may hold any value.
-        folder: keeps the points suggested, so that a continued sweep goes on counting.
+        inner: the searcher; for a choice it suggests the index in the list.
+        folder: of the sweep; it keeps the points suggested so far, so that a resumed sweep continues the numbers.
     """
 
     def __init__(self, inner: Searcher, space: Space, folder: Path, reason: Callable[[Point], str | None]) -> None:
@@ -106,14 +121,17 @@ class Valid(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         known = self._known()
-        tried = {name_of(entry["point"]) for entry in known}
+        tried = {identity(entry["point"]) for entry in known}
         for attempt in range(_TRIES):
-            asked = f"{trial_id}-{attempt}"  # every question is a trial of its own to the searcher
+            asked = f"{trial_id}-{attempt}"  # to the searcher, every suggestion is a trial of its own
             chosen = self.inner.suggest(asked)
             if chosen is None or chosen == Searcher.FINISHED:
                 return chosen
-            point = {key: _value(self.space[key], choice) for key, choice in chosen.items()}
-            if name_of(point) not in tried and self.reason(point) is None:
+            point = {}
+            for key, choice in chosen.items():
+                domain = self.space[key]
+                point[key] = choice if isinstance(domain, Range) else domain[choice]
+            if identity(point) not in tried and self.reason(point) is None:
                 entries = [*known, {"trial": trial_id, "asked": asked, "point": point}]
                 files.write_text(self.file, json.dumps(entries))
                 return {"folder": str(self.file.parent), "trial": {"number": len(known), "point": point}}
@@ -124,10 +142,11 @@ class Valid(Searcher):
         return list(json.loads(self.file.read_text())) if self.file.exists() else []
 
     def _asked(self, trial_id: str) -> str:
+        """The searcher's own name of a trial."""
         return next(str(entry["asked"]) for entry in self._known() if entry["trial"] == trial_id)
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
-        return True  # `inner` has its space already
+        return True  # `inner` was given its space when it was made
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         self.inner.on_trial_result(self._asked(trial_id), result)
@@ -142,11 +161,8 @@ class Valid(Searcher):
         self.inner.restore(checkpoint_path)
 
 
-def _value(domain: Domain, choice: Any) -> Any:
-    return choice if isinstance(domain, Range) else domain[choice]
-
-
-def _distribution(domain: Any) -> Any:
+def _distribution(domain: Domain) -> Any:
+    """A domain for Optuna."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if not isinstance(domain, Range):
@@ -156,7 +172,8 @@ def _distribution(domain: Any) -> Any:
     return FloatDistribution(domain.low, domain.high, log=domain.log)
 
 
-def _mutation(domain: Any) -> Any:
+def _mutation(domain: Domain) -> Any:
+    """A domain for population-based training."""
     if not isinstance(domain, Range):
         return domain
     if domain.whole:

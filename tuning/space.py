@@ -1,9 +1,9 @@
-"""What a sweep searches: a plain dictionary over the configuration's dotted keys.
+"""The space of a sweep: dotted keys of the configuration with the values to try.
 
     {"loss.queue_size": [256, 1024, 4096], "loss.weight": {"low": 0.1, "high": 100, "log": true}}
 
-A list is a choice; low and high are the ends of a range, whole numbers where both are. Combinations that make no
-configuration (a queue smaller than a step's samples, a K that does not divide) are not part of the space.
+A list is a choice. `low` and `high` are the ends of a range, of whole numbers if both are whole. Combinations that are
+no valid configuration (a queue smaller than a step's samples, a patch size that does not divide the crop) are left out.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pipelines.text import one_line
 
 Point = dict[str, Any]  # dotted key -> value
 _SET_BY_SWEEP = ("train.name", "train.storage", "train.max_steps", "tracking.parent", "tracking.register_as")
-_TRIES = 1000  # draws for one valid point before the space counts as exhausted
+_TRIES = 1000  # draws per point; after these without a new valid point, the space counts as exhausted
 
 
 class SpaceError(ValueError):
@@ -35,7 +35,10 @@ class SpaceError(ValueError):
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from low to high, both included; `log`: equally likely on a logarithmic scale."""
+    """Numbers from low to high, both included.
+
+    `log`: uniform on a logarithmic scale. Ray Tune pickles it in a sweep's state, so its names stay.
+    """
 
     low: float
     high: float
@@ -50,15 +53,19 @@ class Range:
 
     @property
     def whole(self) -> bool:
-        """Whether only whole numbers are meant."""
+        """Whether it holds whole numbers only."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
-    def at(self, share: float) -> float:
-        """The number at a share in [0, 1) of the way."""
-        if self.whole:  # every whole number its own interval
-            low, high = self.low - 0.5, self.high + 0.5
-            return int(min(self.high, max(self.low, round(_between(low, high, share, log=self.log)))))
-        return _between(self.low, self.high, share, log=self.log)
+    def at(self, fraction: float) -> float:
+        """The number at a fraction, in [0, 1), of the way from low to high."""
+        low, high = self.low, self.high
+        if self.whole:  # the whole numbers get intervals of the same length
+            low, high = low - 0.5, high + 0.5
+        if self.log:
+            number = math.exp(math.log(low) + fraction * (math.log(high) - math.log(low)))
+        else:
+            number = low + fraction * (high - low)
+        return int(min(self.high, max(self.low, round(number)))) if self.whole else float(number)
 
 
 Domain = list[Any] | Range
@@ -80,10 +87,10 @@ SPACES: dict[str, Space] = {
 
 
 def load(name: str) -> Space:
-    """A ready-made space by name, or one from a YAML file.
+    """One of `SPACES` by its name, or a space from a YAML file.
 
     Raises:
-        SpaceError: when there is none such.
+        SpaceError: neither a name nor a file, or the file holds no space.
     """
     if name in SPACES:
         return SPACES[name]
@@ -98,21 +105,33 @@ def load(name: str) -> Space:
 
 
 def parse(tree: Any, name: str = "space") -> Space:
-    """Lists and {low, high, log} mappings -> a space."""
+    """A space from a mapping of dotted keys to lists or {low, high, log}.
+
+    Raises:
+        SpaceError: names the key.
+    """
     if not isinstance(tree, Mapping):
         raise SpaceError(f"{name}: give dotted keys with lists or {{low, high, log}}")
-    return {str(key): _domain(str(key), value) for key, value in tree.items()}
+    space: Space = {}
+    for key, value in tree.items():
+        if isinstance(value, list):
+            space[str(key)] = value
+        elif isinstance(value, Mapping) and {"low", "high"} <= set(value) <= {"low", "high", "log"}:
+            space[str(key)] = Range(value["low"], value["high"], bool(value.get("log", False)))
+        else:
+            raise SpaceError(f"{key}={value!r}: give a list of values, or low and high (and log: true)")
+    return space
 
 
-def plain(space: Space) -> dict[str, Any]:
-    """What `parse` reads back."""
+def to_tree(space: Space) -> dict[str, Any]:
+    """The mapping from which `parse` makes the same space."""
     return {
         key: {"low": d.low, "high": d.high, "log": d.log} if isinstance(d, Range) else d for key, d in space.items()
     }
 
 
 def check(space: Space, base: Config) -> None:
-    """Known keys, values of the right type, and at least one configuration.
+    """Make sure that a sweep may search these keys, and that each value by itself is valid.
 
     Raises:
         SpaceError, ConfigError: one line that names the key.
@@ -134,11 +153,21 @@ def check(space: Space, base: Config) -> None:
             _check_value(key, value)
 
 
+def _check_value(key: str, value: Any) -> None:
+    field = configs.keys()[key]
+    try:
+        checked: Any = Annotated[field.annotation, field]
+        TypeAdapter(checked).validate_python(value)
+    except ValidationError as error:
+        message = error.errors()[0]["msg"]
+        raise SpaceError(f"{key}={value!r}: {message[0].lower()}{message[1:]} ({field.description})") from None
+
+
 def grid(space: Space) -> Iterator[Point]:
-    """Every combination, valid or not.
+    """Every combination of values, valid or not.
 
     Raises:
-        SpaceError: when a key has a range.
+        SpaceError: a key has a range.
     """
     lists: list[list[Any]] = []
     for key, domain in space.items():
@@ -150,57 +179,28 @@ def grid(space: Space) -> Iterator[Point]:
 
 
 def draw(space: Space, count: int, seed: int, reason: Callable[[Point], str | None]) -> list[Point]:
-    """`count` distinct valid points at random, a function of the seed; fewer when the space has no more.
+    """At most `count` distinct valid points, drawn at random as a function of the seed; fewer if the space has no more.
 
     Args:
-        reason: why a point is no configuration; None when it is one.
+        reason: why a point is no valid configuration; None if it is.
     """
+    rng = np.random.Generator(np.random.Philox(key=seed))
     if not any(isinstance(domain, Range) for domain in space.values()):
         points = [point for point in grid(space) if reason(point) is None]
-        order = _numbers(seed).permutation(len(points))
-        return [points[i] for i in order[:count]]
-    rng, found = _numbers(seed), dict[str, Point]()
+        return [points[i] for i in rng.permutation(len(points))[:count]]
+    found: dict[str, Point] = {}
     for _ in range(count * _TRIES):
         if len(found) == count:
             break
-        point = {key: _pick(domain, float(rng.random())) for key, domain in space.items()}
-        if name_of(point) not in found and reason(point) is None:
-            found[name_of(point)] = point
+        point = {}
+        for key, domain in space.items():
+            fraction = float(rng.random())
+            point[key] = domain.at(fraction) if isinstance(domain, Range) else domain[int(fraction * len(domain))]
+        if identity(point) not in found and reason(point) is None:
+            found[identity(point)] = point
     return list(found.values())
 
 
-def name_of(point: Point) -> str:
-    """Equal for equal points."""
+def identity(point: Point) -> str:
+    """A text that is equal for equal points."""
     return json.dumps(point, sort_keys=True)
-
-
-def _numbers(seed: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=seed))
-
-
-def _pick(domain: Domain, share: float) -> Any:
-    return domain.at(share) if isinstance(domain, Range) else domain[int(share * len(domain))]
-
-
-def _between(low: float, high: float, share: float, *, log: bool) -> float:
-    if log:
-        return float(math.exp(math.log(low) + share * (math.log(high) - math.log(low))))
-    return float(low + share * (high - low))
-
-
-def _domain(key: str, value: Any) -> Domain:
-    if isinstance(value, list):
-        return value
-    if isinstance(value, Mapping) and {"low", "high"} <= set(value) <= {"low", "high", "log"}:
-        return Range(value["low"], value["high"], bool(value.get("log", False)))
-    raise SpaceError(f"{key}={value!r}: give a list of values, or low and high (and log: true)")
-
-
-def _check_value(key: str, value: Any) -> None:
-    field = configs.keys()[key]
-    try:
-        checked: Any = Annotated[field.annotation, field]
-        TypeAdapter(checked).validate_python(value)
-    except ValidationError as error:
-        message = error.errors()[0]["msg"]
-        raise SpaceError(f"{key}={value!r}: {message[0].lower()}{message[1:]} ({field.description})") from None

@@ -1,7 +1,7 @@
-"""One trial of a sweep: `pipelines.train.fit` up to each measuring point, then a short evaluation.
+"""One trial of a sweep: training up to each point at which it is measured, then an evaluation.
 
-Between measuring points a trial holds no worker and no placement group, so that stopping it there leaves nothing
-behind. What it measured is kept in its folder: a trial that is started again repeats neither steps nor measurements.
+Between these points a trial holds no worker and no placement group, so that a scheduler can stop it there without
+leaving any behind. What it measured is kept in its folder: a restarted trial repeats no steps and no measurements.
 """
 
 from __future__ import annotations
@@ -27,35 +27,33 @@ from pipelines.runs.folder import RunFolder
 from pipelines.runtime import files, session
 from pipelines.text import one_line
 from pipelines.tracking.store import TrackingError
-from pipelines.train import Trained, fit
+from pipelines.train import fit
 from pipelines.training.tracked import open_run
 
 T = TypeVar("T")
 SETTINGS, BASE = "sweep.json", "base.yaml"  # in the sweep's folder
 FAILED = "failed.json"  # in a trial's folder
-PATIENCE = 15 * 60  # seconds that a trial waits for the tracking server to come back
+RETRY_SECONDS = 15 * 60  # for which a trial waits for the tracking server to come back
 
 
-def name_of(number: int) -> str:
+def trial_name(number: int) -> str:
     """The folder and the MLflow name of a trial."""
     return f"{number:03d}"
 
 
 def number_of(folder: Path, trial_id: str, config: Mapping[str, Any]) -> int:
-    """The first number a trial had: population-based training hands it another one's whole config, number and all."""
+    """A trial's number, as it was at its start.
+
+    Population-based training gives a trial the whole config of another, number included, so each trial notes its own.
+    """
     file = folder / "numbers" / trial_id
     return int(file.read_text()) if file.exists() else int(config["trial"]["number"])
 
 
-def report_file(run_dir: Path, budget: int) -> Path:
-    """Where a trial keeps what it measured after so much of its budget."""
-    return run_dir / "reports" / f"{budget:04d}.json"
-
-
 class Trial(tune.Trainable):
-    """What Ray Tune runs. `step` is training up to the next measuring point.
+    """What Ray Tune runs; one `step` trains up to the next point at which the trial is measured, and measures it.
 
-    config: folder (the sweep's), trial (number, point).
+    `config` holds "folder", the sweep's, and "trial": its "number" and its "point".
     """
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -65,94 +63,88 @@ class Trial(tune.Trainable):
         self.number, self.point = number_of(self.folder, self.trial_id, config), dict(config["trial"]["point"])
         (self.folder / "numbers").mkdir(exist_ok=True)
         files.write_text(self.folder / "numbers" / self.trial_id, str(self.number))
-        self.name, self.rung = name_of(self.number), 0
+        self.name = trial_name(self.number)  # of its current run, which `load_checkpoint` may change
+        self.rung = 0  # measurements so far
 
     @cached_property
-    def steps(self) -> int:
-        """Of the whole trial. Looking at all images takes a while, and nothing that changes halfway changes them."""
-        config = self.config_of()
+    def total_steps(self) -> int:
+        """Of the whole trial. Cached: indexing the images takes a while, and no key that changes them is mutable."""
+        config = self.configuration()
         return plan.total_steps(config, training_images(config).num_rows)
 
     def step(self) -> dict[str, Any]:
         budgets: list[int] = self.settings["budgets"]
         budget = budgets[self.rung]
         self.rung += 1
-        numbers = self._measured(budget, budgets[-1])
-        return {**numbers, "budget": budget, "done": self.rung == len(budgets)}
+        return {**self._measured(budget, budgets[-1]), "budget": budget, "done": self.rung == len(budgets)}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """One's place, and a copy of the run's checkpoint, since the run goes on and old checkpoints go."""
-        place = {"number": self.number, "name": self.name, "rung": self.rung}
-        (Path(checkpoint_dir) / "place.json").write_text(json.dumps(place))
+        """Save the trial's position and a copy of its run's checkpoint, which the run itself will remove in time."""
+        position = {"number": self.number, "name": self.name, "rung": self.rung}
+        (Path(checkpoint_dir) / "place.json").write_text(json.dumps(position))
         last = checkpoint.resolve(self.folder / self.name)
         shutil.copytree(last, Path(checkpoint_dir) / last.name)
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
-        """Go on from one's own place, or from another trial's, as population-based training has it."""
-        place = json.loads((Path(checkpoint_dir) / "place.json").read_text())
-        self.rung = int(place["rung"])
-        if place["number"] == self.number:
-            self.name = place["name"]
+        """Resume at the trial's own position or, in population-based training, from the checkpoint of another trial."""
+        position = json.loads((Path(checkpoint_dir) / "place.json").read_text())
+        self.rung = int(position["rung"])
+        if position["number"] == self.number:
+            self.name = position["name"]
             return
-        generation = 1 + sum(1 for _ in self.folder.glob(f"{name_of(self.number)}-from-*"))
-        self.name = f"{name_of(self.number)}-from-{place['name'].split('-')[0]}-{generation}"
-        _adopt(Path(checkpoint_dir), self.folder / self.name, self.config_of())
+        # Another trial's: a new run of this trial begins with that checkpoint.
+        generation = 1 + sum(1 for _ in self.folder.glob(f"{trial_name(self.number)}-from-*"))
+        self.name = f"{trial_name(self.number)}-from-{position['name'].split('-')[0]}-{generation}"
+        last, run_dir = checkpoint.resolve(checkpoint_dir), self.folder / self.name
+        run_dir.mkdir(parents=True)
+        self.configuration().save(run_dir / checkpoint.CONFIG)
+        shutil.copytree(last, run_dir / last.name)
 
-    def config_of(self) -> Config:
-        """The trial's whole configuration."""
-        ours = {"train.storage": str(self.folder), "train.name": self.name}
-        return configs.load(self.folder / BASE).replace({**self.point, **ours})
+    def configuration(self) -> Config:
+        """The configuration of the trial's current run."""
+        place = {"train.storage": str(self.folder), "train.name": self.name}
+        return configs.load(self.folder / BASE).replace({**self.point, **place})
 
     def _measured(self, budget: int, whole: int) -> dict[str, float]:
-        config = self.config_of()
+        """The metrics after this part of the whole budget, from the trial's folder if they are there already."""
+        config = self.configuration()
         run_dir = RunFolder.of(config).path
-        file = report_file(run_dir, budget)
+        file = run_dir / "reports" / f"{budget:04d}.json"
         if file.exists():
             return dict(json.loads(file.read_text()))
         try:
-            numbers = self._measure(config, budget, whole)
+            metrics = self._measure(config, budget, whole)
         except Exception as error:
             run_dir.mkdir(parents=True, exist_ok=True)
             why = one_line(session.cause(error), 600)
             files.write_text(run_dir / FAILED, json.dumps({"budget": budget, "why": why}))
             raise
         file.parent.mkdir(parents=True, exist_ok=True)
-        files.write_text(file, json.dumps(numbers))
-        return numbers
+        files.write_text(file, json.dumps(metrics))
+        return metrics
 
     def _measure(self, config: Config, budget: int, whole: int) -> dict[str, float]:
-        part = config.replace({"train.max_steps": max(1, self.steps * budget // whole)})
-        trained = _patient(lambda: fit(part, quiet=True))
-        numbers = {"step": float(trained.step), **trained.metrics}
-        if self.settings["evaluates"]:
-            numbers |= self._evaluate(trained)
-        return numbers
-
-    def _evaluate(self, trained: Trained) -> Mapping[str, float]:
+        part = config.replace({"train.max_steps": max(1, self.total_steps * budget // whole)})
+        trained = _retried(lambda: fit(part, quiet=True))
+        metrics = {"step": float(trained.step), **trained.metrics}
+        if not self.settings["evaluates"]:
+            return metrics
         results = evaluate(trained.checkpoint, trained.config, quiet=True)
 
         def send() -> None:
             with open_run(trained.config, trained.folder) as run:
                 save_results(run, trained.folder, results, [], step=trained.step)
 
-        _patient(send)
-        return results.flat()
+        _retried(send)
+        return metrics | results.flat()
 
 
-def _adopt(donor: Path, run_dir: Path, config: Config) -> None:
-    """Begin a run with the checkpoint that another run's folder, or its copy, holds."""
-    last = checkpoint.resolve(donor)
-    run_dir.mkdir(parents=True)
-    config.save(run_dir / checkpoint.CONFIG)
-    shutil.copytree(last, run_dir / last.name)
-
-
-def _patient(job: Callable[[], T]) -> T:
-    """Try again while the tracking server is away; training itself goes on from its checkpoint."""
-    end = time.monotonic() + PATIENCE
+def _retried(action: Callable[[], T]) -> T:
+    """The action's result, retried while the tracking server does not answer; training resumes from its checkpoint."""
+    end = time.monotonic() + RETRY_SECONDS
     while True:
         try:
-            return job()
+            return action()
         except TrackingError:
             if time.monotonic() > end:
                 raise

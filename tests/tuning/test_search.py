@@ -80,7 +80,7 @@ def test_optuna_takes_several_metrics(tmp_path: Path) -> None:
 
 def test_what_cannot_change_halfway() -> None:
     check_mutable({"train.lr": [1e-3], "loss.weight": [1.0]})
-    with pytest.raises(SpaceError, match="loss.queue_size: cannot change in the middle of a run"):
+    with pytest.raises(SpaceError, match="loss.queue_size: "):
         check_mutable({"train.lr": [1e-3], "loss.queue_size": [64]})
 
 
