@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from d2sm.models import BACKBONES
+from d2sm.objectives import TERMS
 
 # Runs pickled by earlier versions name Train, Evaluate and Tracking as classes of this module.
 from pipelines.sections import Data, Effect, Evaluate, Loss, Model, Noise, Section, Tracking, Train, setting
@@ -52,18 +53,20 @@ class Config(Section):
                 f"noise.sigma={list(self.noise.sigma)}: data.layout=pairs has one noise level, which the network is "
                 "told; give it, such as noise.sigma=[25] noise.draw=list"
             )
-        if self.loss.judges_estimate and not BACKBONES[self.model.name].estimates_noise:
-            name = "noise_asymmetry" if self.loss.noise_asymmetry else "noise_tv"
-            raise ValueError(
-                f"loss.{name}={self.loss.terms[name]:g}: model.name={self.model.name} estimates no noise; set it to 0, "
-                f"or model.name={next(backbone.name for backbone in BACKBONES.values() if backbone.estimates_noise)}"
-            )
-        if self.loss.cross_entropy and self.data.layout != "cityscapes":
-            raise ValueError(
-                f"loss.cross_entropy={self.loss.cross_entropy:g}: data.layout={self.data.layout} has no labels; set it "
-                "to 0, or data.layout=cityscapes"
-            )
-        if self.loss.weight and self.loss.queue_size < samples:
+        for name, weight in self.loss.terms.items():
+            key = f"loss.{TERMS[name].weight_key}"
+            if TERMS[name].uses_estimate and not BACKBONES[self.model.name].estimates_noise:
+                others = " or ".join(backbone.name for backbone in BACKBONES.values() if backbone.estimates_noise)
+                raise ValueError(
+                    f"{key}={weight:g}: model.name={self.model.name} estimates no noise; set it to 0, or "
+                    f"model.name={others}"
+                )
+            if TERMS[name].uses_labels and self.data.layout != "cityscapes":
+                raise ValueError(
+                    f"{key}={weight:g}: data.layout={self.data.layout} has no labels; set it to 0, or "
+                    "data.layout=cityscapes"
+                )
+        if "d2sm" in self.loss.terms and self.loss.queue_size < samples:
             raise ValueError(
                 f"loss.queue_size={self.loss.queue_size}: a queue must hold the {samples} samples of one step "
                 f"(train.batch_size x patches per crop); raise it, or raise loss.patch_size"

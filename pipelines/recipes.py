@@ -170,7 +170,7 @@ def _table_2() -> dict[str, Recipe]:
     """
     rows = _table_1()
     internal = rows["ffdnet_d2sm_internal"]
-    jsd = {"loss.divergence": "jsd", "loss.weight": 4 * internal.config.loss.weight}
+    jsd = {"loss.divergence": "jsd", "loss.weight": 4 * internal.config.loss.terms["d2sm"]}
     gan = rows["ffdnet_l1"].config.replace({"loss.adversarial": 0.002})
     return {
         "ffdnet_inverse_kl": internal.derived(", inverse KL divergence", {"loss.divergence": "inverse_kl"}),

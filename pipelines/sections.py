@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 from d2sm.models import BACKBONES
+from d2sm.objectives import TERMS
 
 if TYPE_CHECKING:
     BackboneName = str
@@ -117,44 +118,26 @@ class Model(Section):
         return self
 
 
-class Loss(Section):
+# The weights of the objectives: a key for each entry of the list in `d2sm.objectives`.
+if TYPE_CHECKING:
+    _Weights = Section  # code reads the weights from `Loss.terms`, so mypy need not know the keys
+else:
+    _Weights = create_model(
+        "_Weights",
+        __base__=Section,
+        **{
+            term.weight_key: (
+                float,
+                setting(term.default_weight, f"weight of {term.description}", effect="results", ge=0),
+            )
+            for term in TERMS.values()
+        },
+    )
+
+
+class Loss(_Weights):
     """L1 + weight * D2SM, and the other objectives, each with a weight of its own; 0 leaves a term out."""
 
-    l1: float = setting(1.0, "weight of the mean absolute error", effect="results", ge=0)
-    weight: float = setting(1.0, "weight of D2SM; 0 leaves it, its queues and Phi out", effect="results", ge=0)
-    mse: float = setting(0.0, "weight of the mean squared error", effect="results", ge=0)
-    ssim: float = setting(0.0, "weight of 1 - SSIM", effect="results", ge=0)
-    perceptual: float = setting(0.0, "weight of the mean squared difference of Phi's features", effect="results", ge=0)
-    perceptual_layers: tuple[str, ...] = setting(
-        (), "layers of Phi's network to compare; empty: the layer of loss.features", effect="results"
-    )
-    lpips: float = setting(0.0, "weight of LPIPS", effect="results", ge=0)
-    lpips_trunk: Literal["vgg16", "alexnet"] = setting(
-        "vgg16", "network whose features LPIPS compares", effect="results"
-    )
-    lpips_heads: str | None = setting(None, "file with LPIPS's published linear layers for this trunk", effect="place")
-    lpips_weights: str | None = setting(
-        None, "file with the trunk's weights; null: torchvision's cache", effect="place"
-    )
-    contextual: float = setting(0.0, "weight of the contextual loss", effect="results", ge=0)
-    contextual_layers: tuple[str, ...] = setting(
-        (), "layers of Phi's network to compare; empty: the layer of loss.features", effect="results"
-    )
-    contextual_bandwidth: float = setting(0.5, "bandwidth h of the contextual loss", effect="results", gt=0)
-    cross_entropy: float = setting(
-        0.0, "weight of a frozen segmenter's cross-entropy on the restored crops; needs labels", effect="results", ge=0
-    )
-    segmenter: str | None = setting(None, "that segmenter, written as in evaluate.segmenter", effect="results")
-    segmenter_weights: str | None = setting(None, "file with its weights", effect="place")
-    segmenter_scale: float = setting(1.0, "factor by which crops are resized before it", effect="results", gt=0)
-    noise_asymmetry: float = setting(
-        0.0, "weight of the asymmetric error of CBDNet's noise estimate", effect="results", ge=0
-    )
-    noise_tv: float = setting(0.0, "weight of the total variation of CBDNet's noise estimate", effect="results", ge=0)
-    adversarial: float = setting(
-        0.0, "weight of the adversarial loss, from a discriminator on Phi's features", effect="results", ge=0
-    )
-    adversarial_lr: float = setting(1e-4, "constant learning rate of the discriminator (Adam)", effect="results", gt=0)
     features: str = setting("vgg19.conv5_4", "Phi, the frozen feature network: NETWORK.LAYER", effect="results")
     features_weights: str | None = setting(
         None,
@@ -177,27 +160,55 @@ class Loss(Section):
     queue_dtype: Literal["float32", "bfloat16"] = setting(
         "float32", "precision in which the queues are stored", effect="results"
     )
+    perceptual_layers: tuple[str, ...] = setting(
+        (), "layers of Phi's network to compare; empty: the layer of loss.features", effect="results"
+    )
+    contextual_layers: tuple[str, ...] = setting(
+        (), "layers of Phi's network to compare; empty: the layer of loss.features", effect="results"
+    )
+    contextual_bandwidth: float = setting(0.5, "bandwidth h of the contextual loss", effect="results", gt=0)
+    lpips_trunk: Literal["vgg16", "alexnet"] = setting(
+        "vgg16", "network whose features LPIPS compares", effect="results"
+    )
+    lpips_heads: str | None = setting(None, "file with LPIPS's published linear layers for this trunk", effect="place")
+    lpips_weights: str | None = setting(
+        None, "file with the trunk's weights; null: torchvision's cache", effect="place"
+    )
+    segmenter: str | None = setting(
+        None, "segmenter of the cross-entropy, written as in evaluate.segmenter", effect="results"
+    )
+    segmenter_weights: str | None = setting(None, "file with its weights", effect="place")
+    segmenter_scale: float = setting(1.0, "factor by which crops are resized before it", effect="results", gt=0)
+    adversarial_lr: float = setting(1e-4, "constant learning rate of the discriminator (Adam)", effect="results", gt=0)
 
     @model_validator(mode="after")
     def _needs(self) -> Self:
         if not self.terms:
             raise ValueError("loss.l1=0: all other weights are 0 too, so there is nothing to minimise; set one of them")
-        if self.cross_entropy and not self.segmenter:
-            raise ValueError(f"loss.cross_entropy={self.cross_entropy:g}: needs loss.segmenter, such as espnet-camvid")
+        if (weight := self.terms.get("cross_entropy")) and not self.segmenter:
+            raise ValueError(f"loss.cross_entropy={weight:g}: needs loss.segmenter, such as espnet-camvid")
         return self
 
     @property
     def terms(self) -> dict[str, float]:
-        """The weight of every term that is on, by the name it is logged under."""
-        others = ("mse", "ssim", "perceptual", "lpips", "contextual", "cross_entropy", "noise_asymmetry", "noise_tv")
-        weights = {"l1": self.l1, "d2sm": self.weight, "adversarial": self.adversarial}
-        weights |= {name: getattr(self, name) for name in others}
+        """The weight of every term that is on, by the term's name, in the order of the list of objectives."""
+        weights = {name: float(getattr(self, term.weight_key)) for name, term in TERMS.items()}
         return {name: weight for name, weight in weights.items() if weight}
 
     @property
-    def judges_estimate(self) -> bool:
-        """Whether a term looks at the network's estimate of the noise."""
-        return not self.terms.keys().isdisjoint(("noise_asymmetry", "noise_tv"))
+    def uses_phi(self) -> bool:
+        """Whether a term compares features of Phi, so that Phi's weights are needed."""
+        return any(TERMS[name].uses_phi for name in self.terms)
+
+    @property
+    def uses_labels(self) -> bool:
+        """Whether a term needs the crops' labels."""
+        return any(TERMS[name].uses_labels for name in self.terms)
+
+    @property
+    def uses_estimate(self) -> bool:
+        """Whether a term needs the network's estimate of the noise."""
+        return any(TERMS[name].uses_estimate for name in self.terms)
 
 
 class Train(Section):

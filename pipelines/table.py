@@ -29,7 +29,7 @@ from pipelines.runtime import resources, session
 from pipelines.runtime.progress import Line
 from pipelines.text import one_line
 from pipelines.training import objective
-from pipelines.training.messages import Entry, Reader
+from pipelines.training.messages import QueueReader, RunProgress
 
 _STOP_SECONDS = 20.0  # that a run has to write its checkpoint after Ctrl-C
 
@@ -174,18 +174,18 @@ def _run_all(missing: Sequence[Config], most: int, line: Line, write: Callable[[
     failed: dict[str, str] = {}
     reached: dict[str, int] = {}  # run -> its last step
 
-    def watch(entry: Entry) -> None:
-        reached[entry["name"]] = entry["step"]
-        line.to(sum(reached.values()), {f"{shown[entry['name']]}: loss": entry["loss"]})
+    def watch(progress: RunProgress) -> None:
+        reached[progress.name] = progress.step
+        line.to(sum(reached.values()), {f"{shown[progress.name]}: loss": progress.loss})
 
-    with Reader(watch) as reader:
+    with QueueReader(watch) as reader:
         waiting = list(missing)
         running: dict[Any, Config] = {}  # by Ray's reference to its task
         try:
             while waiting or running:
                 while waiting and len(running) < most:
                     config = waiting.pop(0)
-                    running[_run_experiment.remote(config.model_dump(mode="json"), reader.mailbox)] = config
+                    running[_run_experiment.remote(config.model_dump(mode="json"), reader.queue)] = config
                 ended, _ = ray.wait(list(running), num_returns=1)
                 config = running.pop(ended[0])
                 name = config.train.name
@@ -209,13 +209,13 @@ def _run_all(missing: Sequence[Config], most: int, line: Line, write: Callable[[
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def _run_experiment(tree: Mapping[str, Any], mailbox: Any) -> None:
+def _run_experiment(tree: Mapping[str, Any], messages: Any) -> None:
     """One run, in a process of its own, which reserves no CPU: the run's workers do."""
     session.quiet()
     config = Config.model_validate(tree)
 
     def watch(step: int, metrics: Mapping[str, float]) -> None:
-        mailbox.put.remote({"name": config.train.name, "step": step, "loss": metrics["loss"]})
+        messages.send.remote(RunProgress(config.train.name, step, metrics["loss"]))
 
     experiment.run(config, quiet=True, watch=watch)
 

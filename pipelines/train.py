@@ -1,4 +1,4 @@
-"""fit: from a configuration to a trained run, with Ray Train on the data that Ray Data streams."""
+"""fit: trains what a configuration describes, with Ray Train on the stream of Ray Data."""
 
 from __future__ import annotations
 
@@ -19,15 +19,25 @@ from pipelines.runtime import resources, session
 from pipelines.runtime.progress import Line
 from pipelines.training import interrupt, launch
 from pipelines.training.finite import TrainingError
-from pipelines.training.messages import Reader
+from pipelines.training.messages import QueueReader, Skipped
 from pipelines.training.objective import check_objective
-from pipelines.training.record import Record, Watch
+from pipelines.training.record import Recorder, Watch
 from pipelines.training.tracked import open_run
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished run: where it is, and what it is called in MLflow."""
+    """A finished run.
+
+    Attributes:
+        config: the run, its name filled in.
+        folder: where it is kept.
+        checkpoint: its last checkpoint, in that folder.
+        step: of that checkpoint.
+        run_id, uri: the MLflow run, and the store it is in.
+        fingerprint: of the training images.
+        metrics: the last log entry; empty if nothing was left to train.
+    """
 
     config: Config
     folder: RunFolder
@@ -45,25 +55,25 @@ class Trained:
 
     @property
     def where(self) -> str:
-        """The checkpoint as others find it: its path, or its URI where `checkpoint` is a copy of it on this disk."""
+        """The checkpoint's path, or its URI if the run is stored at one and `checkpoint` is a copy on this disk."""
         return self.folder.place_of(self.checkpoint.name)
 
 
 def fit(config: Config, *, quiet: bool = False, verbose: bool = False, watch: Watch | None = None) -> Trained:
-    """Train, or go on with the run of this name.
+    """Train, or resume the run of this name.
 
     Args:
         config: the whole run. An empty `train.name` is filled from recipe and time.
         quiet: no progress line.
         verbose: let Ray's own log through.
-        watch: is told the step and the metrics at every entry of the log.
+        watch: called with step and metrics at every log entry.
 
     Raises:
         ConfigError, DataError, ResourceError, TrackingError, RemoteError, TrainingError: each one line.
         KeyboardInterrupt: Ctrl-C. After the first there is a checkpoint of the last step.
     """
     config = named(config)
-    folder = RunFolder.of(config)  # a wrong one is reported before the photographs are read
+    folder = RunFolder.of(config)  # checked before the images, which take longer to look at
     items = training_images(config)
     check_objective(config)
     fingerprint = index.fingerprint(items)
@@ -73,8 +83,8 @@ def fit(config: Config, *, quiet: bool = False, verbose: bool = False, watch: Wa
     try:
         with open_run(config, folder) as run:
             return _train(config, folder, items, fingerprint, run, quiet, watch)
-    except interrupt.Left:
-        ray.shutdown()  # ends the workers, which nobody waits for any more
+    except interrupt.Abandoned:
+        ray.shutdown()  # ends the workers
         raise
 
 
@@ -87,33 +97,35 @@ def _train(
     quiet: bool,
     watch: Watch | None,
 ) -> Trained:
-    steps = plan.total_steps(config, items.num_rows)
+    name, steps = config.train.name, plan.total_steps(config, items.num_rows)
     last = folder.latest()
     start = int(checkpoint.meta(last)["step"]) if last else 0
-    seen: dict[str, float] = {}
-    ended = False
-    if last and checkpoint.is_of(last, config.train.name):
-        for entry in checkpoint.log(last).get("recent", []):  # those that a killed driver had not passed on
+    metrics: Mapping[str, float] = {}
+    stopped = False
+    if last and checkpoint.is_of(last, name):
+        for entry in checkpoint.log(last).get("recent", []):  # a driver that was killed may not have recorded them
             run.log(entry["step"], entry["metrics"])
     if start < steps:
-        with Line(config.train.name, steps, start, quiet=quiet) as line:
-            record = Record(config, run, line, seen, folder, start=start, watch=watch)
-            if not quiet and (crowded := resources.oversubscribed(config)):
-                line.say(f"{config.train.name}: {crowded}")
+        with Line(name, steps, start, quiet=quiet) as line:
+            recorder = Recorder(config, run, line, folder, start=start, watch=watch)
+            if not quiet and (oversubscribed := resources.oversubscribed(config)):
+                line.say(f"{name}: {oversubscribed}")
             if skipped := index.skipped_images(items):
-                record({"skipped": skipped})
-            with Reader(record, record.between) as reader:
-                ended = launch.run(config, folder, items, steps, fingerprint, reader.mailbox, line.say)
+                recorder(Skipped({image: reason for image, reason in skipped}))
+            with QueueReader(recorder, recorder.poll) as reader:
+                stopped = launch.run(config, folder, items, steps, fingerprint, reader.queue, line.say)
+            metrics = recorder.metrics
         folder.refresh().prune(config.train.keep)
         if folder.skipped_file.exists():
             folder.push(folder.skipped_file)
     elif not quiet:
-        print(f"{config.train.name}: already at step {start} of {steps}, nothing to train")
-    done = folder.latest()
-    if done is None and not ended:
+        print(f"{name}: already at step {start} of {steps}, nothing to train")
+    final = folder.latest()
+    if final is None and not stopped:
         raise TrainingError(f"{folder.path}: training ended without a checkpoint")
-    if done is None or (ended and not checkpoint.meta(done)["final"]):
+    if final is None or (stopped and not checkpoint.meta(final)["final"]):
         raise KeyboardInterrupt
-    trained = Trained(config, folder, done, int(checkpoint.meta(done)["step"]), run.id, run.uri, fingerprint, seen)
+    step = int(checkpoint.meta(final)["step"])
+    trained = Trained(config, folder, final, step, run.id, run.uri, fingerprint, metrics)
     run.tag("d2sm.checkpoint", trained.where)
     return trained

@@ -57,7 +57,7 @@ class Term:
         name: under which it is logged, as "loss.<name>"; also its attribute in the weighted sum, and so part of saved
             states.
         target: its class, as "module:class".
-        description: of its weight, for help texts.
+        description: what its weight is the weight of, for help texts: "weight of <description>".
         weight_key: the configuration key of its weight, within the loss section; "" stands for the name.
         default_weight: its weight unless configured; at 0 it is left out.
         label: its abbreviation in descriptions; "" stands for the name.
@@ -106,34 +106,35 @@ class Term:
 TERMS: dict[str, Term] = {
     term.name: term
     for term in (
-        Term("l1", "d2sm.objectives.pixel:L1", "mean absolute error", default_weight=1.0, label="L1"),
+        Term("l1", "d2sm.objectives.pixel:L1", "the mean absolute error", default_weight=1.0, label="L1"),
         Term(
             "d2sm", "d2sm.loss:D2SMLoss", "D2SM; 0 leaves it, its queues and Phi out",
             weight_key="weight", default_weight=1.0, label="D2SM", uses_phi=True, global_batch=True,
         ),
         Term(
-            "adversarial", "d2sm.objectives.adversarial:Adversarial", "fooling a discriminator on Phi's features",
+            "adversarial", "d2sm.objectives.adversarial:Adversarial",
+            "the adversarial loss, from a discriminator on Phi's features",
             uses_phi=True, extra_losses=("discriminator",),
         ),
-        Term("mse", "d2sm.objectives.pixel:MSE", "mean squared error", label="MSE"),
+        Term("mse", "d2sm.objectives.pixel:MSE", "the mean squared error", label="MSE"),
         Term("ssim", "d2sm.objectives.ssim:SSIMLoss", "1 - SSIM", label="SSIM"),
         Term(
-            "perceptual", "d2sm.objectives.perceptual:Perceptual", "mean squared difference of Phi's features",
+            "perceptual", "d2sm.objectives.perceptual:Perceptual", "the mean squared difference of Phi's features",
             uses_phi=True,
         ),
         Term("lpips", "d2sm.objectives.lpips:LPIPS", "LPIPS", label="LPIPS"),
-        Term("contextual", "d2sm.objectives.contextual:Contextual", "contextual loss", uses_phi=True),
+        Term("contextual", "d2sm.objectives.contextual:Contextual", "the contextual loss", uses_phi=True),
         Term(
             "cross_entropy", "d2sm.objectives.segmentation:CrossEntropy",
-            "cross-entropy of a frozen segmenter; needs labels", inputs=("labels",),
+            "a frozen segmenter's cross-entropy on the restored crops; needs labels", inputs=("labels",),
         ),
         Term(
-            "noise_asymmetry", "d2sm.objectives.noise_level:NoiseAsymmetry", "error of CBDNet's estimate of the noise",
-            inputs=("estimate", "sigma"),
+            "noise_asymmetry", "d2sm.objectives.noise_level:NoiseAsymmetry",
+            "the asymmetric error of CBDNet's noise estimate", inputs=("estimate", "sigma"),
         ),
         Term(
-            "noise_tv", "d2sm.objectives.noise_level:NoiseTotalVariation", "total variation of that estimate",
-            inputs=("estimate",),
+            "noise_tv", "d2sm.objectives.noise_level:NoiseTotalVariation",
+            "the total variation of CBDNet's noise estimate", inputs=("estimate",),
         ),
     )
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The other side of adversarial training: the discriminator's own optimizer, a step for each of the network's."""
+"""The discriminator's optimizer in adversarial training: one step for each step of the network."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from torch import Tensor, nn
 from d2sm.distributed import average_gradients
 from pipelines.config import Config
 
-_BETAS = (0.5, 0.999)  # Radford, Metz, Chintala: Deep Convolutional GANs, ICLR 2016; 0.9 lets the two sides oscillate
+_BETAS = (
+    0.5,
+    0.999,
+)  # Radford, Metz, Chintala: Deep Convolutional GANs, ICLR 2016: beta1 = 0.9 made training oscillate
 
 
 class DiscriminatorOptimizer:
-    """Descends the discriminator's loss. Its weights are saved with the objective, which it is a part of.
+    """Adam on the discriminator, whose weights are part of the objective's state.
 
-    Its rate stays `loss.adversarial_lr`, without the network's warm-up and schedule: it has to keep up with a network
-    that moves, and one that hardly moves any more needs no slower judge. It is clipped by `train.clip`, by itself.
+    Its learning rate is `loss.adversarial_lr` throughout, without the network's warm-up and schedule, because the
+    discriminator has to keep up with a network that changes. Its gradient is clipped at `train.clip` separately.
     """
 
     def __init__(self, discriminator: nn.Module, config: Config) -> None:
@@ -27,7 +30,7 @@ class DiscriminatorOptimizer:
         self.optimizer = torch.optim.Adam(self.parameters, lr=self.lr, betas=_BETAS)
 
     def step(self) -> Tensor:
-        """Descend once along the gradients that are there, averaged over the workers; gives their norm."""
+        """Average the gradients over the ranks, clip them, take a step, clear them; gives the norm before clipping."""
         average_gradients(self.parameters)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip)
         self.optimizer.step()
@@ -35,10 +38,11 @@ class DiscriminatorOptimizer:
         return norm
 
     def state_dict(self) -> dict[str, Any]:
+        """Adam's moments."""
         return self.optimizer.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state, at the configured rate (see `Worker.restore`)."""
+        """Restore Adam's moments; the learning rate stays the configured one (see `TrainState.restore`)."""
         self.optimizer.load_state_dict(dict(state))
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr

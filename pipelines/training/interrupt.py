@@ -1,7 +1,7 @@
-"""Ending a run early without losing anything: Ctrl-C once asks the workers for a checkpoint, twice leaves at once.
+"""Ctrl-C: the first one asks the workers for a checkpoint and an end, the second one leaves at once.
 
-The driver leaves the wish in the mailbox; worker 0 reads it there now and then; and all workers learn of it in the same
-step (`d2sm.distributed.AnyRank`), so that they end together, after a checkpoint of that very step.
+The driver sets a flag in the run's `MessageQueue`. Rank 0 polls it, and all ranks learn of it in the same step
+(`d2sm.distributed.AnyRank`), so they end together with a checkpoint of that step.
 """
 
 from __future__ import annotations
@@ -15,87 +15,88 @@ from typing import Any
 
 import ray
 
-_PATIENCE = 45.0  # seconds that workers have for it; a stopped Ray job is killed after 60
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)  # the second is how Kubernetes and Slurm say it
+_TIMEOUT = 45.0  # seconds the workers have for the checkpoint; `ray job stop` kills the driver after 60
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Kubernetes and Slurm send SIGTERM
 
 
-class Left(KeyboardInterrupt):
-    """The run was left at once: its workers may still be there."""
+class Abandoned(KeyboardInterrupt):
+    """The driver left without waiting for its workers, which may still run."""
 
 
 class StopRequest:
-    """Whether the driver wants the run to end, asked beside the steps: the answer to an earlier question, if any.
+    """Polls the driver's stop flag without blocking.
 
     Args:
-        mailbox: the actor that knows (`progress.Mailbox`).
-        listens: False for the workers that are told by another.
+        messages: handle of the run's `MessageQueue`.
+        enabled: False on the ranks that learn of it from another rank.
+        interval: seconds between two polls.
     """
 
-    def __init__(self, mailbox: Any, *, listens: bool, every: float = 0.5) -> None:
-        self.mailbox, self.listens, self.every = mailbox, listens, every
-        self.question: Any = None
-        self.asked = 0.0
+    def __init__(self, messages: Any, *, enabled: bool, interval: float = 0.5) -> None:
+        self.messages, self.enabled, self.interval = messages, enabled, interval
+        self._pending: Any = None  # the call whose answer has not arrived
+        self._polled = 0.0
 
-    def known(self) -> bool:
-        """True once the driver has asked for it; waits for nothing."""
-        if not self.listens:
+    def received(self) -> bool:
+        """Whether the answer to an earlier poll, if it has arrived, says that the driver asked for a stop."""
+        if not self.enabled:
             return False
-        if self.question is None:
-            if time.monotonic() - self.asked >= self.every:
-                self.asked = time.monotonic()
-                self.question = self.mailbox.ends.remote()
+        if self._pending is None:
+            if time.monotonic() - self._polled >= self.interval:
+                self._polled = time.monotonic()
+                self._pending = self.messages.stop_requested.remote()
             return False
-        if not ray.wait([self.question], timeout=0)[0]:
+        if not ray.wait([self._pending], timeout=0)[0]:
             return False
-        question, self.question = self.question, None
-        with contextlib.suppress(ray.exceptions.RayError):  # the driver is gone: training ends with it anyway
-            return bool(ray.get(question))
+        pending, self._pending = self._pending, None
+        with contextlib.suppress(ray.exceptions.RayError):  # the driver is gone, and Ray ends this worker too
+            return bool(ray.get(pending))
         return False
 
 
-def interruptible(job: Callable[[], None], *, ask: Callable[[], None]) -> bool:
-    """Run a job; whether it was asked to end.
+def run_interruptible(function: Callable[[], object], *, request_stop: Callable[[], None]) -> bool:
+    """Call a function that blocks until the run has ended; gives whether a stop was requested meanwhile.
 
-    The job runs in a thread of its own, since Ray Train's own answer to Ctrl-C would drop what was not saved. In a
-    process whose main thread is somebody else's, nothing is different from calling it.
+    The function runs in a thread, because Ray Train's own handler of Ctrl-C would end the workers without a checkpoint.
+    Outside the main thread, where signal handlers cannot be set, this is a plain call.
 
     Args:
-        job: blocks until the run has ended.
-        ask: asks the run to end soon; called at the first Ctrl-C (SIGINT or SIGTERM).
+        function: ends soon after `request_stop` was called.
+        request_stop: called at the first SIGINT or SIGTERM.
 
     Raises:
-        Left: at the second one, or when the job has not ended 45 s after the first.
-        Exception: what the job raises.
+        Abandoned: at the second signal, or if the function has not returned 45 s after the first.
+        Exception: what the function raises.
     """
     if threading.current_thread() is not threading.main_thread():
-        job()
+        function()
         return False
     errors: list[BaseException] = []
-    asked: list[float] = []
+    signalled: list[float] = []
 
-    def kept() -> None:
+    def in_thread() -> None:
         try:
-            job()
+            function()
         except BaseException as error:
             errors.append(error)
 
     def on_signal(*_: object) -> None:
-        asked.append(time.monotonic())
-        if len(asked) > 1:
-            raise Left
-        ask()
+        signalled.append(time.monotonic())
+        if len(signalled) > 1:
+            raise Abandoned
+        request_stop()
 
-    before = {number: signal.signal(number, on_signal) for number in _SIGNALS}
-    thread = threading.Thread(target=kept, name="training", daemon=True)
+    previous = {number: signal.signal(number, on_signal) for number in _SIGNALS}
+    thread = threading.Thread(target=in_thread, name="training", daemon=True)
     try:
         thread.start()
         while thread.is_alive():
             thread.join(0.2)
-            if asked and time.monotonic() - asked[0] > _PATIENCE:
-                raise Left
+            if signalled and time.monotonic() - signalled[0] > _TIMEOUT:
+                raise Abandoned
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
     if errors:
         raise errors[0]
-    return bool(asked)
+    return bool(signalled)

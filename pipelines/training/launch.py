@@ -1,4 +1,4 @@
-"""Ray Train's workers on Ray Data's stream: as many as configured, or as many as there are places for."""
+"""Starts Ray Train's workers on Ray Data's stream, with a fixed or an elastic number of workers."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipelines import tracking
 from pipelines.config import Config
-from pipelines.data import plan
-from pipelines.data import stream as data
+from pipelines.data import plan, stream
 from pipelines.runs import checkpoint
 from pipelines.runs.folder import RunFolder
 from pipelines.runtime import resources, session
@@ -23,11 +22,11 @@ from pipelines.text import one_line
 from pipelines.training import interrupt
 from pipelines.training.finite import TrainingError
 from pipelines.training.loop import train_loop
+from pipelines.training.messages import WorkersLost, WorkerTask
 
-_GROWS = 15.0  # seconds between two looks whether a run with [least, most] workers may have more
-_PLACES = 40  # tries to place the workers, 15 s each (`session.ENVIRONMENT`): an autoscaler may need minutes for a node
-_LOSSES = 8  # restarts that a run with [least, most] workers has in any case: it was asked to live with losses
-_Stream = Callable[[int], ray.data.Dataset]
+_RESIZE_INTERVAL = 15.0  # seconds between two checks whether an elastic run can have more workers
+_PLACEMENT_ATTEMPTS = 40  # of 15 s each (`session.ENVIRONMENT`): an autoscaler may need minutes for a node
+_ELASTIC_RESTARTS = 8  # an elastic run expects to lose workers, so it restarts this often whatever train.max_failures
 
 
 def run(
@@ -36,107 +35,114 @@ def run(
     items: pa.Table,
     steps: int,
     fingerprint: str,
-    mailbox: Any,
+    messages: Any,
     say: Callable[[str], None],
 ) -> bool:
-    """Train from the last checkpoint to step `steps`; whether Ctrl-C ended it before, after a checkpoint.
+    """Train from the last checkpoint to step `steps`; gives whether Ctrl-C ended it earlier, with a checkpoint.
 
     Args:
-        mailbox: the actor that takes the workers' log (`progress.Mailbox`).
+        folder: the run's.
+        items: the images, from `training_images`.
+        fingerprint: of the images, recorded in the checkpoints.
+        messages: handle of the run's `MessageQueue`.
         say: shows a line.
 
     Raises:
         TrainingError: one line.
         KeyboardInterrupt: Ctrl-C twice.
     """
-    trainer = _trainer(config, folder, items, steps, fingerprint, mailbox)
+    commit, dirty = tracking.commit()
+    task = WorkerTask(
+        config=config,
+        folder=folder,
+        steps=steps,
+        steps_per_epoch=plan.steps_per_epoch(config, items.num_rows),
+        meta={"name": config.train.name, "data": fingerprint, "commit": commit, "dirty": dirty, "steps": steps},
+        messages=messages,
+    )
 
-    def ask() -> None:
-        mailbox.end.remote()
+    def request_stop() -> None:
+        messages.request_stop.remote()
         say(f"{config.train.name}: ends after this step, with a checkpoint; Ctrl-C again leaves at once")
 
     try:
-        ended = interrupt.interruptible(trainer.fit, ask=ask)
-    except Exception as error:  # Ray wraps what a worker raised in several layers
-        reason = session.cause(error)
-        if isinstance(reason, (ValueError, OSError)):
-            raise TrainingError(f"{config.train.name}: {one_line(reason, 600)}") from error
+        stopped = interrupt.run_interruptible(_trainer(task, items).fit, request_stop=request_stop)
+    except Exception as error:  # Ray wraps a worker's exception in several layers
+        cause = session.cause(error)
+        if isinstance(cause, (ValueError, OSError)):
+            raise TrainingError(f"{config.train.name}: {one_line(cause, 600)}") from error
         raise
-    if reason := ray.get(mailbox.failed.remote()):
+    if reason := ray.get(messages.failure.remote()):
         raise TrainingError(f"{config.train.name}: {reason}")
-    return ended
+    return stopped
 
 
-class _Losses(UserCallback):
-    """Tells the driver, from where Ray watches the workers, which of them died."""
-
-    def __init__(self, mailbox: Any) -> None:
-        self.mailbox = mailbox
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        if not any(isinstance(session.cause(error), ValueError) for error in worker_exceptions.values()):
-            self.mailbox.put.remote({"lost": sorted(worker_exceptions)})
-
-
-def _trainer(
-    config: Config, folder: RunFolder, items: pa.Table, steps: int, fingerprint: str, mailbox: Any
-) -> TorchTrainer:
-    commit, dirty = tracking.commit()
-    train = config.train
-    job = {
-        "config": config.model_dump(mode="json"),
-        "folder": folder,
-        "steps": steps,
-        "meta": {"name": train.name, "data": fingerprint, "commit": commit, "dirty": dirty, "steps": steps},
-        "steps_per_epoch": plan.steps_per_epoch(config, items.num_rows),
-        "log": mailbox,
-    }
+def _trainer(task: WorkerTask, items: pa.Table) -> TorchTrainer:
+    config, train = task.config, task.config.train
     return TorchTrainer(
-        train_loop,
-        train_loop_config=job,
-        # NCCL takes one worker a GPU.
+        partial(train_loop, task),  # not as train_loop_config, which Ray shows in its dashboard, URIs and all
         torch_config=TorchConfig(
-            backend="nccl" if train.use_gpu and train.gpus_per_worker == 1 else "gloo", timeout_s=300
+            # NCCL allows one rank per GPU.
+            backend="nccl" if train.use_gpu and train.gpus_per_worker == 1 else "gloo",
+            timeout_s=300,
         ),
         scaling_config=ScalingConfig(
             num_workers=train.num_workers,
             use_gpu=train.use_gpu,
             resources_per_worker=resources.reserved(config),
-            elastic_resize_monitor_interval_s=_GROWS,
+            elastic_resize_monitor_interval_s=_RESIZE_INTERVAL,
         ),
         run_config=RunConfig(
             name=train.name,
-            storage_path=str(folder.path.parent),  # for Ray's own files; `CheckpointWriter` writes the checkpoints
+            storage_path=str(task.folder.path.parent),  # for Ray's own files; `CheckpointWriter` writes the checkpoints
             failure_config=FailureConfig(
-                max_failures=max(train.max_failures, _LOSSES * train.elastic), controller_failure_limit=_PLACES
+                max_failures=max(train.max_failures, _ELASTIC_RESTARTS * train.elastic),
+                controller_failure_limit=_PLACEMENT_ATTEMPTS,
             ),
-            callbacks=[_Losses(mailbox)],
+            callbacks=[_ReportLostWorkers(task.messages)],
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
-        # Ray calls this at every start of the workers, and `Shares` calls what it gets.
-        datasets={"train": lambda: partial(_stream, config, folder, items)},
-        dataset_config=Shares(),
+        # Ray calls this function at every start of the workers, and `OrderedShards` calls the one it returns.
+        datasets={"train": lambda: partial(_remaining_stream, config, task.folder, items)},
+        dataset_config=OrderedShards(),
     )
 
 
-def _stream(config: Config, folder: RunFolder, items: pa.Table, workers: int) -> ray.data.Dataset:
-    """What is left of the run from its last checkpoint, dealt to so many workers."""
+class _ReportLostWorkers(UserCallback):
+    """Runs in Ray Train's controller: tells the driver which workers died."""
+
+    def __init__(self, messages: Any) -> None:
+        self.messages = messages
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        # A ValueError is an error of ours, which ends the run with its own message.
+        if not any(isinstance(session.cause(error), ValueError) for error in worker_exceptions.values()):
+            self.messages.send.remote(WorkersLost(tuple(sorted(worker_exceptions))))
+
+
+def _remaining_stream(config: Config, folder: RunFolder, items: pa.Table, workers: int) -> ray.data.Dataset:
+    """The steps after the last checkpoint, each split into shares for this number of workers."""
     last = folder.refresh().latest()
-    return data.stream(config, items, int(checkpoint.meta(last)["step"]) if last else 0, workers=workers)
+    return stream.stream(config, items, int(checkpoint.meta(last)["step"]) if last else 0, workers=workers)
 
 
-class Shares(DataConfig):
-    """Deals the stream to the workers in order, whatever their number is by now."""
+class OrderedShards(DataConfig):
+    """Hands row k of the stream to worker k mod W, where W is the number of workers at this start.
+
+    Its data sets are functions of W. Without preserve_order, and with locality, workers would get rows in the order in
+    which tasks finish.
+    """
 
     def __init__(self) -> None:
-        # Without splits in order and whatever the place, the stream would be dealt by chance.
         options = ray.data.ExecutionOptions()
         options.preserve_order = True
         super().__init__(execution_options=options, enable_shard_locality=False)
 
-    def configure(self, datasets: dict[str, _Stream], world_size: int, *args: Any, **kwargs: Any) -> Any:
-        made = {name: stream(world_size) for name, stream in datasets.items()}
-        return super().configure(made, world_size, *args, **kwargs)
+    def configure(
+        self, datasets: dict[str, Callable[[int], ray.data.Dataset]], world_size: int, *args: Any, **kwargs: Any
+    ) -> Any:
+        built = {name: build(world_size) for name, build in datasets.items()}
+        return super().configure(built, world_size, *args, **kwargs)
 
 
-logging.getLogger("ray.train").addHandler(logging.NullHandler())
+logging.getLogger("ray.train").addHandler(logging.NullHandler())  # else Python prints its warnings to stderr

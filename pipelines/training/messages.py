@@ -1,96 +1,168 @@
-"""From the workers to the driver: an actor that holds what they say, and the thread that reads it."""
+"""What the driver and the workers of a run tell each other: typed messages, the actor that holds them, their reader."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-Entry = dict[str, Any]
+from pipelines.config import Config
+from pipelines.runs.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class WorkerTask:
+    """From the driver to every worker, each time workers start.
+
+    Attributes:
+        config: the run.
+        folder: the run's folder, where the checkpoints are.
+        steps: the step at which the run ends.
+        steps_per_epoch: steps in one pass over the training split.
+        meta: what every checkpoint records beside its step: name, data, commit, dirty, steps.
+        messages: handle of the run's `MessageQueue`.
+    """
+
+    config: Config
+    folder: RunFolder
+    steps: int
+    steps_per_epoch: int
+    meta: Mapping[str, Any]
+    messages: Any
+
+
+@dataclass(frozen=True)
+class Started:
+    """Workers begin at a step, for the first time or after a restart."""
+
+    step: int
+    workers: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A log entry: the means over the steps since the entry before, over all workers."""
+
+    step: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Images that cannot be read, by name, with the reason."""
+
+    files: dict[str, str]
+
+
+@dataclass(frozen=True)
+class WorkersLost:
+    """Ray found that these workers died."""
+
+    ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class RunProgress:
+    """How far one of several concurrent runs is (`d2sm table`)."""
+
+    name: str
+    step: int
+    loss: float
+
+
+Message = Started | Progress | Skipped | WorkersLost | RunProgress
 
 
 @ray.remote(num_cpus=0)
-class Mailbox:
-    """Holds the workers' entries until the driver has them; a worker never waits for it."""
+class MessageQueue:
+    """Holds the workers' messages until the driver has read them, and two flags of the run; no caller waits for it."""
 
     def __init__(self) -> None:
-        self.entries: list[Entry] = []
-        self.gone = 0
-        self.ending = False
-        self.reason: str | None = None
+        self._messages: list[Message] = []
+        self._dropped = 0  # messages the driver has confirmed
+        self._stop_requested = False
+        self._failure: str | None = None
 
-    def put(self, entry: Entry) -> None:
-        self.entries.append(entry)
+    def send(self, message: Message) -> None:
+        """Append a message."""
+        self._messages.append(message)
 
-    def end(self) -> None:
-        """The driver wants the run to end."""
-        self.ending = True
+    def read(self, received: int) -> list[Message]:
+        """All messages after the first `received`, which are dropped. A lost answer is repeated by the next call."""
+        del self._messages[: received - self._dropped]
+        self._dropped = received
+        return list(self._messages)
 
-    def ends(self) -> bool:
-        return self.ending
+    def request_stop(self) -> None:
+        """From the driver: the workers are to write a checkpoint and end."""
+        self._stop_requested = True
 
-    def fail(self, reason: str) -> None:
-        """A worker cannot go on, and would fail again if it were started again."""
-        self.reason = reason
+    def stop_requested(self) -> bool:
+        """Whether the driver asked the workers to end."""
+        return self._stop_requested
 
-    def failed(self) -> str | None:
-        return self.reason
+    def set_failure(self, reason: str) -> None:
+        """From a worker: it cannot go on, and neither could a restarted one."""
+        self._failure = reason
 
-    def after(self, known: int) -> list[Entry]:
-        """The entries after the first `known`, which may be forgotten; those of an answer that was lost come again."""
-        del self.entries[: known - self.gone]
-        self.gone = known
-        return list(self.entries)
+    def failure(self) -> str | None:
+        """Why a worker cannot go on, if one said so."""
+        return self._failure
 
 
-class Reader:
-    """A thread that hands the mailbox's entries to `on_entry`, in order, while the block runs.
+class QueueReader:
+    """Creates a `MessageQueue` and, while the block runs, hands its messages to `on_message` in order, in a thread.
 
     Args:
-        on_entry: called with an entry.
-        between: called after each look into the mailbox.
+        on_message: called with a message. What it raises ends the thread and is raised where the block ends.
+        after_poll: called after each look into the queue.
+        interval: seconds between two looks.
     """
 
     def __init__(
-        self, on_entry: Callable[[Entry], None], between: Callable[[], None] = lambda: None, *, every: float = 0.5
+        self,
+        on_message: Callable[[Any], None],
+        after_poll: Callable[[], None] = lambda: None,
+        *,
+        interval: float = 0.5,
     ) -> None:
-        self.on_entry, self.between, self.every = on_entry, between, every
-        # Beside the driver: on another node it would be lost with that node, and the run would go on without a log.
+        self.on_message, self.after_poll, self.interval = on_message, after_poll, interval
+        # On the driver's node: on another one it would be lost with that node, and the run would go on without a log.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self.mailbox = Mailbox.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
-        self.known = 0
-        self.done = threading.Event()
-        self.error: Exception | None = None
-        self.thread = threading.Thread(target=self._loop, name="progress", daemon=True)
+        self.queue = MessageQueue.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+        self._received = 0
+        self._ended = threading.Event()
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._poll, name="progress", daemon=True)
 
-    def __enter__(self) -> Reader:
-        self.thread.start()
+    def __enter__(self) -> QueueReader:
+        self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.done.set()
-        self.thread.join()
-        ray.kill(self.mailbox)
-        if self.error is not None and kind is None:
-            raise self.error
+        self._ended.set()
+        self._thread.join()
+        ray.kill(self.queue)
+        if self._error is not None and kind is None:
+            raise self._error
 
-    def _loop(self) -> None:
-        while True:
-            last = self.done.wait(self.every)
+    def _poll(self) -> None:
+        last = False
+        while not last:
+            last = self._ended.wait(self.interval)
             try:
-                entries = ray.get(self.mailbox.after.remote(self.known), timeout=30)
+                messages = ray.get(self.queue.read.remote(self._received), timeout=30)
             except ray.exceptions.RayError:
-                entries = []  # a busy machine; if Ray itself is gone, training says so
-            self.known += len(entries)
+                messages = []  # the machine is busy; if Ray itself is gone, the training's own call raises
+            self._received += len(messages)
             try:
-                for entry in entries:
-                    self.on_entry(entry)
-                self.between()
-            except Exception as error:  # raised where the block ends; a thread's own would be lost
-                self.error = error
-                return
-            if last:
+                for message in messages:
+                    self.on_message(message)
+                self.after_poll()
+            except Exception as error:
+                self._error = error
                 return

@@ -1,4 +1,4 @@
-"""What the driver watches while it trains: time lost waiting for data, and workers that were lost and started again."""
+"""What the driver watches during training: time lost waiting for data, and workers that died and were restarted."""
 
 from __future__ import annotations
 
@@ -6,85 +6,98 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 
-WAITING = 0.1  # share of the time beyond which waiting for data is worth a warning
+DATA_WAIT = 0.1  # fraction of the time above which waiting for data is worth a warning
 
 
-class Waiting:
-    """Says once a run that the workers wait for data, and what helps, when that takes more than a tenth of the time.
+class DataWaitMonitor:
+    """Warns once a run if the workers wait for data for more than a tenth of the time.
 
-    The first entry of a start is left out, since the stream starts within it, and so is what took less than `least`
-    seconds.
+    The first log entry after each start does not count, because the stream starts up within it.
+
+    Args:
+        remedy: what helps; the end of the warning.
+        min_seconds: training time before which nothing is said.
     """
 
-    def __init__(self, remedy: str, *, least: float = 10.0) -> None:
-        self.remedy, self.least = remedy, least
-        self.step: int | None = None
-        self.waited = self.seconds = 0.0
-        self.said = False
+    def __init__(self, remedy: str, *, min_seconds: float = 10.0) -> None:
+        self.remedy, self.min_seconds = remedy, min_seconds
+        self._step: int | None = None  # of the last log entry since the workers started
+        self._waited = self._seconds = 0.0
+        self._warned = False
 
-    def begins(self) -> None:
-        """Workers start, or start again."""
-        self.step = None
+    def started(self) -> None:
+        """Workers start or restart."""
+        self._step = None
 
-    def __call__(self, step: int, metrics: Mapping[str, float]) -> str | None:
-        """The line to show after a log entry, if any."""
-        before, self.step = self.step, step
-        if before is None or self.said or step <= before:
+    def progress(self, step: int, metrics: Mapping[str, float]) -> str | None:
+        """The warning, if it is due at this log entry."""
+        before, self._step = self._step, step
+        if before is None or self._warned or step <= before:
             return None
         seconds = (step - before) / metrics["steps_per_second"]
-        self.seconds += seconds
-        self.waited += metrics["data_wait"] * seconds
-        share = self.waited / self.seconds
-        self.said = share > WAITING and self.seconds >= self.least
-        return f"the workers waited for data for {share:.0%} of the time; {self.remedy}" if self.said else None
+        self._seconds += seconds
+        self._waited += metrics["data_wait"] * seconds
+        fraction = self._waited / self._seconds
+        self._warned = fraction > DATA_WAIT and self._seconds >= self.min_seconds
+        return f"the workers waited for data for {fraction:.0%} of the time; {self.remedy}" if self._warned else None
 
 
-class Restarts:
-    """Says when a run's workers are lost and when they were started again, that nobody has begun for long, and, once
-    the run is further than before, how long it was held up."""
+class RestartMonitor:
+    """Reports lost workers, restarts, how long a restart cost, and that no worker has started for a while.
+
+    Args:
+        patience: seconds without any worker before that is reported.
+
+    Attributes:
+        restarts: how often workers were restarted.
+        seconds_lost: time lost by that, from the last log entry before a loss until the run had caught up.
+    """
 
     def __init__(self, *, patience: float = 60.0) -> None:
-        self.count, self.lost, self.patience = 0, 0.0, patience
+        self.restarts, self.seconds_lost, self.patience = 0, 0.0, patience
         self._workers = 0
-        self._since: float | None = time.monotonic()  # when workers were asked for that have not begun
-        self._reached: tuple[int, float] | None = None  # the newest step that was logged, and when
-        self._behind = False
+        self._waiting_since: float | None = time.monotonic()  # None while workers run, inf once it was reported
+        self._newest: tuple[int, float] | None = None  # the newest step logged, and when
+        self._catching_up = False
 
-    def begins(self, step: int, workers: int) -> str | None:
-        """What to show when `workers` workers begin at a step; nothing for the first ones."""
+    def started(self, step: int, workers: int) -> str | None:
+        """The line to show when workers begin at a step; none at the run's first start."""
         before, self._workers = self._workers, workers
-        self._since = None
+        self._waiting_since = None
         if not before:
-            self._reached = (step, time.monotonic())
+            self._newest = (step, time.monotonic())
             return None
-        self.count += 1
-        self._behind = True
+        self.restarts += 1
+        self._catching_up = True
         changed = f" instead of {before}" if workers != before else ""
-        return f"started again at step {step}, on {workers} worker{'s' * (workers > 1)}{changed}"
+        return f"restarted at step {step} on {workers} worker{'s' * (workers > 1)}{changed}"
 
-    def breaks(self, ranks: Sequence[int]) -> str | None:
-        """What to show when Ray finds that workers died; the others end with them."""
-        if self._since is not None:
+    def lost(self, ranks: Sequence[int]) -> str | None:
+        """The line to show when Ray reports dead workers; none for those that end because of the first."""
+        if self._waiting_since is not None:
             return None
-        self._since = time.monotonic()
+        self._waiting_since = time.monotonic()
         which = f"worker{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
-        return f"lost {which} of {self._workers}; goes on from its last checkpoint where it may (train.max_failures)"
+        return (
+            f"lost {which} of {self._workers}; restarting from the last checkpoint, if train.max_failures or a range "
+            "in train.num_workers allows it"
+        )
 
-    def waits(self) -> str | None:
-        """What to show, once, when no worker has begun for long."""
-        if self._since is None or time.monotonic() - self._since < self.patience:
+    def waiting(self) -> str | None:
+        """The line to show, once, when no worker has started for `patience` seconds."""
+        if self._waiting_since is None or time.monotonic() - self._waiting_since < self.patience:
             return None
-        self._since = math.inf
-        return f"no worker has begun for {self.patience:.0f} s"
+        self._waiting_since = math.inf
+        return f"no worker has started for {self.patience:.0f} s"
 
-    def reaches(self, step: int, steps_per_second: float) -> str | None:
-        """What to show at a log entry further than all before."""
-        assert self._reached is not None
-        (before, then), now = self._reached, time.monotonic()
-        self._reached = (step, now)
-        if not self._behind:
+    def progress(self, step: int, steps_per_second: float) -> str | None:
+        """The line to show at a log entry beyond all earlier ones: what a restart cost."""
+        assert self._newest is not None
+        (before, then), now = self._newest, time.monotonic()
+        self._newest = (step, now)
+        if not self._catching_up:
             return None
-        self._behind = False
+        self._catching_up = False
         seconds = max(0.0, now - then - (step - before) / steps_per_second)
-        self.lost += seconds
-        return f"further than before, at step {step}; {seconds:.0f} s were lost"
+        self.seconds_lost += seconds
+        return f"caught up at step {step} after the restart; {seconds:.0f} s lost"

@@ -1,4 +1,4 @@
-"""What the workers say, as the progress line and MLflow's record."""
+"""What the driver does with the workers' messages: the progress line, MLflow, and the list of skipped images."""
 
 from __future__ import annotations
 
@@ -15,85 +15,89 @@ from pipelines.data import manifest
 from pipelines.runs.folder import RunFolder
 from pipelines.runtime import files, resources
 from pipelines.runtime.progress import Line
-from pipelines.training.messages import Entry
-from pipelines.training.monitors import Restarts, Waiting
+from pipelines.training.messages import Progress, Skipped, Started, WorkersLost
+from pipelines.training.monitors import DataWaitMonitor, RestartMonitor
 
 Watch = Callable[[int, Mapping[str, float]], None]
 
 
-def _remedy(config: Config) -> str:
-    """What helps when the workers wait for data."""
-    more = f"raise train.data_cpus={config.train.data_cpus:g} where there are more CPUs"
-    if manifest.is_prepared(Path(config.data.root)):
-        return more
-    which = "" if config.data.layout == "cityscapes" else f" --layout {config.data.layout}"
-    verb = f"d2sm prepare {config.data.root} FOLDER{which}"
-    return f"store the photographs decoded (`{verb}`, then data.root=FOLDER), or {more}"
+class Recorder:
+    """Records the messages of a run's workers.
 
+    Args:
+        run: the MLflow run.
+        line: the progress line.
+        folder: the run's, where the list of skipped images is kept.
+        start: the step the run is at; entries up to it are not shown again.
+        watch: called with step and metrics at every new log entry.
 
-class Record:
-    """Entries of the workers -> the progress line and MLflow."""
+    Attributes:
+        metrics: those of the last new log entry.
+    """
 
     def __init__(
-        self,
-        config: Config,
-        run: tracking.Run,
-        line: Line,
-        seen: dict[str, float],
-        folder: RunFolder,
-        *,
-        start: int,
-        watch: Watch | None,
+        self, config: Config, run: tracking.Run, line: Line, folder: RunFolder, *, start: int, watch: Watch | None
     ) -> None:
-        self.config, self.run, self.line, self.seen, self.told = config, run, line, seen, start
-        self.watch, self.waiting, self.restarts = watch, Waiting(_remedy(config)), Restarts()
+        self.config, self.run, self.line, self.watch, self.shown = config, run, line, watch, start
+        self.metrics: dict[str, float] = {}
+        self.data_wait, self.restarts = DataWaitMonitor(data_remedy(config)), RestartMonitor()
         self.skipped_file = folder.skipped_file
         self.skipped: dict[str, str] = json.loads(self.skipped_file.read_text()) if self.skipped_file.exists() else {}
 
-    def __call__(self, entry: Entry) -> None:
-        if "skipped" in entry:
-            self._skip(dict(entry["skipped"]))
-            return
-        if "lost" in entry:
-            self._say(self.restarts.breaks(entry["lost"]))
-            return
-        if "begins" in entry:
-            self.waiting.begins()
-            self._say(self.restarts.begins(entry["begins"], entry["workers"]))
-            return
-        metrics = entry["metrics"]
-        self.run.log(entry["step"], metrics)
-        if entry["step"] <= self.told:  # workers that were started again repeat themselves
-            return
-        self.told = entry["step"]
-        self.seen.clear()
-        self.seen.update(metrics)
-        if self.watch is not None:
-            self.watch(entry["step"], metrics)
-        shown = {"loss": metrics["loss"], "d2sm": metrics.get("loss.d2sm"), "wait": metrics["data_wait"]}
-        self.line.to(entry["step"], {name: value for name, value in shown.items() if value is not None})
-        self._say(self.waiting(entry["step"], metrics))
-        if caught_up := self.restarts.reaches(entry["step"], metrics["steps_per_second"]):
-            self._say(caught_up)
-            self.run.tag("d2sm.restarts", str(self.restarts.count))
-            self.run.tag("d2sm.seconds_lost", f"{self.restarts.lost:.0f}")
+    def __call__(self, message: Started | Progress | Skipped | WorkersLost) -> None:
+        """Record a message."""
+        match message:
+            case Started(step, workers):
+                self.data_wait.started()
+                self._say(self.restarts.started(step, workers))
+            case WorkersLost(ranks):
+                self._say(self.restarts.lost(ranks))
+            case Skipped(reasons):
+                self._record_skipped(reasons)
+            case Progress(step, metrics):
+                self._record_progress(step, metrics)
 
-    def between(self) -> None:
-        """Beside the entries: that there are no workers, which would else be a silence of minutes."""
-        if text := self.restarts.waits():
-            with contextlib.suppress(ray.exceptions.RayError):  # the head is away as well
+    def poll(self) -> None:
+        """Between messages: if the cluster has no room for the workers, say what the run is waiting for."""
+        if text := self.restarts.waiting():
+            with contextlib.suppress(ray.exceptions.RayError):  # the head node may be away too
                 text = f"{text}; {resources.shortage(self.config)}"
             self._say(text)
+
+    def _record_progress(self, step: int, metrics: dict[str, float]) -> None:
+        self.run.log(step, metrics)
+        if step <= self.shown:  # restarted workers repeat steps
+            return
+        self.shown, self.metrics = step, metrics
+        if self.watch is not None:
+            self.watch(step, metrics)
+        shown = {"loss": metrics["loss"], "d2sm": metrics.get("loss.d2sm"), "wait": metrics["data_wait"]}
+        self.line.to(step, {name: value for name, value in shown.items() if value is not None})
+        self._say(self.data_wait.progress(step, metrics))
+        if caught_up := self.restarts.progress(step, metrics["steps_per_second"]):
+            self._say(caught_up)
+            self.run.tag("d2sm.restarts", str(self.restarts.restarts))
+            self.run.tag("d2sm.seconds_lost", f"{self.restarts.seconds_lost:.0f}")
+
+    def _record_skipped(self, reasons: dict[str, str]) -> None:
+        new = {file: reason for file, reason in reasons.items() if file not in self.skipped}
+        self.skipped.update(new)
+        for reason in new.values():
+            self.line.say(f"skipped: {reason}")
+        files.write_text(self.skipped_file, json.dumps(self.skipped, indent=2))
+        self.run.file(self.skipped_file)
+        self.run.tag("d2sm.skipped_images", str(len(self.skipped)))
 
     def _say(self, text: str | None) -> None:
         if text:
             self.line.say(f"{self.line.what}: {text}")
 
-    def _skip(self, reasons: dict[str, str]) -> None:
-        fresh = {file: why for file, why in reasons.items() if file not in self.skipped}
-        self.skipped.update(fresh)
-        for why in fresh.values():
-            self.line.say(f"skipped: {why}")
-        files.write_text(self.skipped_file, json.dumps(self.skipped, indent=2))
-        self.run.file(self.skipped_file)
-        self.run.tag("d2sm.skipped_images", str(len(self.skipped)))
+
+def data_remedy(config: Config) -> str:
+    """What helps when the workers wait for data."""
+    more_cpus = f"raise train.data_cpus={config.train.data_cpus:g} where there are more CPUs"
+    if manifest.is_prepared(Path(config.data.root)):
+        return more_cpus
+    layout = "" if config.data.layout == "cityscapes" else f" --layout {config.data.layout}"
+    prepare = f"d2sm prepare {config.data.root} FOLDER{layout}"
+    return f"store the photographs decoded (`{prepare}`, then data.root=FOLDER), or {more_cpus}"

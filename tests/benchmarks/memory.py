@@ -19,7 +19,8 @@ from unittest.mock import patch
 import torch
 
 from pipelines.config import Config
-from pipelines.training.loop import Worker
+from pipelines.training.loop import train_step
+from pipelines.training.state import TrainState
 from tests.benchmarks.timing import interleaved, machine, ms, table
 from tests.benchmarks.training import rows_of
 
@@ -31,8 +32,8 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-def worker(way: str, crop: int, batch: int, features: str, device: torch.device) -> tuple[Worker, Any]:
-    """A worker and a share of crops."""
+def state_and_row(way: str, crop: int, batch: int, features: str, device: torch.device) -> tuple[TrainState, Any]:
+    """What a rank trains, and a step's crops."""
     changes = {name: batch if value == -1 else value for name, value in WAYS[way].items()}
     config = Config().replace(
         {"model.name": "sadnet", "data.crop_size": crop, "train.batch_size": batch, "loss.queue_size": 16}
@@ -40,7 +41,7 @@ def worker(way: str, crop: int, batch: int, features: str, device: torch.device)
         | changes
     )
     with patch("ray.train.torch.get_device", lambda: device), patch("ray.train.torch.prepare_model", lambda m: m):
-        return Worker(config, 10**6), rows_of(config, 0)[0]
+        return TrainState(config, 10**6), rows_of(config, 0)[0]
 
 
 def held(device: torch.device, *, most: bool) -> float:
@@ -54,9 +55,9 @@ def held(device: torch.device, *, most: bool) -> float:
 
 def peak(way: str, crop: int, batch: int, features: str, device: torch.device) -> float:
     """MiB that one step adds; called in a process of its own."""
-    made, row = worker(way, crop, batch, features, device)
+    state, row = state_and_row(way, crop, batch, features, device)
     before = held(device, most=False)
-    made.step(row, 0)
+    train_step(state, row, 0)
     return held(device, most=True) - before
 
 
@@ -81,8 +82,8 @@ def main() -> None:
         most[way] = float(done.stdout.split()[-1])
     steps = {}
     for way in WAYS:
-        made, row = worker(way, args.time_crop, args.batch, args.features, device)
-        steps[way] = lambda made=made, row=row: made.step(row, 0)  # type: ignore[misc]
+        state, row = state_and_row(way, args.time_crop, args.batch, args.features, device)
+        steps[way] = lambda state=state, row=row: train_step(state, row, 0)  # type: ignore[misc]
     time = interleaved(steps, device, rounds=args.rounds, budget=120)
     print(
         f"{machine(device)}; SADNet, {args.batch} crops of {args.crop}, L1 + D2SM on {args.features}, float32; "

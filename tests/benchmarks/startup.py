@@ -30,35 +30,40 @@ def child(root: str, storage: str) -> None:
     """One run, its stages written to a file as they are passed; in a process of its own."""
     from pipelines import evaluate, train
     from pipelines.recipes import recipe
-    from pipelines.training import launch
-    from pipelines.training import loop as train_loop
+    from pipelines.training import launch, loop
+    from pipelines.training.messages import WorkerTask
 
     file = Path(storage) / "stages"
     _mark(file, "imported")
-    for name, stage in (("images", "images indexed"), ("check_objective", "loss checked"), ("open_run", "MLflow open")):
+    for name, stage in (
+        ("training_images", "images indexed"),
+        ("check_objective", "loss checked"),
+        ("open_run", "MLflow open"),
+    ):
         setattr(train, name, _marked(getattr(train, name), file, stage))
     train.session.start = _marked(train.session.start, file, "Ray up")
-    loop = train_loop.train_loop
+    train_loop = loop.train_loop
 
-    def timed(job: dict[str, Any]) -> None:  # pickled by value, and so is all that it uses
+    def timed(task: WorkerTask) -> None:  # pickled by value, and so is all that it uses
         def mark(stage: str) -> None:
             with open(file, "a") as out:
                 out.write(json.dumps([stage, time.time()]) + "\n")
 
-        class Timed(train_loop.Worker):
-            def __init__(self, *args: Any) -> None:
-                super().__init__(*args)
-                mark("worker built")
+        def built(*args: Any) -> Any:
+            state = build(*args)
+            mark("worker built")
+            return state
 
-            def step(self, *args: Any) -> Any:
-                mark("first share")
-                made = super().step(*args)
-                mark("first step")
-                return made
+        def stepped(*args: Any) -> Any:
+            mark("first share")
+            numbers = step(*args)
+            mark("first step")
+            return numbers
 
         mark("loop entered")
-        train_loop.Worker = Timed  # type: ignore[misc]
-        loop(job)
+        build, step = loop.TrainState, loop.train_step
+        loop.TrainState, loop.train_step = built, stepped  # type: ignore[misc, assignment]
+        train_loop(task)
 
     launch.train_loop = timed
     config = recipe("ffdnet_d2sm_cpu").replace(

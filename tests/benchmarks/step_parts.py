@@ -29,7 +29,8 @@ from d2sm import divergence, matching
 from d2sm.features import patches
 from pipelines.data import stream
 from pipelines.recipes import recipe
-from pipelines.training.loop import Worker
+from pipelines.training.loop import train_step
+from pipelines.training.state import TrainState
 from tests.benchmarks.timing import machine, ms, seconds, table
 from tests.benchmarks.training import ROWS, rows_of, settings
 
@@ -62,15 +63,15 @@ class Clock:
 Meter = Callable[[str], AbstractContextManager[Any]]
 
 
-def in_parts(worker: Worker, row: stream.WorkerBatch, clock: Clock, meter: Meter) -> None:
-    """L1 + D2SM as `Worker.step` has it, with the graph cut between the parts."""
-    loss, half = worker.objective.d2sm, worker.config.train.precision == "bf16"
+def in_parts(state: TrainState, row: stream.WorkerBatch, clock: Clock, meter: Meter) -> None:
+    """L1 + D2SM as `train_step` has it, with the graph cut between the parts."""
+    loss, half = state.objective.d2sm, state.config.train.precision == "bf16"
     assert loss is not None
-    with torch.autocast(worker.device.type, torch.bfloat16, enabled=half):
-        clean, noisy, sigma = stream.to_tensors(row, worker.device)
+    with torch.autocast(state.device.type, torch.bfloat16, enabled=half):
+        clean, noisy, sigma = stream.to_tensors(row, state.device)
         clock("crops to tensors, noise")
         with meter("network, forward"):
-            restored = worker.model(noisy, sigma)[0].float()
+            restored = state.model(noisy, sigma)[0].float()
         clock("network, forward")
         x = restored.detach().requires_grad_()
         with meter("Phi of clean"), torch.no_grad():
@@ -82,19 +83,19 @@ def in_parts(worker: Worker, row: stream.WorkerBatch, clock: Clock, meter: Meter
         rows = f_x.detach().requires_grad_()
         with meter("matching"):
             value = loss.matching(restored=rows, clean=f_y)
-            (worker.config.loss.weight * value).backward()
+            (state.config.loss.terms["d2sm"] * value).backward()
         clock("matching")
         (x - clean).abs().mean().backward()
         clock("L1")
     with meter("Phi, backward"):
         f_x.backward(rows.grad)
     clock("Phi, backward")
-    worker.optimizer.zero_grad(set_to_none=True)
+    state.optimizer.zero_grad(set_to_none=True)
     with meter("network, backward"):
         restored.backward(x.grad)
     clock("network, backward")
-    nn.utils.clip_grad_norm_(worker.network.parameters(), float("inf"))
-    worker.optimizer.step()
+    nn.utils.clip_grad_norm_(state.network.parameters(), float("inf"))
+    state.optimizer.step()
     clock("norm and optimizer")
 
 
@@ -122,24 +123,24 @@ def shares(name: str, device: torch.device, rounds: int) -> list[list[str]]:
     """Rows: the parts of a step on one worker with full queues, and how near the machine's peak they come."""
     config = settings(name, 1, 1, device)
     with patch("ray.train.torch.get_device", lambda: device), patch("ray.train.torch.prepare_model", lambda m: m):
-        worker = Worker(config, 10**6)
-    assert worker.objective.d2sm is not None
+        state = TrainState(config, 10**6)
+    assert state.objective.d2sm is not None
     rows, flops = rows_of(config, 0), {}
-    while worker.objective.d2sm.matching.memory.fill < config.loss.queue_size:
-        worker.step(rows[0], 0)
+    while state.objective.d2sm.matching.memory.fill < config.loss.queue_size:
+        train_step(state, rows[0], 0)
 
     def count(part: str) -> AbstractContextManager[Any]:
         flops[part] = FlopCounterMode(display=False)
         return flops[part]
 
-    in_parts(worker, rows[0], Clock(device), count)
+    in_parts(state, rows[0], Clock(device), count)
     taken: list[dict[str, float]] = []
     whole: list[float] = []
     for index in range(rounds):
         clock = Clock(device)
-        in_parts(worker, rows[index % ROWS], clock, lambda _: nullcontext())
+        in_parts(state, rows[index % ROWS], clock, lambda _: nullcontext())
         taken.append(clock.parts())
-        whole.append(seconds(lambda index=index: worker.step(rows[index % ROWS], index), device))  # type: ignore[misc]
+        whole.append(seconds(lambda index=index: train_step(state, rows[index % ROWS], index), device))  # type: ignore[misc]
     best = peak(device, torch.bfloat16 if config.train.precision == "bf16" else torch.float32)
     parts = {part: median(time[part] for time in taken) for part in taken[0]}
     total = sum(parts.values())
@@ -152,7 +153,7 @@ def shares(name: str, device: torch.device, rounds: int) -> list[list[str]]:
     step = median(whole)
     made.append(["parts together", ms(total), "", *[""] * 3])
     made.append(
-        ["Worker.step, whole", ms(step), "", f"{counted / 1e9:.3g}", f"{counted / step / 1e9:.3g}",
+        ["train_step, whole", ms(step), "", f"{counted / 1e9:.3g}", f"{counted / step / 1e9:.3g}",
          f"{counted / step / best:.0%}"]
     )  # fmt: skip
     made.append(["large product or convolution", "", "", "", f"{best / 1e9:.3g}", "100%"])
@@ -181,13 +182,13 @@ def gathering(rank: int, workers: int, name: str, folder: str) -> None:
         patch("ray.train.torch.get_device", lambda: torch.device("cpu")),
         patch("ray.train.torch.prepare_model", DistributedDataParallel),
     ):
-        worker = Worker(config, 10**6)
+        state = TrainState(config, 10**6)
     rows, seen = rows_of(config, rank), []
     with patch(places[0], timed(matching.gather_rows)), patch(places[1], timed(divergence.sum_over_workers)):
         for step in range(24):
             dist.barrier()
             spent, start = 0.0, time.perf_counter()
-            worker.step(rows[step % ROWS], step)
+            train_step(state, rows[step % ROWS], step)
             seen.append((time.perf_counter() - start, spent))
     torch.save(seen[4:], f"{folder}/{rank}.pt")
     dist.destroy_process_group()

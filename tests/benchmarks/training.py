@@ -15,6 +15,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
 from threading import Thread
@@ -38,7 +39,7 @@ from pipelines.networks.models import TrainingModule, build
 from pipelines.recipes import recipe
 from pipelines.runtime import session
 from pipelines.training import loop as ours
-from pipelines.training.messages import Mailbox
+from pipelines.training.messages import MessageQueue, WorkerTask
 from pipelines.training.objective import Objective
 from tests.benchmarks.timing import goal, machine, table
 
@@ -111,7 +112,7 @@ def plain(rank: int, config: Config, gate: Gate, device: str) -> None:
         dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=workers)
     torch.manual_seed(0)
     network = build(config.model).to(where).to(memory_format=torch.channels_last)
-    learner = TrainingModule(network, estimate=config.loss.judges_estimate)
+    learner = TrainingModule(network, estimate=config.loss.uses_estimate)
     model: nn.Module = DistributedDataParallel(learner) if workers > 1 else learner
     objective = Objective(config.loss).to(where).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.Adam(network.parameters(), lr=config.train.lr)
@@ -127,9 +128,9 @@ def plain(rank: int, config: Config, gate: Gate, device: str) -> None:
         dist.destroy_process_group()
 
 
-def rays(job: dict[str, Any]) -> None:
+def rays(task: WorkerTask, gate: Gate) -> None:
     """Our loop, its rows from memory."""
-    gate, config = job["gate"], Config.model_validate(job["config"])
+    config = task.config
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
 
@@ -138,8 +139,8 @@ def rays(job: dict[str, Any]) -> None:
         turns = gate.turns(rank, rows_of(config, rank), device)
         yield from ({**row, "step": step, "rank": rank % workers} for step, row in enumerate(turns))
 
-    with patch.object(ours, "_shares", from_memory), patch.object(ray.train, "get_dataset_shard", lambda _: None):
-        ours.train_loop(job)
+    with patch.object(ours, "batches", from_memory), patch.object(ray.train, "get_dataset_shard", lambda _: None):
+        ours.train_loop(task)
 
 
 def start_plain(config: Config, gate: Gate, device: torch.device) -> Callable[[], None]:
@@ -155,14 +156,12 @@ def start_plain(config: Config, gate: Gate, device: torch.device) -> Callable[[]
 
 
 def start_rays(config: Config, gate: Gate) -> Callable[[], None]:
-    job = {
-        "config": config.model_dump(mode="json"), "place": str(gate.folder / config.train.name), "gate": gate,
-        "steps": gate.rounds * gate.steps, "steps_per_epoch": 10**6, "meta": {"name": config.train.name},
-        "log": Mailbox.remote(),  # type: ignore[attr-defined]
-    }  # fmt: skip
+    task = WorkerTask(
+        config, str(gate.folder / config.train.name), gate.rounds * gate.steps, 10**6, {"name": config.train.name},
+        messages=MessageQueue.remote(),  # type: ignore[attr-defined]
+    )  # fmt: skip
     trainer = TorchTrainer(
-        rays,
-        train_loop_config=job,
+        partial(rays, task, gate),
         torch_config=TorchConfig(backend="gloo"),
         scaling_config=ScalingConfig(
             num_workers=config.train.num_workers, use_gpu=config.train.use_gpu, resources_per_worker={"CPU": 0.5}

@@ -111,7 +111,7 @@ class Training:
             self.process.kill()
         self.thread.join(10)
         said = "".join(self.said)
-        self.lost += sum(map(float, re.findall(r"(\d+) s were lost", said)))
+        self.lost += sum(map(float, re.findall(r"(\d+) s lost", said)))
         return said
 
     @property
@@ -149,7 +149,7 @@ def test_a_worker_killed(cluster: LocalCluster, undisturbed: Path, scenes_root: 
     run.reach(30)
     cluster.processes("RayTrainWorker")[0].kill()
     said = run.finish()
-    assert "started again at step" in said and "Traceback" not in said
+    assert "restarted at step" in said and "Traceback" not in said
     same(run.folder, undisturbed)
     history(run, undisturbed)
     report("a worker killed", run.lost)
@@ -165,7 +165,7 @@ def test_a_node_killed_with_a_worker_on_it(
     cluster.d2sm("cluster", "kill", str(node))
     cluster.d2sm("cluster", "add", "--cpus", "1")
     said = run.finish()
-    assert "started again at step" in said
+    assert "restarted at step" in said
     same(run.folder, undisturbed)
     history(run, undisturbed)
     report("a node killed, another added", run.lost)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -25,9 +26,9 @@ def small(name: str, root: Path, heads: Path) -> Config:
         "data.root": str(root), "data.crop_size": 64 if config.model.name == "ffdnet" else 32, "train.batch_size": 2,
         "train.num_workers": 1, "train.warmup_steps": 0, "train.lr": 1e-4,
     }  # fmt: skip
-    if config.loss.lpips:
+    if "lpips" in config.loss.terms:
         changes |= {"loss.lpips_heads": str(heads), "loss.lpips_weights": "random"}
-    if config.loss.cross_entropy:
+    if "cross_entropy" in config.loss.terms:
         changes |= {"loss.segmenter": "tests.helpers.segmenters:segmenter"}
     return config.replace(changes)
 
@@ -63,6 +64,12 @@ def config(name: str, folder: Path, **changes: Any) -> Config:
         "train.batch_size": CROPS,
     }
     return Config().replace(always | OBJECTIVES[name] | heads | changes)
+
+
+def rows_are_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a training step take the tensors of `batch` as its row of the stream."""
+    monkeypatch.setattr("pipelines.data.stream.to_tensors", lambda row, _: (row["clean"], row["noisy"], row["sigma"]))
+    monkeypatch.setattr("pipelines.data.stream.labels", lambda row, _: row.get("labels"))
 
 
 def batch(step: int, dtype: torch.dtype) -> dict[str, Tensor]:

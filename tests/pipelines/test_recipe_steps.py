@@ -12,7 +12,8 @@ from pipelines.evaluate import evaluate
 from pipelines.recipes import recipe, recipes
 from pipelines.runs import checkpoint
 from pipelines.train import Trained, fit
-from pipelines.training.loop import Worker
+from pipelines.training.loop import train_step
+from pipelines.training.state import TrainState
 from tests.conftest import tiny_config
 from tests.helpers.objectives import write_heads
 from tests.helpers.training_steps import share, small
@@ -30,33 +31,33 @@ def test_a_reduced_row_trains(name: str, scenes_root: Path, heads: Path, without
     config = small(name, scenes_root, heads)
     row = share(config, scenes_root)
     assert ("label" in row) == ("cross_entropy" in name)
-    worker = Worker(config, steps_per_epoch=10)
-    before = [parameter.detach().clone() for parameter in worker.network.parameters()]
+    state = TrainState(config, steps_per_epoch=10)
+    before = [parameter.detach().clone() for parameter in state.network.parameters()]
     # A fresh FFDNet repeats its input, and at first gets worse.
-    parts = [worker.step(row, step) for step in range(12 if config.model.name == "ffdnet" else 4)]
+    parts = [train_step(state, row, step) for step in range(12 if config.model.name == "ffdnet" else 4)]
     names = {"loss", "gradient_norm", "loss.l1"} | {f"loss.{term}" for term in config.loss.terms}
-    if config.loss.adversarial:
+    if "adversarial" in config.loss.terms:
         names |= {"loss.discriminator", "discriminator_gradient_norm"}
     assert set(parts[0]) == names
     assert all(math.isfinite(value) for step in parts for value in step.values())
-    moved = [not torch.equal(a, b) for a, b in zip(before, worker.network.parameters(), strict=True)]
+    moved = [not torch.equal(a, b) for a, b in zip(before, state.network.parameters(), strict=True)]
     assert all(moved)
     # D2SM's queues, and a discriminator that learns, change what is measured from step to step.
-    if not config.loss.weight and not config.loss.adversarial:
+    if config.loss.terms.keys().isdisjoint(("d2sm", "adversarial")):
         assert parts[-1]["loss"] < parts[0]["loss"]
     frozen = ("perceptual", "lpips", "contextual", "cross_entropy")
-    assert not any(key.startswith(frozen) for key in worker.state()["objective"])
+    assert not any(key.startswith(frozen) for key in state.state_dict()["objective"])
 
 
 @pytest.fixture(scope="module")
 def blind(ray_session: None, scenes_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """CBDNet's own objective with the cross-entropy, two workers under DDP, labels in the stream."""
-    own = recipe("cbdnet_own").loss
+    own = recipe("cbdnet_own").loss.terms
     config = tiny_config(
         scenes_root, tmp_path_factory.mktemp("runs"), train__name="blind", train__max_steps=2, train__epochs=1,
         data__crop_size=32, model__name="cbdnet", model__width=96, model__depth=12, train__log_every=1,
-        loss__weight=0, loss__l1=own.l1, loss__mse=own.mse, loss__noise_asymmetry=own.noise_asymmetry,
-        loss__noise_tv=own.noise_tv, loss__cross_entropy=0.01, loss__segmenter="tests.helpers.segmenters:segmenter",
+        loss__weight=0, loss__l1=0, loss__mse=own["mse"], loss__noise_asymmetry=own["noise_asymmetry"],
+        loss__noise_tv=own["noise_tv"], loss__cross_entropy=0.01, loss__segmenter="tests.helpers.segmenters:segmenter",
         evaluate__limit=1, evaluate__sigmas=[25],
     )  # fmt: skip
     return fit(config, quiet=True)

@@ -12,8 +12,9 @@ import torch
 from pipelines.config import Config
 from pipelines.data import index, stream
 from pipelines.recipes import recipe, recipes
-from pipelines.training.loop import Worker
+from pipelines.training.loop import train_step
 from pipelines.training.objective import Objective
+from pipelines.training.state import TrainState
 from tests.helpers.objectives import write_heads
 
 ROWS = [name for name in recipes() if name.endswith("_cpu")]
@@ -27,9 +28,9 @@ def on_camvid(name: str, shared: Path, folder: Path) -> Config:
         "data.root": str(shared / "data/camvid"), "train.num_workers": 1, "train.batch_size": 8,
         "train.warmup_steps": 5, "train.epochs": 1, "train.schedule": "constant", "train.threads": 2,
     }  # fmt: skip
-    if config.loss.lpips:
+    if "lpips" in config.loss.terms:
         changes |= {"loss.lpips_heads": str(write_heads(folder / "alex.pth")), "loss.lpips_weights": "random"}
-    if config.loss.cross_entropy:
+    if "cross_entropy" in config.loss.terms:
         weights = shared / "data/weights/espnet_p2_q8_camvid.pth"
         changes |= {"loss.segmenter": "espnet-camvid", "loss.segmenter_weights": str(weights)}
     return config.replace(changes)
@@ -43,15 +44,15 @@ def batches(config: Config, steps: int) -> list[stream.WorkerBatch]:
 
 
 @torch.no_grad()
-def loss_on(worker: Worker, held_out: list[stream.WorkerBatch]) -> float:
+def loss_on(state: TrainState, held_out: list[stream.WorkerBatch]) -> float:
     """The row's own loss on crops it is not trained on, its queues empty and its discriminator new."""
     torch.manual_seed(0)
-    objective = Objective(worker.config.loss)
+    objective = Objective(state.config.loss)
     total = 0.0
     for row in held_out:
-        clean, noisy, sigma = stream.to_tensors(row, worker.device)
-        restored, estimate = worker.model(noisy, sigma)
-        labels = stream.labels(row, worker.device)
+        clean, noisy, sigma = stream.to_tensors(row, state.device)
+        restored, estimate = state.model(noisy, sigma)
+        labels = stream.labels(row, state.device)
         _, parts = objective(restored=restored, clean=clean, sigma=sigma, estimate=estimate, labels=labels)
         total += parts["loss"].item()
     return total / len(held_out)
@@ -64,10 +65,10 @@ def test_a_row_learns_on_real_photographs(name: str, shared: Path, tmp_path: Pat
     steps = 120 if config.model.name == "ffdnet" else 12  # FFDNet starts as the identity, and is worse at first
     *rows, a, b, c = batches(config, steps + HELD_OUT)
     torch.set_num_threads(2)
-    worker = Worker(config, steps_per_epoch=100)
-    before = loss_on(worker, [a, b, c])
+    state = TrainState(config, steps_per_epoch=100)
+    before = loss_on(state, [a, b, c])
     for step, row in enumerate(rows):
-        worker.step(row, step)
-    after = loss_on(worker, [a, b, c])
+        train_step(state, row, step)
+    after = loss_on(state, [a, b, c])
     print(f"{name}: {before:.4f} -> {after:.4f} in {steps} steps")
     assert after < before

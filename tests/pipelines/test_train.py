@@ -26,7 +26,7 @@ from pipelines.tracking.store import TrackingError
 from pipelines.train import Trained, fit
 from pipelines.training.finite import TrainingError
 from pipelines.training.log import Log
-from pipelines.training.loop import rate
+from pipelines.training.state import lr_factor
 from tests.conftest import tiny_config
 from tests.helpers.equality import equal, same_run
 from tests.helpers.mlflow_server import free_port
@@ -133,7 +133,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     with pytest.raises(TrainingError, match=r"nan: step 1: the loss is not finite") as error:
         fit(config)
     assert "\n" not in str(error.value)
-    assert "started again" not in capsys.readouterr().err
+    assert "restarted" not in capsys.readouterr().err
     last = checkpoint.latest(storage / "nan")
     assert last is not None and last.name == "step-00000001"
     weights = load_file(last / checkpoint.MODEL)
@@ -245,7 +245,7 @@ def test_a_patch_that_is_no_multiple_of_the_stride(scenes_root: Path, tmp_path: 
 @pytest.mark.parametrize("bad", ["loss", "gradient_norm", "loss.discriminator", "discriminator_gradient_norm"])
 def test_a_broken_state_is_never_saved(bad: str) -> None:
     """The check before a checkpoint: a gradient that is not finite leaves weights that are not, at a finite loss."""
-    log = Log(None, 3, speaks=False)
+    log = Log(None, 3, rank=0)
     for step in (3, 4, 5):
         numbers = {name: torch.tensor(1.0) for name in ("loss", "gradient_norm", bad)}
         log.add(numbers | ({bad: torch.tensor(float("inf"))} if step == 4 else {}))
@@ -259,9 +259,9 @@ def test_a_broken_state_is_never_saved(bad: str) -> None:
 @pytest.mark.parametrize("saved, mine", [([1.0, 3.0], 3.0), ([1.0, 3.0, 5.0], 3.0), (2.0, 2.0)])
 def test_a_log_goes_on_on_as_many_workers_or_others(saved: Any, mine: float) -> None:
     """Each with its own sums, or all with their mean; the last is how checkpoints were before."""
-    log = Log(None, 4, speaks=False)
+    log = Log(None, 4, rank=1)
     state = {"since": 2, "sums": {"loss": saved}, "seconds": 1.0, "recent": []}
-    log.resume(state, 1, 2, torch.device("cpu"), ours=True)
+    log.resume(state, 2, torch.device("cpu"))
     assert (log.since, float(log.sums["loss"])) == (2, mine)
 
 
@@ -271,15 +271,15 @@ def schedule(**changes: Any) -> Config:
 
 def test_the_learning_rate_of_the_paper() -> None:
     train = schedule(epochs=480).train
-    rates = [rate(train, epoch * 10, 10) for epoch in (0, 79, 80, 159, 160, 240, 320, 400, 479)]
+    rates = [lr_factor(train, epoch * 10, 10) for epoch in (0, 79, 80, 159, 160, 240, 320, 400, 479)]
     assert rates == [1, 1, 0.5, 0.5, 0.25, 0.125, 0.0625, 0.03125, 0.03125]
 
 
 def test_the_other_schedules() -> None:
-    assert [rate(schedule(schedule="constant", warmup_steps=3).train, step, 5) for step in range(5)] == [
+    assert [lr_factor(schedule(schedule="constant", warmup_steps=3).train, step, 5) for step in range(5)] == [
         0.25, 0.5, 0.75, 1, 1,
     ]  # fmt: skip
     cosine = schedule(schedule="cosine", epochs=2, warmup_steps=2).train
-    after = [rate(cosine, step, 5) for step in range(2, 11)]
+    after = [lr_factor(cosine, step, 5) for step in range(2, 11)]
     wanted = [(1 + math.cos(math.pi * k / 8)) / 2 for k in range(9)]
     np.testing.assert_allclose(after, wanted, atol=1e-6)  # float32 cosine

@@ -17,23 +17,23 @@ EVALUATED = sorted(results().flat())
 LOSSES = ["loss", *(f"loss.{name}" for term in TERMS.values() for name in (term.name, *term.extra_losses))]
 
 
-class Mailbox:
-    """Stands in for the actor that carries log entries to the driver."""
+class Queue:
+    """Stands in for the actor that carries messages to the driver."""
 
     def __init__(self) -> None:
-        self.put, self.entries = self, list[dict[str, Any]]()
+        self.send, self.messages = self, list[Any]()
 
-    def remote(self, entry: dict[str, Any]) -> None:
-        self.entries.append(entry)
+    def remote(self, message: Any) -> None:
+        self.messages.append(message)
 
 
 def logged() -> set[str]:
     """The metrics of one log entry of a training that uses every term."""
-    mailbox = Mailbox()
-    log = Log(mailbox, 0, speaks=True)
+    queue = Queue()
+    log = Log(queue, 0, rank=0)
     log.add({name: torch.tensor(1.0) for name in [*LOSSES, "gradient_norm", "discriminator_gradient_norm"]})
     log.flush(1, lr=1e-4)
-    return set(mailbox.entries[-1]["metrics"])
+    return set(queue.messages[-1].metrics)
 
 
 def test_the_direction_of_every_metric() -> None:

@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from pipelines.config import Config, ConfigError
-from pipelines.training.loop import Worker
+from pipelines.training.loop import train_step
+from pipelines.training.state import TrainState
 
 TINY = {"model.width": 8, "model.depth": 3, "loss.weight": 0, "train.batch_size": 2}
 
 
-def worker(**changes: Any) -> Worker:
-    return Worker(Config().replace(TINY | {f"train.{key}": value for key, value in changes.items()}), 10)
+def built(**changes: Any) -> TrainState:
+    return TrainState(Config().replace(TINY | {f"train.{key}": value for key, value in changes.items()}), 10)
 
 
 @pytest.mark.long
@@ -28,12 +29,12 @@ def test_a_compiled_network(without_ray: None, tmp_path: Path, monkeypatch: pyte
     row = {"clean": pixels, "sigma": np.array([10, 40], np.float32), "seed": np.arange(2)}
     with inductor.patch({"cpp.cxx": (None, str(tmp_path / "none"))}):
         with pytest.raises(ConfigError, match=r"train.compile=true: .*compiler.*set train.compile=false") as error:
-            worker(compile=True).step(row, 0)
+            train_step(built(compile=True), row, 0)
         assert "\n" not in str(error.value)
     torch._dynamo.reset()
-    plain, compiled = worker(), worker(compile=True)
-    assert compiled.state()["model"].keys() == plain.state()["model"].keys()
+    plain, compiled = built(), built(compile=True)
+    assert compiled.state_dict()["model"].keys() == plain.state_dict()["model"].keys()
     for step in range(2):
-        wanted, seen = plain.step(row, step), compiled.step(row, step)
+        wanted, seen = train_step(plain, row, step), train_step(compiled, row, step)
         torch.testing.assert_close(seen, wanted, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(compiled.network.state_dict(), plain.network.state_dict(), rtol=1e-4, atol=1e-6)

@@ -14,24 +14,25 @@ from pipelines.config import Config
 from pipelines.runs import checkpoint
 from pipelines.training.discriminator import DiscriminatorOptimizer
 from pipelines.training.finite import TrainingError
-from pipelines.training.loop import Worker
+from pipelines.training.loop import train_step
+from pipelines.training.state import TrainState
 from tests.helpers.equality import equal
 from tests.helpers.training_steps import share, small
 
 
 def test_its_optimizer_clips_and_goes_on_at_the_configured_rate() -> None:
     config = Config().replace({"loss.adversarial": 1, "train.clip": 0.5})
-    judge = nn.Linear(2, 1)
-    adversary = DiscriminatorOptimizer(judge, config)
-    (100 * judge(torch.ones(1, 2)).sum()).backward()
-    assert adversary.step().item() == pytest.approx(100 * 3**0.5)
-    assert all(weight.grad is None for weight in judge.parameters())
-    first = adversary.state_dict()["state"][0]["exp_avg"]
+    discriminator = nn.Linear(2, 1)
+    optimizer = DiscriminatorOptimizer(discriminator, config)
+    (100 * discriminator(torch.ones(1, 2)).sum()).backward()
+    assert optimizer.step().item() == pytest.approx(100 * 3**0.5)
+    assert all(weight.grad is None for weight in discriminator.parameters())
+    first = optimizer.state_dict()["state"][0]["exp_avg"]
     torch.testing.assert_close(first, torch.full((1, 2), 0.5 * 0.5 / 3**0.5))  # (1 - 0.5) of a gradient of norm 0.5
-    faster = DiscriminatorOptimizer(judge, config.replace({"loss.adversarial_lr": 0.01}))
-    faster.load_state_dict(adversary.state_dict())
+    faster = DiscriminatorOptimizer(discriminator, config.replace({"loss.adversarial_lr": 0.01}))
+    faster.load_state_dict(optimizer.state_dict())
     assert [group["lr"] for group in faster.optimizer.param_groups] == [0.01]
-    assert equal(faster.state_dict()["state"], adversary.state_dict()["state"])
+    assert equal(faster.state_dict()["state"], optimizer.state_dict()["state"])
 
 
 @pytest.fixture
@@ -48,11 +49,11 @@ def still(root: Path, **changes: Any) -> Config:
 def test_the_discriminator_learns(camvid: Path, without_ray: None) -> None:
     """Photographs, the real Phi, the recipe's rate: from no idea (2) to mostly right, with the network held fixed."""
     config = still(camvid)
-    worker, row = Worker(config, steps_per_epoch=10), share(config, camvid)
-    before = copy.deepcopy(worker.network.state_dict())
-    losses = [worker.step(row, step)["loss.discriminator"].item() for step in range(20)]
+    state, row = TrainState(config, steps_per_epoch=10), share(config, camvid)
+    before = copy.deepcopy(state.network.state_dict())
+    losses = [train_step(state, row, step)["loss.discriminator"].item() for step in range(20)]
     assert losses[0] == pytest.approx(2, abs=0.3) and losses[-1] < 0.7 * losses[0]
-    for name, weight in worker.network.state_dict().items():
+    for name, weight in state.network.state_dict().items():
         torch.testing.assert_close(weight, before[name], rtol=0, atol=1e-15)
 
 
@@ -60,27 +61,31 @@ def test_stopped_and_restored_equals_not_stopped(scenes_root: Path, without_ray:
     """Bit for bit: network, average, discriminator, both optimizers."""
     config = small("ffdnet_gan_cpu", scenes_root, scenes_root).replace({"train.lr": 1e-3})
     row = share(config, scenes_root)
-    whole, other = Worker(config, steps_per_epoch=10), Worker(config.replace({"train.seed": 1}), steps_per_epoch=10)
+    whole, other = TrainState(config, 10), TrainState(config.replace({"train.seed": 1}), 10)
     for step in range(3):
-        whole.step(row, step)
+        train_step(whole, row, step)
     folder = tmp_path / checkpoint.name_of(3)
     checkpoint.write(
-        folder, weights=whole.network.state_dict(), state=whole.state(), config=config, meta={"step": 3, "epoch": 0}
+        folder,
+        weights=whole.network.state_dict(),
+        state=whole.state_dict(),
+        config=config,
+        meta={"step": 3, "epoch": 0},
     )
-    assert not equal(other.state()["objective"], whole.state()["objective"])
+    assert not equal(other.state_dict()["objective"], whole.state_dict()["objective"])
     assert other.restore(folder) == 3
     for step in range(3, 6):
-        assert equal(whole.step(row, step), other.step(row, step))
-    assert equal(whole.state(), other.state())
-    assert whole.average is not None and not any("discriminator" in name for name in whole.average.state_dict())
+        assert equal(train_step(whole, row, step), train_step(other, row, step))
+    assert equal(whole.state_dict(), other.state_dict())
+    assert whole.ema is not None and not any("discriminator" in name for name in whole.ema.state_dict())
 
 
 def test_a_discriminator_that_breaks_is_named(scenes_root: Path, without_ray: None) -> None:
     config = still(scenes_root, adversarial_lr=1e30)
-    worker, row = Worker(config, steps_per_epoch=10), share(config, scenes_root)
+    state, row = TrainState(config, steps_per_epoch=10), share(config, scenes_root)
     with pytest.raises(
         TrainingError, match=r"step [123]: the discriminator's loss .*Lower loss.adversarial_lr"
     ) as error:
         for step in range(4):
-            worker.step(row, step)
+            train_step(state, row, step)
     assert "\n" not in str(error.value)

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from pipelines.config import Config
-from pipelines.training.loop import Worker
-from tests.helpers.training_steps import OBJECTIVES, SIDE, batch, config
+from pipelines.training.loop import train_step
+from pipelines.training.state import TrainState
+from tests.helpers.training_steps import OBJECTIVES, SIDE, batch, config, rows_are_tensors
 
 ALL = OBJECTIVES | {"sadnet": {"model.name": "sadnet", "loss.features": "efficientnet_lite0.bn1"}}
 
@@ -37,14 +38,13 @@ def test_a_step_reads_nothing(name: str, parts: int, tmp_path: Path, monkeypatch
     monkeypatch.setattr("ray.train.torch.get_device", lambda: meta)
     monkeypatch.setattr("ray.train.torch.prepare_model", lambda model: model)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # there is none for meta
-    given = {key: tensor.to(meta) for key, tensor in batch(0, torch.float32).items()}
-    monkeypatch.setattr("pipelines.data.stream.to_tensors", lambda *_: (given["clean"], given["noisy"], given["sigma"]))
-    monkeypatch.setattr("pipelines.data.stream.labels", lambda *_: given["labels"])
-    worker = Worker(settings(name, tmp_path, parts), steps_per_epoch=10)
-    if worker.objective.d2sm is not None:
-        worker.objective.d2sm._range_checked = True  # the very first step looks at the range, once a run
+    rows_are_tensors(monkeypatch)
+    row: Any = {key: tensor.to(meta) for key, tensor in batch(0, torch.float32).items()}
+    state = TrainState(settings(name, tmp_path, parts), steps_per_epoch=10)
+    if state.objective.d2sm is not None:
+        state.objective.d2sm._range_checked = True  # the very first step looks at the range, once a run
     for step in range(8):
-        numbers = worker.step({}, step)
+        numbers = train_step(state, row, step)
     assert {number.device for number in numbers.values()} == {meta}
 
 
@@ -55,7 +55,7 @@ def test_a_step_on_a_gpu_waits_for_nothing(
 ) -> None:
     monkeypatch.setattr("ray.train.torch.get_device", lambda: torch.device("cuda"))
     monkeypatch.setattr("ray.train.torch.prepare_model", lambda model: model)
-    worker = Worker(settings(name, tmp_path, parts).replace({"train.precision": "bf16"}), steps_per_epoch=10)
+    state = TrainState(settings(name, tmp_path, parts).replace({"train.precision": "bf16"}), steps_per_epoch=10)
     given = batch(0, torch.float32)
     pixels = (255 * given["clean"]).byte().permute(0, 2, 3, 1).numpy()
     row: dict[str, Any] = {
@@ -64,10 +64,10 @@ def test_a_step_on_a_gpu_waits_for_nothing(
     }  # fmt: skip
     assert pixels.shape[1] == SIDE
     for step in range(2):  # the first allocates, and looks at the range
-        worker.step(row, step)
+        train_step(state, row, step)
     torch.cuda.set_sync_debug_mode("error")
     try:
         for step in range(2, 8):
-            worker.step(row, step)
+            train_step(state, row, step)
     finally:
         torch.cuda.set_sync_debug_mode("default")

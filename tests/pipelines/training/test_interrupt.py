@@ -1,4 +1,4 @@
-"""What the first and the second Ctrl-C do to a job, and that a worker learns of it without waiting."""
+"""What the first and the second Ctrl-C do to a run, and that a worker learns of it without waiting."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import time
 import pytest
 
 from pipelines.training import interrupt
-from pipelines.training.messages import Mailbox
+from pipelines.training.messages import MessageQueue
 
 
 def press(*after: float, number: int = signal.SIGINT) -> None:
@@ -24,48 +24,49 @@ def test_once_asks_and_the_job_ends_by_itself(number: int) -> None:
     asked = threading.Event()
     before = signal.getsignal(number)
     press(0.1, number=number)
-    assert interrupt.interruptible(lambda: asked.wait(10) and None, ask=asked.set) is True
+    assert interrupt.run_interruptible(lambda: asked.wait(10), request_stop=asked.set) is True
     assert asked.is_set() and signal.getsignal(number) is before
 
 
 def test_twice_leaves_at_once() -> None:
     press(0.1, 0.2)
     since = time.monotonic()
-    with pytest.raises(interrupt.Left):
-        interrupt.interruptible(lambda: time.sleep(3), ask=lambda: None)
+    with pytest.raises(interrupt.Abandoned):
+        interrupt.run_interruptible(lambda: time.sleep(3), request_stop=lambda: None)
     assert time.monotonic() - since < 2
 
 
 def test_a_job_that_does_not_end_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interrupt, "_PATIENCE", 0.3)
+    monkeypatch.setattr(interrupt, "_TIMEOUT", 0.3)
     press(0.1)
-    with pytest.raises(interrupt.Left):
-        interrupt.interruptible(lambda: time.sleep(3), ask=lambda: None)
+    with pytest.raises(interrupt.Abandoned):
+        interrupt.run_interruptible(lambda: time.sleep(3), request_stop=lambda: None)
 
 
 def test_a_job_that_is_left_alone() -> None:
-    assert interrupt.interruptible(lambda: None, ask=lambda: None) is False
+    assert interrupt.run_interruptible(lambda: None, request_stop=lambda: None) is False
     with pytest.raises(ValueError, match="its own"):
-        interrupt.interruptible(lambda: (_ for _ in ()).throw(ValueError("its own")), ask=lambda: None)
+        interrupt.run_interruptible(lambda: (_ for _ in ()).throw(ValueError("its own")), request_stop=lambda: None)
 
 
 def test_in_another_thread_it_is_but_a_call() -> None:
     found: list[object] = []
     thread = threading.Thread(
-        target=lambda: found.append(interrupt.interruptible(lambda: found.append("ran"), ask=lambda: None))
+        target=lambda: found.append(interrupt.run_interruptible(lambda: found.append("ran"), request_stop=lambda: None))
     )
     thread.start()
     thread.join(10)
     assert found == ["ran", False]
 
 
-def test_a_worker_learns_of_the_wish(ray_session: None) -> None:
-    mailbox = Mailbox.remote()
-    told, deaf = interrupt.StopRequest(mailbox, listens=True, every=0.0), interrupt.StopRequest(mailbox, listens=False)
-    assert not any(told.known() for _ in range(20))
-    mailbox.end.remote()
+def test_a_worker_learns_of_a_stop_request(ray_session: None) -> None:
+    messages = MessageQueue.remote()
+    polls = interrupt.StopRequest(messages, enabled=True, interval=0.0)
+    does_not = interrupt.StopRequest(messages, enabled=False)
+    assert not any(polls.received() for _ in range(20))
+    messages.request_stop.remote()
     end = time.monotonic() + 20
-    while not told.known():
+    while not polls.received():
         assert time.monotonic() < end
         time.sleep(0.01)
-    assert not deaf.known()
+    assert not does_not.received()

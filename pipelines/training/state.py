@@ -1,0 +1,128 @@
+"""What a rank trains, and what a checkpoint restores: network, objective, optimizers, learning rate schedule, EMA."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ray.train.torch
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel
+
+from d2sm.models.activation_checkpointing import checkpoint_activations
+from pipelines.config import Config
+from pipelines.networks.models import TrainingModule, build
+from pipelines.runs import checkpoint
+from pipelines.sections import Train
+from pipelines.training.discriminator import DiscriminatorOptimizer
+from pipelines.training.objective import Objective
+
+
+class TrainState:
+    """Everything that a step changes. All ranks hold the same, except for DistributedDataParallel's buffers.
+
+    Args:
+        config: the run.
+        steps_per_epoch: for the learning rate schedule.
+
+    Attributes:
+        network: the backbone; its weights are trained.
+        model: `network` as a step calls it, (noisy, sigma) -> (restored, estimate or None), compiled and wrapped in
+            DistributedDataParallel as configured.
+        objective: the weighted sum of losses, with D2SM's queues and the discriminator. Not wrapped, because its
+            gradient already accounts for all ranks.
+        optimizer, schedule: Adam on the network.
+        discriminator_optimizer: None without an adversarial term.
+        ema: exponential moving average of the network's weights; None with `train.ema=0`.
+    """
+
+    def __init__(self, config: Config, steps_per_epoch: int) -> None:
+        train = config.train
+        self.config, self.steps_per_epoch = config, steps_per_epoch
+        self.device = ray.train.torch.get_device()
+        torch.manual_seed(train.seed)
+        self.network = build(config.model).to(self.device).to(memory_format=torch.channels_last)
+        if train.recompute:
+            checkpoint_activations(self.network)
+        self.ema = _ema(self.network, train.ema) if train.ema else None
+        module = TrainingModule(self.network, estimate=config.loss.uses_estimate)
+        if train.compile:
+            module.compile(fullgraph=True, dynamic=False)  # in place, which keeps the names of the weights
+        self.model: nn.Module = ray.train.torch.prepare_model(module)
+        # channels_last for Phi too, because restored images arrive in that layout.
+        self.objective = Objective(config.loss).to(self.device).to(memory_format=torch.channels_last).train()
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=train.lr, betas=train.betas)
+        self.schedule = LambdaLR(self.optimizer, lambda step: lr_factor(train, step, steps_per_epoch))
+        adversarial = self.objective.adversarial
+        self.discriminator_optimizer = (
+            DiscriminatorOptimizer(adversarial.discriminator, config) if adversarial is not None else None
+        )
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights that are saved as the model: the EMA's where there is one."""
+        return (self.network if self.ema is None else self.ema.module).state_dict()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint's state.pt holds. Its keys are a file format: old runs resume from them."""
+        return {
+            "model": self.network.state_dict(),
+            "average": self.ema.state_dict() if self.ema is not None else None,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": {key: value for key, value in self.schedule.state_dict().items() if key != "lr_lambdas"},
+            "objective": self.objective.state_dict(),
+            "adversary": self.discriminator_optimizer.state_dict() if self.discriminator_optimizer else None,
+            "random": torch.get_rng_state(),
+        }
+
+    def restore(self, folder: Path) -> int:
+        """Load a checkpoint; gives its step.
+
+        The learning rate is the configured one, not the saved one: in population-based training a trial continues from
+        the checkpoint of another with its own rate.
+
+        Raises:
+            CheckpointError: it is damaged, or of another model.
+        """
+        state, step = checkpoint.load_state(folder), int(checkpoint.meta(folder)["step"])
+        checkpoint.fill(self.network, state["model"], folder / checkpoint.STATE)
+        if self.ema is not None:
+            self.ema.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict({**state["schedule"], "lr_lambdas": self.schedule.state_dict()["lr_lambdas"]})
+        self.objective.load_state_dict(state["objective"])
+        if self.discriminator_optimizer is not None:
+            self.discriminator_optimizer.load_state_dict(state["adversary"])
+        torch.set_rng_state(state["random"])
+        lr = self.config.train.lr
+        self.schedule.base_lrs = [lr for _ in self.schedule.base_lrs]
+        for group in self.optimizer.param_groups:
+            group["initial_lr"], group["lr"] = lr, lr * lr_factor(self.config.train, step, self.steps_per_epoch)
+        return step
+
+
+def lr_factor(train: Train, step: int, steps_per_epoch: int) -> float:
+    """The learning rate at a step, divided by `train.lr`: linear warm-up times the schedule."""
+    warm_up = min(1.0, (step + 1) / (train.warmup_steps + 1))
+    if train.schedule == "halve":  # the paper's
+        epoch = step // steps_per_epoch
+        return float(warm_up * 0.5 ** sum(epoch >= at for at in train.halve_at))
+    if train.schedule == "cosine":
+        total = train.epochs * steps_per_epoch
+        after = max(0, step - train.warmup_steps) / max(1, total - train.warmup_steps)
+        return float(warm_up * (1 + torch.cos(torch.tensor(torch.pi * min(1.0, after))).item()) / 2)
+    return warm_up
+
+
+def _ema(network: nn.Module, decay: float) -> AveragedModel:
+    """The EMA of the weights. Its decay is warmed up to `decay`, so that a short run forgets its random start."""
+
+    @torch.no_grad()
+    def update(averaged: tuple[Tensor, ...] | list[Tensor], current: tuple[Tensor, ...] | list[Tensor], _: Any) -> None:
+        # n_averaged is on the CPU; the count passed in is a copy on the device, and reading it would wait for that.
+        steps = int(ema.n_averaged)
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + steps) / (10 + steps)))
+
+    ema = AveragedModel(network, multi_avg_fn=update)
+    return ema
