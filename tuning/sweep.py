@@ -106,7 +106,7 @@ class Reason:
             config = self.base.replace(point)
             splits.check_sizes(config, self.items)
             size, phi = config.loss.patch_size, config.loss.features
-            if config.loss.weight and size:
+            if "d2sm" in config.loss.terms and size:
                 if phi not in self.strides:
                     self.strides[phi] = features(phi, weights="random").stride
                 if size % self.strides[phi]:

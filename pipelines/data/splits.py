@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from d2sm.objectives import TERMS
 from pipelines.config import Config
 from pipelines.data import plan
 from pipelines.data.images import DataError
@@ -47,11 +48,6 @@ def evaluation_images(config: Config) -> pa.Table:
     return items.slice(0, config.evaluate.limit or items.num_rows)
 
 
-def needs_labels(config: Config) -> bool:
-    """Whether crops carry their labels: only if an objective compares with them, since decoding them takes time."""
-    return bool(config.loss.cross_entropy)
-
-
 def check_sizes(config: Config, items: pa.Table) -> None:
     """Check that every image holds a crop, and an epoch a step.
 
@@ -79,8 +75,9 @@ def check_labels(config: Config, items: pa.Table) -> None:
         DataError: names the first image without.
     """
     missing = items.filter(items["label"].is_null())["name"]
-    if needs_labels(config) and len(missing):
-        raise _no_label(config.data.train_split, missing, "loss.cross_entropy=0")
+    if config.loss.uses_labels and len(missing):
+        keys = [f"loss.{TERMS[name].weight_key}=0" for name in config.loss.terms if TERMS[name].uses_labels]
+        raise _no_label(config.data.train_split, missing, " ".join(keys))
 
 
 def _no_label(split: str, missing: pa.ChunkedArray, instead: str) -> DataError:

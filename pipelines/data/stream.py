@@ -28,7 +28,6 @@ from pipelines.config import Config
 from pipelines.data import plan, shards
 from pipelines.data.images import DataError, ImageError, Pixels
 from pipelines.data.items import open_image
-from pipelines.data.splits import needs_labels
 
 if TYPE_CHECKING:
     import torch
@@ -156,7 +155,8 @@ def cut_crops(config: Config, items: pa.Table, crops: pa.Table) -> tuple[dict[st
     """
     size = config.data.crop_size
     has_noisy = items["noisy"].null_count < items.num_rows
-    wanted: dict[shards.Column, bool] = {"image": True, "noisy": has_noisy, "label": needs_labels(config)}
+    # Labels only if an objective needs them, because decoding them takes time.
+    wanted: dict[shards.Column, bool] = {"image": True, "noisy": has_noisy, "label": config.loss.uses_labels}
     columns = [column for column, there in wanted.items() if there]
     rows = crops.to_pylist()
     cut: dict[str, Pixels] = {

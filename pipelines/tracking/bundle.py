@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from d2sm.models import BACKBONES
+from d2sm.objectives import TERMS
 from pipelines import config as configs
 from pipelines.runtime import files
 from pipelines.text import redact
@@ -35,8 +36,6 @@ _META = {
     "dirty": "dirty",
     "data": "data_fingerprint",
 }  # -> tags
-_TERMS = {"l1": "L1", "d2sm": "D2SM", "mse": "MSE", "ssim": "SSIM", "lpips": "LPIPS"}  # abbreviations, in tags
-_WITH_PHI = {"d2sm", "perceptual", "contextual"}
 SIGMA = 25.0  # noise level of a served request that names none
 _INSIDE = "data/bundle"  # where MLflow puts the bundle within the model
 _NEEDS = ("mlflow", "torch", "torchvision", "numpy", "safetensors", "pydantic", "PyYAML")  # to load and serve
@@ -187,8 +186,8 @@ def _describe(bundle: Path) -> dict[str, str]:
     return {
         "recipe": config.recipe,
         "backbone": f"{model.name}{size}",
-        "objective": " + ".join(f"{weight:g} {_TERMS.get(name, name)}" for name, weight in terms.items()),
-        "phi": config.loss.features if _WITH_PHI & terms.keys() else "",
+        "objective": " + ".join(f"{weight:g} {TERMS[name].label}" for name, weight in terms.items()),
+        "phi": config.loss.features if config.loss.uses_phi else "",
         "segmenter": config.evaluate.segmenter or "",
         **{tag: str(meta[key]) for key, tag in _META.items() if meta.get(key) is not None},
     }

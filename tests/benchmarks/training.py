@@ -37,6 +37,7 @@ from pipelines.config import Config
 from pipelines.data import stream
 from pipelines.networks.models import TrainingModule, build
 from pipelines.recipes import recipe
+from pipelines.runs.folder import RunFolder
 from pipelines.runtime import session
 from pipelines.training import loop as ours
 from pipelines.training.messages import MessageQueue, WorkerTask
@@ -156,10 +157,11 @@ def start_plain(config: Config, gate: Gate, device: torch.device) -> Callable[[]
 
 
 def start_rays(config: Config, gate: Gate) -> Callable[[], None]:
+    name = config.train.name
+    messages = MessageQueue.remote()  # type: ignore[attr-defined]
     task = WorkerTask(
-        config, str(gate.folder / config.train.name), gate.rounds * gate.steps, 10**6, {"name": config.train.name},
-        messages=MessageQueue.remote(),  # type: ignore[attr-defined]
-    )  # fmt: skip
+        config, RunFolder(gate.folder / name), gate.rounds * gate.steps, 10**6, {"name": name}, messages=messages
+    )
     trainer = TorchTrainer(
         partial(rays, task, gate),
         torch_config=TorchConfig(backend="gloo"),

@@ -41,7 +41,7 @@ def test_files_exist_and_none_is_missing() -> None:
 @pytest.mark.parametrize("kind", ["a backbone", "an objective", "a degradation"])
 def test_following_a_recipe_word_by_word(kind: str, tmp_path: Path) -> None:
     """In a copy: the file is written, the entry is added, and the tests that the recipe names run and pass."""
-    for package in ("d2sm", "pipelines", "tests"):
+    for package in ("d2sm", "pipelines", "tuning", "cluster", "tests"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     recipe = TEXT.split(f"## How to add {kind}\n")[1].split("\n## ")[0]
     code, entry = blocks(recipe)

@@ -43,7 +43,7 @@ def test_rows_are_recipes_patterns_and_recipes_with_other_keys() -> None:
     assert [row.recipe for row in rows] == [
         "ffdnet_l1_cpu", "ffdnet_d2sm_cpu", "ffdnet_d2sm_internal_cpu", "ffdnet_d2sm_cpu",
     ]  # fmt: skip
-    assert rows[3].loss.weight == 1 and all(row.data.root == "/d" for row in rows)
+    assert rows[3].loss.terms["d2sm"] == 1 and all(row.data.root == "/d" for row in rows)
     assert len(table.rows_of(["*_cpu"], {})) == sum(name.endswith("_cpu") for name in recipes())
 
 

@@ -73,7 +73,7 @@ def draw(rows: Sequence[Row], path: Path) -> tuple[list[Path], dict[str, float]]
 
 def with_features_of(rows: Sequence[Row]) -> Config:
     """The configuration whose features and samples are shown: the first row's that uses D2SM, else the first row's."""
-    return next((row.config for row in rows if row.config.loss.weight), rows[0].config)
+    return next((row.config for row in rows if "d2sm" in row.config.loss.terms), rows[0].config)
 
 
 def embed(photographs: Sequence[ComparedPhotograph], config: Config) -> Embedding:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pickle
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import ray
 
 from pipelines.config import Config
+from pipelines.runs.folder import RunFolder
 from pipelines.training.messages import (
     Message,
     MessageQueue,
@@ -29,7 +31,7 @@ MESSAGES: list[Message] = [
 
 
 def test_the_task_of_a_worker_survives_pickling() -> None:
-    task = WorkerTask(Config(), "/runs/first", 6, 3, {"name": "first"}, messages=None)
+    task = WorkerTask(Config(), RunFolder(Path("/runs/first")), 6, 3, {"name": "first"}, messages=None)
     assert pickle.loads(pickle.dumps(task)) == task
 
 
