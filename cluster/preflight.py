@@ -153,7 +153,6 @@ def _load_objective(config: Config) -> None:
 
 
 def _load_segmenter(config: Config) -> None:
-    if config.evaluate.segmenter:
-        from pipelines.networks import segmenters
+    from pipelines.tracking.segmenter import evaluation_segmenter
 
-        segmenters.load(config.evaluate.segmenter, weights=config.evaluate.segmenter_weights)
+    evaluation_segmenter(config)

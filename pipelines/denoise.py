@@ -18,7 +18,6 @@ from pipelines import registry
 from pipelines.data.images import ENDINGS, read_rgb, write_png
 from pipelines.inference.samples import pixels, tensor
 from pipelines.inference.tiling import Tile, tile_for
-from pipelines.runs import checkpoint, storage
 from pipelines.runtime.progress import Line
 from pipelines.runtime.threads import torch_threads
 
@@ -29,23 +28,11 @@ class DenoiseError(ValueError):
     """What was asked for cannot be done. One line."""
 
 
-def load(model: str, *, uri: str | None = None, device: str = "cpu") -> nn.Module:
-    """A model from a run's folder, a checkpoint, their URI, or a registry reference such as models:/name@alias."""
-    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        have = "cpu or cuda" if torch.cuda.is_available() else "cpu (torch finds no GPU)"
-        raise DenoiseError(f"device={device}: there is {have}")
-    if storage.is_uri(model) or (Path(model).exists() and not model.startswith("models:")):
-        return checkpoint.load_model(checkpoint.resolve(model))[0].to(device)
-    if model.startswith(("models:", "/", ".")) or "@" in model:
-        return registry.lookup(model, uri=uri).load(device)
-    raise DenoiseError(f"model={model}: no such folder, and no reference like models:/name@alias")
-
-
 def denoise(
     source: str | Path,
     target: str | Path,
     *,
-    model: nn.Module,
+    model: nn.Module | str | Path,
     sigma: float | None = None,
     add: float | None = None,
     tile: Tile = "auto",
@@ -56,7 +43,7 @@ def denoise(
     Args:
         source: a PNG or JPEG file, or a folder, searched with its subfolders.
         target: the file to write, or the folder to write to (names are kept, suffixes become .png). Never the source.
-        model: a denoiser, see `load`.
+        model: a denoiser, or what names one (see `registry.model_folder`), which then restores on the CPU.
         sigma: noise level of the photographs in units of 0..255; not for blind models.
         add: level of Gaussian noise to add first, to try a model on clean photographs; sigma is then this level.
         tile: side of the tiles; None: whole images; "auto": whole images, or the largest tiles that fit into the free
@@ -67,9 +54,12 @@ def denoise(
         The files written.
 
     Raises:
+        RegistryError, CheckpointError: no such model.
         DenoiseError: nothing to restore, no noise level, or one for a blind model.
         ImageError: a file that cannot be read; those before it are written.
     """
+    if not isinstance(model, nn.Module):
+        model = registry.open_model(model)
     level = add if add is not None else sigma
     if level is None and not model.blind:
         raise DenoiseError(

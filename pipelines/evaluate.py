@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from d2sm import metrics
 from d2sm.inference import restore
+from pipelines import registry
 from pipelines.config import Config
 from pipelines.data import index
 from pipelines.data.images import DataError
@@ -32,6 +33,7 @@ from pipelines.runtime import resources, session
 from pipelines.runtime.progress import Line
 from pipelines.runtime.threads import torch_threads
 from pipelines.text import one_line
+from pipelines.tracking.segmenter import evaluation_segmenter, with_store
 
 SMALLEST = 11  # pixels: the side of SSIM's window (d2sm.metrics)
 
@@ -57,7 +59,7 @@ def check(config: Config) -> pa.Table:
     evaluate = config.evaluate
     if evaluate.segmenter:
         try:
-            segmenters.load(evaluate.segmenter, weights=evaluate.segmenter_weights)
+            evaluation_segmenter(config)
         except SegmenterError as error:
             weights = f" evaluate.segmenter_weights={evaluate.segmenter_weights}" if evaluate.segmenter_weights else ""
             raise SegmenterError(
@@ -76,17 +78,17 @@ def evaluate(model: str | Path, config: Config | None = None, *, quiet: bool = F
     """Measure a model on the evaluation split.
 
     Args:
-        model: a run's folder, one of its checkpoints, or the folder of a registered model.
-        config: data and evaluate sections to use; None: those the model was trained with.
+        model: what names a model, see `registry.model_folder`.
+        config: data, evaluate and tracking sections to use; None: those the model was trained with.
         quiet: no progress line.
         verbose: show Ray's own log.
 
     Raises:
-        CheckpointError, DataError, SegmenterError, ResourceError, EvaluationError: one line each.
+        RegistryError, CheckpointError, DataError, SegmenterError, ResourceError, EvaluationError: one line each.
     """
-    bundle = checkpoint.resolve(model)
-    network, trained_with = checkpoint.load_model(bundle)  # here: an actor's node may not see the folder
-    config = config or trained_with
+    folder = registry.model_folder(model, uri=config.tracking.uri if config else None)
+    network, trained_with = checkpoint.load_model(folder)  # here: an actor's node may not see the folder
+    config = with_store(config or trained_with)
     items = check(config)
     if config.evaluate.actors:
         session.start(cpus=config.evaluate.actors + 1, verbose=verbose)
@@ -161,9 +163,8 @@ class _Evaluator:
         torch.set_num_threads(evaluate.threads)
         self.device = torch.device("cuda" if evaluate.use_gpu else "cpu")
         self.config, self.model = config, network.to(self.device)
-        self.segmenter: nn.Module | None = None
-        if evaluate.segmenter:
-            self.segmenter = segmenters.load(evaluate.segmenter, weights=evaluate.segmenter_weights).to(self.device)
+        segmenter = evaluation_segmenter(config)
+        self.segmenter = segmenter.to(self.device) if segmenter else None
         # Actors that share the memory of this machine, or of this GPU.
         actors = max(1, evaluate.actors)
         self.sharing = min(actors, int(1 // config.train.gpus_per_worker)) if evaluate.use_gpu else actors

@@ -18,6 +18,7 @@ from pipelines.runs.folder import RunFolder, runs_folder
 from pipelines.runs.results import RESULTS, Results
 from pipelines.text import redact
 from pipelines.tracking import store
+from pipelines.tracking.segmenter import evaluation_segmenter
 from pipelines.training import record, tracked
 
 
@@ -50,7 +51,8 @@ def run(config: Config, *, quiet: bool = False, verbose: bool = False, watch: re
         registry.check_names(config.tracking.register_as, config.tracking.alias)
     trained = train.fit(config, quiet=quiet, verbose=verbose, watch=watch)
     results = evaluate(trained.checkpoint, trained.config, quiet=quiet, verbose=verbose)
-    drawn = pictures.draw(trained.checkpoint, trained.config, trained.folder.pictures)
+    segmenter = evaluation_segmenter(trained.config)
+    drawn = pictures.draw(trained.checkpoint, trained.config, trained.folder.pictures, segmenter)
     with tracked.open_run(trained.config, trained.folder) as mlflow_run:
         save_results(mlflow_run, trained.folder, results, drawn, step=trained.step)
         for name in (checkpoint.MODEL, checkpoint.CONFIG, checkpoint.META):
@@ -76,20 +78,25 @@ def save_results(
 
 
 def evaluate_run(
-    model: Path, config: Config | None = None, *, out: Path | None = None, quiet: bool = False, verbose: bool = False
+    model: str | Path,
+    config: Config | None = None,
+    *,
+    out: Path | None = None,
+    quiet: bool = False,
+    verbose: bool = False,
 ) -> tuple[Results, Path]:
-    """Evaluate a checkpoint. The numbers of a run's own checkpoint also go into the run's folder and MLflow record.
+    """Evaluate a model. The numbers of a run's checkpoint also go into the run's folder and MLflow record.
 
     Args:
-        model: a run's folder, one of its checkpoints, or the folder of a registered model.
-        config: data and evaluate sections to use; None: those the model was trained with.
+        model: what names a model, see `registry.model_folder`.
+        config: data, evaluate and tracking sections to use; None: those the model was trained with.
         out: the file to write instead; the run's folder and record then stay as they are.
         quiet, verbose: as in `run`.
 
     Returns:
         The results and the file they were written to.
     """
-    found = checkpoint.resolve(model)
+    found = registry.model_folder(model, uri=config.tracking.uri if config else None)
     results = evaluate(found, config, quiet=quiet, verbose=verbose)
     folder = RunFolder.at(found.parent)
     if out is None and folder.info_file.exists():

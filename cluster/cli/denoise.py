@@ -7,16 +7,13 @@ import argparse
 
 def run_denoise(args: argparse.Namespace) -> None:
     """Restore photographs."""
-    from pipelines.config import Config
-    from pipelines.denoise import denoise, load
-    from pipelines.tracking import uri_of
+    from pipelines import registry
+    from pipelines.denoise import denoise
 
-    registered = args.model.startswith("models:") or "@" in args.model
-    uri = uri_of(Config().replace({"tracking.uri": args.tracking_uri or ""})) if registered else None
     written = denoise(
         args.source,
         args.target,
-        model=load(args.model, uri=uri, device=args.device),
+        model=registry.open_model(args.model, uri=args.tracking_uri, device=args.device),
         sigma=args.sigma,
         add=args.add_noise,
         tile=args.tile,

@@ -16,6 +16,7 @@ from pipelines.inference.pictures import spread
 from pipelines.inference.tiling import tile_for
 from pipelines.networks import segmenters
 from pipelines.runs import checkpoint
+from pipelines.tracking.segmenter import evaluation_segmenter
 
 NOISY, CLEAN = "noisy", "clean"
 
@@ -56,9 +57,7 @@ def compared_photographs(rows: Sequence[Row], *, count: int, segmented: bool = T
     config = rows[0].config
     names = short_names([row.config for row in rows])
     models = {name: checkpoint.load_model(row.runs[0].checkpoint)[0] for name, row in zip(names, rows, strict=True)}
-    segmenter = None
-    if segmented and config.evaluate.segmenter:
-        segmenter = segmenters.load(config.evaluate.segmenter, weights=config.evaluate.segmenter_weights)
+    segmenter = evaluation_segmenter(config) if segmented else None
     items, found = evaluation_images(config), []
     for index in spread(items.num_rows, count):
         item = items.slice(index, 1).to_pylist()[0]

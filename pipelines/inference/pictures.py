@@ -21,19 +21,18 @@ from pipelines.runs import checkpoint
 _GAP = 6  # white pixels between two images
 
 
-def draw(bundle: Path, config: Config, folder: Path) -> list[Path]:
+def draw(bundle: Path, config: Config, folder: Path, segmenter: nn.Module | None) -> list[Path]:
     """Write `evaluate.pictures` pictures of the evaluation split, at its middle noise level.
 
     Args:
         bundle: folder of a checkpoint.
         folder: to write to, made if it does not exist.
+        segmenter: draws the segmentation; None: there is none.
 
     Returns:
         The files written, NAME_sigmaLEVEL.png.
     """
     model = checkpoint.load_model(bundle)[0]
-    name = config.evaluate.segmenter
-    segmenter = segmenters.load(name, weights=config.evaluate.segmenter_weights) if name else None
     items = evaluation_images(config)
     folder.mkdir(parents=True, exist_ok=True)
     written = []

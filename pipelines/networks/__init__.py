@@ -1,0 +1,1 @@
+"""Networks by the names that a configuration gives them: backbones (models) and segmenters."""

@@ -1,4 +1,4 @@
-"""From the configuration's model section to a network."""
+"""Backbones from the configuration's model section."""
 
 from __future__ import annotations
 
@@ -17,19 +17,28 @@ def build(model: Model) -> Denoiser:
 
 
 class TrainingModule(nn.Module):
-    """A backbone as a training step calls it, blind or not: DistributedDataParallel wraps this, which calls forward.
+    """A backbone with the interface that training needs; DistributedDataParallel wraps it and calls its `forward`.
 
     Args:
         network: from `build`.
-        estimate: also give its estimate of the noise, for the objectives that judge it (CBDNet).
+        estimate: whether to return the network's estimate of the noise too, for the objectives that use it. The network
+            then is one of those in `BACKBONES` with `estimates_noise`.
     """
 
-    def __init__(self, network: nn.Module, *, estimate: bool) -> None:
+    def __init__(self, network: Denoiser, *, estimate: bool) -> None:
         super().__init__()
         self.network, self.estimate = network, estimate
 
     def forward(self, noisy: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(B, 3, H, W) and (B,) -> restored, and the estimate (B, 3, H, W) or None."""
+        """Restore a batch.
+
+        Args:
+            noisy: (B, 3, H, W).
+            sigma: (B,), in units of 0..255; blind networks ignore it.
+
+        Returns:
+            restored (B, 3, H, W), and the estimate of the noise (B, 3, H, W) or None.
+        """
         if self.estimate:
             return cast(CBDNet, self.network).with_estimate(noisy)
-        return (self.network(noisy) if self.network.blind else self.network(noisy, sigma)), None
+        return self.network(noisy, sigma), None

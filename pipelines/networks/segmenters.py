@@ -1,14 +1,13 @@
-"""Segmentation networks by name, all with one contract.
+"""Segmentation networks by name, with one contract.
 
-`load(name, weights=...)` returns a frozen module in eval mode, (B, 3, H, W) RGB in [0, 1] -> logits
-(B, 19, H, W) of the Cityscapes train ids at the input's size, its own preprocessing inside. Parameters take
-no gradient; the input does.
+`load(name, weights=...)` returns a frozen module in eval mode: (B, 3, H, W) RGB in [0, 1] -> logits (B, 19, H, W) of
+the Cityscapes train ids, at the input's size, its own normalisation inside. Its parameters take no gradient; the input
+does. Registered networks ("models:/name@alias") are loaded by `pipelines.tracking.segmenter`.
 """
 
 from __future__ import annotations
 
 import importlib
-import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +23,7 @@ from d2sm.models import ESPNet
 from d2sm.objectives.segmentation import ABSENT
 from pipelines.text import did_you_mean, more, one_line
 
-# CamVid's order of outputs; its twelfth, void, is dropped.
+# The classes of CamVid's outputs, in order; a twelfth output, void, is not used.
 _CAMVID = (
     "sky", "building", "pole", "road", "sidewalk", "vegetation",
     "traffic sign", "fence", "car", "person", "bicycle",
@@ -32,19 +31,19 @@ _CAMVID = (
 
 
 class SegmenterError(ValueError):
-    """An unknown name, or weights that are missing or do not fit: one line that says which."""
+    """A segmenter that cannot be loaded, or breaks the contract. One line."""
 
 
 class Segmenter(nn.Module):
-    """A network with what happens before and after it.
+    """A published network with its preprocessing, and its outputs as Cityscapes train ids.
 
     Args:
         network: normalised (B, 3, h, w) -> (B, C, h, w).
-        channels: for the first outputs of the network in turn, the train id each stands for; further
-            outputs (void) are dropped, train ids not named get `ABSENT`.
-        mean: per channel in units of 0..255, in BGR order, as the published networks were trained.
-        std: likewise; the quotient is then divided by 255.
-        size: (h, w) the image is resized to; None: it keeps its size.
+        channels: the train ids that the first outputs of the network stand for, in turn. Further outputs are dropped;
+            train ids that are not among them get the logit `ABSENT`.
+        mean: of each channel, in units of 0..255, in BGR order, as the published networks were trained.
+        std: likewise; the normalised image is divided by 255 afterwards.
+        size: (h, w) to which the image is resized for the network; None: it keeps its size.
     """
 
     channels: Tensor
@@ -75,37 +74,39 @@ class Segmenter(nn.Module):
 
 
 def classes(segmenter: nn.Module, image: Tensor) -> Tensor:
-    """What a segmenter sees: images (B, 3, H, W) in [0, 1] -> train ids (B, H, W) int64, on the image's device.
+    """The segmentation of images (B, 3, H, W) in [0, 1]: train ids (B, H, W) int64, on the images' device.
 
-    The first of equal scores, as `argmax` says, which takes eight times as long on a CPU.
+    Of equal scores the first wins, as with `argmax`, which is slower on a CPU.
     """
     with torch.no_grad():
         return segmenter(image).max(1).indices
 
 
 def load(name: str, *, weights: str | Path | None = None, resize: bool = True) -> nn.Module:
-    """A segmenter by name.
+    """Load a segmenter by name.
 
     Args:
-        name: "espnet-cityscapes" or "espnet-camvid" (the published networks), "espnet-scenes" (the small one
-            the demo trains), or "module:callable", imported, called with `weights=` and expected to return
-            a module of this file's contract, or "models:/name@alias": a network that MLflow's pytorch flavour
-            keeps as an exported program ("pt2", its default) in the store at MLFLOW_TRACKING_URI. Nothing is unpickled.
-        weights: the file of weights; the ESPNets need one, a plain state dict (.pth) or safetensors.
-        resize: whether the published networks resize what they are given to the size of a whole photograph; False
-            for crops, which keep the scale of their objects.
+        name: "espnet-cityscapes" or "espnet-camvid" (the published networks), "espnet-scenes" (the small one that the
+            demo trains), or "module:callable", which is imported, called with `weights=`, and returns a module that
+            keeps the contract of this file.
+        weights: file of weights. The ESPNets need one: a plain state dict (.pth) or safetensors.
+        resize: whether the published networks resize their input to the size of a whole photograph. False for crops,
+            whose objects then keep their scale.
 
     Raises:
-        SegmenterError: (a ValueError) unknown name; weights missing, unreadable or of another network; a
-            callable that cannot be imported or returns something else.
+        SegmenterError: (a ValueError) no such name; weights missing, unreadable or of another network; a callable that
+            cannot be imported or breaks the contract.
     """
     path = None if weights is None else Path(weights)
     if name in _BUILT_IN:
-        segmenter: nn.Module = _BUILT_IN[name](name, _existing(name, path))
+        if path is None:
+            remedy = "the demo writes one" if name == "espnet-scenes" else "sacmehta/ESPNet publishes it"
+            raise SegmenterError(f"segmenter {name} needs weights: give the path of its file ({remedy})")
+        if not path.is_file():
+            raise SegmenterError(f"segmenter {name}: weights={path}: no such file")
+        segmenter = _BUILT_IN[name](name, path)
         if isinstance(segmenter, Segmenter) and not resize:
             segmenter.size = None
-    elif name.startswith("models:/"):
-        segmenter = _registered(name)
     elif ":" in name and "/" not in name:
         segmenter = _imported(name, path)
     else:
@@ -116,26 +117,54 @@ def load(name: str, *, weights: str | Path | None = None, resize: bool = True) -
     return segmenter.eval().requires_grad_(False)
 
 
+def checked(name: str, segmenter: nn.Module) -> nn.Module:
+    """The segmenter, after it has kept the contract on one small image.
+
+    Raises:
+        SegmenterError: it fails on the image, or its result has another shape.
+    """
+    expected = (1, len(CLASSES), 64, 96)
+    try:
+        with torch.no_grad():
+            logits = segmenter(torch.zeros(1, 3, *expected[2:]))
+    except Exception as error:  # somebody else's network may raise anything
+        raise SegmenterError(f"segmenter={name!r} fails on an image of (1, 3, 64, 96): {one_line(error)}") from error
+    found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if found != expected:
+        raise SegmenterError(f"segmenter={name!r} gives {found} for an image of 64x96: needs logits {expected}")
+    return segmenter
+
+
 def _cityscapes(name: str, path: Path) -> Segmenter:
-    network = _filled(name, ESPNet(classes=20, p=2, q=8, shallow="conv"), path)
+    network = _with_weights(name, ESPNet(classes=20, p=2, q=8, shallow="conv"), path)
     mean, std = (72.3923111, 82.90893555, 73.15840149), (45.3192215, 46.15289307, 44.91483307)
     return Segmenter(network, list(range(len(CLASSES))), mean, std, size=(512, 1024))
 
 
 def _camvid(name: str, path: Path) -> Segmenter:
-    network = _filled(name, ESPNet(classes=12, p=2, q=8, shallow="pyramid"), path)
-    # The authors' constants are known to three digits only. The order is B, G, R: the training photographs
-    # at hand have mean (110.3, 108.4, 105.0) and mean deviation within an image (72.2, 72.7, 69.9).
-    mean, std = (110.4, 109.0, 106.1), (71.6, 72.3, 69.7)
+    network = _with_weights(name, ESPNet(classes=12, p=2, q=8, shallow="pyramid"), path)
+    mean, std = (110.4, 109.0, 106.1), (71.6, 72.3, 69.7)  # known to three digits only
     return Segmenter(network, [CLASSES.index(c) for c in _CAMVID], mean, std, size=(360, 480))
 
 
 def _scenes(name: str, path: Path) -> nn.Module:
-    """The demo's own network: it takes RGB in [0, 1] at any size and knows all 19 classes already."""
-    sizes = _metadata(name, path)
+    """The network that the demo trains: it takes RGB in [0, 1] at any size and has the 19 classes already."""
+    if path.suffix != ".safetensors":
+        raise SegmenterError(f"segmenter {name}: weights={path}: needs a .safetensors file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise SegmenterError(f"segmenter {name}: weights={path} cannot be read: {one_line(error)}") from error
+    try:
+        sizes: dict[str, Any] = {key: int(found[key]) for key in ("p", "q", "classes")}
+    except (KeyError, ValueError) as error:
+        raise SegmenterError(
+            f"segmenter {name}: weights={path}: its metadata {found} needs whole numbers p, q and classes"
+        ) from error
     if sizes["classes"] != len(CLASSES):
         raise SegmenterError(f"{name}: {path} has classes={sizes['classes']}: needs {len(CLASSES)}")
-    return _filled(name, ESPNet(**sizes), path)
+    return _with_weights(name, ESPNet(**sizes), path)
 
 
 _BUILT_IN: dict[str, Callable[[str, Path], nn.Module]] = {
@@ -145,13 +174,20 @@ _BUILT_IN: dict[str, Callable[[str, Path], nn.Module]] = {
 }
 
 
-def _existing(name: str, path: Path | None) -> Path:
-    if path is None:
-        remedy = "the demo writes one" if name == "espnet-scenes" else "sacmehta/ESPNet publishes it"
-        raise SegmenterError(f"segmenter {name} needs weights: give the path of its file ({remedy})")
-    if not path.is_file():
-        raise SegmenterError(f"segmenter {name}: weights={path}: no such file")
-    return path
+def _with_weights(name: str, network: ESPNet, path: Path) -> ESPNet:
+    state = _state(name, path)
+    own = network.state_dict()
+    # Old state dicts have no counter of batches, and nothing reads it in eval mode.
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    unknown = [key for key in state if key not in own]
+    wrong = [key for key in state if key in own and state[key].shape != own[key].shape]
+    for keys, what in ((missing, "lacks"), (unknown, "has the unknown"), (wrong, "has another shape of")):
+        if keys:
+            raise SegmenterError(
+                f"segmenter {name}: weights={path} is of another network: it {what} {keys[0]}{more(keys)}"
+            )
+    network.load_state_dict(state, strict=True)
+    return network
 
 
 def _state(name: str, path: Path) -> dict[str, Tensor]:
@@ -167,88 +203,18 @@ def _state(name: str, path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _filled(name: str, network: ESPNet, path: Path) -> ESPNet:
-    state = _state(name, path)
-    own = network.state_dict()
-    # Old state dicts have no counter of batches; nothing in eval mode reads it.
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
-    unknown = [key for key in state if key not in own]
-    wrong = [key for key in state if key in own and state[key].shape != own[key].shape]
-    for keys, what in ((missing, "lacks"), (unknown, "has the unknown"), (wrong, "has another shape of")):
-        if keys:
-            raise SegmenterError(
-                f"segmenter {name}: weights={path} is of another network: it {what} {keys[0]}{more(keys)}"
-            )
-    network.load_state_dict(state, strict=True)
-    return network
-
-
-def _metadata(name: str, path: Path) -> dict[str, Any]:
-    """p, q and classes as the trainer saved them beside the weights."""
-    if path.suffix != ".safetensors":
-        raise SegmenterError(f"segmenter {name}: weights={path}: needs a .safetensors file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            found = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise SegmenterError(f"segmenter {name}: weights={path} cannot be read: {error}") from error
-    try:
-        return {key: int(found[key]) for key in ("p", "q", "classes")}
-    except (KeyError, ValueError) as error:
-        raise SegmenterError(
-            f"segmenter {name}: weights={path}: its metadata {found} needs whole numbers p, q and classes"
-        ) from error
-
-
 def _imported(name: str, path: Path | None) -> nn.Module:
     module_name, _, attribute = name.partition(":")
     try:
         build = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise SegmenterError(f"segmenter={name!r} cannot be imported: {error}") from error
+        raise SegmenterError(f"segmenter={name!r} cannot be imported: {one_line(error)}") from error
     if not callable(build):
         raise SegmenterError(f"segmenter={name!r} is a {type(build).__name__}: needs a callable")
     segmenter = build(weights=path)
     if not isinstance(segmenter, nn.Module):
         raise SegmenterError(f"segmenter={name!r} returned a {type(segmenter).__name__}: needs a torch module")
-    return _probed(name, segmenter.eval())
-
-
-class _Program(nn.Module):
-    """An exported network, which refuses `eval` and `train`: it was exported in the mode it has."""
-
-    def __init__(self, program: nn.Module) -> None:
-        super().__init__()
-        self.forward = program.forward
-
-
-def _registered(name: str) -> nn.Module:
-    uri = os.environ.get("MLFLOW_TRACKING_URI")
-    if not uri:
-        raise SegmenterError(f"segmenter={name!r}: say where it is registered: set MLFLOW_TRACKING_URI")
-    os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
-    try:
-        mlflow.set_tracking_uri(uri)
-        return _probed(name, _Program(mlflow.pytorch.load_model(name)))
-    except MlflowException as error:
-        raise SegmenterError(f"segmenter={name!r}: {one_line(error)}") from None
-
-
-def _probed(name: str, segmenter: nn.Module) -> nn.Module:
-    """The segmenter, after one small picture has shown that it keeps the contract."""
-    expected = (1, len(CLASSES), 64, 96)
-    try:
-        with torch.no_grad():
-            logits = segmenter(torch.zeros(1, 3, *expected[2:]))
-    except Exception as error:  # whatever a stranger's network raises, in the words of this contract
-        raise SegmenterError(f"segmenter={name!r} fails on an image of (1, 3, 64, 96): {error}") from error
-    found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    if found != expected:
-        raise SegmenterError(f"segmenter={name!r} gives {found} for an image of 64x96: needs logits {expected}")
-    return segmenter
+    return checked(name, segmenter.eval())
 
 
 def _resized(maps: Tensor, size: tuple[int, ...] | torch.Size) -> Tensor:

@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from d2sm.models import Denoiser
 from pipelines import config as configs
 from pipelines.config import Config
 from pipelines.networks.models import build
@@ -133,7 +134,7 @@ def resolve(path: str | Path) -> Path:
     return found
 
 
-def load_model(folder: Path) -> tuple[nn.Module, Config]:
+def load_model(folder: Path) -> tuple[Denoiser, Config]:
     """The model of a checkpoint or bundle, in eval mode on the CPU, and its configuration.
 
     Its weights are in channels_last order, in which the CPU's convolutions need no copies in between; restored pixels

@@ -11,8 +11,8 @@ from d2sm import D2SMLoss
 from d2sm.features import features
 from d2sm.objectives import LPIPS, TERMS, Adversarial, Contextual, CrossEntropy, Perceptual, Term
 from pipelines.config import Config, ConfigError
-from pipelines.networks import segmenters
 from pipelines.sections import Loss
+from pipelines.tracking.segmenter import load_segmenter
 
 
 class Objective(nn.Module):
@@ -139,7 +139,7 @@ def _lpips(config: Loss) -> LPIPS:
 
 def _cross_entropy(config: Loss) -> CrossEntropy:
     assert config.segmenter is not None  # validated with the configuration
-    segmenter = segmenters.load(config.segmenter, weights=config.segmenter_weights, resize=False)
+    segmenter = load_segmenter(config.segmenter, weights=config.segmenter_weights, resize=False)
     return CrossEntropy(segmenter, scale=config.segmenter_scale)
 
 

@@ -35,10 +35,11 @@ from d2sm.noise import seed_of
 from pipelines.config import Config
 from pipelines.data import index as cityscapes
 from pipelines.data.images import TRAIN_IDS
-from pipelines.denoise import denoise, load
+from pipelines.denoise import denoise
 from pipelines.evaluate import evaluate, measurements
 from pipelines.networks import segmenters
 from pipelines.networks.models import build
+from pipelines.registry import open_model
 from pipelines.runs import checkpoint
 from pipelines.runtime import session
 from pipelines.runtime.threads import torch_threads
@@ -118,7 +119,7 @@ def network_alone(model: nn.Module, files: list[str]) -> None:
 def denoising(bundle: Path, items: list[dict[str, Any]], count: int, rounds: int) -> dict[str, np.ndarray]:
     """Three ways to restore a folder, with so many threads."""
     files = [item["image"] for item in items]
-    plain, model = plain_model(bundle), load(str(bundle))
+    plain, model = plain_model(bundle), open_model(bundle)
     with tempfile.TemporaryDirectory(prefix="d2sm-bench-") as name, torch_threads(count):
         folder = Path(name)
         (folder / "in").mkdir()

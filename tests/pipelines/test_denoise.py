@@ -13,12 +13,9 @@ from torch import nn
 from d2sm.inference import restore
 from d2sm.models import FFDNet
 from d2sm.noise import add_noise, seed_of
-from pipelines.config import Config
 from pipelines.data.images import ImageError, read_rgb, write_png
-from pipelines.denoise import DenoiseError, denoise, load
+from pipelines.denoise import denoise
 from pipelines.inference.samples import pixels, tensor
-from pipelines.registry import RegistryError
-from pipelines.runs import checkpoint
 from pipelines.runtime.threads import torch_threads
 from tests.helpers.networks import stirred
 
@@ -179,33 +176,3 @@ def test_sources_that_cannot_be_restored(model: nn.Module, photos: Path, tmp_pat
     with pytest.raises(ImageError, match="truncated"):
         denoise(tmp_path / "short.png", tmp_path / "out.png", model=model, sigma=25)
     assert not (tmp_path / "out.png").exists()
-
-
-def test_models_by_folder(tmp_path: Path, model: nn.Module) -> None:
-    config = Config().replace({"model.width": 8, "model.depth": 3})
-    folder = tmp_path / "run" / checkpoint.name_of(7)
-    checkpoint.write(folder, weights=model.state_dict(), state={}, config=config, meta={"step": 7})
-    for path in (folder, tmp_path / "run"):
-        loaded = load(str(path))
-        assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
-
-
-def test_models_that_are_not_there(tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path}/none.db"
-    with pytest.raises(DenoiseError, match="no such folder"):
-        load("nowhere", uri=uri)
-    for reference in ("models:/d2sm@champion", "d2sm@champion"):
-        with pytest.raises(RegistryError, match="none.db") as error:
-            load(reference, uri=uri)
-        assert "\n" not in str(error.value)
-    with pytest.raises(RegistryError, match="name@alias"):
-        load("models:/a/b/c", uri=uri)
-
-
-def test_a_device_that_is_not_there(tmp_path: Path, model: nn.Module) -> None:
-    config = Config().replace({"model.width": 8, "model.depth": 3})
-    checkpoint.write(tmp_path, weights=model.state_dict(), state={}, config=config, meta={"step": 7})
-    for device in ("gpu", *([] if torch.cuda.is_available() else ["cuda"])):
-        with pytest.raises(DenoiseError, match=f"device={device}") as error:
-            load(str(tmp_path), device=device)
-        assert "\n" not in str(error.value)

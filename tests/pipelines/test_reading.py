@@ -19,6 +19,7 @@ from pipelines.data.images import TRAIN_IDS, write_png
 from pipelines.evaluate import evaluate
 from pipelines.inference import pictures
 from pipelines.prepare import prepare
+from pipelines.tracking.segmenter import evaluation_segmenter
 from tests.helpers.finished_runs import write_row
 
 SIDE, COUNT = 48, 3
@@ -163,7 +164,7 @@ def flat(config: Config) -> dict[str, Any]:
 def test_pictures(case: Case, tmp_path: Path) -> None:
     config, photographs = case
     model = write_row(Path(config.data.root), tmp_path, "ffdnet_l1_cpu", **flat(config)).runs[0].checkpoint
-    drawn = pictures.draw(model, config, tmp_path / "pictures")
+    drawn = pictures.draw(model, config, tmp_path / "pictures", evaluation_segmenter(config))
     for path, photograph, name in zip(drawn, photographs, names(config), strict=True):
         picture = np.asarray(Image.open(path))
         np.testing.assert_array_equal(picture[:SIDE, :SIDE], noisy_of(photograph, name))

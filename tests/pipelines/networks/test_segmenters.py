@@ -215,36 +215,6 @@ def test_a_module_that_is_not_there_is_named() -> None:
         segmenters.load("no_such_module:build")
 
 
-def test_a_registered_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import mlflow
-    import numpy as np
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
-
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    with pytest.raises(ValueError, match="set MLFLOW_TRACKING_URI"):
-        segmenters.load("models:/eyes@champion")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    monkeypatch.chdir(tmp_path)
-    mlflow.set_tracking_uri(uri)
-    network = torch.nn.Conv2d(3, 19, 3, padding=1).eval()
-    anything = TensorSpec(np.dtype("float32"), (-1, 3, -1, -1))
-    signature = ModelSignature(Schema([anything]), Schema([TensorSpec(np.dtype("float32"), (-1, 19, -1, -1))]))
-    example = np.zeros((2, 3, 32, 48), np.float32)
-    with mlflow.start_run():
-        mlflow.pytorch.log_model(
-            network, name="eyes", input_example=example, signature=signature, pip_requirements=["torch"],
-            registered_model_name="eyes",
-        )  # fmt: skip
-    mlflow.MlflowClient().set_registered_model_alias("eyes", "champion", "1")
-    image = torch.rand(1, 3, 40, 56)
-    loaded = segmenters.load("models:/eyes@champion")
-    torch.testing.assert_close(loaded(image), network(image))
-    with pytest.raises(ValueError, match="segmenter='models:/nose@champion'"):
-        segmenters.load("models:/nose@champion")
-
-
 def test_classes_are_those_of_argmax_also_where_scores_are_equal() -> None:
     scores = torch.randint(0, 3, (2, 19, 40, 30)).float()
     assert torch.equal(segmenters.classes(nn.Identity(), scores), scores.argmax(1))

@@ -1,0 +1,247 @@
+"""Registered models: found by what a user types, downloaded, verified. `pipelines.registry` adds and promotes them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.config import Config
+from pipelines.runtime import files
+from pipelines.text import did_you_mean, listed, redact
+from pipelines.tracking import store
+
+if TYPE_CHECKING:
+    import torch
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+
+    from d2sm.models import Denoiser
+
+FILES = ("model.safetensors", "config.yaml", "meta.json")  # of a checkpoint: those that the registry keeps
+CHECKSUMS = "checksums.json"  # beside them: the SHA-256 of each
+INSIDE = "data/bundle"  # where MLflow puts the four within the files of a model
+
+
+class RegistryError(ValueError):
+    """A model cannot be registered, found, verified or promoted. One line."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One version of a registered model.
+
+    Attributes:
+        name, version: the version's reference is "name/version".
+        aliases: that point to it, such as ("champion",).
+        run_id: of the MLflow run it came from, or "".
+        tags: what it is: recipe, backbone, objective, psnr.sigma25, ... all as text.
+        uri: of the store, with its password if it has one.
+        source: where MLflow keeps the files.
+        created: UTC.
+    """
+
+    name: str
+    version: int
+    aliases: tuple[str, ...]
+    run_id: str
+    tags: Mapping[str, str]
+    uri: str
+    source: str
+    created: datetime
+
+    @property
+    def label(self) -> str:
+        """The reference of exactly this version, such as "d2sm-ffdnet/3"."""
+        return f"{self.name}/{self.version}"
+
+    def __repr__(self) -> str:
+        return f"Record({self.label}, aliases={list(self.aliases)}, uri={redact(self.uri)})"
+
+    def path(self, cache: Path | None = None) -> Path:
+        """The folder with the model's files on this machine, downloaded at first use and verified each time.
+
+        Args:
+            cache: folder for downloads; None: ~/.cache/d2sm/models.
+
+        Raises:
+            RegistryError: it cannot be downloaded, or differs from what was registered.
+        """
+        digest = self.tags.get("bundle.sha256", "")
+        if not digest or not self.tags.get("weights.sha256"):
+            raise RegistryError(f"{self.label}: has no checksums; give a model that d2sm registered")
+        folder = (cache or Path.home() / ".cache" / "d2sm" / "models") / digest
+        if folder.exists():
+            if not self._changed_file(folder):
+                return folder
+            shutil.rmtree(folder)  # damaged on this disk; the store has the original
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            files.replacing(folder, shared=True, keep=True) as fresh,
+            tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-") as scratch,
+        ):
+            download(self, Path(scratch), inside=INSIDE).rename(fresh)
+            if changed := self._changed_file(fresh):
+                raise RegistryError(
+                    f"{self.label}: {changed} differs from what was registered (sha256); register the model anew"
+                )
+        return folder
+
+    def load(self, device: str | torch.device = "cpu", cache: Path | None = None) -> Denoiser:
+        """The network in eval mode on `device`. Raises as `path` does."""
+        from pipelines.runs.checkpoint import load_model
+
+        return load_model(self.path(cache))[0].to(device)
+
+    def _changed_file(self, folder: Path) -> str:
+        """The first file of a download that is not the one that was registered, or ""."""
+        sums = folder / CHECKSUMS
+        if not sums.is_file() or sha256(sums) != self.tags["bundle.sha256"]:
+            return CHECKSUMS
+        expected: dict[str, str] = json.loads(sums.read_text())
+        for name in FILES:
+            if not (folder / name).is_file() or sha256(folder / name) != expected.get(name):
+                return name
+        return "" if expected["model.safetensors"] == self.tags["weights.sha256"] else "model.safetensors"
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def download(record: Record, target: Path, *, inside: str = "") -> Path:
+    """Download a version's files, or those of one folder within them, into the folder `target`; gives their folder.
+
+    Raises:
+        RegistryError: the store does not answer, or the files are gone.
+    """
+    from mlflow.artifacts import download_artifacts
+
+    with store.plain_errors(record.uri, RegistryError):
+        store.check(record.uri)
+        source = store.client(record.uri).get_model_version_download_uri(record.name, str(record.version))
+        return Path(
+            download_artifacts(
+                artifact_uri=f"{source.rstrip('/')}/{inside}".rstrip("/"),
+                dst_path=str(target),
+                tracking_uri=record.uri,
+                registry_uri=record.uri,
+            )
+        )
+
+
+def lookup(reference: str, *, uri: str | None = None) -> Record:
+    """Find one version of a registered model.
+
+    Args:
+        reference: "name@alias", "name/3" or "name" (the newest version); "models:/" may stand before it.
+        uri: of the store; None or empty: MLFLOW_TRACKING_URI, else runs/mlflow.db.
+
+    Raises:
+        RegistryError: there is no such name, version or alias (the message suggests one), or the store does not answer.
+    """
+    parsed = re.fullmatch(r"(?:models:/)?([^/@:]+)(?:/(\d+)|@([^/@:]+))?", reference)
+    if parsed is None:
+        raise RegistryError(f"{reference}: a registered model is given as name, name/3 or name@alias")
+    name, version, alias = parsed[1], int(parsed[2] or 0), parsed[3]
+    uri = store.absolute(uri) if uri else store.uri_of(Config())
+    client = connect(uri)
+    with store.plain_errors(uri, RegistryError):
+        held = aliases_of(client, name, uri)
+        if alias and alias not in held:
+            hint = did_you_mean(alias, held)
+            raise RegistryError(f"{name}@{alias}: no such alias; {name} has {listed(held) or 'none'}{hint}")
+        versions = sorted(int(found.version) for found in _pages(client.search_model_versions, _named(name)))
+        wanted = held[alias] if alias else version or max(versions, default=0)
+        if wanted not in versions:
+            have = listed(map(str, versions)) or "none yet"
+            raise RegistryError(f"{name}/{wanted}: no such version; {name} has {have}")
+        return record_of(client.get_model_version(name, str(wanted)), uri)
+
+
+def models(uri: str) -> list[Record]:
+    """Every version of every model of a store, by name, the newest version first.
+
+    Raises:
+        RegistryError: the store does not answer.
+    """
+    uri = store.absolute(uri)
+    client = connect(uri)
+    records = []
+    with store.plain_errors(uri, RegistryError):
+        for model in _pages(client.search_registered_models, None):
+            for found in _pages(client.search_model_versions, _named(model.name)):
+                record = record_of(found, uri)
+                # A version that was searched for does not hold its aliases; its model does.
+                held = (alias for alias, version in model.aliases.items() if int(version) == record.version)
+                records.append(replace(record, aliases=tuple(sorted(held))))
+    return sorted(records, key=lambda record: (record.name, -record.version))
+
+
+def connect(uri: str, *, writes: bool = False) -> MlflowClient:
+    """A client of a store that answers. Without `writes`, no database is made where there is none.
+
+    Raises:
+        RegistryError: the store does not answer, or its file does not exist.
+    """
+    path = store.sqlite_file(uri)
+    if path and not writes and not path.exists():
+        raise RegistryError(
+            f"{redact(uri)}: no such file, so no models; give another by tracking.uri or MLFLOW_TRACKING_URI"
+        )
+    try:
+        return store.prepare(uri)
+    except store.TrackingError as error:
+        raise RegistryError(str(error)) from None
+
+
+def aliases_of(client: MlflowClient, name: str, uri: str) -> dict[str, int]:
+    """The aliases of a registered model, and the version that each points to.
+
+    Raises:
+        RegistryError: no such model.
+    """
+    known: dict[str, RegisteredModel] = {model.name: model for model in _pages(client.search_registered_models, None)}
+    if name not in known:
+        hint = did_you_mean(name, known)
+        raise RegistryError(f"{name}: no such model in {redact(uri)}; it has {listed(known) or 'none'}{hint}")
+    return {alias: int(version) for alias, version in known[name].aliases.items()}
+
+
+def record_of(found: ModelVersion, uri: str) -> Record:
+    """MLflow's record of a version as ours."""
+    return Record(
+        name=found.name,
+        version=int(found.version),
+        aliases=tuple(sorted(found.aliases or ())),
+        run_id=found.run_id or "",
+        tags=dict(found.tags),
+        uri=uri,
+        source=found.source or "",
+        created=datetime.fromtimestamp(found.creation_timestamp / 1000, UTC),
+    )
+
+
+def _pages(search: Any, text: str | None) -> Iterator[Any]:
+    """Everything that one of MLflow's searches finds, which gives it page by page."""
+    token = None
+    while True:
+        page = search(filter_string=text, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _named(name: str) -> str:
+    quote = '"' if "'" in name else "'"
+    return f"name = {quote}{name}{quote}"

@@ -1,0 +1,111 @@
+"""Segmenters that a store keeps."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pipelines.config import Config
+from pipelines.evaluate import evaluate
+from pipelines.networks.segmenters import SegmenterError
+from pipelines.runs import checkpoint
+from pipelines.tracking.segmenter import evaluation_segmenter, load_segmenter, with_store
+from tests.conftest import tiny_config
+from tests.helpers.checkpoints import bundle_of
+
+NAME = "models:/eyes@champion"
+
+
+class Eyes(nn.Module):
+    """A random linear map from a pixel and its neighbours to logits; halves what it is given while it is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.map, self.drop = nn.Conv2d(3, 19, 3, padding=1), nn.Dropout(0.5)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.drop(self.map(image))
+        return logits
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Of a store with the network above as version 1 of "eyes", its champion."""
+    import mlflow
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    folder = tmp_path_factory.mktemp("eyes")
+    anything = TensorSpec(np.dtype("float32"), (-1, 3, -1, -1))
+    signature = ModelSignature(Schema([anything]), Schema([TensorSpec(np.dtype("float32"), (-1, 19, -1, -1))]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        patch.chdir(folder)
+        with mlflow.start_run():
+            mlflow.pytorch.log_model(
+                Eyes().eval(), name="eyes", input_example=np.zeros((2, 3, 32, 48), np.float32), signature=signature,
+                pip_requirements=["torch"], registered_model_name="eyes",
+            )  # fmt: skip
+        mlflow.MlflowClient().set_registered_model_alias("eyes", "champion", "1")
+    return f"sqlite:///{folder}/mlflow.db"
+
+
+def test_a_registered_network(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    import mlflow
+
+    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri(), dict(os.environ)
+    loaded = load_segmenter(NAME, uri=uri)
+    image = torch.rand(1, 3, 40, 56)
+    torch.testing.assert_close(loaded(image), Eyes().eval()(image))
+    assert not loaded.training and not any(weights.requires_grad for weights in loaded.parameters())
+    # Other code of the process, which has a store of its own, notices nothing; nor is a store made for it.
+    changed = {name for name, value in os.environ.items() if before[2].get(name) != value}
+    assert (mlflow.get_tracking_uri(), mlflow.get_registry_uri()) == before[:2]
+    assert all(name.startswith("MLFLOW_") and "URI" not in name and "PICKLE" not in name for name in changed)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_store_does_not_have(uri: str) -> None:
+    with pytest.raises(SegmenterError, match=r"^segmenter='models:/nose@champion': nose: no such model.*has eyes"):
+        load_segmenter("models:/nose@champion", uri=uri)
+    with pytest.raises(SegmenterError, match="no such file, so no models"):
+        load_segmenter(NAME, uri=f"{uri}.gone")
+
+
+def test_a_named_network_needs_no_store() -> None:
+    assert load_segmenter("tests.helpers.segmenters:segmenter", uri="ftp://nowhere") is not None
+    config = Config().replace({"train.storage": "s3://bucket/runs", "evaluate.segmenter": None})
+    assert evaluation_segmenter(config) is None and with_store(config) is config
+
+
+@pytest.mark.parametrize("named_by", ["tracking.uri", "MLFLOW_TRACKING_URI", "train.storage"])
+def test_it_is_looked_for_in_the_runs_own_store(uri: str, named_by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config().replace({"evaluate.segmenter": NAME})
+    if named_by == "tracking.uri":
+        config = config.replace({named_by: uri})
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////another/mlflow.db")
+    elif named_by == "train.storage":
+        config = config.replace({named_by: str(Path(uri.removeprefix("sqlite:///")).parent)})
+    else:
+        monkeypatch.setenv(named_by, uri)
+    assert evaluation_segmenter(config) is not None
+    assert with_store(config).tracking.uri == uri
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("actors", [0, 1])
+def test_an_evaluation_uses_it(ray_session: None, uri: str, scenes_root: Path, tmp_path: Path, actors: int) -> None:
+    """Known by tracking.uri alone; the actors' processes do not even have that."""
+    config = tiny_config(
+        scenes_root, tmp_path, tracking__uri=uri, evaluate__segmenter=NAME, evaluate__actors=actors,
+        evaluate__sigmas=[25],
+    )  # fmt: skip
+    results = evaluate(bundle_of(tmp_path / checkpoint.name_of(0), config), quiet=True)
+    assert results.segmenter == NAME and results.clean.miou is not None and results.clean.miou > 0
