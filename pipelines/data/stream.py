@@ -28,6 +28,7 @@ from pipelines.config import Config
 from pipelines.data import plan, shards
 from pipelines.data.images import DataError, ImageError, Pixels
 from pipelines.data.items import open_image
+from pipelines.runtime import private
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +60,7 @@ def stream(config: Config, items: pa.Table, first_step: int = 0, *, workers: int
     context.print_on_execution_start = False
     # A task emits its rows at its end. With Ray's buffer of two blocks it then keeps its CPU while they are fetched two
     # by two.
-    context._max_num_blocks_in_streaming_gen_buffer = plan.steps_per_task(config) * (workers or config.train.workers[1])
+    private.let_blocks_wait(context, plan.steps_per_task(config) * (workers or config.train.workers[1]))
     context.execution_no_progress_timeout_s = 300
     context.raise_original_map_exception = True  # Ray would otherwise pass on the text of an error alone
     # Elastic workers take every CPU, and a task that reserves one would wait for ever. So tasks reserve none, and
@@ -68,9 +69,7 @@ def stream(config: Config, items: pa.Table, first_step: int = 0, *, workers: int
     if config.train.elastic:
         resources = {"num_cpus": 0, "concurrency": max(1, round(config.train.data_cpus))}
     ranges = task_ranges(config, items.num_rows, first_step, plan.total_steps(config, items.num_rows))
-    before = ray.data.DataContext.get_current()
-    ray.data.DataContext._set_current(context)  # a dataset keeps the context that it was created in
-    try:
+    with ray.data.DataContext.current(context):  # a dataset keeps the context that it was created in
         # Not from_arrow: it runs a task to learn the table's size, which waits for ever if workers hold all CPUs.
         source = ray.data.from_items(
             [{"first": first, "last": last} for first, last in ranges],
@@ -79,8 +78,6 @@ def stream(config: Config, items: pa.Table, first_step: int = 0, *, workers: int
         return source.map_batches(
             IngestTask(config, items, workers), batch_size=1, batch_format="numpy", zero_copy_batch=True, **resources
         )
-    finally:
-        ray.data.DataContext._set_current(before)
 
 
 def task_ranges(config: Config, items: int, first_step: int, total: int) -> list[tuple[int, int]]:
