@@ -33,7 +33,7 @@ from pipelines.runtime import resources, session
 from pipelines.runtime.progress import Line
 from pipelines.runtime.threads import torch_threads
 from pipelines.text import one_line
-from pipelines.tracking.segmenter import evaluation_segmenter, with_store
+from pipelines.tracking.segmenter import evaluation_segmenter, segmenter_store
 
 SMALLEST = 11  # pixels: the side of SSIM's window (d2sm.metrics)
 
@@ -88,8 +88,10 @@ def evaluate(model: str | Path, config: Config | None = None, *, quiet: bool = F
     """
     folder = registry.model_folder(model, uri=config.tracking.uri if config else None)
     network, trained_with = checkpoint.load_model(folder)  # here: an actor's node may not see the folder
-    config = with_store(config or trained_with)
+    config = config or trained_with
     items = check(config)
+    if uri := segmenter_store(config):
+        config = config.replace({"tracking.uri": uri})
     if config.evaluate.actors:
         session.start(cpus=config.evaluate.actors + 1, verbose=verbose)
         resources.check_evaluation(config)

@@ -61,17 +61,16 @@ def evaluation_segmenter(config: Config) -> nn.Module | None:
     return load_segmenter(name, weights=config.evaluate.segmenter_weights, uri=uri)
 
 
-def with_store(config: Config) -> Config:
-    """The configuration with `tracking.uri` filled in, if a segmenter comes from the registry.
+def segmenter_store(config: Config) -> str:
+    """The URI of the store, if a segmenter of this configuration is a registered model; else "".
 
-    For processes on other nodes, whose environment need not hold this one's MLFLOW_TRACKING_URI.
+    To be told to processes on other nodes, whose environment need not hold this one's MLFLOW_TRACKING_URI.
 
     Raises:
-        TrackingError: it names no store that can be used.
+        TrackingError: the configuration names no store that can be used.
     """
-    if any(name and name.startswith("models:/") for name in (config.evaluate.segmenter, config.loss.segmenter)):
-        return config.replace({"tracking.uri": store.uri_of(config)})
-    return config
+    names = (config.evaluate.segmenter, config.loss.segmenter)
+    return store.uri_of(config) if any(name and name.startswith("models:/") for name in names) else ""
 
 
 class _Program(nn.Module):

@@ -19,6 +19,7 @@ from pipelines.runs import checkpoint
 from pipelines.runs.folder import RunFolder
 from pipelines.runtime import resources, session
 from pipelines.text import one_line
+from pipelines.tracking.segmenter import segmenter_store
 from pipelines.training import interrupt
 from pipelines.training.finite import TrainingError
 from pipelines.training.loop import train_loop
@@ -59,6 +60,7 @@ def run(
         steps_per_epoch=plan.steps_per_epoch(config, items.num_rows),
         meta={"name": config.train.name, "data": fingerprint, "commit": commit, "dirty": dirty, "steps": steps},
         messages=messages,
+        store_uri=segmenter_store(config),
     )
 
     def request_stop() -> None:

@@ -50,7 +50,7 @@ def train(task: WorkerTask) -> None:
     config, context = task.config, ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(config.train.threads)
-    state = TrainState(config, task.steps_per_epoch)
+    state = TrainState(config, task.steps_per_epoch, store_uri=task.store_uri)
     last = task.folder.refresh().latest()
     step = state.restore(last) if last else 0
     log = Log(task.messages, step, rank)

@@ -25,6 +25,7 @@ class WorkerTask:
         steps_per_epoch: steps in one pass over the training split.
         meta: what every checkpoint records beside its step: name, data, commit, dirty, steps.
         messages: handle of the run's `MessageQueue`.
+        store_uri: of the store that a registered segmenter of the objective comes from.
     """
 
     config: Config
@@ -33,6 +34,7 @@ class WorkerTask:
     steps_per_epoch: int
     meta: Mapping[str, Any]
     messages: Any
+    store_uri: str = ""
 
 
 @dataclass(frozen=True)

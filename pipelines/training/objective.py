@@ -12,7 +12,7 @@ from d2sm.features import features
 from d2sm.objectives import LPIPS, TERMS, Adversarial, Contextual, CrossEntropy, Perceptual, Term
 from pipelines.config import Config, ConfigError
 from pipelines.sections import Loss
-from pipelines.tracking.segmenter import load_segmenter
+from pipelines.tracking.segmenter import load_segmenter, segmenter_store
 
 
 class Objective(nn.Module):
@@ -21,6 +21,10 @@ class Objective(nn.Module):
     It is not part of the DDP model. Its state holds what the terms remember (D2SM's queues, the discriminator), and no
     frozen network.
 
+    Args:
+        config: the loss section.
+        store_uri: of the store that a registered segmenter comes from; empty: MLFLOW_TRACKING_URI, else runs/mlflow.db.
+
     Raises:
         ConfigError, ValueError: a network of a term cannot be built as configured. One line.
     """
@@ -28,7 +32,7 @@ class Objective(nn.Module):
     d2sm: D2SMLoss | None
     adversarial: Adversarial | None
 
-    def __init__(self, config: Loss) -> None:
+    def __init__(self, config: Loss, *, store_uri: str = "") -> None:
         super().__init__()
         self.weights = config.terms
         on = [term for term in TERMS.values() if term.name in self.weights or term.name == "l1"]
@@ -38,7 +42,7 @@ class Objective(nn.Module):
         for term in TERMS.values():
             self.register_module(term.name, None)
         for term in self.order:
-            self.register_module(term.name, build(term, config))
+            self.register_module(term.name, build(term, config, store_uri=store_uri))
 
     def forward(
         self,
@@ -89,12 +93,17 @@ class Objective(nn.Module):
         return torch.stack([weight * scales[name] * losses[name] for name, weight in self.weights.items()]).sum()
 
 
-def build(term: Term, config: Loss) -> nn.Module:
+def build(term: Term, config: Loss, *, store_uri: str = "") -> nn.Module:
     """A term of the objective as configured.
+
+    Args:
+        store_uri: see `Objective`.
 
     Raises:
         ConfigError, ValueError: it cannot be built so. One line.
     """
+    if term.name == "cross_entropy":
+        return _cross_entropy(config, store_uri)
     if term.name in _BUILDERS:
         return _BUILDERS[term.name](config)
     if term.uses_phi:
@@ -137,9 +146,9 @@ def _lpips(config: Loss) -> LPIPS:
     return LPIPS(config.lpips_heads, config.lpips_trunk, weights=config.lpips_weights)
 
 
-def _cross_entropy(config: Loss) -> CrossEntropy:
+def _cross_entropy(config: Loss, store_uri: str = "") -> CrossEntropy:
     assert config.segmenter is not None  # validated with the configuration
-    segmenter = load_segmenter(config.segmenter, weights=config.segmenter_weights, resize=False)
+    segmenter = load_segmenter(config.segmenter, weights=config.segmenter_weights, resize=False, uri=store_uri)
     return CrossEntropy(segmenter, scale=config.segmenter_scale)
 
 
@@ -168,4 +177,4 @@ def check_objective(config: Config) -> None:
         raise ConfigError(
             f"loss.patch_size={loss.patch_size}: must be a multiple of {loss.features}'s stride, {stride}"
         )
-    Objective(loss)
+    Objective(loss, store_uri=segmenter_store(config))

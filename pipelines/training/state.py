@@ -26,6 +26,7 @@ class TrainState:
     Args:
         config: the run.
         steps_per_epoch: for the learning rate schedule.
+        store_uri: see `Objective`.
 
     Attributes:
         network: the backbone; its weights are trained.
@@ -38,7 +39,7 @@ class TrainState:
         ema: exponential moving average of the network's weights; None with `train.ema=0`.
     """
 
-    def __init__(self, config: Config, steps_per_epoch: int) -> None:
+    def __init__(self, config: Config, steps_per_epoch: int, *, store_uri: str = "") -> None:
         train = config.train
         self.config, self.steps_per_epoch = config, steps_per_epoch
         self.device = ray.train.torch.get_device()
@@ -52,7 +53,8 @@ class TrainState:
             module.compile(fullgraph=True, dynamic=False)  # in place, which keeps the names of the weights
         self.model: nn.Module = ray.train.torch.prepare_model(module)
         # channels_last for Phi too, because restored images arrive in that layout.
-        self.objective = Objective(config.loss).to(self.device).to(memory_format=torch.channels_last).train()
+        objective = Objective(config.loss, store_uri=store_uri)
+        self.objective = objective.to(self.device).to(memory_format=torch.channels_last).train()
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=train.lr, betas=train.betas)
         self.schedule = LambdaLR(self.optimizer, lambda step: lr_factor(train, step, steps_per_epoch))
         adversarial = self.objective.adversarial

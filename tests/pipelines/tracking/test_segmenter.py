@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import nn
 
+from pipelines import train
 from pipelines.config import Config
 from pipelines.evaluate import evaluate
 from pipelines.networks.segmenters import SegmenterError
 from pipelines.runs import checkpoint
-from pipelines.tracking.segmenter import evaluation_segmenter, load_segmenter, with_store
+from pipelines.tracking.segmenter import evaluation_segmenter, load_segmenter, segmenter_store
 from tests.conftest import tiny_config
 from tests.helpers.checkpoints import bundle_of
 
@@ -82,7 +83,7 @@ def test_what_the_store_does_not_have(uri: str) -> None:
 def test_a_named_network_needs_no_store() -> None:
     assert load_segmenter("tests.helpers.segmenters:segmenter", uri="ftp://nowhere") is not None
     config = Config().replace({"train.storage": "s3://bucket/runs", "evaluate.segmenter": None})
-    assert evaluation_segmenter(config) is None and with_store(config) is config
+    assert evaluation_segmenter(config) is None and segmenter_store(config) == ""
 
 
 @pytest.mark.parametrize("named_by", ["tracking.uri", "MLFLOW_TRACKING_URI", "train.storage"])
@@ -96,7 +97,7 @@ def test_it_is_looked_for_in_the_runs_own_store(uri: str, named_by: str, monkeyp
     else:
         monkeypatch.setenv(named_by, uri)
     assert evaluation_segmenter(config) is not None
-    assert with_store(config).tracking.uri == uri
+    assert segmenter_store(config) == uri
 
 
 @pytest.mark.slow
@@ -109,3 +110,14 @@ def test_an_evaluation_uses_it(ray_session: None, uri: str, scenes_root: Path, t
     )  # fmt: skip
     results = evaluate(bundle_of(tmp_path / checkpoint.name_of(0), config), quiet=True)
     assert results.segmenter == NAME and results.clean.miou is not None and results.clean.miou > 0
+
+
+@pytest.mark.slow
+def test_a_training_uses_it(ray_session: None, uri: str, scenes_root: Path, tmp_path: Path) -> None:
+    """Its cross-entropy is a term of the objective; the workers are told the store."""
+    config = tiny_config(
+        scenes_root, tmp_path, tracking__uri=uri, loss__segmenter=NAME, loss__cross_entropy=0.5, loss__weight=0,
+        train__epochs=1,
+    )  # fmt: skip
+    assert segmenter_store(config) == uri
+    assert train.fit(config, quiet=True).metrics["loss.cross_entropy"] > 0

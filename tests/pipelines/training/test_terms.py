@@ -3,7 +3,6 @@ its log, the preflight's question for weights, and the description of a register
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +91,6 @@ def test_the_preflight_asks_for_phis_weights_if_it_uses_them(name: str, tmp_path
 
 @pytest.mark.parametrize("name", TERMS)
 def test_a_registered_model_says_which_objective_trained_it(name: str, tmp_path: Path) -> None:
-    config_with(name, tmp_path).save(tmp_path / "config.yaml")
-    (tmp_path / "meta.json").write_text(json.dumps({"step": 1}))
-    tags = bundle._describe(tmp_path)
+    tags = bundle.describe(config_with(name, tmp_path), {"step": 1})
     assert tags["objective"] == f"2 {TERMS[name].label}"
     assert tags["phi"] == ("efficientnet_lite0.bn1" if TERMS[name].uses_phi else "")
