@@ -87,7 +87,7 @@ def train(task: WorkerTask) -> None:
 def train_step(state: TrainState, row: stream.WorkerBatch, step: int, rank_weight: float = 1.0) -> dict[str, Tensor]:
     """One step on this rank's crops; gives losses and gradient norms, still on the device.
 
-    On a GPU nothing here waits for the device: no number is read back.
+    No number is read back from the device here, so that on a GPU the host can run ahead.
 
     Args:
         row: from the stream, see `pipelines.data.stream`.
