@@ -28,7 +28,7 @@ from pipelines.inference.tiling import tile_for
 from pipelines.networks import segmenters
 from pipelines.networks.segmenters import SegmenterError
 from pipelines.runs import checkpoint
-from pipelines.runs.results import CONVENTION, EvaluationError, Results, Score
+from pipelines.runs.results import EvaluationError, Results, Score, convention
 from pipelines.runtime import resources, session
 from pipelines.runtime.progress import Line
 from pipelines.runtime.threads import torch_threads
@@ -230,7 +230,7 @@ def _summary(config: Config, found: Sequence[Measurement], items: pa.Table, *, s
         split=config.data.val_split,
         data=index.fingerprint(items),
         segmenter=config.evaluate.segmenter or "" if segmented else "",
-        convention=CONVENTION,
+        convention=convention(config.noise.degradation),
         noisy={level: score("noisy", level) for level in levels},
         restored={level: score("restored", level) for level in levels},
         clean=score("clean", ""),

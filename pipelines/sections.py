@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
+from d2sm.degradations import DEGRADATIONS
 from d2sm.models import BACKBONES
 from d2sm.objectives import TERMS
 
 if TYPE_CHECKING:
     BackboneName = str
+    DegradationName = str
 else:
     BackboneName = Literal[tuple(BACKBONES)]
+    DegradationName = Literal[tuple(DEGRADATIONS)]
 
 Effect = Literal["results", "length", "run", "evaluation", "speed", "place", "record"]
 """What another value of a key changes:
@@ -75,8 +78,14 @@ class Data(Section):
 
 
 class Noise(Section):
-    """Training noise: additive Gaussian, not clipped."""
+    """How clean images become noisy ones, and how the noise levels of training are drawn."""
 
+    degradation: DegradationName = setting(
+        "gaussian",
+        "degradation in training and evaluation: "
+        + ", ".join(f"{entry.name} ({entry.summary})" for entry in DEGRADATIONS.values()),
+        effect="results",
+    )
     sigma: tuple[float, ...] = setting(
         (0.0, 75.0),
         "standard deviation on the scale 0..255: the two ends of a uniform distribution, or a list to draw from",

@@ -1,4 +1,4 @@
-"""The plan of an epoch: for every crop its image, place, flip, noise level and noise seed, drawn from (seed, epoch).
+"""The plan of an epoch: for every crop its image, place, flip, noise level and seed, drawn from (seed, epoch).
 
 Counter-based generators draw the plan over the items sorted by name, so it depends neither on the workers and ingest
 tasks that carry it out nor on where a run was resumed. A step takes `batch_size` consecutive crops. The images are
@@ -19,8 +19,8 @@ SCHEMA = pa.schema(
         ("left", pa.float64()),  # left edge, in [0, 1): 0 is the image's left edge, 1 where the crop no longer fits
         ("top", pa.float64()),  # likewise
         ("flip", pa.bool_()),  # left to right
-        ("sigma", pa.float32()),  # noise level in units of 0..255
-        ("seed", pa.int64()),  # of the noise
+        ("sigma", pa.float32()),  # level of the degradation (noise.degradation), in units of 0..255
+        ("seed", pa.int64()),  # of the degradation
     ]
 )
 

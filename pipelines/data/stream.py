@@ -24,6 +24,7 @@ import pyarrow as pa
 import ray.data
 from numpy.typing import NDArray
 
+from d2sm.degradations import DEGRADATIONS
 from pipelines.config import Config
 from pipelines.data import plan, shards
 from pipelines.data.images import DataError, ImageError, Pixels
@@ -202,15 +203,23 @@ def skipped_files(text: str) -> list[list[str]]:
     return list(json.loads(text))
 
 
-def to_tensors(batch: WorkerBatch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """A worker's batch as the network takes it: clean and noisy (b, 3, h, w) in channels-last memory, sigma (b,)."""
-    from d2sm.noise import add_noise
+def to_tensors(batch: WorkerBatch, device: torch.device, degradation: str) -> tuple[Tensor, Tensor, Tensor]:
+    """A worker's batch as the network takes it.
 
+    Args:
+        batch: a row of the stream after `trim`.
+        device: of the worker.
+        degradation: entry of `d2sm.degradations` that makes the noisy crops (noise.degradation). Pairs have theirs.
+
+    Returns:
+        clean and noisy (b, 3, h, w) in channels-last memory, and sigma (b,).
+    """
     sigma = _on_device(batch["sigma"], device)
     clean = _as_images(batch["clean"], device)
     if "noisy" in batch:  # a photographed pair, whose true noise level is not known
         return clean, _as_images(batch["noisy"], device), sigma
-    return clean, add_noise(clean, sigma=sigma, seeds=batch["seed"].tolist()), sigma
+    degrade = DEGRADATIONS[degradation].load()
+    return clean, degrade(clean, sigma=sigma, seeds=batch["seed"].tolist()), sigma
 
 
 def labels(batch: WorkerBatch, device: torch.device) -> Tensor | None:

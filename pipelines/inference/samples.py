@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from d2sm.noise import add_noise, seed_of
+from d2sm.degradations import DEGRADATIONS
+from d2sm.noise import seed_of
 from pipelines.config import Config
 from pipelines.data.items import read
 
@@ -53,7 +54,7 @@ class Sample:
 
 
 def load(config: Config, item: Mapping[str, Any], *, labels: bool = False) -> Sample:
-    """Read an item and add the noise of each level, seeded by the item's name.
+    """Read an item and degrade it at each noise level, seeded by the item's name.
 
     Args:
         item: a row of the index.
@@ -68,9 +69,9 @@ def load(config: Config, item: Mapping[str, Any], *, labels: bool = False) -> Sa
         noisy = [Noisy("pair", config.noise.sigma[0], tensor(photograph.noisy))]
     else:
         levels = torch.tensor(config.evaluate.sigmas)
-        seeds = [seed_of(name)]
+        degrade, seeds = DEGRADATIONS[config.noise.degradation].load(), [seed_of(name)]
         noisy = [
-            Noisy(f"{sigma:g}", sigma, add_noise(clean, sigma=torch.tensor([sigma]), seeds=seeds))
+            Noisy(f"{sigma:g}", sigma, degrade(clean, sigma=torch.tensor([sigma]), seeds=seeds))
             for sigma in levels.tolist()
         ]
     label = None if photograph.label is None else torch.from_numpy(photograph.label)

@@ -8,15 +8,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from d2sm.degradations import DEGRADATIONS
 from d2sm.objectives import TERMS
 from pipelines.runtime import files
 from pipelines.text import columns, did_you_mean
 
-CONVENTION = (
-    "RGB in [0, 1]; Gaussian noise of sigma/255, not clipped, seeded by file name; restored (and noisy, where it is "
-    "measured) clamped to [0, 1]; PSNR and SSIM (scikit-image, Gaussian window 11, sigma 1.5, data range 1) per image, "
-    "then averaged; MIoU from one confusion matrix over all images, classes present, label 255 ignored"
+_CONVENTION = (
+    "RGB in [0, 1]; {noise}, seeded by file name; restored (and noisy, where it is measured) clamped to [0, 1]; "
+    "PSNR and SSIM (scikit-image, Gaussian window 11, sigma 1.5, data range 1) per image, then averaged; MIoU from one "
+    "confusion matrix over all images, classes present, label 255 ignored"
 )
+CONVENTION = _CONVENTION.format(noise="Gaussian noise of sigma/255, not clipped")
 """How the numbers are taken. It stands in every results.json: numbers taken differently are not compared."""
 
 RESULTS = "results.json"
@@ -32,6 +34,13 @@ _LARGER_IS_BETTER = {
     "steps_per_second": True,
     "data_wait": False,
 }
+
+
+def convention(degradation: str) -> str:
+    """How numbers are taken of images with this degradation, an entry of `d2sm.degradations`."""
+    if degradation == "gaussian":
+        return CONVENTION
+    return _CONVENTION.format(noise=f"{DEGRADATIONS[degradation].summary} ({degradation}) of level sigma")
 
 
 class EvaluationError(ValueError):
@@ -63,7 +72,7 @@ class Results:
         split: of the data set.
         data: fingerprint of the images.
         segmenter: that gave the MIoU; "" without MIoU.
-        convention: how the numbers were taken (`CONVENTION`).
+        convention: how the numbers were taken, see the function `convention`.
         noisy, restored: by noise level: "25", or "pair" for real pairs.
         clean: the ceiling of MIoU.
     """

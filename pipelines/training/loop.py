@@ -97,8 +97,8 @@ def train_step(state: TrainState, row: stream.WorkerBatch, step: int, rank_weigh
     Raises:
         TrainingError: a loss is not finite (on the CPU; on a GPU the log finds it at its next entry).
     """
-    train = state.config.train
-    clean, noisy, sigma = stream.to_tensors(row, state.device)  # the noise is added here
+    train, degradation = state.config.train, state.config.noise.degradation
+    clean, noisy, sigma = stream.to_tensors(row, state.device, degradation)  # the noise is added here
     labels = stream.labels(row, state.device)
     state.optimizer.zero_grad(set_to_none=True)
 

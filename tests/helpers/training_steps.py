@@ -68,7 +68,7 @@ def config(name: str, folder: Path, **changes: Any) -> Config:
 
 def rows_are_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a training step take the tensors of `batch` as its row of the stream."""
-    monkeypatch.setattr("pipelines.data.stream.to_tensors", lambda row, _: (row["clean"], row["noisy"], row["sigma"]))
+    monkeypatch.setattr("pipelines.data.stream.to_tensors", lambda row, *_: (row["clean"], row["noisy"], row["sigma"]))
     monkeypatch.setattr("pipelines.data.stream.labels", lambda row, _: row.get("labels"))
 
 

@@ -56,6 +56,9 @@ BESIDE: dict[str, dict[str, Any]] = {
     "loss.noise_tv": {"model.name": "cbdnet"},
 }
 
+# A key that has a single valid value until something is added to its list (`d2sm.degradations`) cannot be changed.
+CHANGEABLE = [key for key, field in keys().items() if len(get_args(field.annotation)) != 1]
+
 
 def another(key: str) -> Any:
     """A valid value of a key that is not its default."""
@@ -94,7 +97,7 @@ def test_every_key_has_an_effect() -> None:
         effect("loss.queue")
 
 
-@pytest.mark.parametrize("key", keys())
+@pytest.mark.parametrize("key", CHANGEABLE)
 def test_differences_are_those_of_the_effects_asked_for(key: str, tmp_path: Path) -> None:
     one, other = pair(key, tmp_path)
     difference = {key: (one.flat()[key], other.flat()[key])}
@@ -102,7 +105,7 @@ def test_differences_are_those_of_the_effects_asked_for(key: str, tmp_path: Path
     assert not one.differences(other, *(set(get_args(Effect)) - {effect(key)}))
 
 
-@pytest.mark.parametrize("key", keys())
+@pytest.mark.parametrize("key", CHANGEABLE)
 def test_a_run_is_resumed_unless_its_weights_would_be_others(key: str, tmp_path: Path) -> None:
     one, other = pair(key, tmp_path)
     folder = RunFolder.of(other)
@@ -116,7 +119,7 @@ def test_a_run_is_resumed_unless_its_weights_would_be_others(key: str, tmp_path:
         assert configs.load(folder.config_file) == other
 
 
-@pytest.mark.parametrize("key", keys())
+@pytest.mark.parametrize("key", CHANGEABLE)
 def test_a_row_is_named_by_what_is_trained(key: str, tmp_path: Path) -> None:
     one, other = pair(key, tmp_path)
     assert (key in changed_keys(other)) == (effect(key) in ("results", "length"))
@@ -124,14 +127,14 @@ def test_a_row_is_named_by_what_is_trained(key: str, tmp_path: Path) -> None:
         assert (label(one) != label(other)) == (effect(key) in ("results", "length"))
 
 
-@pytest.mark.parametrize("key", keys())
+@pytest.mark.parametrize("key", CHANGEABLE)
 def test_a_run_is_done_when_its_numbers_would_be_the_same(key: str, tmp_path: Path) -> None:
     one, other = pair(key, tmp_path)
     left_by(one, RunFolder.of(other).path)
     assert table.is_done(other) == (effect(key) in ("speed", "place", "record"))
 
 
-@pytest.mark.parametrize("key", keys())
+@pytest.mark.parametrize("key", CHANGEABLE)
 def test_a_sweep_is_over_keys_that_change_a_trials_result(key: str, tmp_path: Path) -> None:
     one, other = pair(key, tmp_path)
     values = {key: [other.flat()[key]]}
@@ -161,5 +164,5 @@ def test_pickled_configurations_of_earlier_versions_load() -> None:
 
 
 def test_the_values_of_these_tests_are_not_the_defaults() -> None:
-    assert all(another(key) != Config().flat()[key] for key in keys())
+    assert all(another(key) != Config().flat()[key] for key in CHANGEABLE)
     assert len(set(itertools.chain(*EFFECTS.values()))) == sum(map(len, EFFECTS.values()))

@@ -68,7 +68,7 @@ def test_noise_does_not_depend_on_the_share(scenes_root: Path, items: pa.Table, 
     def noisy(workers: int) -> torch.Tensor:
         config = tiny_config(scenes_root, tmp_path, train__num_workers=workers)
         rows = [{k: v[0] for k, v in row.items()} for row in prepared(config, items, 0, 2)]
-        return torch.cat([stream.to_tensors(row, CPU)[1] for row in rows])
+        return torch.cat([stream.to_tensors(row, CPU, "gaussian")[1] for row in rows])
 
     assert torch.equal(noisy(1), noisy(2))
     assert torch.equal(noisy(1), noisy(4))
@@ -78,7 +78,7 @@ def test_noise_does_not_depend_on_the_share(scenes_root: Path, items: pa.Table, 
 def test_noise_has_the_level_of_the_plan(scenes_root: Path, items: pa.Table, tmp_path: Path) -> None:
     config = tiny_config(scenes_root, tmp_path, train__num_workers=1)
     (row,) = prepared(config, items, 0, 1)
-    clean, noisy, sigma = stream.to_tensors({name: column[0] for name, column in row.items()}, CPU)
+    clean, noisy, sigma = stream.to_tensors({name: column[0] for name, column in row.items()}, CPU, "gaussian")
     assert (clean.dtype, clean.min() >= 0, clean.max() <= 1) == (torch.float32, True, True)
     found = (noisy - clean).std(dim=(1, 2, 3)) * 255
     # 12,288 samples a crop: the standard deviation is known to 1 / sqrt(2 n) = 0.64 %; five of these.
@@ -227,7 +227,7 @@ def test_pairs_are_cut_at_the_same_place_and_get_no_more_noise(tmp_path: Path) -
     rows = prepared(config, table, 0, 2)
     for row in rows:
         share = {name: column[0] for name, column in row.items()}
-        clean, noisy, sigma = stream.to_tensors(share, CPU)
+        clean, noisy, sigma = stream.to_tensors(share, CPU, "gaussian")
         difference = (noisy - clean) * 255
         assert (sigma == 25).all()
         torch.testing.assert_close(
