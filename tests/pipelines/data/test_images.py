@@ -1,4 +1,4 @@
-"""pipelines.data.stream.images: real files, whole and broken."""
+"""Reading and writing of image files: real ones, whole, truncated, damaged and of other modes."""
 
 from __future__ import annotations
 

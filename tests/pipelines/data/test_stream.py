@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -253,3 +254,18 @@ def test_a_data_set_larger_than_the_object_store(tmp_path: Path) -> None:
         assert found[way]["spilled_mib"] == 0
         assert found[way]["store_mib"] <= 90
         assert 20 < found[way]["task_mib"] < 400
+
+
+def test_an_ingest_task_imports_no_torch(scenes_root: Path, tmp_path: Path) -> None:
+    """A process that unpickles and runs one, as Ray's do; torch would cost it seconds and hundreds of megabytes."""
+    config = tiny_config(scenes_root, tmp_path, loss__cross_entropy=1, loss__segmenter="espnet-scenes")
+    task = stream.IngestTask(config, index.index(scenes_root, "train"))
+    (tmp_path / "task").write_bytes(pickle.dumps(task))
+    code = (
+        "import pickle, sys, numpy as np; task = pickle.load(open(sys.argv[1], 'rb')); "
+        "rows = list(task({'first': np.array([0]), 'last': np.array([1])})); "
+        "print(len(rows), *sorted({'torch', 'mlflow', 'ray.train'} & set(sys.modules)))"
+    )
+    call = [sys.executable, "-c", code, str(tmp_path / "task")]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["2"], done.stdout + done.stderr[-2000:]
