@@ -21,6 +21,7 @@ from pipelines.tracking import store
 
 LOSSES = {"loss.l1": "L1", "loss.d2sm": "D2SM"}
 _RATE = "steps_per_second"
+_SEEN_IN_TRAINING = ("data.", "noise.", "train.batch_size")  # keys that say which crops and noise a step sees
 _UNITS = (("seconds", 1), ("minutes", 60), ("hours", 3600))
 _Unit = tuple[str, int]  # of time, and its seconds
 _SEED_LINE = {"linewidth": 0.9, "alpha": 0.45}
@@ -175,15 +176,14 @@ def _draw_seeds(axes: Axes, curves: Sequence[Curve], width: int, look: style.Sty
 def _pairs(rows: Sequence[Row], curves: _Curves) -> _Pairs:
     """For each row but the first that was trained on the same crops and noise: its runs beside the first row's."""
 
-    def trained_on(config: Config) -> tuple[object, ...]:
-        data = config.data.model_dump(exclude={"root", "bad_images", "val_split"})
-        return data, config.noise, config.train.batch_size
+    def saw_the_same(one: Config, other: Config) -> bool:
+        return not [key for key in one.differences(other, "results") if key.startswith(_SEEN_IN_TRAINING)]
 
     (first, (_, of_first)), *others = zip(rows, curves.items(), strict=True)
     base = {run.seed: curves_of_run for run, curves_of_run in zip(first.runs, of_first, strict=True)}
     found = {}
     for row, (name, own) in others:
-        if trained_on(row.config) == trained_on(first.config):
+        if saw_the_same(first.config, row.config):
             found[name] = [(base[run.seed], of) for run, of in zip(row.runs, own, strict=True) if run.seed in base]
     return {name: pairs for name, pairs in found.items() if pairs}
 

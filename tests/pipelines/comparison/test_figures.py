@@ -198,3 +198,17 @@ def test_queue_sizes_side_by_side_and_bad_input(
         assert f"<!-- {shown} -->" in text  # as matplotlib marks text that it draws as paths
     assert main(["figures", str(tmp_path)]) == 2
     assert f"{tmp_path}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "compared"),
+    [({"data__bad_images": "skip"}, True), ({"data__flip": False}, False), ({"noise__sigma": [0, 50]}, False)],
+)
+def test_differences_are_drawn_of_rows_that_saw_the_same_crops_and_noise(
+    rows: list[Row], scenes_root: Path, tmp_path: Path, changes: dict[str, object], compared: bool
+) -> None:
+    other = write_row(scenes_root, tmp_path, "ffdnet_d2sm_cpu", **changes)
+    log_training(other.runs[0], log_entries(2, 40, rate=1.0, d2sm=0.5))
+    both = [rows[0], *read_rows([other.runs[0].folder])]
+    curves.draw(both, tmp_path / "convergence")
+    assert ("relative to" in (tmp_path / "convergence.svg").read_text()) == compared
