@@ -3,13 +3,17 @@
     from pipelines import Config, fit, lookup, open_model, recipe
 
 The verbs are modules: `train.fit`, `evaluate.evaluate`, `denoise.denoise`, `experiment.run`, ... The names above are
-imported when they are first used, so that importing this package loads nothing.
+imported when they are first used, so that importing this package loads nothing heavy.
 """
 
 from __future__ import annotations
 
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
+
+# MLflow puts the code that a registered model brings along in front of the path. Without d2sm in place by then, this
+# package would be used with that model's older one. Importing d2sm loads no torch.
+import d2sm as d2sm
 
 if TYPE_CHECKING:
     from pipelines.config import Config

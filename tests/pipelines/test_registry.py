@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import urllib.error
@@ -27,6 +28,7 @@ from pipelines.tracking.run import open_run
 from tests.helpers.mlflow_server import Server, free_port, stop, wait_for
 from tests.helpers.networks import stirred
 
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"model.width": 8, "model.depth": 3}
 RESULTS = {
     "psnr": {"sigma25": 30.0},
@@ -57,6 +59,12 @@ def direct(bundle_seed: int, noisy: np.ndarray, sigma: float) -> np.ndarray:
     torch.manual_seed(bundle_seed)
     model = stirred(FFDNet(width=8, depth=3)).eval()
     return restore(model, torch.from_numpy(noisy), sigma).clamp(0, 1).numpy()
+
+
+def stored(record: Record) -> Path:
+    """Where a database's store keeps a version's files."""
+    place = stores.client(record.uri).get_model_version_download_uri(record.name, str(record.version))
+    return Path(place.removeprefix("file://"))
 
 
 @pytest.fixture(scope="module")
@@ -165,8 +173,7 @@ def test_stores_that_are_not_there(tmp_path: Path) -> None:
 
 
 def test_a_changed_model_is_not_loaded(first: Record, tmp_path: Path) -> None:
-    place = stores.client(first.uri).get_model_version_download_uri("denoiser", "1")
-    weights = Path(place.removeprefix("file://")) / "data/bundle/model.safetensors"
+    weights = stored(first) / "data/bundle/model.safetensors"
     good = weights.read_bytes()
     try:
         weights.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
@@ -239,8 +246,8 @@ def test_mlflow_loads_it_without_pickle(first: Record, monkeypatch: pytest.Monke
     import mlflow
 
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-    place = stores.client(first.uri).get_model_version_download_uri("denoiser", "1")
-    files = [path.relative_to(place.removeprefix("file://")).as_posix() for path in _files(place)]
+    folder = stored(first)
+    files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     assert not [name for name in files if name.endswith((".pkl", ".pickle", ".pt", ".pth", ".pyc"))]
     assert {"code/d2sm/inference.py", "code/pipelines/served.py", "input_example.json"} <= set(files)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", first.uri)
@@ -273,10 +280,6 @@ def test_a_blind_model_is_served_without_a_noise_level(
     noisy = noisy_batch()
     wanted = restore(network, torch.from_numpy(noisy)).clamp(0, 1).numpy()
     np.testing.assert_array_equal(served.predict(noisy), wanted)
-
-
-def _files(place: str) -> list[Path]:
-    return [path for path in Path(place.removeprefix("file://")).rglob("*") if path.is_file()]
 
 
 @pytest.mark.parametrize(
@@ -322,6 +325,27 @@ def test_it_loads_elsewhere(first: Record, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().endswith("code/pipelines/__init__.py")
+    np.testing.assert_array_equal(np.load(tmp_path / "restored.npy"), direct(0, noisy_batch(), 25.0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("imported", ["pipelines", "pipelines.registry"])
+def test_older_code_beside_a_model_is_not_mixed_with_this_one(first: Record, tmp_path: Path, imported: str) -> None:
+    """MLflow puts it in front of the path; a process that has this code goes on with this code alone."""
+    model = tmp_path / "model"
+    shutil.copytree(stored(first), model)
+    for package in ("d2sm", "pipelines"):
+        shutil.rmtree(model / "code" / package)
+        (model / "code" / package).mkdir()
+        (model / "code" / package / "__init__.py").write_text("raise ImportError('the older code was imported')")
+    code = (
+        f"import {imported}, mlflow, numpy as np;"
+        f"m = mlflow.pyfunc.load_model({str(model)!r});"
+        "np.save('restored.npy', m.predict(np.load('noisy.npy'), params={'sigma': 25.0}))"
+    )
+    np.save(tmp_path / "noisy.npy", noisy_batch())
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=environment, capture_output=True)
     np.testing.assert_array_equal(np.load(tmp_path / "restored.npy"), direct(0, noisy_batch(), 25.0))
 
 
