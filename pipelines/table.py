@@ -127,7 +127,7 @@ def table(
         run_dir=folder.path,
         tags={"d2sm.table": folder.path.name},
         run_id=folder.read_info().get("run_id"),
-        whole=False,
+        log_config=False,
     ) as parent:
         folder.write_info(run_id=parent.id, page=parent.page)
 
@@ -235,4 +235,4 @@ def _settle(config: Config, status: tracking.Status) -> None:
     """Note in a run's MLflow record how it ended; the process that would have done so may be gone."""
     run_id = RunFolder.of(config).read_info().get("run_id")
     if run_id:
-        tracking.settle(tracking.uri_of(config), {run_id: status})
+        tracking.end_runs(tracking.uri_of(config), {run_id: status})

@@ -56,7 +56,7 @@ def settle_trials(sweep: Sweep, found: Sequence[TrialSummary]) -> None:
                 ends[run_id] = statuses.get(trial.state, "KILLED")
                 tags[run_id] = {"d2sm.trial": trial.state}
     try:
-        tracking.settle(tracking.uri_of(sweep.base), ends, tags)
+        tracking.end_runs(tracking.uri_of(sweep.base), ends, tags)
     except tracking.TrackingError as error:
         print(
             f"d2sm: how the trials ended could not be written to MLflow; the same command tries again: {error}",

@@ -1,7 +1,7 @@
-"""What still has to reach MLflow: an ordered queue, and the one thread that empties it.
+"""A queue of what is to be sent to MLflow, and the thread that sends it.
 
-Training never waits for the tracking server. While it is away, what waits is kept in memory and in a file of
-the run folder, tried again every few seconds, and read back when the run is resumed.
+Training never waits for the tracking server. While it is unreachable, unsent items are kept in memory and in a file of
+the run's folder, and sending is retried every few seconds; a run that is continued reads the file back.
 """
 
 from __future__ import annotations
@@ -19,40 +19,44 @@ from typing import Any
 from pipelines.runtime import files
 
 Item = dict[str, Any]
-"""One record, as it stands in the file: {"kind": "metric"|"tag"|"artifact"|"status", ...}."""
+"""What is sent, as it stands in the file. By its "kind" it also has:
 
-UNSENT = "mlflow-unsent.jsonl"
-STAGED = "mlflow-unsent"  # copies of files on their way: the caller may delete or overwrite the originals
+metric     key, value, step, timestamp (milliseconds)
+tag        key, value
+artifact   path (of a copy in the run's folder), folder (in the artifacts)
+status     value
+"""
 
-_BATCH = 500
+UNSENT = "mlflow-unsent.jsonl"  # in the run's folder: the items, one a line
+STAGED = "mlflow-unsent"  # in the run's folder: copies of files to be sent, since the originals may change meanwhile
+
+_BATCH = 500  # metrics and tags in one request
 _log = logging.getLogger(__name__)
 
 
 class Refused(Exception):
-    """The server answered, and will never take this record; trying again is no use."""
+    """The server will never take this item; no retry helps."""
 
 
 class Outbox:
-    """Sends items in order in a thread of its own.
+    """Sends items in their order, in a thread of its own.
 
     Args:
-        send: called with up to 500 metrics and tags, or with one artifact or status. Raises `Refused` for
-            what is never going to be taken, anything else to be tried again.
-        folder: the run folder, for what could not be sent.
-        every: seconds between two sendings when nobody waits.
+        send: called with up to 500 metrics and tags, or with one artifact or status. It raises `Refused` for what will
+            never be taken; after any other exception the items are sent again.
+        folder: the run's folder.
+        every: seconds between two attempts to send when nobody waits for it.
     """
 
     def __init__(self, send: Callable[[list[Item]], None], folder: Path, *, every: float = 1.0) -> None:
         self._send, self._folder, self._every = send, folder, every
-        self._items: deque[Item] = deque()
+        self._items = deque(_unsent(folder / UNSENT))
+        self._written = bool(self._items)  # whether the file exists
         self._refused: list[Item] = []
         self._change = threading.Condition()
-        self._urgent = self._closed = self._written = False
-        self._trouble = ""
+        self._urgent = self._closed = False
+        self._last_error = ""
         self._copies = 0
-        for item in _read(folder / UNSENT):
-            self._items.append(item)
-            self._written = True
         self._thread = threading.Thread(target=self._loop, name="mlflow outbox", daemon=True)
         self._thread.start()
 
@@ -68,7 +72,7 @@ class Outbox:
             self._items.extend(items)
 
     def stage(self, name: str) -> Path:
-        """A path in the run folder for a file on its way; it is removed once sent."""
+        """A path in the run's folder for the copy of a file that is to be sent; it is removed once sent."""
         with self._change:
             self._copies += 1
             folder = self._folder / STAGED / f"{time.time_ns():x}-{self._copies}"
@@ -76,7 +80,7 @@ class Outbox:
         return folder / name
 
     def flush(self, timeout: float) -> bool:
-        """Send now and wait at most `timeout` seconds; whether all is sent."""
+        """Send now, and wait at most `timeout` seconds; gives whether everything is sent."""
         with self._change:
             self._urgent = True
             self._change.notify_all()
@@ -85,21 +89,21 @@ class Outbox:
             return done
 
     def close(self, timeout: float) -> int:
-        """Flush, stop, and write what is left to the run folder; how many records that is."""
+        """Flush, stop, and write what is left to the run's folder; gives how many items that is."""
         self.flush(timeout)
         with self._change:
             self._closed = True
             self._change.notify_all()
             left = [*self._refused, *self._items]
-        self._thread.join(1.0)  # it may hang in a request; it is a daemon
+        self._thread.join(1.0)  # it may hang in a request, but does not keep the process alive
         self._save(left)
         if not left:
             shutil.rmtree(self._folder / STAGED, ignore_errors=True)
         else:
             _log.warning(
-                "%d records did not reach MLflow (%s); they are in %s, sent when the run is started again",
+                "%d records could not be sent to MLflow (%s); %s keeps them until the run is started again",
                 len(left),
-                self._trouble,
+                self._last_error,
                 self._folder / UNSENT,
             )
         return len(left)
@@ -110,7 +114,7 @@ class Outbox:
             with self._change:
                 self._change.wait_for(lambda: self._closed or (self._urgent and bool(self._items)), pause)
             pause = self._every
-            while batch := self._head():
+            while batch := self._next_batch():
                 if not self._deliver(batch):
                     time.sleep(min(self._every, 1.0))
                     pause = 2 * self._every
@@ -118,8 +122,8 @@ class Outbox:
             if self._closed:
                 return
 
-    def _head(self) -> list[Item]:
-        """The first items that can go in one request; none once closed."""
+    def _next_batch(self) -> list[Item]:
+        """The first items that fit into one request; none once the outbox is closed."""
         batch: list[Item] = []
         with self._change:
             if self._closed:
@@ -134,14 +138,15 @@ class Outbox:
         return batch
 
     def _deliver(self, batch: list[Item]) -> bool:
+        """Send the first items of the queue, and take them out of it; False if they have to be sent again."""
         try:
             self._send(batch)
         except Refused as error:
-            self._trouble = str(error)
+            self._last_error = str(error)
             self._refused += batch
             _log.warning("MLflow refuses %d records: %s", len(batch), error)
         except Exception as error:
-            self._trouble = str(error)
+            self._last_error = str(error)
             self._save([*self._refused, *self.waiting])
             return False
         with self._change:
@@ -161,12 +166,12 @@ class Outbox:
             else:
                 files.write_text(path, "".join(json.dumps(item) + "\n" for item in items))
             self._written = bool(items)
-        except OSError as error:  # a full disk must not end the training as well
-            _log.warning("%s: %s; what waits for MLflow is in memory only", path, error.strerror)
+        except OSError as error:  # such as a full disk, which must not end the training
+            _log.warning("%s: %s; what is not yet sent to MLflow is kept in memory only", path, error.strerror)
 
 
-def _read(path: Path) -> list[Item]:
-    """What an earlier process left. A status is dropped: it was that process's own."""
+def _unsent(path: Path) -> list[Item]:
+    """What an earlier process could not send, but for its status: the run is RUNNING again."""
     if not path.exists():
         return []
     items = [json.loads(line) for line in path.read_text().splitlines()]

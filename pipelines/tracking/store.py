@@ -1,7 +1,7 @@
-"""Which MLflow store is meant, whether it answers, and a client for it.
+"""The MLflow store of a configuration: its URI, whether it answers, and a client for it.
 
-MLflow's own client tries a dead server for minutes, and its messages hold the password. What leaves this file
-is one line, within seconds, without it. `mlflow` takes two seconds to import, so it is imported where used.
+MLflow's own client retries for minutes if a server is down, and its messages hold the password. Errors raised here are
+one line without the password, within seconds. mlflow is slow to import, so it is imported where it is used.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from pipelines.text import one_line, redact
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}  # the databases MLflow accepts, beside sqlite
+_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}  # of the databases that MLflow accepts beside sqlite
 
 
 class TrackingError(ValueError):
-    """MLflow cannot be used as asked. One line: the URI without its password, what is wrong, the remedy."""
+    """MLflow cannot be used as configured. One line: the URI without its password, what is wrong, the remedy."""
 
 
 def uri_of(config: Config) -> str:
-    """The tracking URI of a run: tracking.uri, else MLFLOW_TRACKING_URI, else a sqlite file in train.storage.
+    """The store's URI: tracking.uri, else MLFLOW_TRACKING_URI, else a sqlite file in train.storage.
 
-    Sqlite paths come back absolute: Ray changes the working folder of its processes.
+    The path of a sqlite file is made absolute, because Ray's processes may run in other folders.
 
     Raises:
-        TrackingError: for a folder of files (MLflow 3 no longer writes those) or an unknown kind of store; none is
-            given, and train.storage is a URI.
+        TrackingError: a folder of files (MLflow 3 no longer writes to one), or an unknown kind of store; or no store is
+            given and train.storage is a URI.
     """
     if config.tracking.uri:
         return absolute(config.tracking.uri, asked_by="tracking.uri")
@@ -55,7 +55,10 @@ def uri_of(config: Config) -> str:
 
 
 def absolute(uri: str, *, asked_by: str = "tracking.uri") -> str:
-    """Check the kind of store and make a sqlite path absolute; other URIs come back as they are.
+    """The URI with the path of a sqlite file made absolute; other URIs are returned as they are.
+
+    Args:
+        asked_by: the key or variable that gave the URI, for the message.
 
     Raises:
         TrackingError: see `uri_of`.
@@ -64,7 +67,9 @@ def absolute(uri: str, *, asked_by: str = "tracking.uri") -> str:
     if scheme == "sqlite":
         path = uri.partition(":///")[2].partition("?")[0]
         if not path or path == ":memory:":
-            raise TrackingError(f"{asked_by}={uri}: a database in memory is lost; give sqlite:///<folder>/mlflow.db")
+            raise TrackingError(
+                f"{asked_by}={uri}: a database in memory is lost at the end; give sqlite:///<folder>/mlflow.db"
+            )
         return uri if path.startswith("/") else uri.replace(":///", f":///{Path.cwd()}/", 1)
     if scheme in ("http", "https", "databricks", *_PORTS):
         return uri
@@ -88,20 +93,20 @@ def sqlite_file(uri: str) -> Path | None:
 
 
 def check(uri: str, *, timeout: float = 5.0) -> None:
-    """Make sure that a server answers, in seconds where MLflow's retries take minutes; files need no check.
+    """Make sure that a server answers; a sqlite file needs no check.
 
     Raises:
-        TrackingError: when nothing answers within `timeout` seconds.
+        TrackingError: nothing answers within `timeout` seconds.
     """
     parts = urllib.parse.urlsplit(uri)
     kind = parts.scheme.split("+")[0]
     try:
         if kind in ("http", "https"):
-            _ask(parts, timeout)
+            _check_health(parts, timeout)
         elif kind in _PORTS:
             port = parts.port or _PORTS[kind]
             socket.create_connection((parts.hostname or "localhost", port), timeout).close()
-    except (OSError, ValueError, http.client.HTTPException) as error:  # the last: it speaks no HTTP
+    except (OSError, ValueError, http.client.HTTPException) as error:  # the last: no HTTP
         reason = getattr(error, "reason", None) or error
         raise TrackingError(
             f"{redact(uri)}: the tracking server does not answer ({one_line(reason)}); "
@@ -109,41 +114,41 @@ def check(uri: str, *, timeout: float = 5.0) -> None:
         ) from None
 
 
-def _ask(parts: urllib.parse.SplitResult, timeout: float) -> None:
-    host = parts.netloc.rpartition("@")[2]  # urllib takes no user:password@
+def _check_health(parts: urllib.parse.SplitResult, timeout: float) -> None:
+    host = parts.netloc.rpartition("@")[2]  # urllib accepts no user:password@
     address = urllib.parse.urlunsplit((parts.scheme, host, parts.path.rstrip("/") + "/health", "", ""))
     try:
         urllib.request.urlopen(address, timeout=timeout).close()
     except urllib.error.HTTPError as error:
-        # A proxy in front answers for a server that is down; any other status says that one is there.
+        # A proxy answers so for a server that is down; with any other status there is a server.
         if error.code in (502, 503, 504):
             raise
 
 
 def client(uri: str) -> MlflowClient:
-    """A client of both the runs and the models of this store, that gives up in seconds.
+    """A client for the runs and the models of this store, which gives up within seconds.
 
-    The variables are read by MLflow at each request; whoever set them keeps their values.
+    MLflow reads these variables at each request; those that are set already keep their values.
     """
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a storm of bars for four small files
-    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # it prints the password with the address
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one for each of four small files
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # it would print the password
     from mlflow import MlflowClient
 
-    for noisy in ("mlflow.store.db.utils", "mlflow.system_metrics", "mlflow.pyfunc", "alembic"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    for name in ("mlflow.store.db.utils", "mlflow.system_metrics", "mlflow.pyfunc", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a warning at each attempt
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 def prepare(uri: str) -> MlflowClient:
-    """A client of a store that is ready: folders made, a server asked, a new sqlite file set up.
+    """A client for a store that is ready: a server has answered, a sqlite file has its tables.
 
-    Processes that set up one sqlite file at the same time break it for good, hence the lock beside it.
+    A sqlite file that several processes set up at the same time stays broken, hence the lock beside it.
 
     Raises:
-        TrackingError: when the store cannot be made or does not answer.
+        TrackingError: the store cannot be made, or does not answer.
     """
     check(uri)
     path = sqlite_file(uri)
@@ -157,13 +162,13 @@ def prepare(uri: str) -> MlflowClient:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock", timeout=120):
             ready = client(uri)
-            ready.search_experiments(max_results=1)  # the first request makes the tables
+            ready.search_experiments(max_results=1)  # the first request creates the tables
         return ready
 
 
 @contextlib.contextmanager
 def plain_errors(uri: str, kind: type[ValueError]) -> Iterator[None]:
-    """Turn what MLflow and the network raise into one line of `kind`, without a password."""
+    """Raise errors of MLflow and of the network as `kind`, on one line without a password."""
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
 
@@ -174,11 +179,11 @@ def plain_errors(uri: str, kind: type[ValueError]) -> Iterator[None]:
 
 
 def ui_command(uri: str) -> str:
-    """The command that opens MLflow's pages on this store, for this machine only."""
+    """The command that shows the store's pages: it opens a server's, or serves those of a database on this machine."""
     if urllib.parse.urlsplit(uri).scheme in ("http", "https"):
         return f"python -m webbrowser {shlex.quote(redact(uri).replace('***@', ''))}"
     store = shlex.quote(uri) if redact(uri) == uri else '"$MLFLOW_TRACKING_URI"'
-    beside = Path(sys.executable).with_name("mlflow")  # not on the path unless the environment is activated
+    beside = Path(sys.executable).with_name("mlflow")  # on the path only if the environment is activated
     program = str(beside) if beside.exists() else "mlflow"
     with contextlib.suppress(ValueError):
         program = str(beside.relative_to(Path.cwd())) if beside.exists() else program

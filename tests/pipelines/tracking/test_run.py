@@ -11,13 +11,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from pipelines.config import Config
 from pipelines.tracking import store
 from pipelines.tracking.outbox import STAGED, UNSENT
-from pipelines.tracking.run import Run, TrackingError, commit, open_run, ui_command, uri_of
+from pipelines.tracking.run import Run, commit, open_run
+from pipelines.tracking.store import TrackingError, ui_command, uri_of
 from tests.helpers.mlflow_server import Server
 
 
@@ -75,7 +75,6 @@ def test_a_run_from_start_to_end(template: Config, tmp_path: Path) -> None:
             run.log(step, {"loss": 1 / step})
         run.results({"psnr.sigma25": 31.5})
         run.text("hello", "notes/hello.txt")
-        run.picture(np.linspace(0, 1, 48).reshape(4, 4, 3), "pictures/grid.png")
         original = tmp_path / "weights.bin"
         original.write_bytes(b"weights")
         run.file(original, "checkpoints")
@@ -89,7 +88,7 @@ def test_a_run_from_start_to_end(template: Config, tmp_path: Path) -> None:
     assert found.data.tags["demo"] == "yes"
     if commit()[0]:
         assert found.data.tags["mlflow.source.git.commit"] == commit()[0]
-    assert names(run) == {"config.yaml", "notes", "pictures", "checkpoints"}
+    assert names(run) == {"config.yaml", "notes", "checkpoints"}
     assert names(run, "checkpoints") == {"checkpoints/weights.bin"}
     assert found.info.artifact_uri.startswith(f"file://{template.train.storage}/mlartifacts/")
     assert list((tmp_path / "first").iterdir()) == []  # nothing unsent, nothing staged
@@ -141,6 +140,17 @@ def test_refused_values(template: Config, tmp_path: Path) -> None:
         open_run(template, run_dir=tmp_path, tags={}, run_id="deadbeef")
     with open_run(template, run_dir=tmp_path, tags={}) as run, pytest.raises(TrackingError, match="psnr@25"):
         run.log(1, {"psnr@25": 1.0})
+
+
+def test_an_artifact_that_is_gone_holds_up_nothing(template: Config, tmp_path: Path) -> None:
+    with open_run(template, run_dir=tmp_path, tags={}) as run:
+        run._outbox.put([{"kind": "artifact", "path": str(tmp_path / "gone.txt"), "folder": ""}])
+        run.log(1, {"loss": 1.0})
+    assert points(run, "loss") == [(1, 1.0)]
+    assert store.client(run.uri).get_run(run.id).info.status == "FINISHED"
+    assert [json.loads(line)["path"] for line in (tmp_path / UNSENT).read_text().splitlines()] == [
+        str(tmp_path / "gone.txt")
+    ]
 
 
 @pytest.mark.parametrize("kind", ["closed", "silent", "no http"])
