@@ -33,7 +33,7 @@ def preflight(config: Config, *, verbose: bool = False) -> list[Check]:
     Raises:
         AuthError: the cluster must not be joined like this.
     """
-    session.start(cpus=resources.cpus_needed(config), verbose=verbose)
+    session.start(cpus=resources.run_cpus(config), verbose=verbose)
     living = [node for node in ray.nodes() if node["Alive"]]
     files, modules, trouble = _weights(config)
     with _trial(config.train.storage) as (trial, unwritable):

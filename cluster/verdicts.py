@@ -34,31 +34,31 @@ def nodes(seen: Mapping[str, Seen | None]) -> Check:
 
 def workers_fit(config: Config, living: Sequence[Mapping[str, float]]) -> Check:
     train = config.train
-    each = resources.reserved(config)
+    each = resources.worker_resources(config)
     least, most = train.workers
     workers = f"{least} to {most} workers" if train.elastic else f"{least} worker{'s' * (least > 1)}"
     for_data = "" if train.elastic else f" + {train.data_cpus:g} CPU for data"
-    wanted = f"{workers} x {resources.amounts(each)}{for_data}"
+    wanted = f"{workers} x {resources.listed(each)}{for_data}"
     try:
         resources.check(config)
     except resources.ResourceError as error:
         return Check("resources", False, str(error))
     have = {name: sum(node.get(name, 0) for node in living) for name in each}
     places = sum(int(min(node.get(name, 0) / amount for name, amount in each.items())) for node in living)
-    enough = have["CPU"] >= resources.cpus_needed(config, least) and places >= least
+    enough = have["CPU"] >= resources.training_cpus(config, least) and places >= least
     if enough:
-        return Check("resources", True, f"{wanted}; there are {resources.amounts(have)} on {len(living)} nodes")
+        return Check("resources", True, f"{wanted}; there are {resources.listed(have)} on {len(living)} nodes")
     grown = {name: resources.capacity().get(name, 0) for name in each}
     if any(grown[name] > have[name] for name in each):
         return Check(
             "resources",
             True,
-            f"{wanted}; there are {resources.amounts(have)}, up to {resources.amounts(grown)} by autoscaling",
+            f"{wanted}; there are {resources.listed(have)}, up to {resources.listed(grown)} by autoscaling",
         )
     return Check(
         "resources",
         False,
-        f"{wanted}: only {places} workers find a node with {resources.amounts(each)} free of its own; lower "
+        f"{wanted}: only {places} workers find a node with {resources.listed(each)} free of its own; lower "
         "train.cpus_per_worker or train.num_workers, or add nodes",
     )
 

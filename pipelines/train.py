@@ -77,7 +77,7 @@ def fit(config: Config, *, quiet: bool = False, verbose: bool = False, watch: Wa
     items = training_images(config)
     check_objective(config)
     fingerprint = index.fingerprint(items)
-    session.start(cpus=resources.cpus_of(config), verbose=verbose)
+    session.start(cpus=resources.run_cpus(config), verbose=verbose)
     resources.check(config)
     folder.open(config, fingerprint)
     try:

@@ -1,0 +1,1 @@
+"""Ray and this machine: sessions, resources, authentication, memory, threads, files, progress lines."""

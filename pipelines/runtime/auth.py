@@ -1,6 +1,6 @@
-"""Who may talk to a Ray cluster: whether an address is this machine's, and where Ray's token is.
+"""Authentication of Ray clusters: where Ray's token is, and when an address needs it.
 
-A cluster that answers beyond loopback runs whatever anybody sends it, unless it asks for Ray's token.
+A cluster that can be reached from other machines runs whatever anybody sends it, unless it requires Ray's token.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pathlib import Path
 
 
 class AuthError(ValueError):
-    """A cluster that must not, or cannot, be used like this. One line with the remedy."""
+    """A cluster cannot be joined, or must not be without Ray's token. One line with the remedy."""
 
 
 def token() -> str | None:
-    """Ray's token, looked for where Ray itself looks: RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token.
+    """Ray's token, from where Ray itself reads it: RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token.
 
     Raises:
         AuthError: RAY_AUTH_TOKEN_PATH names a file that cannot be read or is empty.
@@ -45,7 +45,7 @@ def host_of(address: str) -> str:
 
 
 def loopback(host: str) -> bool:
-    """Whether a host is reachable from this machine alone."""
+    """Whether a host can be reached from this machine only."""
     if host == "localhost":
         return True
     try:
@@ -55,7 +55,7 @@ def loopback(host: str) -> bool:
 
 
 def this_machine(host: str) -> bool:
-    """Whether a host is one of this machine's own addresses: only then can a port be opened on it."""
+    """Whether a host is one of this machine's own addresses, which is tried by opening a port on it."""
     if loopback(host):
         return True
     try:
@@ -68,19 +68,19 @@ def this_machine(host: str) -> bool:
 
 
 def offer_token() -> None:
-    """Show Ray's token, where there is one, to the cluster at RAY_ADDRESS. To be called before `ray` is imported.
+    """Let Ray send its token, if there is one, to the cluster at RAY_ADDRESS. To be called before `ray` is imported.
 
-    Ray shows it only with RAY_AUTH_MODE=token, which it reads on import; a cluster that asks for none does not mind.
+    Ray sends it only with RAY_AUTH_MODE=token, which it reads on import; a cluster that requires none ignores it.
     """
     if os.environ.get("RAY_ADDRESS") and "RAY_AUTH_MODE" not in os.environ and token():
         os.environ["RAY_AUTH_MODE"] = "token"
 
 
 def check_join(address: str) -> None:
-    """Before this process joins the cluster at RAY_ADDRESS.
+    """Make sure that this process may join the cluster at this address (RAY_ADDRESS).
 
     Raises:
-        AuthError: the cluster is on other machines, and Ray's token authentication is off.
+        AuthError: it is on other machines, and Ray's token authentication is off.
     """
     host = host_of(address)
     secured = os.environ.get("RAY_AUTH_MODE", "").lower() == "token"

@@ -1,4 +1,4 @@
-"""Memory at hand: of this machine, of the control group that a container or scheduler put us in, or of a GPU."""
+"""Free memory of this machine, within the limits of a container or scheduler (control groups), and of a GPU."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import psutil
 import torch
 
 _ROOT, _MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-# Version 2 and version 1: folder below the root, limit, usage, and in memory.stat what is only cache.
+# Of control groups in version 2 and 1: folder below the root, limit, usage, and the name of the cache in memory.stat.
 _VERSIONS = (
     ("", "memory.max", "memory.current", "inactive_file"),
     ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -16,7 +16,7 @@ _VERSIONS = (
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that could be allocated on a device now, the caches of the system and of torch counted as free."""
+    """Bytes that can be allocated on a device now; the caches of the system and of torch count as free."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
@@ -24,12 +24,12 @@ def free_bytes(device: torch.device) -> int:
 
 
 def group_free(root: Path, membership: str) -> list[int]:
-    """What each control group we are in still allows, in bytes; empty where none has a limit.
+    """Bytes that each control group of this process still allows; empty if none has a limit.
 
     Args:
         root: where control groups are mounted.
-        membership: the text of /proc/self/cgroup. Within a container it may name folders that are not to be seen from
-            there, while the container's own limit is at the root; so every folder on the way up is asked.
+        membership: the text of /proc/self/cgroup. In a container it may name folders that are not visible there, while
+            the container's own limit is at the root; so every folder on the way up is read.
     """
     found = []
     for (below, *files), path in zip(_VERSIONS, _paths(membership)):
@@ -43,7 +43,7 @@ def group_free(root: Path, membership: str) -> list[int]:
 
 
 def _paths(membership: str) -> tuple[str | None, str | None]:
-    """Our folder in version 2, and that of version 1's memory controller."""
+    """The folder of this process in version 2, and that of version 1's memory controller."""
     two = one = None
     for line in membership.splitlines():
         _, controllers, path = line.split(":", 2)

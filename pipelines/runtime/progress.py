@@ -1,4 +1,4 @@
-"""From the workers to the driver: log entries, one tidy line, and MLflow."""
+"""The progress line of a verb."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from tqdm import tqdm
 
 
 class Line:
-    """One progress line on a terminal; a plain line every half minute elsewhere."""
+    """A progress bar on a terminal; elsewhere, such as in a job's log, a line of text every half minute.
+
+    Args:
+        what: shown in front: what is in progress.
+        total: steps in all.
+        start: steps done before.
+        quiet: show no progress; `say` still prints.
+    """
 
     def __init__(self, what: str, total: int, start: int = 0, *, quiet: bool = False) -> None:
         self.what, terminal = what, sys.stderr.isatty()
@@ -31,11 +38,11 @@ class Line:
         self.bar.close()
 
     def to(self, step: int, numbers: Mapping[str, float] | None = None) -> None:
-        """Move to a step and show some numbers."""
+        """Show a step as done, and some numbers behind it."""
         if numbers:
             self.bar.set_postfix({name: f"{value:.4g}" for name, value in numbers.items()}, refresh=False)
         self.bar.update(max(0, step - self.bar.n))
 
     def say(self, text: str) -> None:
-        """A line above the bar."""
+        """Print a line above the bar."""
         tqdm.write(text, file=sys.stderr)

@@ -1,4 +1,7 @@
-"""How many trainings run at once: as many as their workers, ingest and evaluation fit, so that none waits for ever."""
+"""CPUs and GPUs: what a run reserves, what the cluster has, and how many runs fit at once.
+
+Ray waits without a word for resources that it does not have. So everything is checked here before it is asked for.
+"""
 
 from __future__ import annotations
 
@@ -12,126 +15,69 @@ from pipelines.config import Config
 from pipelines.runtime import private, session
 
 
-def runs_that_fit(configs: Sequence[Config], concurrent: int | None, *, verbose: bool) -> int:
-    """Start or join Ray, and say how many of the trainings fit at once, whichever of them they are.
-
-    Raises:
-        ResourceError: one of them alone is too much, or `concurrent` is below 1.
-    """
-    if concurrent is not None and concurrent < 1:
-        raise ResourceError(f"concurrent={concurrent}: at least 1")
-    need = max(map(cpus_of, configs))
-    on_gpus = [config for config in configs if config.train.use_gpu]
-    if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
-        session.start(cpus=need, verbose=verbose)
-        have = capacity()
-        fits = min(at_once(config, have.get("CPU", 0.0), have.get("GPU", 0.0)) for config in configs)
-    else:  # this machine's cores, though Ray is told of more when a single training wants them
-        cores = float(os.cpu_count() or 1)
-        fits = max(1, min(at_once(config, cores, math.inf) for config in configs))
-        session.start(cpus=need * min(fits, concurrent or fits), verbose=verbose)
-        gpus = ray.cluster_resources().get("GPU", 0.0)
-        fits = min([fits, *(at_once(config, math.inf, gpus) for config in on_gpus)])
-    if fits < 1:
-        for config in configs:
-            check(config)  # names what is missing
-        actors = max(config.evaluate.actors for config in configs)
-        raise ResourceError(f"evaluate.actors={actors}: more than Ray's CPUs; lower it")
-    return min(fits, concurrent or fits)
-
-
-def at_once(config: Config, cpus: float, gpus: float) -> int:
-    """How many such trainings so many CPUs and GPUs hold side by side, ingest and evaluation included."""
-    fits = [cpus / cpus_of(config)]
-    places = gpu_places(config, gpus)
-    if config.train.use_gpu:
-        fits.append(places / config.train.workers[1])
-    if config.evaluate.use_gpu and config.evaluate.actors:
-        fits.append(places / config.evaluate.actors)
-    return int(min(fits)) if min(fits) < math.inf else 10**6
-
-
-def cpus_of(config: Config) -> float:
-    """CPUs that a training with its evaluation reserves at most."""
-    return max(cpus_needed(config), float(config.evaluate.actors))
-
-
 class ResourceError(ValueError):
-    """More than the cluster has was asked for. One line."""
+    """A run reserves more than the cluster has. One line."""
 
 
-def cpus_needed(config: Config, workers: int | None = None) -> float:
-    """CPUs that training reserves, those of Ray Data included; without them it would wait for ever.
+def worker_resources(config: Config) -> dict[str, float]:
+    """What Ray reserves for a training worker, by the name of the resource."""
+    train = config.train
+    return {"CPU": train.cpus_per_worker, **({"GPU": train.gpus_per_worker} if train.use_gpu else {})}
+
+
+def training_cpus(config: Config, workers: int | None = None) -> float:
+    """CPUs that training reserves: those of its workers and, unless their number is elastic, those of Ray Data.
 
     Args:
-        workers: None: the most. With [least, most] workers ingest reserves nothing (`data.stream`).
+        workers: how many; None: the most that are configured.
     """
     train = config.train
     return (workers or train.workers[1]) * train.cpus_per_worker + (0 if train.elastic else train.data_cpus)
 
 
+def run_cpus(config: Config) -> float:
+    """CPUs that a run reserves at most, while it trains or while it evaluates."""
+    return max(training_cpus(config), float(config.evaluate.actors))
+
+
+def workers_on_gpus(config: Config, gpus: float) -> float:
+    """How many workers fit on so many GPUs. A worker's share of a GPU lies on one of them."""
+    return gpus * (1 // config.train.gpus_per_worker)
+
+
 def capacity() -> dict[str, float]:
-    """What Ray has, or would have once its autoscaler has started all the nodes it may start."""
+    """What Ray has, or would have once its autoscaler had started all the nodes that it may start."""
     have, most = ray.cluster_resources(), private.autoscaler_limits()
     return {name: max(have.get(name, 0), most.get(name, 0)) for name in have.keys() | most.keys()}
 
 
-def gpu_places(config: Config, gpus: float) -> float:
-    """How many workers so many GPUs hold; a worker's share lies on one of them."""
-    return gpus * (1 // config.train.gpus_per_worker)
-
-
-def reserved(config: Config) -> dict[str, float]:
-    """What Ray reserves for a worker, by the name of the resource."""
-    train = config.train
-    return {"CPU": train.cpus_per_worker, **({"GPU": train.gpus_per_worker} if train.use_gpu else {})}
-
-
-def amounts(of: Mapping[str, float], *, between: str = ", ") -> str:
-    """Resources in words."""
-    return between.join(f"{amount:g} {name}" for name, amount in of.items())
-
-
-def shortage(config: Config) -> str:
-    """What the workers ask for and what is free now, in words."""
-    each, free = reserved(config), ray.available_resources()
-    least, most = config.train.workers
-    count = f"{least} to {most}" if config.train.elastic else f"{most}"
-    now = {name: free.get(name, 0) for name in each}
-    return (
-        f"asked for are {count} with {amounts(each, between=' and ')} each, and Ray has "
-        f"{amounts(now, between=' and ')} free"
-    )
-
-
 def check(config: Config) -> None:
-    """Stop before Ray would wait without a word.
+    """Make sure that the cluster has what the training and the evaluation of a run reserve. Ray is up.
 
     Raises:
-        ResourceError: names what is asked for, what there is, and the keys that change it.
+        ResourceError: names what is reserved, what Ray has, and the keys that change it.
     """
     least, _ = config.train.workers
-    have, need = capacity(), cpus_needed(config, least)
+    have, need = capacity(), training_cpus(config, least)
     if have.get("CPU", 0) < need:
         raise ResourceError(
             f"train.num_workers={least}: at train.cpus_per_worker={config.train.cpus_per_worker:g}, "
             f"train.data_cpus={config.train.data_cpus:g} training reserves {need:g} CPUs, but Ray has "
             f"{have.get('CPU', 0):g}; lower one of them, or join a larger cluster (RAY_ADDRESS)"
         )
-    share = config.train.gpus_per_worker
-    if config.train.use_gpu and gpu_places(config, have.get("GPU", 0)) < least:
+    if config.train.use_gpu and workers_on_gpus(config, have.get("GPU", 0)) < least:
         raise ResourceError(
-            f"train.use_gpu=true: {least} workers need {share:g} GPU each, but Ray has "
-            f"{have.get('GPU', 0):g}; lower train.num_workers or train.gpus_per_worker, or say train.use_gpu=false"
+            f"train.use_gpu=true: {least} workers need {config.train.gpus_per_worker:g} GPU each, but Ray has "
+            f"{have.get('GPU', 0):g}; lower train.num_workers or train.gpus_per_worker, or set train.use_gpu=false"
         )
     check_evaluation(config)
 
 
 def check_evaluation(config: Config) -> None:
-    """Stop before an evaluation would wait for actors that the cluster cannot place.
+    """Make sure that the cluster has what the evaluation of a run reserves. Ray is up.
 
     Raises:
-        ResourceError: names what the actors ask for, what Ray has, and the keys that change it.
+        ResourceError: names what is reserved, what Ray has, and the keys that change it.
     """
     have, actors = capacity(), config.evaluate.actors
     if have.get("CPU", 0) < actors:
@@ -139,24 +85,80 @@ def check_evaluation(config: Config) -> None:
             f"evaluate.actors={actors}: each reserves 1 CPU, but Ray has {have.get('CPU', 0):g}; lower it, or join a "
             "larger cluster (RAY_ADDRESS)"
         )
-    if config.evaluate.use_gpu and gpu_places(config, have.get("GPU", 0)) < actors:
+    if config.evaluate.use_gpu and workers_on_gpus(config, have.get("GPU", 0)) < actors:
         raise ResourceError(
             f"evaluate.use_gpu=true: {actors} actors (evaluate.actors) need {config.train.gpus_per_worker:g} GPU each, "
             f"but Ray has {have.get('GPU', 0):g}; lower evaluate.actors, or set evaluate.use_gpu=false"
         )
 
 
+def runs_that_fit(configs: Sequence[Config], concurrent: int | None, *, verbose: bool) -> int:
+    """Start or join Ray, and find how many of these runs fit at once, whichever of them they are.
+
+    Args:
+        configs: at least one.
+        concurrent: at most so many; None: no limit.
+        verbose: show Ray's own log.
+
+    Raises:
+        ResourceError: one of them alone reserves more than Ray has, or `concurrent` is below 1.
+    """
+    if concurrent is not None and concurrent < 1:
+        raise ResourceError(f"concurrent={concurrent}: at least 1")
+    need = max(map(run_cpus, configs))
+    if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
+        session.start(cpus=need, verbose=verbose)
+        have = capacity()
+        fit = min(runs_at_once(config, have.get("CPU", 0.0), have.get("GPU", 0.0)) for config in configs)
+    else:
+        # Ray is told of more CPUs than this machine has cores if one run needs them; several share the cores.
+        cores = float(os.cpu_count() or 1)
+        fit = max(1, min(runs_at_once(config, cores, math.inf) for config in configs))
+        session.start(cpus=need * min(fit, concurrent or fit), verbose=verbose)
+        gpus = ray.cluster_resources().get("GPU", 0.0)
+        fit = min([fit, *(runs_at_once(config, math.inf, gpus) for config in configs if config.train.use_gpu)])
+    if fit < 1:
+        for config in configs:
+            check(config)  # names what is missing
+        fit = 1  # an elastic run fits with fewer workers than its most
+    return min(fit, concurrent or fit)
+
+
+def runs_at_once(config: Config, cpus: float, gpus: float) -> int:
+    """How many runs of this configuration fit on so many CPUs and GPUs, ingest and evaluation included."""
+    fit = [cpus / run_cpus(config)]
+    if config.train.use_gpu:
+        fit.append(workers_on_gpus(config, gpus) / config.train.workers[1])
+    if config.evaluate.use_gpu and config.evaluate.actors:
+        fit.append(workers_on_gpus(config, gpus) / config.evaluate.actors)
+    return int(min(fit)) if min(fit) < math.inf else 10**6
+
+
+def shortage(config: Config) -> str:
+    """What a run's workers are waiting for, and what is free now. Ray is up."""
+    each, free = worker_resources(config), ray.available_resources()
+    least, most = config.train.workers
+    count = f"{least} to {most}" if config.train.elastic else f"{most}"
+    now = {name: free.get(name, 0) for name in each}
+    return f"waiting for {count} workers with {listed(each, ' and ')} each; Ray has {listed(now, ' and ')} free"
+
+
 def oversubscribed(config: Config) -> str | None:
-    """A line where the CPU workers that share a node have more threads than it has cores, which slows them down."""
+    """A warning if the CPU workers of a node have more threads than it has cores, which slows them all down."""
     if config.train.use_gpu:
         return None
     cpus = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
     workers = min(config.train.workers[1], int(cpus / config.train.cpus_per_worker))
-    # On this machine alone Ray is told of more CPUs than there are cores; a node's word is taken for its cores.
+    # Other nodes' CPUs are taken for cores. Of a single machine Ray may have been told more CPUs than it has cores.
     cores = min(int(cpus), os.cpu_count() or 1) if len(ray.nodes()) == 1 else int(cpus)
     if workers * config.train.threads <= cores:
         return None
     return (
-        f"train.threads={config.train.threads}: {workers} workers on a node of {cores} cores get in each other's way; "
-        "lower it, or train.num_workers"
+        f"train.threads={config.train.threads}: {workers} workers on a node with {cores} cores have more threads than "
+        "that and slow each other down; lower it, or train.num_workers"
     )
+
+
+def listed(resources: Mapping[str, float], separator: str = ", ") -> str:
+    """Resources as text, such as "2 CPU, 1 GPU"."""
+    return separator.join(f"{amount:g} {name}" for name, amount in resources.items())

@@ -1,4 +1,4 @@
-"""How many threads torch computes with, for a while."""
+"""The number of threads that torch computes with."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """That many in this thread, and in threads that start within the block; afterwards as before."""
+    """Set the number for this thread and the threads that start within the block; restore it afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

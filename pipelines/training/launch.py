@@ -91,7 +91,7 @@ def _trainer(task: WorkerTask, items: pa.Table) -> TorchTrainer:
         scaling_config=ScalingConfig(
             num_workers=train.num_workers,
             use_gpu=train.use_gpu,
-            resources_per_worker=resources.reserved(config),
+            resources_per_worker=resources.worker_resources(config),
             elastic_resize_monitor_interval_s=_RESIZE_INTERVAL,
         ),
         run_config=RunConfig(

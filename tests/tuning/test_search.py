@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 from ray.tune.search import Searcher
 
-from pipelines.config import Config
-from pipelines.runtime.resources import at_once
 from tuning.search import Valid, budgets, check_mutable, optuna
 from tuning.space import Range, Space, SpaceError
 
@@ -90,23 +88,3 @@ def test_a_wrapped_searcher_that_has_no_more(tmp_path: Path) -> None:
             return str(Searcher.FINISHED)
 
     assert Valid(Empty(), SPACE, tmp_path, reason).suggest("a") == Searcher.FINISHED
-
-
-@pytest.mark.parametrize(
-    ("changes", "cpus", "gpus", "count"),
-    [
-        ({}, 2, 0, 1),  # one worker and one for the data
-        ({}, 9, 0, 4),
-        ({}, 1, 0, 0),
-        ({"evaluate.actors": 4}, 9, 0, 2),
-        ({"train.num_workers": 2, "train.cpus_per_worker": 0.5}, 8, 0, 4),
-        ({"train.use_gpu": True}, 64, 3, 3),
-        ({"train.use_gpu": True, "train.gpus_per_worker": 0.5}, 64, 3, 6),
-        ({"train.use_gpu": True, "train.gpus_per_worker": 0.3}, 64, 1, 3),
-        ({"train.use_gpu": True, "train.num_workers": 2}, 64, 3, 1),
-        ({"train.use_gpu": True}, 64, 0, 0),
-        ({"evaluate.use_gpu": True, "evaluate.actors": 2}, 64, 5, 2),
-    ],
-)
-def test_how_many_trials_fit(changes: dict[str, Any], cpus: float, gpus: float, count: int) -> None:
-    assert at_once(Config().replace({"train.batch_size": 4, **changes}), cpus, gpus) == count

@@ -1,0 +1,107 @@
+"""What a run reserves, what fits, and what is said if it does not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pipelines.config import Config
+from pipelines.runtime import resources
+
+
+@pytest.mark.parametrize(
+    "nodes, changes, workers",
+    [
+        ([2], {"num_workers": 2, "cpus_per_worker": 0.5}, None),
+        ([4], {"num_workers": 2, "threads": 2}, 2),  # Ray was told of 4 CPUs on a machine of 2 cores
+        ([4], {"num_workers": 1, "threads": 2}, None),
+        ([4], {"num_workers": 2, "threads": 2, "use_gpu": True}, None),
+        ([4, 4], {"num_workers": 8, "threads": 2}, 4),  # as many as a node holds
+        ([4, 4], {"num_workers": 8, "threads": 2, "cpus_per_worker": 2}, None),
+    ],
+)
+def test_more_threads_than_cores(
+    nodes: list[int], changes: dict[str, Any], workers: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": float(cpus)}} for cpus in nodes])
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    said = resources.oversubscribed(Config().replace({f"train.{key}": value for key, value in changes.items()}))
+    if workers is None:
+        assert said is None
+    else:
+        cores = 2 if len(nodes) == 1 else 4
+        assert said is not None and said.startswith(f"train.threads=2: {workers} workers on a node with {cores} cores ")
+
+
+@pytest.mark.parametrize(
+    ("changes", "cpus", "gpus", "count"),
+    [
+        ({}, 2, 0, 1),  # one worker and one for the data
+        ({}, 9, 0, 4),
+        ({}, 1, 0, 0),
+        ({"evaluate.actors": 4}, 9, 0, 2),
+        ({"train.num_workers": 2, "train.cpus_per_worker": 0.5}, 8, 0, 4),
+        ({"train.use_gpu": True}, 64, 3, 3),
+        ({"train.use_gpu": True, "train.gpus_per_worker": 0.5}, 64, 3, 6),
+        ({"train.use_gpu": True, "train.gpus_per_worker": 0.3}, 64, 1, 3),
+        ({"train.use_gpu": True, "train.num_workers": 2}, 64, 3, 1),
+        ({"train.use_gpu": True}, 64, 0, 0),
+        ({"evaluate.use_gpu": True, "evaluate.actors": 2}, 64, 5, 2),
+    ],
+)
+def test_how_many_runs_fit(changes: dict[str, Any], cpus: float, gpus: float, count: int) -> None:
+    assert resources.runs_at_once(Config().replace({"train.batch_size": 4, **changes}), cpus, gpus) == count
+
+
+def having(monkeypatch: pytest.MonkeyPatch, **have: float) -> None:
+    """Ray is up, and has so much."""
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.setattr("ray.cluster_resources", lambda: have)
+    monkeypatch.setattr("ray.available_resources", lambda: {**have, "CPU": 0.0})
+    monkeypatch.setattr("pipelines.runtime.private.autoscaler_limits", lambda: {})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"train.num_workers": 4}, ["train.num_workers=4", "train.data_cpus=1", "5 CPUs", "Ray has 4"]),
+        ({"train.use_gpu": True}, ["train.use_gpu=true", "1 GPU", "Ray has 0"]),
+        ({"evaluate.actors": 5}, ["evaluate.actors=5", "Ray has 4"]),
+        ({"evaluate.use_gpu": True}, ["evaluate.use_gpu=true", "Ray has 0"]),
+    ],
+)
+def test_a_run_that_does_not_fit_is_refused(
+    changes: dict[str, Any], words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    having(monkeypatch, CPU=4.0)
+    config = Config().replace(changes)
+    resources.check(Config())
+    for check in (resources.check, lambda config: resources.runs_that_fit([Config(), config], None, verbose=False)):
+        with pytest.raises(resources.ResourceError) as error:
+            check(config)
+        assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
+
+
+def test_runs_fit_as_the_largest_of_them_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    having(monkeypatch, CPU=9.0)
+    small, large = Config(), Config().replace({"train.num_workers": 2})
+    assert resources.runs_that_fit([small], None, verbose=False) == 4
+    assert resources.runs_that_fit([small, large], None, verbose=False) == 3
+    assert resources.runs_that_fit([small, large], 2, verbose=False) == 2
+    with pytest.raises(resources.ResourceError, match="concurrent=0"):
+        resources.runs_that_fit([small], 0, verbose=False)
+
+
+def test_an_elastic_run_fits_with_fewer_workers_than_its_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    having(monkeypatch, CPU=2.0)
+    elastic = Config().replace({"train.num_workers": (1, 8)})
+    assert resources.runs_that_fit([elastic], None, verbose=False) == 1
+
+
+def test_what_the_workers_are_waiting_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    having(monkeypatch, CPU=4.0, GPU=1.0)
+    config = Config().replace({"train.num_workers": (1, 2), "train.use_gpu": True, "train.gpus_per_worker": 0.5})
+    assert resources.shortage(config) == (
+        "waiting for 1 to 2 workers with 1 CPU and 0.5 GPU each; Ray has 0 CPU and 1 GPU free"
+    )
