@@ -50,6 +50,18 @@ def _play(rank: int, workers: int) -> dict[str, Any]:
     return {"norms": norms, "network": network.state_dict(), "discriminator": loss.state_dict()}
 
 
+class Blind(nn.Module):
+    """A network as training calls it: it is handed the noise level and does not use it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.blind = network, True
+
+    def forward(self, noisy: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        restored: torch.Tensor = self.network(noisy)
+        return restored
+
+
 def _accumulated(rank: int, workers: int, accumulate: int) -> dict[str, Any]:
     """Two steps with constant weights, each rank's crops in micro-batches; how often the ranks met under DDP."""
     crops = 4 * workers
@@ -58,8 +70,7 @@ def _accumulated(rank: int, workers: int, accumulate: int) -> dict[str, Any]:
         "loss.queue_size": 256, "loss.adversarial": 0.5, "train.batch_size": crops, "train.num_workers": workers,
         "train.accumulate": accumulate, "data.crop_size": 16, "train.lr": 1e-30, "loss.adversarial_lr": 1e-30,
     })  # fmt: skip
-    network, meetings = small_network(), [0]
-    network.blind = True  # type: ignore[assignment]
+    network, meetings = Blind(small_network()), [0]
 
     def prepare(model: nn.Module) -> nn.Module:
         if workers == 1:
