@@ -102,8 +102,8 @@ def train_step(state: TrainState, row: stream.WorkerBatch, step: int, rank_weigh
     labels = stream.labels(row, state.device)
     state.optimizer.zero_grad(set_to_none=True)
 
-    # Forward and backward; with micro-batches (`train.accumulate`) the backward pass of the loss ends at the restored
-    # images, and a second one goes through the network: see backward.py.
+    # Forward and backward. With micro-batches (`train.accumulate`) the backward pass of the loss ends at the restored
+    # images, and a second one goes through the network, with no_sync until the last micro-batch: see backward.py.
     micro_batches = split(noisy, sigma, train.accumulate)
     if len(micro_batches) == 1:
         restored, estimate = forward(state.model, noisy, sigma, train)

@@ -21,7 +21,7 @@ from pipelines.training.objective import Objective
 
 
 class TrainState:
-    """Everything that a step changes. All ranks hold the same, except for DistributedDataParallel's buffers.
+    """Everything that a step changes. All ranks hold the same values.
 
     Args:
         config: the run.
