@@ -1,4 +1,4 @@
-"""Real runs on Ray Train: what is stopped and resumed, what goes wrong, and what is then left."""
+"""Real runs on Ray Train: stopping and resuming, what can go wrong, and what is left in the run's folder."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import ray
 import torch
 from safetensors.torch import load_file
 
-from pipelines.config import Config, ConfigError
+from pipelines.config import ConfigError
 from pipelines.data.index import DataError
 from pipelines.runs import checkpoint
 from pipelines.runtime.resources import ResourceError
@@ -25,20 +24,18 @@ from pipelines.tracking import store
 from pipelines.tracking.store import TrackingError
 from pipelines.train import Trained, fit
 from pipelines.training.finite import TrainingError
-from pipelines.training.log import Log
-from pipelines.training.state import lr_factor
 from tests.conftest import tiny_config
 from tests.helpers.equality import equal, same_run
 from tests.helpers.mlflow_server import free_port
 
-# With all that training can carry along: average, clipping, schedule, queues, a discriminator.
+# With everything that is part of a training state: EMA, clipping, schedule, queues, a discriminator.
 LONG = {"loss__adversarial": 0.01, "train__ema": 0.9, "train__clip": 1.0, "train__schedule": "cosine",
         "train__warmup_steps": 1, "train__log_every": 2, "train__checkpoint_every": 2}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the runs of this file are; making a tracking store takes seconds, so they share one."""
+    """Storage for the runs of this file; creating a tracking store takes seconds, so they share one."""
     return tmp_path_factory.mktemp("runs")
 
 
@@ -91,7 +88,7 @@ def test_what_a_run_leaves(whole: Trained) -> None:
     assert (meta["step"], meta["epoch"], meta["final"]) == (6, 2, True)
     assert not any("features" in name or "phi" in name for name in checkpoint.load_state(whole.checkpoint)["objective"])
     state = checkpoint.load_state(whole.checkpoint)
-    assert not equal(state["model"], load_file(whole.checkpoint / checkpoint.MODEL))  # the average is the one used
+    assert not equal(state["model"], load_file(whole.checkpoint / checkpoint.MODEL))  # the EMA is saved as the model
     assert all(math.isfinite(value) for value in whole.metrics.values())
     params = store.client(whole.uri).get_run(whole.run_id).data.params
     assert params["loss.queue_size"] == "32"
@@ -125,12 +122,12 @@ def test_other_data_under_the_same_name(whole: Trained, scenes_root: Path, tmp_p
 def test_a_loss_that_is_not_finite_stops_the_run(
     ray_session: None, scenes_root: Path, storage: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """At once, whatever train.max_failures: from the same checkpoint it would come again."""
+    """At once, whatever train.max_failures: a restart from the same checkpoint would hit it again."""
     config = tiny_config(
         scenes_root, storage, train__name="nan", train__lr=1e30, train__num_workers=1, train__checkpoint_every=1,
         train__max_failures=2,
     )  # fmt: skip
-    with pytest.raises(TrainingError, match=r"nan: step 1: the loss is not finite") as error:
+    with pytest.raises(TrainingError, match=r"^nan: step 1: .*train.lr") as error:
         fit(config)
     assert "\n" not in str(error.value)
     assert "restarted" not in capsys.readouterr().err
@@ -237,49 +234,6 @@ def test_a_run_name_is_a_plain_name(scenes_root: Path, tmp_path: Path, name: str
 
 def test_a_patch_that_is_no_multiple_of_the_stride(scenes_root: Path, tmp_path: Path) -> None:
     config = tiny_config(scenes_root, tmp_path, loss__patch_size=2, loss__queue_size=4096)
-    with pytest.raises(ConfigError, match="loss.patch_size=2: must be a multiple of squeezenet1_0.fire3's stride, 4"):
+    with pytest.raises(ConfigError, match=r"loss.patch_size=2: .*squeezenet1_0.fire3.* 4"):
         fit(config, quiet=True)
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("bad", ["loss", "gradient_norm", "loss.discriminator", "discriminator_gradient_norm"])
-def test_a_broken_state_is_never_saved(bad: str) -> None:
-    """The check before a checkpoint: a gradient that is not finite leaves weights that are not, at a finite loss."""
-    log = Log(None, 3, rank=0)
-    for step in (3, 4, 5):
-        numbers = {name: torch.tensor(1.0) for name in ("loss", "gradient_norm", bad)}
-        log.add(numbers | ({bad: torch.tensor(float("inf"))} if step == 4 else {}))
-    with pytest.raises(
-        TrainingError, match=r"steps 3 to 5: the (discriminator's )?(loss|gradient) is not finite"
-    ) as error:
-        log.gather(6)
-    assert ("Lower loss.adversarial_lr" in str(error.value)) == ("discriminator" in bad)
-
-
-@pytest.mark.parametrize("saved, mine", [([1.0, 3.0], 3.0), ([1.0, 3.0, 5.0], 3.0), (2.0, 2.0)])
-def test_a_log_goes_on_on_as_many_workers_or_others(saved: Any, mine: float) -> None:
-    """Each with its own sums, or all with their mean; the last is how checkpoints were before."""
-    log = Log(None, 4, rank=1)
-    state = {"since": 2, "sums": {"loss": saved}, "seconds": 1.0, "recent": []}
-    log.resume(state, 2, torch.device("cpu"))
-    assert (log.since, float(log.sums["loss"])) == (2, mine)
-
-
-def schedule(**changes: Any) -> Config:
-    return Config().replace({f"train.{key}": value for key, value in changes.items()})
-
-
-def test_the_learning_rate_of_the_paper() -> None:
-    train = schedule(epochs=480).train
-    rates = [lr_factor(train, epoch * 10, 10) for epoch in (0, 79, 80, 159, 160, 240, 320, 400, 479)]
-    assert rates == [1, 1, 0.5, 0.5, 0.25, 0.125, 0.0625, 0.03125, 0.03125]
-
-
-def test_the_other_schedules() -> None:
-    assert [lr_factor(schedule(schedule="constant", warmup_steps=3).train, step, 5) for step in range(5)] == [
-        0.25, 0.5, 0.75, 1, 1,
-    ]  # fmt: skip
-    cosine = schedule(schedule="cosine", epochs=2, warmup_steps=2).train
-    after = [lr_factor(cosine, step, 5) for step in range(2, 11)]
-    wanted = [(1 + math.cos(math.pi * k / 8)) / 2 for k in range(9)]
-    np.testing.assert_allclose(after, wanted, atol=1e-6)  # float32 cosine

@@ -1,0 +1,61 @@
+"""The learning rate schedules, and a training state restored with another learning rate."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipelines.config import Config
+from pipelines.runs import checkpoint
+from pipelines.sections import Train
+from pipelines.training.loop import train_step
+from pipelines.training.state import TrainState, lr_factor
+from tests.helpers.equality import equal
+from tests.helpers.training_steps import batch, config, rows_are_tensors
+
+
+def train(**changes: Any) -> Train:
+    return Config().replace({f"train.{key}": value for key, value in changes.items()}).train
+
+
+def test_the_learning_rate_of_the_paper() -> None:
+    factors = [lr_factor(train(epochs=480), epoch * 10, 10) for epoch in (0, 79, 80, 159, 160, 240, 320, 400, 479)]
+    assert factors == [1, 1, 0.5, 0.5, 0.25, 0.125, 0.0625, 0.03125, 0.03125]
+
+
+def test_the_other_schedules() -> None:
+    constant = train(schedule="constant", warmup_steps=3)
+    assert [lr_factor(constant, step, 5) for step in range(5)] == [0.25, 0.5, 0.75, 1, 1]
+    cosine = train(schedule="cosine", epochs=2, warmup_steps=2)
+    after = [lr_factor(cosine, step, 5) for step in range(2, 11)]
+    wanted = [(1 + math.cos(math.pi * k / 8)) / 2 for k in range(9)]
+    np.testing.assert_allclose(after, wanted, atol=1e-6)  # float32 cosine
+
+
+def test_a_restored_state_takes_the_configured_learning_rate(
+    tmp_path: Path, without_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in population-based training; everything else is what was saved."""
+    rows_are_tensors(monkeypatch)
+    halving = {"train.schedule": "halve", "train.halve_at": [1], "train.ema": 0.9}
+    donor = TrainState(config("d2sm", tmp_path, **halving, **{"train.lr": 1e-3}), steps_per_epoch=2)
+    for step in range(3):
+        row: Any = batch(step, donor.optimizer.param_groups[0]["params"][0].dtype)
+        train_step(donor, row, step)
+    folder = tmp_path / checkpoint.name_of(3)
+    checkpoint.write(
+        folder, weights=donor.weights(), state=donor.state_dict(), config=donor.config, meta={"step": 3, "epoch": 1}
+    )
+    state = TrainState(config("d2sm", tmp_path, **halving, **{"train.lr": 1e-2}), steps_per_epoch=2)
+    assert state.restore(folder) == 3
+    assert [group["lr"] for group in state.optimizer.param_groups] == [1e-2 * 0.5]
+    ours, theirs = state.state_dict(), donor.state_dict()
+    assert set(ours) == {"model", "average", "optimizer", "schedule", "objective", "adversary", "random"}
+    for name in ("model", "average", "objective"):
+        assert equal(ours[name], theirs[name])
+    assert equal(ours["optimizer"]["state"], theirs["optimizer"]["state"])
+    assert equal(state.weights(), donor.weights()) and not equal(state.weights(), ours["model"])
