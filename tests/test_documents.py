@@ -73,8 +73,13 @@ def test_examples_run(name: str) -> None:
     assert runner.tries >= 3 and runner.failures == 0
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "code"), SCRIPTS, ids=[f"{name}-{n}" for n, (name, _) in enumerate(SCRIPTS)])
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [  # a sweep starts Ray Train several times
+        pytest.param(name, code, id=name, marks=pytest.mark.long if "tuning" in name else pytest.mark.slow)
+        for name, code in SCRIPTS
+    ],
+)
 def test_scripts_run(
     name: str, code: str, ray_session: None, scenes_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
