@@ -1,6 +1,7 @@
 """What MLflow loads for a registered model: `mlflow.pyfunc.load_model`, `mlflow models serve`.
 
-The model's MLmodel file names this module; the weights are safetensors and nothing is unpickled.
+The files of every registered model name this module, so it keeps its name. The weights are safetensors; nothing is
+unpickled.
 """
 
 from __future__ import annotations
@@ -12,18 +13,24 @@ from typing import Any
 import numpy as np
 import torch
 
+from d2sm.inference import restore
+from pipelines.runs.checkpoint import load_model
 from pipelines.tracking.bundle import SIGMA
 
-_WHOLE = 1024  # larger images are restored in tiles, to bound the memory
+_LARGEST_WHOLE = 1024  # pixels: images with a longer side are restored in tiles, which bounds the memory
 _TILE = 512
 
 
 class ServedError(ValueError):
-    """The input is no batch of images. One line."""
+    """The input is no batch of images, or the noise level is out of range. One line."""
 
 
 class Restorer:
-    """A denoiser behind MLflow's predict."""
+    """A denoiser with the `predict` that MLflow calls.
+
+    Args:
+        model: in eval mode.
+    """
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.model = model
@@ -32,27 +39,26 @@ class Restorer:
         """Restore a batch.
 
         Args:
-            model_input: noisy, numpy float32 (B, 3, H, W), RGB, in [0, 1] but for the noise.
-            params: {"sigma": noise level in 0..255}; 25 when absent.
+            model_input: noisy images, numpy float32 (B, 3, H, W), RGB, in [0, 1] but for the noise.
+            params: {"sigma": noise level in units of 0..255}; 25 if it is absent. Blind models ignore it.
 
         Returns:
             restored, float32 (B, 3, H, W), clamped to [0, 1].
 
         Raises:
-            ServedError: on another type, shape or range.
+            ServedError: another type, shape or range.
         """
-        from d2sm.inference import restore
-
-        noisy = torch.from_numpy(np.ascontiguousarray(_checked(model_input)))
-        tile = _TILE if max(noisy.shape[2:]) > _WHOLE else None
-        restored = restore(self.model, noisy, _sigma(params), tile=tile)
+        noisy = _checked(model_input)
+        sigma = float((params or {}).get("sigma", SIGMA))
+        if not 0 <= sigma <= 255:
+            raise ServedError(f"sigma={sigma:g}: a noise level from 0 to 255")
+        tile = _TILE if max(noisy.shape[2:]) > _LARGEST_WHOLE else None
+        restored = restore(self.model, torch.from_numpy(np.ascontiguousarray(noisy)), sigma, tile=tile)
         return restored.clamp(0.0, 1.0).cpu().numpy()
 
 
 def _load_pyfunc(path: str) -> Restorer:
-    """MLflow's entry: `path` is the bundle folder inside the model."""
-    from pipelines.runs.checkpoint import load_model
-
+    """Called by MLflow with the folder of the model's own files."""
     return Restorer(load_model(Path(path))[0])
 
 
@@ -63,13 +69,6 @@ def _checked(noisy: Any) -> np.ndarray:
     if noisy.dtype != np.float32 or noisy.ndim != 4 or noisy.shape[1] != 3 or 0 in noisy.shape:
         raise ServedError(f"noisy: got {noisy.dtype} of shape {noisy.shape}; give {wanted}")
     largest = float(np.abs(noisy).max())
-    if not largest < 16:  # noise of sigma 255 stays far below; NaN fails here as well
+    if not largest < 16:  # far more than noise of sigma 255 adds; NaN is refused too
         raise ServedError(f"noisy: values up to {largest:g}; give {wanted}, divided by 255")
     return noisy
-
-
-def _sigma(params: Mapping[str, Any] | None) -> float:
-    sigma = float((params or {}).get("sigma", SIGMA))
-    if not 0 <= sigma <= 255:
-        raise ServedError(f"sigma={sigma:g}: a noise level from 0 to 255")
-    return sigma

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from d2sm.features import features
 from d2sm.objectives import TERMS
 from pipelines import experiment
 from pipelines.config import Config
 from pipelines.data import splits
 from pipelines.evaluate import check as check_evaluation
+from pipelines.networks.features import check_patch_size
 from pipelines.runs.folder import check_name, runs_folder
 from pipelines.training import objective
 from tuning import search, space
@@ -99,18 +99,12 @@ class Reason:
 
     def __init__(self, base: Config, items: pa.Table) -> None:
         self.base, self.items = base, items
-        self.strides: dict[str, int] = {}  # of Phi, by its name
 
     def __call__(self, point: Point) -> str | None:
         try:
             config = self.base.replace(point)
             splits.check_sizes(config, self.items)
-            size, phi = config.loss.patch_size, config.loss.features
-            if "d2sm" in config.loss.terms and size:
-                if phi not in self.strides:
-                    self.strides[phi] = features(phi, weights="random").stride
-                if size % self.strides[phi]:
-                    return f"loss.patch_size={size}: not a multiple of {phi}'s stride {self.strides[phi]}"
+            check_patch_size(config.loss)
         except ValueError as error:
             return str(error)
         return None

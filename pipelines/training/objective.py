@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from d2sm import D2SMLoss
-from d2sm.features import features
 from d2sm.objectives import LPIPS, TERMS, Adversarial, Contextual, CrossEntropy, Perceptual, Term
 from pipelines.config import Config, ConfigError
+from pipelines.networks.features import check_patch_size
 from pipelines.sections import Loss
 from pipelines.tracking.segmenter import load_segmenter, segmenter_store
 
@@ -168,13 +168,5 @@ def check_objective(config: Config) -> None:
     Raises:
         ConfigError, ValueError: a term cannot be built, or Phi's stride does not divide the patches. One line.
     """
-    loss = config.loss
-    if (
-        "d2sm" in loss.terms
-        and loss.patch_size
-        and loss.patch_size % (stride := features(loss.features, weights="random").stride)
-    ):
-        raise ConfigError(
-            f"loss.patch_size={loss.patch_size}: must be a multiple of {loss.features}'s stride, {stride}"
-        )
-    Objective(loss, store_uri=segmenter_store(config))
+    check_patch_size(config.loss)
+    Objective(config.loss, store_uri=segmenter_store(config))

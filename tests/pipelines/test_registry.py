@@ -150,11 +150,11 @@ def test_a_bare_name_is_the_newest(first: Record, second: Record, monkeypatch: p
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
-        ("denoisr", "denoisr: no such model.*it has denoiser; did you mean denoiser"),
-        ("denoiser/9", "denoiser/9: no such version; denoiser has 1, 2"),
-        ("denoiser@champoin", "no such alias; denoiser has champion; did you mean champion"),
-        ("denoiser/one", "is given as name, name/3 or name@alias"),
-        ("models:/", "is given as name"),
+        ("denoisr", "^denoisr: .*denoiser"),
+        ("denoiser/9", "^denoiser/9: .* 1, 2"),
+        ("denoiser@champoin", "^denoiser@champoin: .* champion"),
+        ("denoiser/one", "^denoiser/one: .*name/3 or name@alias"),
+        ("models:/", "^models:/: .*name/3 or name@alias"),
     ],
 )
 def test_lookup_of_what_is_not_there(reference: str, message: str, first: Record, second: Record) -> None:
@@ -164,10 +164,10 @@ def test_lookup_of_what_is_not_there(reference: str, message: str, first: Record
 
 
 def test_stores_that_are_not_there(tmp_path: Path) -> None:
-    with pytest.raises(RegistryError, match="no such file, so no models"):
+    with pytest.raises(RegistryError, match="none/mlflow.db: .*tracking.uri"):
         models(f"sqlite:///{tmp_path}/none/mlflow.db")
     assert list(tmp_path.iterdir()) == []  # reading makes nothing
-    with pytest.raises(RegistryError, match="does not answer") as caught:
+    with pytest.raises(RegistryError, match=r"\*\*\*@127.0.0.1:.*tracking.uri") as caught:
         lookup("denoiser", uri=f"http://me:secret@127.0.0.1:{free_port()}")
     assert "secret" not in str(caught.value)
 
@@ -177,7 +177,7 @@ def test_a_changed_model_is_not_loaded(first: Record, tmp_path: Path) -> None:
     good = weights.read_bytes()
     try:
         weights.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
-        with pytest.raises(RegistryError, match=r"denoiser/1: model.safetensors differs from what was registered"):
+        with pytest.raises(RegistryError, match="^denoiser/1: model.safetensors "):
             first.path(tmp_path)
         assert list(tmp_path.iterdir()) == []  # nothing bad is kept
     finally:
@@ -193,9 +193,9 @@ def test_a_changed_model_is_not_loaded(first: Record, tmp_path: Path) -> None:
 
 def test_promotion_only_when_better(first: Record, second: Record) -> None:
     uri = first.uri
-    with pytest.raises(RegistryError, match=r"miou.sigma25 0.4 does not beat denoiser/1's 0.5"):
+    with pytest.raises(RegistryError, match=r"miou.sigma25 0.4 .*denoiser/1's 0.5"):
         promote("denoiser/2", "champion", if_better="miou.sigma25", uri=uri)
-    with pytest.raises(RegistryError, match=r"ssim.sigma25: denoiser/2 has no such number; it has .*psnr.sigma25"):
+    with pytest.raises(RegistryError, match=r"^ssim.sigma25: denoiser/2 .*psnr.sigma25"):
         promote("denoiser/2", "champion", if_better="ssim.sigma25", uri=uri)
     assert lookup("denoiser@champion", uri=uri).version == 1
     assert promote("denoiser/2", "champion", if_better="psnr.sigma25", uri=uri).aliases == ("champion",)
@@ -227,10 +227,10 @@ def test_compare(first: Record, second: Record) -> None:
 
 def test_what_cannot_be_registered(store: str, tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "bundle")
-    with pytest.raises(RegistryError, match="a name without"):
+    with pytest.raises(RegistryError, match="tracking.register_as='a/b'"):
         register(bundle, name="a/b", run_id=None, uri=store)
     (bundle / "meta.json").unlink()
-    with pytest.raises(RegistryError, match="has no meta.json; give a folder written by `d2sm train`"):
+    with pytest.raises(RegistryError, match="bundle: .*meta.json.*`d2sm train`"):
         register(bundle, name="denoiser", run_id=None, uri=store)
 
 
@@ -285,12 +285,12 @@ def test_a_blind_model_is_served_without_a_noise_level(
 @pytest.mark.parametrize(
     ("noisy", "message"),
     [
-        ([[0.0]], "got a list; give a numpy float32 array"),
-        (noisy_batch().astype(np.float64), "got float64 of shape"),
-        (noisy_batch()[0], r"got float32 of shape \(3, 20, 33\)"),
-        (noisy_batch()[:, :1], r"shape \(2, 1, 20, 33\)"),
-        (noisy_batch() * 255, "divided by 255"),
-        (np.full((1, 3, 8, 8), np.nan, np.float32), "values up to nan"),
+        ([[0.0]], "list.*float32"),
+        (noisy_batch().astype(np.float64), "float64"),
+        (noisy_batch()[0], r"\(3, 20, 33\)"),
+        (noisy_batch()[:, :1], r"\(2, 1, 20, 33\)"),
+        (noisy_batch() * 255, " 255"),
+        (np.full((1, 3, 8, 8), np.nan, np.float32), "nan"),
     ],
 )
 def test_input_that_is_no_batch_of_images(noisy: object, message: str) -> None:
@@ -362,7 +362,7 @@ def test_a_server_keeps_models(server: Server, tmp_path: Path) -> None:
     restored = restore(record.load(cache=tmp_path / "cache"), torch.from_numpy(noisy_batch()), 25.0)
     np.testing.assert_array_equal(restored.clamp(0, 1).numpy(), direct(3, noisy_batch(), 25.0))
     assert [found.label for found in models(server.uri)] == ["remote/1"]
-    with pytest.raises(RegistryError, match="remot: no such model.*did you mean remote"):
+    with pytest.raises(RegistryError, match="^remot: .*remote"):
         lookup("remot", uri=server.uri)
 
 

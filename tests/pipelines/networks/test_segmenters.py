@@ -121,9 +121,9 @@ def test_scenes_metadata_is_checked(tmp_path: Path, metadata: dict[str, str] | N
 
 @pytest.mark.parametrize("name", ["espnet-cityscapes", "espnet-camvid", "espnet-scenes"])
 def test_weights_are_asked_for(name: str, tmp_path: Path) -> None:
-    with pytest.raises(SegmenterError, match=f"{name} needs weights: give the path"):
+    with pytest.raises(SegmenterError, match=f"{name} needs weights"):
         segmenters.load(name)
-    with pytest.raises(SegmenterError, match="nowhere.pth: no such file"):
+    with pytest.raises(SegmenterError, match="nowhere.pth"):
         segmenters.load(name, weights=tmp_path / "nowhere.pth")
 
 
@@ -148,13 +148,13 @@ def test_weights_that_do_not_fit_are_named_in_one_line(tmp_path: Path) -> None:
 
 def test_pickled_objects_are_not_run(tmp_path: Path) -> None:
     torch.save(ESPNet(classes=20, p=1, q=1), tmp_path / "whole.pth")
-    with pytest.raises(SegmenterError, match="cannot be read: Weights only load failed"):
+    with pytest.raises(SegmenterError, match="whole.pth.*Weights only load failed"):
         segmenters.load("espnet-cityscapes", weights=tmp_path / "whole.pth")
 
 
 def test_an_unknown_name_gets_the_nearest() -> None:
     with pytest.raises(
-        SegmenterError, match="espnet-camvid, espnet-scenes, module:callable or models:/.*; did you mean"
+        SegmenterError, match="^segmenter='espnet-citiscapes': .*module:callable or models:/.*espnet-cityscapes"
     ):
         segmenters.load("espnet-citiscapes")
 

@@ -134,9 +134,9 @@ def test_system_metrics(template: Config, tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_refused_values(template: Config, tmp_path: Path) -> None:
     long = template.replace({"data.root": "x" * 6001})
-    with pytest.raises(TrackingError, match="data.root: 6001 characters; MLflow keeps 6000"):
+    with pytest.raises(TrackingError, match="^data.root: 6001 .*6000"):
         open_run(long, run_dir=tmp_path, tags={})
-    with pytest.raises(TrackingError, match="holds no run deadbeef.*train.name"):
+    with pytest.raises(TrackingError, match="deadbeef.*tracking.uri.*train.name"):
         open_run(template, run_dir=tmp_path, tags={}, run_id="deadbeef")
     with open_run(template, run_dir=tmp_path, tags={}) as run, pytest.raises(TrackingError, match="psnr@25"):
         run.log(1, {"psnr@25": 1.0})
@@ -165,7 +165,7 @@ def test_a_server_that_does_not_answer(kind: str, tmp_path: Path) -> None:
             threading.Thread(target=lambda: listener.accept()[0].sendall(b"\0binary\n"), daemon=True).start()
         config = Config().replace({"tracking.uri": f"http://me:secret@127.0.0.1:{port}"})
         began = time.monotonic()
-        with pytest.raises(TrackingError, match="does not answer.*start it, or give another") as caught:
+        with pytest.raises(TrackingError, match="tracking.uri or MLFLOW_TRACKING_URI") as caught:
             open_run(config, run_dir=tmp_path, tags={})
     assert time.monotonic() - began < 8
     message = str(caught.value)
