@@ -29,7 +29,7 @@ JOB_LOGGERS = (
 def autoscaler_limits() -> dict[str, float]:
     """The most of each resource that the cluster would have once its autoscaler had started every node it may start.
 
-    Empty where no autoscaler has told the cluster. Ray is up.
+    Empty if no autoscaler has reported them to the cluster. Ray is up.
     """
     from ray._private.state import state  # Ray's own trainer asks here
 

@@ -111,7 +111,7 @@ def runs_that_fit(configs: Sequence[Config], concurrent: int | None, *, verbose:
         have = capacity()
         fit = min(runs_at_once(config, have.get("CPU", 0.0), have.get("GPU", 0.0)) for config in configs)
     else:
-        # Ray is told of more CPUs than this machine has cores if one run needs them; several share the cores.
+        # Ray is started with more CPUs than this machine has cores if one run needs them, but not for several runs.
         cores = float(os.cpu_count() or 1)
         fit = max(1, min(runs_at_once(config, cores, math.inf) for config in configs))
         session.start(cpus=need * min(fit, concurrent or fit), verbose=verbose)
@@ -149,7 +149,7 @@ def oversubscribed(config: Config) -> str | None:
         return None
     cpus = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
     workers = min(config.train.workers[1], int(cpus / config.train.cpus_per_worker))
-    # Other nodes' CPUs are taken for cores. Of a single machine Ray may have been told more CPUs than it has cores.
+    # On a cluster a node's CPUs are its cores. On a single machine Ray may have been started with more.
     cores = min(int(cpus), os.cpu_count() or 1) if len(ray.nodes()) == 1 else int(cpus)
     if workers * config.train.threads <= cores:
         return None

@@ -32,8 +32,8 @@ def start(*, cpus: float, verbose: bool = False) -> None:
     """Join the cluster at RAY_ADDRESS, or else start Ray on this machine; does nothing if Ray is up already.
 
     Args:
-        cpus: CPUs that will be reserved. Ray on this machine is told of as many, up to twice the cores: a reservation
-            is only a number, and ingest and training take turns.
+        cpus: CPUs that will be reserved. Ray on this machine is started with as many, up to twice the cores: a
+            reservation is only a number, and ingest and training take turns.
         verbose: show Ray's own log and warnings.
 
     Raises:

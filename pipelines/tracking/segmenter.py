@@ -64,7 +64,7 @@ def evaluation_segmenter(config: Config) -> nn.Module | None:
 def segmenter_store(config: Config) -> str:
     """The URI of the store, if a segmenter of this configuration is a registered model; else "".
 
-    To be told to processes on other nodes, whose environment need not hold this one's MLFLOW_TRACKING_URI.
+    For processes on other nodes, whose environment need not hold this process's MLFLOW_TRACKING_URI.
 
     Raises:
         TrackingError: the configuration names no store that can be used.
@@ -91,7 +91,7 @@ class _Program(nn.Module):
 
 @contextmanager
 def _nothing_unpickled() -> Iterator[None]:
-    """MLflow refuses models that are pickles, for a while."""
+    """Within the block, MLflow refuses to load pickles."""
     name = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
     before = os.environ.get(name)
     os.environ[name] = "false"

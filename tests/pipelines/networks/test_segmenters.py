@@ -1,4 +1,4 @@
-"""Segmenters by name: the contract, the published scores, and what is said when something is wrong."""
+"""Segmenters by name: their contract, the published scores, and one line on any mistake."""
 
 from __future__ import annotations
 
