@@ -15,7 +15,8 @@ from torch import nn
 from d2sm.inference import restore
 from d2sm.noise import add_noise, seed_of
 from pipelines import registry
-from pipelines.data.images import ENDINGS, read_rgb, write_png
+from pipelines.data.finding import ENDINGS, photographs
+from pipelines.data.images import read_rgb, write_png
 from pipelines.inference.samples import pixels, tensor
 from pipelines.inference.tiling import Tile, tile_for
 from pipelines.runtime.progress import Line
@@ -108,8 +109,7 @@ def _files(source: Path, target: Path) -> list[tuple[Path, Path]]:
             raise DenoiseError(f"{write}: restored images are PNG files; name it {write.stem}.png, or give a folder")
         files = [(source, write)]
     else:
-        found = sorted(path for path in source.rglob("*") if path.suffix.lower() in ENDINGS)
-        files = [(path, (target / path.relative_to(source)).with_suffix(".png")) for path in found]
+        files = [(path, (target / path.relative_to(source)).with_suffix(".png")) for path in photographs(source)]
     if not files:
         raise DenoiseError(f"{source}: holds no {', '.join(ENDINGS)} file; give a folder of photographs")
     taken: dict[Path, Path] = {}

@@ -41,9 +41,6 @@ TRAIN_IDS: Pixels = np.full(256, 255, np.uint8)
 TRAIN_IDS[list(_LABEL_IDS)] = np.arange(19, dtype=np.uint8)
 TRAIN_IDS.setflags(write=False)
 
-ENDINGS = (".png", ".jpg", ".jpeg")
-"""Suffixes, in lower case, of the files in a folder that are taken for photographs."""
-
 
 class ImageError(ValueError):
     """An image that cannot be used: one line with the file, what is wrong with it, and the remedy."""

@@ -49,12 +49,12 @@ def index(
             and noisy are places in its shards, and everything else, the fingerprint too, is as from the source.
         split: folder of the split; a "folder" or "pairs" layout may do without, and is then read as a whole.
         layout: "cityscapes": leftImg8bit/<split>/<city>/*_leftImg8bit.png with
-            gtFine/<split>/<city>/*_gtFine_labelIds.png. "folder": all PNG and JPEG files below root/<split>, or below
-            root if that has no splits; no labels. "pairs": clean/ and noisy/ with files of the same names, below
-            root/<split> or root; `image` is the clean one.
+            gtFine/<split>/<city>/*_gtFine_labelIds.png. "folder": all photographs (see `finding`) below root/<split>,
+            or below root if that has no splits; no labels. "pairs": clean/ and noisy/ with files of the same names,
+            below root/<split> or root; `image` is the clean one.
         labels: "required" (the default for cityscapes), "optional" (null where there is none) or "ignore".
         on_bad: "stop", or "skip" to leave out items with a file whose header or end shows that it cannot be used
-            (`skipped_images` lists them).
+            (`skipped_images` lists them). Photographs with names of no layout are left out and listed in any case.
 
     Returns:
         A table of `SCHEMA`, sorted by name. name is the path below the split without suffix
@@ -76,7 +76,8 @@ def index(
         wanted = labels or ("required" if layout == "cityscapes" else "ignore")
         return _table(manifest.items(base, split, layout=layout, labels=wanted), [])
     find = {"cityscapes": layouts.cityscapes, "folder": layouts.folder, "pairs": layouts.pairs}[layout]
-    found = sorted(find(base, split, labels or "required"), key=lambda item: item.name)
+    items, left_out = find(base, split, labels or "required")
+    found = sorted(items, key=lambda item: item.name)
     with ThreadPoolExecutor(_THREADS) as pool:
         measured = list(pool.map(_size, found))
     good: list[tuple[Any, ...]] = []
@@ -90,11 +91,17 @@ def index(
     if bad and (on_bad == "stop" or not good):
         remedy = "; data.bad_images=skip leaves such images out" if good else f", and no usable image is left in {base}"
         raise DataError(f"{bad[0]['why']}{more(bad)}{remedy}")
-    return _table(good, bad)
+    return _table(good, bad + [_left_out(path, base) for path in left_out])
+
+
+def _left_out(path: Path, base: Path) -> dict[str, str]:
+    """A photograph that is none of the layout's, as a record of `skipped_images`."""
+    why = f"{path}: is not named *{layouts.IMAGE}, so it belongs to no split; rename it, or remove it"
+    return {"name": str(path.relative_to(base)), "file": str(path), "why": why}
 
 
 def skipped_images(items: pa.Table) -> list[list[str]]:
-    """The [name, why] of the images that indexing left out (on_bad="skip")."""
+    """The [name, why] of the images that indexing left out."""
     found = json.loads((items.schema.metadata or {}).get(b"skipped", b"[]"))
     return [[bad["name"], bad["why"]] for bad in found]
 

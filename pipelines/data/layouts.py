@@ -7,11 +7,13 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from pipelines.data.images import ENDINGS, DataError, Kind
+from pipelines.data.finding import ENDINGS, is_photograph, walk
+from pipelines.data.images import DataError, Kind
 from pipelines.text import did_you_mean, listed, more
 
-_IMAGE, _LABEL = "_leftImg8bit.png", "_gtFine_labelIds.png"
+IMAGE, LABEL = "_leftImg8bit.png", "_gtFine_labelIds.png"
 _SPLITS = {"train", "val", "test"}
+_ANY = " ".join(f"*{ending}" for ending in ENDINGS)
 
 
 class ItemFiles(NamedTuple):
@@ -31,28 +33,36 @@ class ItemFiles(NamedTuple):
             yield self.noisy, "rgb"
 
 
-def cityscapes(root: Path, split: str, labels: str) -> list[ItemFiles]:
+class Split(NamedTuple):
+    """What a layout finds of a split: its items, and the photographs whose names the layout has no place for."""
+
+    items: list[ItemFiles]
+    left_out: list[Path]
+
+
+def cityscapes(root: Path, split: str, labels: str) -> Split:
     """leftImg8bit/<split>/<city>/*_leftImg8bit.png with labels in gtFine. labels: required, optional or ignore."""
     top = root / "leftImg8bit"
     if not top.is_dir():
         raise _wrong_layout(root, "cityscapes", "leftImg8bit/<split>/<city>/*_leftImg8bit.png")
     one_of("split", split, [folder.name for folder in _folders(top)], f" in {top}")
-    images = _files(top / split, ending=_IMAGE)
+    others: list[Path] = []
+    images = _files(top / split, ending=IMAGE, others=others)
     if not images:
-        raise DataError(f"{top / split}: no <city>/*{_IMAGE} there, only {_listing(top / split)}; unpack the images")
-    found = {} if labels == "ignore" else _files(root / "gtFine" / split, ending=_LABEL)
+        raise DataError(f"{top / split}: no <city>/*{IMAGE} there, only {_listing(top / split)}; unpack the images")
+    found = {} if labels == "ignore" else _files(root / "gtFine" / split, ending=LABEL)
     missing = sorted(set(images) - set(found))
     if labels == "required" and missing:
-        wanted = root / "gtFine" / split / f"{missing[0]}{_LABEL}"
+        wanted = root / "gtFine" / split / f"{missing[0]}{LABEL}"
         raise DataError(
             f"{images[missing[0]]}: has no label {wanted}{more(missing)}; unpack gtFine, "
             'or use labels="optional" to do without'
         )
-    return [ItemFiles(name, path, label=found.get(name)) for name, path in images.items()]
+    return Split([ItemFiles(name, path, label=found.get(name)) for name, path in images.items()], others)
 
 
-def folder(root: Path, split: str, labels: str) -> list[ItemFiles]:
-    """All PNG and JPEG files below root/<split>, or below a root without splits. There are no labels."""
+def folder(root: Path, split: str, labels: str) -> Split:
+    """All photographs (see `finding`) below root/<split>, or below a root without splits. There are no labels."""
     fitting = _fitting(root)
     if fitting in ("cityscapes", "pairs"):
         raise _wrong_layout(root, "folder", "a folder of nothing but images")
@@ -61,11 +71,11 @@ def folder(root: Path, split: str, labels: str) -> list[ItemFiles]:
         base = _without_splits(root, split)
     images = _files(base)
     if not images:
-        raise _wrong_layout(base, "folder", "*.png, *.jpg or *.jpeg at any depth")
-    return [ItemFiles(name, path) for name, path in images.items()]
+        raise _wrong_layout(base, "folder", f"{_ANY} at any depth")
+    return Split([ItemFiles(name, path) for name, path in images.items()], [])
 
 
-def pairs(root: Path, split: str, labels: str) -> list[ItemFiles]:
+def pairs(root: Path, split: str, labels: str) -> Split:
     """clean/NAME with noisy/NAME, below root/<split> or a root without splits. There are no labels."""
     base = root / split
     if not _has_pairs(base):
@@ -80,8 +90,8 @@ def pairs(root: Path, split: str, labels: str) -> list[ItemFiles]:
         path, other = (clean[alone[0]], "noisy") if alone[0] in clean else (noisy[alone[0]], "clean")
         raise DataError(f"{path}: has no partner in {base / other}{more(alone)}; add it or remove the file")
     if not clean:
-        raise DataError(f"{base / 'clean'}: holds no *.png, *.jpg or *.jpeg; put the clean images there")
-    return [ItemFiles(name, path, noisy=noisy[name]) for name, path in clean.items()]
+        raise DataError(f"{base / 'clean'}: holds no {_ANY}; put the clean images there")
+    return Split([ItemFiles(name, path, noisy=noisy[name]) for name, path in clean.items()], [])
 
 
 def _has_pairs(folder: Path) -> bool:
@@ -101,26 +111,18 @@ def open_root(root: str | Path) -> Path:
     return path
 
 
-def _walk(top: Path) -> Iterator[Path]:
-    """All files below a folder, sorted, through links (each real folder once); hidden ones are left out."""
+def _files(top: Path, *, ending: str | None = None, others: list[Path] | None = None) -> dict[str, Path]:
+    """The files below a folder by name: their path there without suffix, or without the ending.
 
-    def unreadable(error: OSError) -> None:
-        raise DataError(f"{error.filename}: {error.strerror}; make the folder readable")
-
-    seen: set[str] = set()
-    for folder, folders, files in os.walk(top, followlinks=True, onerror=unreadable):
-        real = os.path.realpath(folder)
-        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
-        if real not in seen:
-            yield from (Path(folder, name) for name in sorted(files) if not name.startswith("."))
-        seen.add(real)
-
-
-def _files(top: Path, *, ending: str | None = None) -> dict[str, Path]:
-    """The files below a folder, by their path there: those with an ending, without it; or images, without suffix."""
+    Args:
+        ending: take files that end so, in upper or lower case; None: photographs.
+        others: the photographs with another ending are added to it.
+    """
     found: dict[str, Path] = {}
-    for path in _walk(top) if top.is_dir() else ():
-        if not (path.name.endswith(ending) if ending else path.suffix.lower() in ENDINGS):
+    for path in walk(top) if top.is_dir() else ():
+        if not (path.name.lower().endswith(ending.lower()) if ending else is_photograph(path)):
+            if others is not None and is_photograph(path):
+                others.append(path)
             continue
         relative = path.relative_to(top).as_posix()
         name = relative[: -len(ending)] if ending else os.path.splitext(relative)[0]
@@ -150,7 +152,7 @@ def _fitting(root: Path) -> str | None:
         return "cityscapes"
     if any(_has_pairs(folder) for folder in (root, *_folders(root))):
         return "pairs"
-    return "folder" if any(path.suffix.lower() in ENDINGS for path in _walk(root)) else None
+    return "folder" if any(map(is_photograph, walk(root))) else None
 
 
 def _wrong_layout(root: Path, layout: str, looked_for: str) -> DataError:

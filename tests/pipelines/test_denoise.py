@@ -164,7 +164,7 @@ def test_a_blind_model_needs_no_level(photos: Path, tmp_path: Path) -> None:
 def test_sources_that_cannot_be_restored(model: nn.Module, photos: Path, tmp_path: Path) -> None:
     refused("none.png: no such file", model, photos / "none.png", tmp_path / "out.png", sigma=25)
     (tmp_path / "empty").mkdir()
-    refused("holds no .png, .jpg, .jpeg file", model, tmp_path / "empty", tmp_path / "out", sigma=25)
+    refused("holds no .png, .jpg, .*file", model, tmp_path / "empty", tmp_path / "out", sigma=25)
     refused("out.jpg: .*PNG", model, photos / "a.png", tmp_path / "out.jpg", sigma=25)
     refused("is not a PNG or JPEG", model, photos / "notes.txt", tmp_path / "out.png", sigma=25)
     Image.fromarray(np.zeros((40, 40), np.uint8)).save(tmp_path / "grey.png")

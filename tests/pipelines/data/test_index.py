@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from pipelines.data.images import read_labels, write_png
-from pipelines.data.index import SCHEMA, TRAIN_IDS, DataError, fingerprint, index
+from pipelines.data.index import SCHEMA, TRAIN_IDS, DataError, fingerprint, index, skipped_images
 
 
 def picture(path: Path, height: int = 6, width: int = 8) -> Path:
@@ -153,6 +153,30 @@ def test_image_without_label(city: Path) -> None:
 def test_label_without_image_is_left_out(city: Path) -> None:
     (city / "leftImg8bit/train/ulm/ulm_1_leftImg8bit.png").unlink()
     assert names(index(city, "train")) == ["aachen/aachen_1", "aachen/aachen_2"]
+
+
+@pytest.mark.parametrize("suffix", [".PNG", ".Png"])
+def test_cityscapes_files_in_upper_case_are_taken(city: Path, suffix: str) -> None:
+    for path in (
+        city / "leftImg8bit/train/ulm/ulm_1_leftImg8bit.png",
+        city / "gtFine/train/aachen/aachen_2_gtFine_labelIds.png",
+    ):
+        path.rename(path.with_suffix(suffix))
+    table = index(city, "train")
+    assert names(table) == ["aachen/aachen_1", "aachen/aachen_2", "ulm/ulm_1"] and table["label"].null_count == 0
+
+
+def test_cityscapes_photographs_of_other_names_are_listed(city: Path) -> None:
+    other = picture(city / "leftImg8bit/train/ulm/ulm_7.png")
+    (city / "leftImg8bit/train/ulm/notes.txt").write_text("no photograph")
+    table = index(city, "train")
+    assert len(names(table)) == 3
+    assert skipped_images(table) == [
+        [
+            "leftImg8bit/train/ulm/ulm_7.png",
+            f"{other}: is not named *_leftImg8bit.png, so it belongs to no split; rename it, or remove it",
+        ]
+    ]
 
 
 @pytest.mark.parametrize("on_bad", ["stop", "skip"])
