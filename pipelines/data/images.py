@@ -34,7 +34,10 @@ _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_END, _JPEG_END = b"\0\0\0\0IEND\xaeB`\x82", b"\xff\xd9"
 _MODES = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGB with alpha"}
 _WANTED = {"rgb": "8-bit RGB", "labels": "8-bit grey"}
+_LAST_LABEL_ID = 34  # Cityscapes has 0 to 33; some of its derivatives give the license plate 34
 _LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+
+_LAST_TRAIN_ID = len(_LABEL_IDS) - 1
 
 TRAIN_IDS: Pixels = np.full(256, 255, np.uint8)
 """Train id 0..18 of every Cityscapes label id, 255 (ignored) for all others; shape (256,), read-only."""
@@ -69,9 +72,28 @@ def read_labels(path: str | Path) -> Pixels:
     """Read a PNG of Cityscapes label ids as (H, W) uint8 train ids, 255 to be ignored.
 
     Raises:
-        ImageError: as `read_rgb`, and for anything but a single 8-bit channel.
+        ImageError: as `read_rgb`, and for anything but a single 8-bit channel, or for values that are no label ids.
     """
-    return np.take(TRAIN_IDS, _read(Path(path), "labels"))
+    ids = _read(Path(path), "labels")
+    _check_label_ids(ids, Path(path))
+    return np.take(TRAIN_IDS, ids)
+
+
+def _check_label_ids(ids: Pixels, path: Path) -> None:
+    """Check that a label map holds label ids. 255 is accepted as void, as other tools write it, among label ids."""
+    if ids.max(initial=0) <= _LAST_LABEL_ID:
+        return
+    values = np.flatnonzero(np.bincount(ids.ravel(), minlength=256))
+    inside = values[values <= _LAST_LABEL_ID]
+    foreign = values[(values > _LAST_LABEL_ID) & (values < 255)]
+    remedy = "give the *_gtFine_labelIds.png of Cityscapes, or write label ids: road 7, car 26, void 0"
+    if len(foreign):
+        raise ImageError(f"{path}: holds the value {foreign[0]}, but label ids are 0 to 33; {remedy}")
+    if len(inside) and inside[-1] <= _LAST_TRAIN_ID:
+        raise ImageError(
+            f"{path}: holds 255 and otherwise no value above {_LAST_TRAIN_ID}: these are train ids, not label ids, and "
+            f"would be scored as other classes; {remedy}"
+        )
 
 
 def size_of(path: str | Path, *, kind: Kind | None = None) -> tuple[int, int]:

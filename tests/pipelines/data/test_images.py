@@ -263,12 +263,34 @@ def test_label_ids_ignored_and_complete() -> None:
         TRAIN_IDS[0] = 0
 
 
-@given(st.binary(min_size=1, max_size=64))
+@given(st.lists(st.integers(0, 34), min_size=1, max_size=64))
 @settings(max_examples=30, deadline=None)
-def test_labels_are_mapped_pixel_by_pixel(tmp_path_factory: pytest.TempPathFactory, ids: bytes) -> None:
+def test_labels_are_mapped_pixel_by_pixel(tmp_path_factory: pytest.TempPathFactory, ids: list[int]) -> None:
     path = tmp_path_factory.getbasetemp() / "ids.png"
-    write_png(path, np.frombuffer(ids, np.uint8)[None])
+    write_png(path, np.array(ids, np.uint8)[None])
     assert read_labels(path).tolist() == [[int(TRAIN_IDS[i]) for i in ids]]
+
+
+def test_train_ids_under_the_name_of_label_ids_are_refused(tmp_path: Path) -> None:
+    """Read as label ids they would give a MIoU of other classes."""
+    path = tmp_path / "a_gtFine_labelIds.png"
+    write_png(path, np.array([[0, 10, 13, 255]], np.uint8))
+    line = refusal(read_labels, path)
+    assert (
+        "holds 255 and otherwise no value above 18" in line and "these are train ids" in line and "labelIds.png" in line
+    )
+
+
+@pytest.mark.parametrize("value", [35, 87, 254])
+def test_a_value_that_is_no_label_id_is_refused(tmp_path: Path, value: int) -> None:
+    write_png(tmp_path / "a.png", np.array([[7, 26, 255, value]], np.uint8))
+    assert f"holds the value {value}, but label ids are 0 to 33" in refusal(read_labels, tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("ids", [[7, 255, 26], [255, 255], [33, 34, 0]])
+def test_255_among_label_ids_is_void(tmp_path: Path, ids: list[int]) -> None:
+    write_png(tmp_path / "a.png", np.array([ids], np.uint8))
+    assert read_labels(tmp_path / "a.png").tolist() == [[int(TRAIN_IDS[i]) for i in ids]]
 
 
 def test_real_labels_hold_train_ids(shared: Path) -> None:
