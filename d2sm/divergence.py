@@ -25,6 +25,7 @@ Sums and logarithms are taken in float64: when restored and clean are close, C_j
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -37,15 +38,41 @@ from d2sm.distributed import gather_rows, sum_over_workers
 Divergence = Literal["kl", "inverse_kl", "jsd"]
 EPS = torch.finfo(torch.float32).eps  # kernel of two opposite rows
 _TINY = torch.finfo(torch.float64).tiny
+_FEW, _LONG, _PIECES = 64, 32768, 32  # measured on an H100: tests/benchmarks/README.md, "On a GPU"
 
 
 def kernel(rows: Tensor, queues: Tensor) -> Tensor:
     """k of every row with every stored row, restored and clean: (2, N, D), (2, n, D) -> (2, N, n) float64, >= EPS."""
     if queues.dtype == rows.dtype:
-        cosines = (queues @ rows.mT).mT  # faster on a CPU than rows @ queues.mT: the tall factor comes first
+        cosines = _cosines(queues, rows).mT
     else:  # a queue stored in half precision is converted first: products in 8 bits of mantissa would be too coarse
-        cosines = torch.cat([chunk.to(rows.dtype) @ rows.mT for chunk in queues.split(512, dim=1)], dim=1).mT
+        cosines = torch.cat([_cosines(chunk.to(rows.dtype), rows) for chunk in queues.split(512, dim=1)], dim=1).mT
     return cosines.double().add_(1).div_(2).clamp_(min=EPS)
+
+
+def pieces(device: torch.device, count: int, length: int) -> int:
+    """In how many pieces of D the products of `count` rows of `length` D with a queue are computed and summed.
+
+    A GPU's library gives a product with few rows to few multiprocessors, however long the rows are. In pieces of D it
+    uses all of them, and its float32 sums are shorter and so more exact. A CPU gains nothing by it.
+    """
+    if device.type == "cpu" or count > _FEW or length < _LONG:
+        return 1
+    return math.gcd(_PIECES, length)
+
+
+def _cosines(queues: Tensor, rows: Tensor) -> Tensor:
+    """(2, n, D), (2, N, D) -> (2, n, N)."""
+    parts = pieces(rows.device, rows.shape[1], rows.shape[2])
+    if parts == 1:
+        return queues @ rows.mT  # faster on a CPU than rows @ queues.mT: the tall factor comes first
+    return torch.stack([_in_pieces(queue, row, parts) for queue, row in zip(queues, rows, strict=True)])
+
+
+def _in_pieces(queue: Tensor, rows: Tensor, parts: int) -> Tensor:
+    """(n, D), (N, D) -> (n, N), the sum of `parts` products of (n, D / parts) with (D / parts, N). Copies no row."""
+    by_piece = queue.unflatten(1, (parts, -1)).transpose(0, 1)
+    return torch.bmm(by_piece, rows.unflatten(1, (parts, -1)).permute(1, 2, 0)).sum(0)
 
 
 class KLDivergence(nn.Module):
@@ -73,10 +100,10 @@ class KLDivergence(nn.Module):
         change = entering.sum(1) - self._contributions(k_leaving).sum(1)
         # Columns of replaced samples are not updated incrementally: zero them, then let the rank that owns the new
         # sample write the full sum.
-        change[:, new] = 0
+        change.index_fill_(1, new, 0)  # an assigned number would be copied from the host, which then waits
         change[:, own] = entering.sum(2)
         self.sums = self.sums.to(change.device)
-        self.sums[:, new] = 0
+        self.sums.index_fill_(1, new, 0)
         self.sums[:, : change.shape[1]] += sum_over_workers(change)
 
     def value(self, n: int) -> Tensor:

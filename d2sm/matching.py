@@ -126,7 +126,7 @@ class StatisticsMatching(nn.Module):
             # Kernels of this rank's rows that enter and leave, in one product: reading the queue dominates its cost.
             compared = torch.cat([entering, leaving], dim=1).to(rows.dtype)
             k, k_leaving = kernel(compared, queue.filled).tensor_split([count], dim=1)
-            k[:, torch.arange(count, device=own.device), own] = 0  # i != j
+            k.scatter_(2, own.expand(2, -1)[..., None], 0)  # i != j
 
             # (2), (1): the column sums and the value.
             self.divergence.update(k, k_leaving, new, own)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from d2sm.distributed import average_gradients
 from pipelines.config import Config
+from pipelines.training.adam import adam, load
 
 _BETAS = (
     0.5,
@@ -27,7 +27,7 @@ class DiscriminatorOptimizer:
     def __init__(self, discriminator: nn.Module, config: Config) -> None:
         self.parameters = list(discriminator.parameters())
         self.lr, self.clip = config.loss.adversarial_lr, config.train.clip or float("inf")
-        self.optimizer = torch.optim.Adam(self.parameters, lr=self.lr, betas=_BETAS)
+        self.optimizer = adam(self.parameters, lr=self.lr, betas=_BETAS)
 
     def step(self) -> Tensor:
         """Average the gradients over the ranks, clip them, take a step, clear them; gives the norm before clipping."""
@@ -43,6 +43,6 @@ class DiscriminatorOptimizer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore Adam's moments; the learning rate stays the configured one (see `TrainState.restore`)."""
-        self.optimizer.load_state_dict(dict(state))
+        load(self.optimizer, state)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr

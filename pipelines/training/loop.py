@@ -128,7 +128,7 @@ def train_step(state: TrainState, row: stream.WorkerBatch, step: int, rank_weigh
     if state.discriminator_optimizer is not None:
         numbers["discriminator_gradient_norm"] = state.discriminator_optimizer.step()
     if state.ema is not None:
-        state.ema.update_parameters(state.network)
+        state.ema.update(state.network)
     return numbers
 
 

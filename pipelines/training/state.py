@@ -9,14 +9,15 @@ import ray.train.torch
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel
 
 from d2sm.models.activation_checkpointing import checkpoint_activations
 from pipelines.config import Config
 from pipelines.networks.models import TrainingModule, build
 from pipelines.runs import checkpoint
 from pipelines.sections import Train
+from pipelines.training.adam import adam, load
 from pipelines.training.discriminator import DiscriminatorOptimizer
+from pipelines.training.ema import EMA
 from pipelines.training.objective import Objective
 
 
@@ -47,7 +48,7 @@ class TrainState:
         self.network = build(config.model).to(self.device).to(memory_format=torch.channels_last)
         if train.recompute:
             checkpoint_activations(self.network)
-        self.ema = _ema(self.network, train.ema) if train.ema else None
+        self.ema = EMA(self.network, train.ema) if train.ema else None
         module = TrainingModule(self.network, estimate=config.loss.uses_estimate)
         if train.compile:
             module.compile(fullgraph=True, dynamic=False)  # in place, which keeps the names of the weights
@@ -55,7 +56,7 @@ class TrainState:
         # channels_last for Phi too, because restored images arrive in that layout.
         objective = Objective(config.loss, store_uri=store_uri)
         self.objective = objective.to(self.device).to(memory_format=torch.channels_last).train()
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=train.lr, betas=train.betas)
+        self.optimizer = adam(self.network.parameters(), lr=train.lr, betas=train.betas)
         self.schedule = LambdaLR(self.optimizer, lambda step: lr_factor(train, step, steps_per_epoch))
         adversarial = self.objective.adversarial
         self.discriminator_optimizer = (
@@ -91,7 +92,7 @@ class TrainState:
         checkpoint.fill(self.network, state["model"], folder / checkpoint.STATE)
         if self.ema is not None:
             self.ema.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load(self.optimizer, state["optimizer"])
         self.schedule.load_state_dict({**state["schedule"], "lr_lambdas": self.schedule.state_dict()["lr_lambdas"]})
         self.objective.load_state_dict(state["objective"])
         if self.discriminator_optimizer is not None:
@@ -115,16 +116,3 @@ def lr_factor(train: Train, step: int, steps_per_epoch: int) -> float:
         after = max(0, step - train.warmup_steps) / max(1, total - train.warmup_steps)
         return float(warm_up * (1 + torch.cos(torch.tensor(torch.pi * min(1.0, after))).item()) / 2)
     return warm_up
-
-
-def _ema(network: nn.Module, decay: float) -> AveragedModel:
-    """The EMA of the weights. Its decay is warmed up to `decay`, so that a short run forgets its random start."""
-
-    @torch.no_grad()
-    def update(averaged: tuple[Tensor, ...] | list[Tensor], current: tuple[Tensor, ...] | list[Tensor], _: Any) -> None:
-        # n_averaged is on the CPU; the count passed in is a copy on the device, and reading it would wait for that.
-        steps = int(ema.n_averaged)
-        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + steps) / (10 + steps)))
-
-    ema = AveragedModel(network, multi_avg_fn=update)
-    return ema

@@ -1,7 +1,8 @@
 """A training step on a GPU never makes the host wait: no number is read back, no mask counted, no copy waited for.
 
 Without a GPU the step is run on torch's meta device, where tensors have shapes and no values, so that whatever reads
-one raises. That covers all but copies, the noise and NCCL; the last test needs a GPU.
+one raises; copies from the host are found by the operators called. That covers all but the noise and NCCL; the last
+test needs a GPU.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from pipelines.config import Config
 from pipelines.training.loop import train_step
@@ -31,6 +35,26 @@ def settings(name: str, folder: Path, parts: int) -> Config:
     return config("l1", folder, **{"loss.weight": 1.0, "model.width": 96, "model.depth": 12}, **ALL[name], **changes)
 
 
+class _NoCopies(TorchDispatchMode):
+    """Fails where a number of the host goes to the device: by `tensor.to(device)`, or assigned, as in `x[i] = 0`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers: list[Tensor] = []  # tensors made of numbers
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        if func is torch.ops.aten.scalar_tensor.default:
+            self.numbers += made
+        if func in (torch.ops.aten.index_put_.default, torch.ops.aten.index_put.default):
+            assert not any(args[2] is number for number in self.numbers), "a number is assigned: use index_fill_"
+        kinds = {tensor.device.type for tensor in given}
+        assert not (kinds == {"cpu"} and any(tensor.is_meta for tensor in made)), f"{func} copies from the host"
+        return result
+
+
 @pytest.mark.parametrize("name, parts", CASES)
 def test_a_step_reads_nothing(name: str, parts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight steps: while the queues are empty, partly filled, and full."""
@@ -43,8 +67,9 @@ def test_a_step_reads_nothing(name: str, parts: int, tmp_path: Path, monkeypatch
     state = TrainState(settings(name, tmp_path, parts), steps_per_epoch=10)
     if state.objective.d2sm is not None:
         state.objective.d2sm._range_checked = True  # the very first step looks at the range, once a run
-    for step in range(8):
-        numbers = train_step(state, row, step)
+    with _NoCopies():
+        for step in range(8):
+            numbers = train_step(state, row, step)
     assert {number.device for number in numbers.values()} == {meta}
 
 
