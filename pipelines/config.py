@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 
 from d2sm.models import BACKBONES
 from d2sm.objectives import TERMS
+from pipelines import parsing
 
 # Runs pickled by earlier versions name Train, Evaluate and Tracking as classes of this module.
 from pipelines.sections import Data, Effect, Evaluate, Loss, Model, Noise, Section, Tracking, Train, setting
@@ -119,17 +120,17 @@ def load(path: str | Path) -> Config:
     Raises:
         ConfigError: the file is missing, is no YAML, or holds a wrong key or value.
     """
-    try:
-        tree = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise ConfigError(f"configuration {path}: {error.strerror}; give a file written by `d2sm train`") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"configuration {path}: no valid YAML: {one_line(error)}") from None
+    remedy = "give a file written by `d2sm train`"
+    source = f"configuration {path}"
+    tree = parsing.read_yaml(Path(path), source=source, error=ConfigError, remedy=remedy)
     if not isinstance(tree, dict):
-        raise ConfigError(f"configuration {path}: holds no sections; give a file written by `d2sm train`")
-    for key, _ in _leaves(tree, ""):
-        check_key(key)
-    return from_tree(tree)
+        raise ConfigError(f"{source}: holds no sections; {remedy}")
+    try:
+        for key, _ in _leaves(tree, ""):
+            check_key(key)
+        return from_tree(tree)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
 
 
 def from_tree(tree: Mapping[str, Any]) -> Config:
@@ -158,10 +159,10 @@ def parse(overrides: Iterable[str]) -> dict[str, Any]:
         if not sign:
             raise ConfigError(f"{override}: an override is written key=value, such as train.epochs=2")
         check_key(key)
-        try:
-            changes[key] = text if keys()[key].annotation is str or not text else yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ConfigError(f"{key}={text}: the value is no valid YAML; put it in quotes, or correct it") from None
+        is_text = keys()[key].annotation is str or not text
+        remedy = "put it in quotes, or correct it"
+        value = text if is_text else parsing.parse_yaml(text, source=override, error=ConfigError, remedy=remedy)
+        changes[key] = value
     return changes
 
 
@@ -228,7 +229,8 @@ def _first_problem(error: ValidationError) -> str:
     key = ".".join(str(part) for part in first["loc"] if not isinstance(part, int) and str(part) in _PARTS)
     field = keys().get(key)
     about = f" ({field.description})" if field else ""
-    return f"{key or first['loc'][0]}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}{about}"
+    name = key or ".".join(map(str, first["loc"])) or "configuration"
+    return f"{name}={one_line(repr(first['input']), 80)}: {first['msg'][0].lower()}{first['msg'][1:]}{about}"
 
 
 WEIGHTS = tuple(key for key in keys_with("place") if key.endswith(("_weights", "_heads")))  # name a file of weights

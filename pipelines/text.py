@@ -16,8 +16,19 @@ def redact(text: str) -> str:
     return re.sub(r"(?i)([?&](?:\w*password|token)=)[^&\s]+", r"\1***", text)
 
 
+def printable(text: str) -> str:
+    r"""The text with every character that a terminal might obey, or cannot show, written as an escape: \x1b, \n.
+
+    For whatever comes from outside and is shown: names of files, runs and models, tags, the content of files. A line
+    break is escaped too, since a line that looks like one of ours could follow it.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def one_line(error: object, limit: int | None = 300) -> str:
-    """An error, or any text, on one line: white space collapsed, secrets left out.
+    """An error, or any text, on one line: white space collapsed, secrets left out, only what a terminal can show.
 
     Args:
         error: an exception (its class's name where it has no message) or a text.
@@ -26,7 +37,7 @@ def one_line(error: object, limit: int | None = 300) -> str:
     text = str(error)
     if isinstance(error, BaseException) and not text.strip():
         text = type(error).__name__
-    text = redact(" ".join(text.split()))
+    text = printable(redact(" ".join(text.split())))
     return text if limit is None or len(text) <= limit else f"{text[:limit]} ..."
 
 
@@ -56,9 +67,12 @@ def more(found: Collection[object]) -> str:
 def columns(rows: Sequence[Sequence[str]], *, ruled: bool = False) -> str:
     """Rows of cells as lines of text, columns aligned on the left; all rows have as many cells as the first.
 
+    Characters that a terminal might obey are escaped (`printable`).
+
     Args:
         ruled: draw a line of dashes below the first row, the header.
     """
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     if ruled:
