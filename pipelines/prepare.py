@@ -6,7 +6,6 @@ is kept, so a preparation that was stopped continues, and the same call checks a
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -196,8 +195,6 @@ class _WriteTask:
             whole = shards.is_whole(path, items)
             if not whole:
                 shards.write(path, items)
-            with path.open("rb") as opened:
-                digest = hashlib.file_digest(opened, "sha256").hexdigest()
             stored = tuple(
                 StoredItem(
                     name=item["name"],
@@ -208,5 +205,5 @@ class _WriteTask:
                 )
                 for item in items
             )
-            shard = Shard(file=row["file"], bytes=path.stat().st_size, sha256=digest, photographs=stored)
+            shard = Shard(file=row["file"], bytes=path.stat().st_size, sha256=files.sha256(path), photographs=stored)
             yield pa.table({"file": [row["file"]], "written": [not whole], "shard": [shard.model_dump_json()]})

@@ -24,7 +24,8 @@ from pipelines.evaluate import check as check_evaluation
 from pipelines.experiment import resolved
 from pipelines.recipes import recipe, recipes
 from pipelines.runs import checkpoint
-from pipelines.runs.folder import RunFolder, check_name
+from pipelines.runs.folder import RunFolder
+from pipelines.runs.names import check_name, shortened
 from pipelines.runtime import resources, session
 from pipelines.runtime.progress import Line
 from pipelines.text import one_line
@@ -83,7 +84,7 @@ def runs_of(rows: Sequence[Config], *, name: str, seeds: int) -> list[Config]:
     return [
         row.replace(
             {
-                "train.name": f"{label(row).replace(' ', '-').replace('/', '_')}-seed{row.train.seed + number}",
+                "train.name": _run_name(row, row.train.seed + number),
                 "train.seed": row.train.seed + number,
                 "train.storage": str(Path(row.train.storage) / name),
             }
@@ -146,6 +147,12 @@ def table(
             with Line(what, sum(steps[label(config)] for config in missing), quiet=quiet) as line:
                 failed = _run_all(missing, most, line, write)
         return Outcome(write(), failed, folder.path, parent.page, parent.uri)
+
+
+def _run_name(row: Config, seed: int) -> str:
+    """The name of a run: its row and seed; a row with many changed keys is shortened, with a digest of them all."""
+    full = label(row)
+    return shortened(full.replace(" ", "-").replace("/", "_"), f"-seed{seed}", key=full)
 
 
 def is_done(config: Config) -> bool:

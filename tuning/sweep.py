@@ -14,7 +14,8 @@ from pipelines.config import Config
 from pipelines.data import splits
 from pipelines.evaluate import check as check_evaluation
 from pipelines.networks.features import check_patch_size
-from pipelines.runs.folder import check_name, runs_folder
+from pipelines.runs.folder import runs_folder
+from pipelines.runs.names import check_name
 from pipelines.training import objective
 from tuning import search, space
 from tuning.search import Scheduler, Search

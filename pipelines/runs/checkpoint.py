@@ -4,15 +4,18 @@
     config.yaml         the configuration of the run
     state.pt            what training resumes from: weights, EMA, optimizer, schedule, queues, random generators
     log.json            the latest log entries, and the running sums of the next one
-    meta.json           step, epoch, commit, fingerprint of the data, and the size of every other file
+    meta.json           step, epoch, commit, fingerprint of the data, and size and SHA-256 of every other file
 
-A checkpoint is complete when every file has the size that meta.json names. model.safetensors, config.yaml and meta.json
-make a bundle: enough to use the model, and what the registry keeps.
+A checkpoint is complete when every file has the size and the digest that meta.json names; one written before there were
+digests, when the sizes agree. model.safetensors, config.yaml and meta.json make a bundle: enough to use the model, and
+what the registry keeps.
 """
 
 from __future__ import annotations
 
+import functools
 import json
+import logging
 import pickle
 import shutil
 from collections.abc import Mapping
@@ -28,18 +31,16 @@ from d2sm.models import Denoiser
 from pipelines import config as configs
 from pipelines.config import Config
 from pipelines.networks.models import build
-from pipelines.runs import storage
+from pipelines.runs import integrity, names, storage
 
-MODEL, CONFIG, STATE, LOG, META = "model.safetensors", "config.yaml", "state.pt", "log.json", storage.META
+MODEL, CONFIG, STATE, LOG, META = "model.safetensors", "config.yaml", "state.pt", "log.json", integrity.META
+
+name_of = names.checkpoint_name
+_log = logging.getLogger(__name__)
 
 
 class CheckpointError(ValueError):
     """A folder that is no checkpoint, or holds weights of another model. One line."""
-
-
-def name_of(step: int) -> str:
-    """The name of a step's checkpoint; names sort by step."""
-    return f"step-{step:08d}"
 
 
 def write(
@@ -73,8 +74,7 @@ def write(
             f"{folder}: a checkpoint cannot be written: no space left? {free:.0f} MiB are free ({str(error)[:100]})"
         ) from None
     (folder / LOG).write_text(json.dumps(log or {}))
-    sizes = {name: (folder / name).stat().st_size for name in (MODEL, CONFIG, STATE, LOG)}
-    (folder / META).write_text(json.dumps({**meta, "sizes": sizes}, indent=2))
+    (folder / META).write_text(integrity.sealed(meta, folder, (MODEL, CONFIG, STATE, LOG)))
 
 
 def meta(folder: Path) -> dict[str, Any]:
@@ -92,19 +92,48 @@ def meta(folder: Path) -> dict[str, Any]:
     return found
 
 
-def is_complete(folder: Path) -> bool:
-    """Whether every file is there in full; a write that was killed or ran out of space never counts."""
+def fault(folder: Path) -> str | None:
+    """Why a checkpoint does not count, beginning with a file's name; None: every file is as it was written.
+
+    Raises:
+        OSError: a file that is there cannot be read.
+    """
     try:
-        sizes = meta(folder)["sizes"]
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (CheckpointError, OSError, KeyError, AttributeError):
+        return integrity.fault(folder, meta(folder))
+    except CheckpointError:
+        return f"{META} cannot be read"
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a checkpoint was written to its end: meta.json is the last of its files. It may be damaged since."""
+    try:
+        return bool(meta(folder))
+    except CheckpointError:
         return False
 
 
+def is_complete(folder: Path) -> bool:
+    """Whether every file is as it was written; a write that was killed or ran out of space never counts."""
+    return fault(folder) is None
+
+
 def latest(run_dir: Path) -> Path | None:
-    """The last complete checkpoint in a run's folder; None: there is none."""
-    complete = (folder for folder in sorted(run_dir.glob("step-*"), reverse=True) if is_complete(folder))
-    return next(complete, None)
+    """The last complete checkpoint in a run's folder; None: there is none. Later ones that do not count are logged."""
+    faults: dict[Path, str] = {}
+    for folder in reversed(names.checkpoints(run_dir)):
+        why = fault(folder)
+        if why is None:
+            for damaged, reason in faults.items():
+                _report(damaged, reason, folder.name)
+            return folder
+        faults[folder] = why
+    return None
+
+
+def damaged(run_dir: Path) -> str:
+    """The checkpoints in a run's folder that do not count, and why, in one line; "": all do."""
+    faults = ((folder.name, fault(folder)) for folder in reversed(names.checkpoints(run_dir)))
+    return ", ".join(f"{name}/{why}" for name, why in faults if why)
 
 
 def is_of(folder: Path, name: str) -> bool:
@@ -113,8 +142,13 @@ def is_of(folder: Path, name: str) -> bool:
 
 
 def log(folder: Path) -> dict[str, Any]:
-    """The state of the log at a checkpoint; empty: none was saved."""
+    """The state of the log at a checkpoint; empty: none was saved.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
     path = folder / LOG
+    _verify(folder, LOG)
     return dict(json.loads(path.read_text())) if path.exists() else {}
 
 
@@ -128,9 +162,12 @@ def resolve(path: str | Path) -> Path:
     folder = storage.local(path)
     if (folder / META).exists():
         return folder
-    found = latest(folder) if folder.is_dir() else None
+    found = latest(folder)
     if found is None:
-        raise CheckpointError(f"{path}: no complete checkpoint there; give a run's folder or one of its step-* folders")
+        why = f" ({faults})" if (faults := damaged(folder)) else ""
+        raise CheckpointError(
+            f"{path}: no complete checkpoint there{why}; give a run's folder or one of its step-* folders"
+        )
     return found
 
 
@@ -145,6 +182,7 @@ def load_model(folder: Path) -> tuple[Denoiser, Config]:
     """
     if not (folder / MODEL).exists() or not (folder / CONFIG).exists():
         raise CheckpointError(f"{folder}: holds no {MODEL} with {CONFIG}; give a checkpoint of `d2sm train`")
+    _verify(folder, MODEL, CONFIG)
     config = configs.load(folder / CONFIG)
     model = build(config.model)
     try:
@@ -161,6 +199,7 @@ def load_state(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it is damaged or holds anything else.
     """
+    _verify(folder, STATE)
     try:
         state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
@@ -187,3 +226,14 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
         raise CheckpointError(
             f"{source}: weights of another model than {type(model).__name__} as configured ({reason[0].strip()[:160]})"
         ) from None
+
+
+def _verify(folder: Path, *files: str) -> None:
+    """Make sure that files of a checkpoint or bundle are as they were written, as far as meta.json tells."""
+    if (folder / META).exists() and (why := integrity.fault(folder, meta(folder), files)):
+        raise CheckpointError(f"{folder}/{why}, so it is damaged; copy it again, or use another checkpoint of the run")
+
+
+@functools.cache  # once a process, which may ask for the checkpoint many times
+def _report(damaged: Path, why: str, used: str) -> None:
+    _log.warning("%s/%s; %s is used instead", damaged, why, used)

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from pipelines import config as configs
 from pipelines.config import Config, ConfigError
-from pipelines.runs import checkpoint, storage
+from pipelines.runs import checkpoint, names, storage
 from pipelines.runs.results import RESULTS
 from pipelines.runtime import files
 
@@ -47,8 +47,10 @@ class RunFolder:
         """The folder of a run, which need not exist yet.
 
         Raises:
-            ConfigError: `train.storage` is a URI that holds a secret, or of a kind that no file system is known for.
+            ConfigError: `train.name` is no plain name; `train.storage` is a URI that holds a secret, or of a kind that
+                no file system is known for.
         """
+        names.check_name(config.train.name, "train.name")
         if storage.is_uri(config.train.storage):
             runs = storage.check(config.train.storage, asked_by="train.storage")
             return cls.at(storage.joined(runs, config.train.name))
@@ -104,10 +106,16 @@ class RunFolder:
 
         Raises:
             ConfigError: the name belongs to another run.
+            CheckpointError: it has checkpoints, but all are damaged.
             RemoteError: its URI cannot be read or written.
         """
         self.refresh()
         self.sweep()
+        if self.latest() is None and (faults := checkpoint.damaged(self.path)):
+            raise checkpoint.CheckpointError(
+                f"{self.path}: no checkpoint to go on from ({faults}); copy one back, remove the folder to begin anew, "
+                "or choose another train.name"
+            )
         if self.config_file.exists():
             saved = configs.load(self.config_file)
             if saved != config and self.latest() is None:
@@ -146,20 +154,25 @@ class RunFolder:
         return checkpoint.latest(self.path)
 
     def sweep(self) -> list[Path]:
-        """Remove what killed writers left; gives the incomplete checkpoints among it."""
+        """Remove what killed writers left; gives the unfinished checkpoints among it.
+
+        A checkpoint that was finished and is damaged stays, in case it can be mended; it does not count.
+        """
         for name in _OLD_LEFTOVERS:
             (self.path / name).unlink(missing_ok=True)
         files.sweep(self.path)
-        incomplete = [folder for folder in self.path.glob("step-*") if not checkpoint.is_complete(folder)]
-        incomplete += self.path.glob(".step-*")
-        for folder in incomplete:
+        # Its meta.json is written last.
+        left = [folder for folder in names.checkpoints(self.path) if not checkpoint.is_finished(folder)]
+        left += names.unfinished(self.path)
+        for folder in left:
             shutil.rmtree(folder)
-        return incomplete
+        return left
 
     def prune(self, keep: int) -> None:
-        """Remove all but the newest checkpoints, on this disk and at the URI. Raises RemoteError."""
-        for folder in sorted(self.path.glob("step-*"))[:-keep]:
-            shutil.rmtree(folder)
+        """Remove all but the newest complete checkpoints, on this disk and at the URI. Raises RemoteError."""
+        found = [folder.name for folder in names.checkpoints(self.path)]
+        for name in names.outdated(found, lambda name: checkpoint.is_complete(self.path / name), keep):
+            shutil.rmtree(self.path / name)
         if self.uri:
             storage.prune(self.uri, keep)
 
@@ -183,22 +196,14 @@ def named(config: Config) -> Config:
     """The configuration with a run name: its own, or one of the recipe and the time.
 
     Raises:
-        ConfigError: `train.name` is no plain name.
+        ConfigError: `train.name`, or the recipe's name in its place, is no plain name.
     """
     if config.train.name:
-        check_name(config.train.name, "train.name")
+        names.check_name(config.train.name, "train.name")
         return config
+    if config.recipe:
+        names.check_name(config.recipe, "recipe")
     return config.replace({"train.name": f"{config.recipe or 'run'}-{time.strftime('%Y%m%d-%H%M%S')}"})
-
-
-def check_name(name: str, asked_by: str) -> None:
-    """Make sure that a name is a folder's and does not lead elsewhere.
-
-    Raises:
-        ConfigError: it is empty or hidden, or holds a slash.
-    """
-    if not name or Path(name).name != name or name.startswith("."):
-        raise ConfigError(f"{asked_by}={name!r}: not a plain name; give one without slashes that begins with no dot")
 
 
 def runs_folder(config: Config, *, what: str) -> Path:

@@ -2,24 +2,30 @@
 
 A copy is a folder like any run's, with one more file that names the URI. `pull` brings it up to date and `push` sends
 what was written to it; `folder.RunFolder` calls both, so that the rest of the code knows folders only. A checkpoint at
-a URI counts once its meta.json is there, which names the size of every other file and is sent last.
+a URI counts once its meta.json is there, which names size and SHA-256 of every other file and is sent last.
+
+Whatever a bucket holds may be a stranger's: its names are checked before they become paths, hidden files are left
+there, and the file that names the URI counts only in this user's cache, in the folder that is made for that URI.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import logging
 import os
 import shutil
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from filelock import FileLock
 
 from pipelines.config import ConfigError
+from pipelines.runs import integrity, names
 from pipelines.runtime import files
 from pipelines.text import one_line, redact
 
@@ -27,13 +33,25 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
 
 SOURCE = ".d2sm-uri"  # in a copy: the URI of the run
-META = "meta.json"  # of a checkpoint
-_STEP = "step-"
 _CHUNK = 2**22  # bytes
+_UNFINISHED = f"it has no {integrity.META}"  # not written to its end
+_log = logging.getLogger(__name__)
 
 
 class RemoteError(OSError):
     """What is at a URI cannot be read or written. One line."""
+
+
+class _Damaged(Exception):
+    """A checkpoint that was downloaded is not the one that was written."""
+
+
+class _Listed(NamedTuple):
+    """A checkpoint at a URI whose files have the sizes that its meta.json names."""
+
+    text: bytes  # of meta.json
+    meta: dict[str, Any]
+    sizes: dict[str, int]
 
 
 def is_uri(text: str | Path) -> bool:
@@ -72,31 +90,56 @@ def name_of(uri: str) -> str:
 
 
 def copy_of(uri: str) -> Path:
-    """The folder on this disk for the copy of a run at a URI; made if need be, but not filled."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = cache / "d2sm" / hashlib.sha256(uri.encode()).hexdigest()[:12] / name_of(uri)
-    folder.mkdir(parents=True, exist_ok=True)
-    if uri_of(folder) != uri:
-        files.write_text(folder / SOURCE, uri, shared=True)
+    """The folder on this disk for the copy of a run at a URI; made if need be, but not filled.
+
+    Raises:
+        ConfigError: the URI's last part is no plain name.
+        RemoteError: the folder cannot be made.
+    """
+    folder = _place_of_copy(uri)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if uri_of(folder) != uri:
+            files.write_text(folder / SOURCE, uri, shared=True)
+    except OSError as error:
+        raise RemoteError(
+            f"{folder}: the copy of {redact(uri)} cannot be kept there ({error.strerror or one_line(error)}); set "
+            "XDG_CACHE_HOME to a folder that can be written"
+        ) from None
     return folder
 
 
 def uri_of(folder: Path) -> str | None:
-    """The URI that a folder is a copy of; None for an ordinary folder."""
+    """The URI that a folder is a copy of; None for any folder that `copy_of` did not make for the URI that it names."""
     source = folder / SOURCE
-    return source.read_text() if source.exists() else None
+    if not source.is_file():
+        return None
+    try:
+        uri = source.read_text(encoding="utf-8")
+        own = is_uri(uri) and _place_of_copy(uri).resolve() == folder.resolve()
+    except ValueError:  # no text, or no name at its end
+        return None
+    return uri if own else None
+
+
+def _place_of_copy(uri: str) -> Path:
+    name = name_of(uri)
+    names.check_name(name, redact(uri))
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "d2sm" / hashlib.sha256(uri.encode()).hexdigest()[:12] / name
 
 
 def local(place: str | Path) -> Path:
     """A run's folder, or one of its checkpoints, on this disk: a path as it is; for a URI, an up-to-date copy.
 
     Raises:
-        RemoteError: nothing is there, or it cannot be read.
+        RemoteError: nothing is there, it cannot be read, or the checkpoint is damaged.
     """
     if not is_uri(place):
         return Path(place)
     uri = str(place).rstrip("/")
-    if not name_of(uri).startswith(_STEP):
+    step = name_of(uri)
+    if not names.is_checkpoint(step):
         folder = copy_of(uri)
         pull(uri, folder)
         return folder
@@ -104,22 +147,36 @@ def local(place: str | Path) -> Path:
     run = parts._replace(path=str(PurePosixPath(parts.path).parent)).geturl()
     folder = copy_of(run)
     with _locked(folder):
-        _fetch(run, folder, name_of(uri))
-    return folder / name_of(uri)
+        why = _fetch(run, folder, step)
+        if why and why != _UNFINISHED:
+            raise RemoteError(f"{redact(uri)}: is damaged ({why}); give another of the run")
+    return folder / step
 
 
 def pull(uri: str, folder: Path) -> None:
     """Bring a copy up to date: the run's files, and its newest complete checkpoint.
 
     Raises:
-        RemoteError: it cannot be read.
+        RemoteError: it cannot be read, or there are checkpoints, but all are damaged.
     """
     with _locked(folder):
-        names, steps = _listed(uri)
-        for name in names:
+        found, steps = _listed(uri)
+        for name in found:
             _download(uri, name, folder / name)
-        newest = next((step for step in sorted(steps, reverse=True) if _fetch(uri, folder, step)), None)
-        for checkpoint in folder.glob(f"{_STEP}*"):
+        newest, faults = None, dict[str, str]()
+        for step in sorted(steps, reverse=True):
+            if why := _fetch(uri, folder, step):
+                faults[step] = why
+                continue
+            newest = step
+            break
+        damaged = {step: why for step, why in faults.items() if why != _UNFINISHED}
+        if newest is None and damaged:
+            reasons = ", ".join(f"{step}: {why}" for step, why in damaged.items())
+            raise RemoteError(f"{redact(uri)}: no complete checkpoint there ({reasons}); copy one back")
+        for step, why in damaged.items():
+            _report(joined(uri, step), why, str(newest))
+        for checkpoint in names.checkpoints(folder):
             if newest is None or checkpoint.name > newest:  # of a run that was begun anew since
                 shutil.rmtree(checkpoint)
 
@@ -132,20 +189,20 @@ def push(uri: str, folder: Path, *paths: Path) -> None:
     """
     for path in paths:
         found = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
-        for file in sorted(found, key=lambda file: (file.name == META, file)):
+        for file in sorted(found, key=lambda file: (file.name == integrity.META, file)):
             _upload(file, joined(uri, *file.relative_to(folder).parts))
 
 
 def prune(uri: str, keep: int) -> None:
-    """Remove all but the newest complete checkpoints, and the incomplete ones.
+    """Remove all but the newest complete checkpoints (see `names.outdated`); complete is one whose sizes agree.
 
     Raises:
         RemoteError: it cannot be written.
     """
     _, steps = _listed(uri)
-    complete = [step for step in sorted(steps) if _sizes(joined(uri, step)) is not None]
+    outdated = names.outdated(steps, lambda step: isinstance(_inspected(joined(uri, step)), _Listed), keep)
     with _reaching(uri) as (system, path):
-        for step in set(steps) - set(complete[-keep:]):
+        for step in outdated:
             system.delete_dir(f"{path}/{step}")
 
 
@@ -178,48 +235,57 @@ def opened(uri: str, *, asked_by: str) -> tuple[FileSystem, str]:
     return fs.PyFileSystem(fs.FSSpecHandler(found)), str(path).rstrip("/")
 
 
-def _fetch(run: str, folder: Path, step: str) -> bool:
-    """Download a checkpoint into a run's copy unless it is there already; whether there is a complete one."""
+def _fetch(run: str, folder: Path, step: str) -> str | None:
+    """Download a checkpoint into a run's copy unless it is there already; gives why there is no complete one."""
     uri, target = joined(run, step), folder / step
-    sizes = _sizes(uri)
-    if sizes is None:
-        return False
-    meta = _read(uri, META)
-    if (target / META).exists() and (target / META).read_bytes() == meta and _have(target, sizes):
-        return True
-    with files.replacing(target, temporary=folder / f".{step}") as temporary:
-        temporary.mkdir()
-        for name in sizes:
-            _download(uri, name, temporary / name)
-        (temporary / META).write_bytes(meta)
-    return True
-
-
-def _sizes(uri: str) -> dict[str, int] | None:
-    """The files of a checkpoint and their sizes, as its meta file names them; None: it is not complete."""
-    try:
-        sizes = dict(json.loads(_read(uri, META))["sizes"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    there = _inspected(uri)
+    if isinstance(there, str):
+        return there
+    known = (target / integrity.META).is_file() and (target / integrity.META).read_bytes() == there.text
+    if known and integrity.fault(target, there.meta) is None:
         return None
+    try:
+        with files.replacing(target, temporary=folder / f".{step}") as temporary:
+            temporary.mkdir()
+            for name in there.sizes:
+                _download(uri, name, temporary / name)
+            (temporary / integrity.META).write_bytes(there.text)
+            if why := integrity.fault(temporary, there.meta):
+                raise _Damaged(why)
+    except _Damaged as error:
+        return str(error)
+    return None
+
+
+def _inspected(uri: str) -> _Listed | str:
+    """A checkpoint's meta.json and the sizes that it names, or why the checkpoint is not complete."""
+    try:
+        text = _read(uri, integrity.META)
+    except FileNotFoundError:
+        return _UNFINISHED
+    try:
+        meta = json.loads(text)
+        sizes = integrity.sizes(meta)
+    except (ValueError, AttributeError, RecursionError):
+        return f"{integrity.META} does not name the files"
     with _reaching(uri) as (system, path):
         found = system.get_file_info([f"{path}/{name}" for name in sizes])
     there = {info.base_name: info.size for info in found if info.is_file}
-    return sizes if there == sizes else None
-
-
-def _have(folder: Path, sizes: dict[str, int]) -> bool:
-    return all((folder / name).exists() and (folder / name).stat().st_size == size for name, size in sizes.items())
+    wrong = next((name for name in sizes if there.get(name) != sizes[name]), None)
+    if wrong is None:
+        return _Listed(text, meta, sizes)
+    return f"{wrong} has {there[wrong]} bytes instead of {sizes[wrong]}" if wrong in there else f"{wrong} is missing"
 
 
 def _listed(uri: str) -> tuple[list[str], list[str]]:
-    """The names of the files in a run's folder, and those of its checkpoints, complete or not."""
+    """The names of the files in a run's folder that are not hidden, and those of its checkpoints, complete or not."""
     from pyarrow import fs
 
     with _reaching(uri) as (system, path):
         found: list[FileInfo] = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
-    names = [info.base_name for info in found if info.is_file]
+    plain = [info.base_name for info in found if info.is_file and names.is_plain(info.base_name)]
     folders = [info.base_name for info in found if info.type == fs.FileType.Directory]
-    return names, [name for name in folders if name.startswith(_STEP)]
+    return plain, [name for name in folders if names.is_checkpoint(name)]
 
 
 def _read(uri: str, name: str) -> bytes:
@@ -262,3 +328,8 @@ def _locked(folder: Path) -> Iterator[None]:
     """One process at a time fills a copy: the workers of a node share it."""
     with FileLock(f"{folder}.lock", timeout=600):
         yield
+
+
+@functools.cache  # once a process
+def _report(damaged: str, why: str, used: str) -> None:
+    _log.warning("%s: %s; %s is used instead", redact(damaged), why, used)

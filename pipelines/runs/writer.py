@@ -11,7 +11,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from pipelines.config import Config
-from pipelines.runs import checkpoint
+from pipelines.runs import checkpoint, names
 from pipelines.runs.folder import RunFolder
 from pipelines.runtime import files
 
@@ -80,9 +80,9 @@ class CheckpointWriter:
     def _write(self, step: int, parts: Mapping[str, Any]) -> None:
         path, name = self.folder.path, checkpoint.name_of(step)
         try:
-            for leftover in path.glob(".step-*"):  # of a writer that was killed
+            for leftover in names.unfinished(path):  # of a writer that was killed
                 shutil.rmtree(leftover)
-            # A folder of this name can only be incomplete: training would have resumed from it otherwise.
+            # A folder of this name does not count, or training would have resumed from it.
             with files.replacing(path / name, temporary=path / f".{name}") as unfinished:
                 checkpoint.write(unfinished, **parts)
             self.folder.push(path / name)

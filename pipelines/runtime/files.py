@@ -7,6 +7,7 @@ behind; it ends in `SUFFIX`, is hidden, and never counts as content.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import uuid
@@ -66,6 +67,12 @@ def write_text(path: Path, text: str, *, shared: bool = False) -> None:
     """Write a text file in UTF-8, whole or not at all. Raises OSError."""
     with replacing(path, shared=shared) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remove(path: Path) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from d2sm.noise import seed_of
 from pipelines import tracking
@@ -27,17 +26,26 @@ def results(psnr: float = 27.0, miou: float | None = 0.6, data: str = "abc") -> 
     return Results(3, "val", data, "espnet-camvid", CONVENTION, noisy, restored, clean)
 
 
-def write_run(folder: Path, config: Config, found: Results | None = None, *, final: bool = True) -> Path:
+def write_run(
+    folder: Path, config: Config, found: Results | None = None, *, final: bool = True, perturbed_by: str = ""
+) -> Path:
     """Write a run as training and evaluation do, with random weights of a small network; gives its folder.
 
     Args:
         found: of the evaluation; None: not evaluated.
         final: False: stopped before its last step.
+        perturbed_by: seeds noise on the weights, since a fresh FFDNet returns its input; "": none.
     """
     config = config.replace({"model.width": 4, "model.depth": 3, "train.name": folder.name})
+    network = build(config.model)
+    if perturbed_by:
+        generator = torch.Generator().manual_seed(seed_of(perturbed_by))
+        with torch.no_grad():
+            for weight in network.parameters():
+                weight += 0.03 * torch.randn(weight.shape, generator=generator)
     checkpoint.write(
         folder / checkpoint.name_of(8),
-        weights=build(config.model).state_dict(),
+        weights=network.state_dict(),
         state={},
         config=config,
         meta={"step": 8, "steps": 8, "final": final, "commit": "c0ffee", "dirty": True},
@@ -61,14 +69,8 @@ def write_row(root: Path, folder: Path, name: str, **changes: Any) -> Row:
         "loss.features": "squeezenet1_0.fire3", "loss.features_weights": "random", "train.storage": str(folder),
     }  # fmt: skip
     config = recipe(name).replace(small | {key.replace("__", "."): value for key, value in changes.items()})
-    (row,) = read_rows([write_run(folder / "-".join([name, *map(str, changes.values())]), config, results())])
-    (run,) = row.runs
-    network = build(run.config.model)
-    generator = torch.Generator().manual_seed(seed_of(name))
-    with torch.no_grad():  # a fresh FFDNet returns its input, and all rows would be equal
-        for weight in network.parameters():
-            weight += 0.03 * torch.randn(weight.shape, generator=generator)
-    save_file(network.state_dict(), run.checkpoint / checkpoint.MODEL)
+    where = folder / "-".join([name, *map(str, changes.values())])
+    (row,) = read_rows([write_run(where, config, results(), perturbed_by=name)])
     return row
 
 

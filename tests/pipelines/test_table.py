@@ -90,6 +90,29 @@ def test_seeds_come_one_after_the_other_and_runs_are_named_by_what_they_are(tmp_
     assert {config.tracking.uri for config in found} == {f"sqlite:///{tmp_path}/mlflow.db"}
 
 
+def test_a_row_with_many_changed_keys_has_a_name_that_a_disk_takes(tmp_path: Path) -> None:
+    """Names that always fitted stay as they were, so that their runs are found again."""
+    long = ":".join(
+        f"{key}={value}"
+        for key, value in {
+            "loss.queue_size": 64, "train.epochs": 3, "train.batch_size": 8, "train.halve_at": list(range(1, 40)),
+            "train.betas": [0.9, 0.995], "train.schedule": "cosine", "train.warmup_steps": 12, "train.clip": 0.5,
+            "train.ema": 0.999, "data.crop_size": 48, "data.crops_per_image": 3, "model.width": 16, "model.depth": 4,
+        }.items()
+    )  # fmt: skip
+    rows = table.rows_of(
+        [f"ffdnet_d2sm_cpu:{long}", f"ffdnet_d2sm_cpu:{long}:train.lr=0.003"], {"train.storage": str(tmp_path)}
+    )
+    names = [config.train.name for config in table.runs_of(rows, name="t", seeds=2)]
+    assert names == [config.train.name for config in table.runs_of(rows, name="t", seeds=2)]
+    assert len(set(names)) == 4 and all(len(name) <= 255 for name in names) and len(label(rows[0])) > 255
+    for name in names:
+        assert name.startswith("ffdnet_d2sm_cpu-") and name[-6:-1] == "-seed"
+        (tmp_path / name).mkdir()
+    short = table.rows_of(["ffdnet_l1_cpu:train.lr=0.003"], {"train.storage": str(tmp_path)})
+    assert table.runs_of(short, name="t", seeds=1)[0].train.name == "ffdnet_l1_cpu-train.lr=0.003-seed0"
+
+
 def test_what_is_finished_is_not_repeated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """All runs are there already, so nothing is trained, and no Ray is started."""
     small = {"model.width": 4, "model.depth": 3, "train.storage": str(tmp_path), "data.root": str(tmp_path)}

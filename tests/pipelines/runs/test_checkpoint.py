@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from pipelines.config import Config
+from pipelines.config import Config, ConfigError
 from pipelines.networks.models import build
-from pipelines.runs import checkpoint
+from pipelines.runs import checkpoint, integrity
 from pipelines.runs.checkpoint import CheckpointError
 from pipelines.runs.folder import RunFolder
 
@@ -76,8 +77,86 @@ def test_a_half_written_one_never_counts(run: Path, file: str, how: str) -> None
         path.write_bytes(data[: len(data) // 2] if how == "truncated" else b"")
     assert not checkpoint.is_complete(run / "step-00000100")
     assert checkpoint.latest(run) == run / "step-00000010"
-    assert RunFolder.at(run).sweep() == [run / "step-00000100"]
-    assert sorted(path.name for path in run.iterdir()) == ["step-00000002", "step-00000010"]
+    # What was finished once is not removed: it may be mended. Without a meta.json it never was.
+    unfinished = [run / "step-00000100"] if file == checkpoint.META else []
+    assert RunFolder.at(run).sweep() == unfinished
+    left = {"step-00000002", "step-00000010", "step-00000100"} - {path.name for path in unfinished}
+    assert {path.name for path in run.iterdir()} == left
+
+
+def reseal(folder: Path) -> None:
+    """Make meta.json agree with the other files, as whoever planted them would."""
+    named = (checkpoint.MODEL, checkpoint.CONFIG, checkpoint.STATE, checkpoint.LOG)
+    (folder / checkpoint.META).write_text(integrity.sealed({"step": 2}, folder, named))
+
+
+def flip(path: Path, at: float = 0.5) -> None:
+    """Flip one bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[int(len(data) * at)] ^= 4
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("file", [checkpoint.MODEL, checkpoint.CONFIG, checkpoint.STATE, checkpoint.LOG])
+def test_one_flipped_bit_is_found_and_the_older_one_is_used(
+    run: Path, file: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    flip(run / "step-00000100" / file)
+    for _ in range(2):
+        assert checkpoint.resolve(run) == run / "step-00000010"
+    (line,) = caplog.messages  # said once, with both
+    assert line == (
+        f"{run / 'step-00000100' / file} differs from what was written (sha256); step-00000010 is used instead"
+    )
+    with pytest.raises(CheckpointError) as error:
+        folder = run / "step-00000100"
+        checkpoint.load_model(folder)
+        checkpoint.load_state(folder)
+        checkpoint.log(folder)
+    one_line(error, run / "step-00000100" / file, "copy it again, or use another checkpoint")
+
+
+def test_a_flipped_digit_of_meta_is_found(run: Path) -> None:
+    path = run / "step-00000100" / checkpoint.META
+    path.write_text(path.read_text().replace('"step": 100', '"step": 101'))
+    assert checkpoint.latest(run) == run / "step-00000010"
+    with pytest.raises(CheckpointError, match=r"meta\.json differs"):
+        checkpoint.load_model(path.parent)
+
+
+def test_one_of_earlier_code_has_no_digests_and_is_accepted(run: Path) -> None:
+    folder = run / "step-00000100"
+    meta = json.loads((folder / checkpoint.META).read_text())
+    (folder / checkpoint.META).write_text(json.dumps({key: meta[key] for key in ("step", "sizes")}, indent=2))
+    flip(folder / checkpoint.LOG)  # which it cannot know
+    assert checkpoint.latest(run) == folder
+    checkpoint.load_model(folder)
+
+
+def test_all_are_damaged(run: Path) -> None:
+    for step in (2, 10, 100):
+        flip(run / checkpoint.name_of(step) / checkpoint.MODEL)
+    with pytest.raises(CheckpointError) as error:
+        checkpoint.resolve(run)
+    one_line(error, run, "step-00000100/model.safetensors differs", "step-00000002/model.safetensors differs")
+
+
+@pytest.mark.parametrize("name", ["step-best", "step-1", "step-000000100", "step-0000010a", "step-00000100 (copy)"])
+def test_another_name_is_no_checkpoint(run: Path, name: str) -> None:
+    shutil.copytree(run / "step-00000100", run / name)
+    (run / "step-00000200").symlink_to(run / "step-00000002")
+    (run / "step-00000300").symlink_to(run / "nowhere")
+    assert checkpoint.latest(run) == run / "step-00000100"
+    folder = RunFolder.at(run)
+    assert folder.sweep() == []
+    folder.prune(1)
+    assert sorted(path.name for path in run.iterdir() if not path.is_symlink()) == sorted(["step-00000100", name])
+    assert (run / "step-00000200").is_symlink() and (run / "step-00000300").is_symlink()
+
+
+def test_more_steps_than_a_name_has_digits() -> None:
+    with pytest.raises(ConfigError, match="step 100000000: a checkpoint's name has eight digits"):
+        checkpoint.name_of(100_000_000)
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "3", "null", "{}", '{"sizes": 3}'])
@@ -114,6 +193,7 @@ def test_there_is_none(tmp_path: Path) -> None:
 def test_weights_of_another_model(run: Path, other: dict[str, int]) -> None:
     folder = run / "step-00000002"
     CONFIG.replace(other).save(folder / checkpoint.CONFIG)
+    reseal(folder)
     with pytest.raises(CheckpointError) as error:
         checkpoint.load_model(folder)
     one_line(error, folder / checkpoint.MODEL, "another model than FFDNet")
@@ -122,6 +202,9 @@ def test_weights_of_another_model(run: Path, other: dict[str, int]) -> None:
 def test_damaged_weights(run: Path) -> None:
     path = run / "step-00000002" / checkpoint.MODEL
     path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match="has 100 bytes instead of"):
+        checkpoint.load_model(path.parent)
+    reseal(path.parent)
     with pytest.raises(CheckpointError) as error:
         checkpoint.load_model(path.parent)
     one_line(error, path, "damaged")
@@ -143,6 +226,7 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(run: Path) -> None:
     torch.save({"model": Evil(mark)}, zipped)
     for data in (pickle.dumps(Evil(mark), protocol=2), zipped.read_bytes()):
         path.write_bytes(data)
+        reseal(path.parent)
         with pytest.raises(CheckpointError) as error:
             checkpoint.load_state(path.parent)
         one_line(error, path)
@@ -154,6 +238,9 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(run: Path) -> None:
 def test_a_damaged_state(run: Path) -> None:
     path = run / "step-00000002" / checkpoint.STATE
     path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(CheckpointError, match="has 300 bytes instead of"):
+        checkpoint.load_state(path.parent)
+    reseal(path.parent)
     with pytest.raises(CheckpointError) as error:
         checkpoint.load_state(path.parent)
     one_line(error, path)

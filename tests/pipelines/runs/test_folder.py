@@ -10,7 +10,8 @@ import pytest
 
 from pipelines.config import Config, ConfigError, load
 from pipelines.runs import checkpoint, storage
-from pipelines.runs.folder import RunFolder, check_name, named, runs_folder
+from pipelines.runs.folder import RunFolder, named, runs_folder
+from pipelines.runs.names import check_name, shortened
 from tests.helpers.checkpoints import CONFIG, bundle_of
 
 NAMED = CONFIG.replace({"train.name": "run"})
@@ -113,25 +114,101 @@ def test_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     assert folder.latest() == tmp_path / "step-00000100"
 
 
+def damage(folder: Path) -> None:
+    (folder / checkpoint.MODEL).write_bytes(b"cut short")
+
+
+def test_pruning_never_removes_the_last_complete_one(tmp_path: Path) -> None:
+    for step in (2, 10, 100, 200):
+        bundle_of(tmp_path / checkpoint.name_of(step), CONFIG)
+    for step in (10, 100, 200):
+        damage(tmp_path / checkpoint.name_of(step))
+    folder = RunFolder(tmp_path)
+    folder.prune(1)
+    assert folder.latest() == tmp_path / "step-00000002"
+    bundle_of(tmp_path / checkpoint.name_of(150), CONFIG)
+    folder.prune(1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000150", "step-00000200"]
+    damage(tmp_path / "step-00000150")
+    folder.prune(1)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(tmp_path: Path) -> None:
+    config = config_in(tmp_path)
+    folder = RunFolder.of(config)
+    folder.open(config, "abc")
+    bundle_of(folder.path / checkpoint.name_of(2), config)
+    damage(folder.path / checkpoint.name_of(2))
+    with pytest.raises(checkpoint.CheckpointError) as error:
+        folder.open(config, "abc")
+    assert str(error.value).startswith(f"{folder.path}: no checkpoint to go on from (step-00000002/model.safetensors")
+    assert "train.name" in str(error.value) and (folder.path / checkpoint.name_of(2)).is_dir()
+
+
 def test_a_run_gets_a_name() -> None:
     assert named(NAMED) is NAMED
     found = named(Config().replace({"recipe": "demo"})).train.name
     assert found.startswith("demo-") and len(found) == len("demo-20240101-120000")
 
 
-@pytest.mark.parametrize("name", ["../elsewhere", "a/b", ".hidden", "..", "/", "a/"])
-def test_a_name_that_is_a_path(name: str) -> None:
-    with pytest.raises(ConfigError, match="train.name=") as error:
-        named(Config().replace({"train.name": name}))
-    assert repr(name) in str(error.value)
+@pytest.mark.parametrize(
+    "name", ["../elsewhere", "a/b", ".hidden", "..", "/", "a/", "a\0b", "a\x1b[31m", "a\nb", "step-00000001", "x" * 256]
+)
+def test_a_name_that_is_a_path(name: str, tmp_path: Path) -> None:
+    config = Config().replace({"train.name": name, "train.storage": str(tmp_path)})
+    for refuse in (named, RunFolder.of):
+        with pytest.raises(ConfigError, match="train.name=") as error:
+            refuse(config)
+        assert repr(name) in str(error.value) and "\n" not in str(error.value)
     with pytest.raises(ConfigError, match="--name="):
         check_name(name, "--name")
+
+
+def test_a_recipe_that_is_a_path_names_no_run(tmp_path: Path) -> None:
+    config = Config().replace({"recipe": "../../x", "train.storage": str(tmp_path)})
+    with pytest.raises(ConfigError, match=r"^recipe='\.\./\.\./x': not a plain name"):
+        named(config)
+    with pytest.raises(ConfigError, match="^train.name='': not a plain name"):
+        RunFolder.of(config)
+
+
+def test_a_long_name_is_shortened_with_a_digest() -> None:
+    fits, long = "r" * 240, "r" * 300
+    assert shortened(fits, "-seed1234567890", key=fits) == f"{fits}-seed1234567890"
+    names = {shortened(text, f"-seed{seed}", key=text) for text in (long, long + "s") for seed in (0, 1)}
+    assert len(names) == 4 and all(len(name) == 255 and name[-6:-1] == "-seed" for name in names)
+    assert shortened("\u00e9" * 200, "-seed1", key="a") == shortened("\u00e9" * 200, "-seed1", key="a")
+    assert len(shortened("\u00e9" * 200, "-seed1", key="a").encode()) <= 255
 
 
 def test_what_writes_to_folders_only(tmp_path: Path) -> None:
     assert runs_folder(config_in(tmp_path), what="a sweep") == tmp_path
     with pytest.raises(ConfigError, match="train.storage=s3://bucket/runs: a sweep"):
         runs_folder(CONFIG.replace({"train.storage": "s3://bucket/runs"}), what="a sweep")
+
+
+def test_a_folder_that_names_a_uri_is_a_copy_in_the_own_cache_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stranger's folder would send later writes to a bucket of the stranger's choice."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    stranger = tmp_path / "stranger"
+    stranger.mkdir()
+    for text in ("memory://theirs/run", "../..", "\0", "memory://a/.."):
+        (stranger / storage.SOURCE).write_text(text)
+        assert storage.uri_of(stranger) is None and RunFolder.at(stranger) == RunFolder(stranger)
+    copy = storage.copy_of("memory://ours/run")
+    (copy / storage.SOURCE).write_text("memory://theirs/run")
+    assert RunFolder.at(copy).uri is None
+    assert storage.uri_of(storage.copy_of("memory://ours/run")) == "memory://ours/run"  # written again
+
+
+def test_a_uri_whose_last_part_leads_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(ConfigError, match="^memory://a/b/..='..': not a plain name"):
+        RunFolder.at("memory://a/b/..")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_copy_says_what_it_is_a_copy_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

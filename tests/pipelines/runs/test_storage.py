@@ -73,6 +73,58 @@ def test_half_written_ones_do_not_count_and_are_swept(place: str) -> None:
     assert sorted(steps) == ["step-00000010", "step-00000050"]
 
 
+def put(place: str, name: str, content: bytes) -> None:
+    files, path = remote.opened(place, asked_by="it")
+    if files.type_name != "s3":
+        files.create_dir(f"{path}/{name}".rpartition("/")[0])
+    with files.open_output_stream(f"{path}/{name}") as out:
+        out.write(content)
+
+
+def test_a_damaged_one_is_passed_over_there_and_mended_here(place: str, caplog: pytest.LogCaptureFixture) -> None:
+    kept(place, 10, 20)
+    copy = remote.copy_of(place)
+    model = copy / "step-00000020" / checkpoint.MODEL
+    whole = model.read_bytes()
+    model.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # in the copy: it is fetched again
+    assert RunFolder.at(place).refresh().latest() == model.parent and model.read_bytes() == whole
+    put(place, f"step-00000020/{checkpoint.MODEL}", whole[:-1] + bytes([whole[-1] ^ 1]))
+    forget(place)
+    assert checkpoint.resolve(place).name == "step-00000010"
+    (line,) = caplog.messages
+    assert (
+        "step-00000020" in line
+        and "model.safetensors differs" in line
+        and line.endswith("step-00000010 is used instead")
+    )
+    with pytest.raises(remote.RemoteError, match="step-00000020.*is damaged"):
+        checkpoint.resolve(remote.joined(place, "step-00000020"))
+    put(place, f"step-00000010/{checkpoint.MODEL}", b"cut short")
+    with pytest.raises(remote.RemoteError, match="no complete checkpoint there"):
+        RunFolder.at(place).refresh()
+
+
+def test_names_in_a_bucket_lead_nowhere(place: str, tmp_path: Path) -> None:
+    """A marker that redirects later writes, files named in meta.json that lie elsewhere, and copies of checkpoints."""
+    kept(place, 10)
+    put(place, remote.SOURCE, b"memory://theirs/run")
+    for name in ("../../planted", str(tmp_path / "planted"), ".d2sm-uri"):
+        put(place, "step-00000020/meta.json", json.dumps({"sizes": {name: 4}}).encode())
+        put(place, "step-00000020/planted", b"evil")
+        put(place, "planted", b"evil")
+        forget(place)
+        folder = RunFolder.at(place).refresh()
+        assert folder.uri == place and RunFolder.at(folder.path).uri == place
+        last = folder.latest()
+        assert last is not None and last.name == "step-00000010"
+        assert not list(tmp_path.rglob("planted")) and not (folder.path.parent.parent / "planted").exists()
+    put(place, "step-best/meta.json", b"{}")
+    kept(place, 30, 40)
+    assert sorted(remote._listed(place)[1]) == ["step-00000030", "step-00000040"]
+    files, path = remote.opened(place, asked_by="it")
+    assert files.get_file_info(f"{path}/step-best/meta.json").is_file
+
+
 def test_files_of_a_run_go_there_and_come_back(place: str) -> None:
     folder = RunFolder.at(place)
     folder.pictures.mkdir()
