@@ -19,6 +19,7 @@ from cluster.verdicts import Check
 from pipelines.config import WEIGHTS, Config
 from pipelines.runs import storage as remote
 from pipelines.runtime import resources, session
+from pipelines.runtime.progress import stage
 from pipelines.text import one_line
 
 _PATIENCE = 60.0  # seconds for a node to answer; the first task on a node has to start a process
@@ -35,6 +36,7 @@ def preflight(config: Config, *, verbose: bool = False) -> list[Check]:
     """
     session.start(cpus=resources.run_cpus(config), verbose=verbose)
     living = [node for node in ray.nodes() if node["Alive"]]
+    stage(f"asking {len(living)} node{'s' * (len(living) > 1)} what they have")
     files, modules, trouble = _weights(config)
     with _trial(config.train.storage) as (trial, unwritable):
         ask = Ask(config.data.root, trial, files, modules)

@@ -16,6 +16,7 @@ from pipelines.inference import pictures
 from pipelines.runs import checkpoint
 from pipelines.runs.folder import RunFolder, runs_folder
 from pipelines.runs.results import RESULTS, Results
+from pipelines.runtime.progress import stage
 from pipelines.text import redact
 from pipelines.tracking import store
 from pipelines.tracking.segmenter import evaluation_segmenter
@@ -52,6 +53,7 @@ def run(config: Config, *, quiet: bool = False, verbose: bool = False, watch: re
     trained = train.fit(config, quiet=quiet, verbose=verbose, watch=watch)
     results = evaluate(trained.checkpoint, trained.config, quiet=quiet, verbose=verbose)
     segmenter = evaluation_segmenter(trained.config)
+    stage("drawing pictures, and sending results to MLflow")
     drawn = pictures.draw(trained.checkpoint, trained.config, trained.folder.pictures, segmenter)
     with tracked.open_run(trained.config, trained.folder) as mlflow_run:
         save_results(mlflow_run, trained.folder, results, drawn, step=trained.step)
@@ -59,6 +61,7 @@ def run(config: Config, *, quiet: bool = False, verbose: bool = False, watch: re
             mlflow_run.file(trained.checkpoint / name, "model")
         registered = None
         if trained.config.tracking.register_as:
+            stage(f"registering the model as {trained.config.tracking.register_as}")
             registered = register(trained.checkpoint, trained.config, results, mlflow_run)
     return Outcome(trained, results, drawn, registered, mlflow_run.page)
 

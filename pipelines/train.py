@@ -108,6 +108,8 @@ def _train(
     if start < steps:
         with Line(name, steps, start, quiet=quiet) as line:
             recorder = Recorder(config, run, line, folder, start=start, watch=watch)
+            if start and not quiet:
+                line.say(f"{name}: resuming at step {start} of {steps}")
             if not quiet and (oversubscribed := resources.oversubscribed(config)):
                 line.say(f"{name}: {oversubscribed}")
             if skipped := index.skipped_images(items):

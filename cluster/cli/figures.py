@@ -11,7 +11,7 @@ def run_figures(args: argparse.Namespace) -> None:
     """Draw, and say where everything is."""
     from pipelines.comparison.figures.draw import draw_figures
 
-    drawn = draw_figures(args.runs, args.out, only=args.only)
+    drawn = draw_figures(args.runs, args.out, only=args.only, quiet=args.quiet)
     for name, value in drawn.numbers.items():
         print(f"{name}  {value:.4g}")
     for path in drawn.files:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from cluster.cli import terminal
 from cluster.cli.parser import parser
 from pipelines.runtime import auth
 from pipelines.text import one_line
@@ -15,19 +16,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb.
 
     Returns:
-        The exit code: the verb's own, else 0; 2 for refused input, after one line on stderr; 130 for Ctrl-C.
+        The exit code: the verb's own, else 0; 2 for refused input, after one line on stderr; 130 for Ctrl-C; 141 if
+        whoever read the output has gone.
     """
+    terminal.accept_any_character()
+    try:
+        try:
+            return _run(argv)
+        finally:
+            sys.stdout.flush()  # here, because Python's own flush at the end would print an error
+    except BrokenPipeError:
+        if not (closed := terminal.closed_streams()):
+            raise
+        terminal.discard(closed)
+        return terminal.PIPE_CLOSED
+
+
+def _run(argv: Sequence[str] | None) -> int:
     args = parser().parse_args(argv)
     module, _, function = args.run.partition(":")
     try:
-        auth.offer_token()
-        run = getattr(import_module(module), function)
-        return int(run(args) or 0)
+        with terminal.stages(shown=not getattr(args, "quiet", False)):
+            auth.offer_token()
+            run = getattr(import_module(module), function)
+            return int(run(args) or 0)
     except KeyboardInterrupt:
         print("d2sm: stopped; the last complete checkpoint is kept, and the same command resumes", file=sys.stderr)
         return 130
     except (ValueError, OSError) as error:
-        if args.verbose:
+        if args.verbose or (isinstance(error, BrokenPipeError) and terminal.closed_streams()):
             raise
         print(f"d2sm: {one_line(error, limit=None)}", file=sys.stderr)
         return 2

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cluster.cli.argument_parser import ArgumentParser, without_equals
 from cluster.constants import DASHBOARD_PORT, GCS_PORT, LOOPBACK
 
 SPACES = "queue_and_patch, weights, queue_patch_weight, learning_rate"
@@ -18,6 +19,7 @@ ADDRESS = (
     "address of the cluster's dashboard, such as http://head:8265 (default: RAY_API_SERVER_ADDRESS, else the cluster "
     f"that `d2sm cluster up` started, else {LOOPBACK}:{DASHBOARD_PORT})"
 )
+QUIET = "no progress line, and no lines about what begins"
 MODEL = "a run's folder, one of its checkpoints, a URI of either, or models:/name@alias"
 STORE = "MLflow tracking URI of the registry (default: MLFLOW_TRACKING_URI, else runs/mlflow.db)"
 EXAMPLES = """
@@ -29,9 +31,9 @@ examples:
 _Verbs = Any  # argparse's own type for sub-commands is private
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> ArgumentParser:
     """All verbs and their options."""
-    top = argparse.ArgumentParser(
+    top = ArgumentParser(
         prog="d2sm",
         description="Image restoration with the D2SM loss: train, sweep, evaluate, denoise, and look models up.",
         epilog=EXAMPLES + "\n`d2sm VERB --help` explains a verb.",
@@ -57,12 +59,12 @@ def parser() -> argparse.ArgumentParser:
     prepare("--layout", default="cityscapes", choices=["cityscapes", "folder", "pairs"], help="(default: cityscapes)")
     prepare("--splits", nargs="+", default=["train", "val"], metavar="SPLIT", help="(default: train val)")
     prepare("--shard-mb", type=float, default=256, metavar="MB", help="size of a file in MB (default: 256)")
-    prepare("--quiet", action="store_true", help="no progress line")
+    prepare("--quiet", action="store_true", help=QUIET)
 
     train = _verb(verbs, "train", "train a restoration network, evaluate it, and register it if asked")
     _configuration(train, lists=True)
     train("--no-evaluate", action="store_true", help="train only")
-    train("--quiet", action="store_true", help="no progress line")
+    train("--quiet", action="store_true", help=QUIET)
     _overrides(train)
 
     tune = _verb(verbs, "tune", "search the best values of configuration keys, such as queue size and loss weight")
@@ -72,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
     tune("--search", default="random", choices=["random", "grid", "optuna"], help="(default: random)")
     tune("--scheduler", default="asha", choices=["asha", "pbt", "none"],
          help="asha stops bad trials early; pbt replaces them by copies of better ones (default: asha)")  # fmt: skip
-    tune("--metric", nargs="+", default=["psnr.sigma25"], metavar="METRIC",
+    tune("--metric", nargs="+", type=without_equals("metric"), default=["psnr.sigma25"], metavar="METRIC",
          help="what is optimised, such as miou.sigma25; several: a Pareto front (default: psnr.sigma25)")  # fmt: skip
     tune("--reports", type=int, default=3, help="how often each trial is measured (default: 3)")
     tune("--name", help="name of the sweep; the same name resumes it (default: recipe, space and time)")
@@ -91,13 +93,13 @@ def parser() -> argparse.ArgumentParser:
     table("--name", default="table", help="folder in train.storage; the same name resumes it (default: table)")
     table("--data", type=Path, metavar="ROOT", help="the same as data.root=ROOT")
     table("--concurrent", type=int, help="most runs at the same time (default: as many as fit)")
-    table("--quiet", action="store_true", help="no progress line")
+    table("--quiet", action="store_true", help=QUIET)
     _overrides(table)
 
     evaluate = _verb(verbs, "evaluate", "measure PSNR, SSIM and MIoU of a model")
     evaluate("model", help=MODEL)
     evaluate("--out", type=Path, help="file for the results (default: results.json in the run's folder, else here)")
-    evaluate("--quiet", action="store_true", help="no progress line")
+    evaluate("--quiet", action="store_true", help=QUIET)
     _overrides(evaluate)
 
     denoise = _verb(verbs, "denoise", "restore a photograph, or all photographs of a folder")
@@ -118,11 +120,13 @@ def parser() -> argparse.ArgumentParser:
     report("--out", type=Path, default=Path("report.html"), help="file to write (default: report.html)")
     report("--pictures", type=int, default=4, help="number of photographs to show (default: 4)")
     report("--no-figures", action="store_true", help="leave out learning curves and t-SNE, which take longest")
+    report("--quiet", action="store_true", help=QUIET)
 
     figures = _verb(verbs, "figures", "draw t-SNE of features, restored images and learning curves of finished runs")
     figures("runs", nargs="+", metavar="RUN", help="folders of finished runs; seeds of one setting form a row")
     figures("--out", type=Path, default=Path("figures"), help="folder for PNG and SVG files (default: figures)")
     figures("--only", choices=["tsne", "comparison", "convergence"], help="draw only this one")
+    figures("--quiet", action="store_true", help=QUIET)
 
     models = _group(verbs, "models", "look up registered models: list, show, promote, compare")
     listing = _verb(models, "list", "list all registered models and their versions", "models:run_list")
@@ -139,7 +143,7 @@ def parser() -> argparse.ArgumentParser:
         verb("--tracking-uri", help=STORE)
 
     submit = _verb(verbs, "submit", "send a verb to a Ray cluster as a job, and follow its log", "submit:run_submit")
-    submit.usage("d2sm submit [options] -- VERB [words ...]")
+    submit.followed_by_another("d2sm submit [options] -- VERB [words ...]")
     submit("--address", help=ADDRESS)
     submit("--detach", action="store_true", help="print the job's id and return; do not follow the log")
     submit("--no-preflight", action="store_true", help="start the verb without the checks of `d2sm check`")
@@ -185,7 +189,7 @@ def parser() -> argparse.ArgumentParser:
 class _Options:
     """A verb: called with an option's name and argparse's settings, it adds the option."""
 
-    def __init__(self, add_argument: Callable[..., Any], verb: argparse.ArgumentParser) -> None:
+    def __init__(self, add_argument: Callable[..., Any], verb: ArgumentParser) -> None:
         self._add_argument, self._verb = add_argument, verb
 
     def __call__(self, *names: str, **settings: Any) -> None:
@@ -195,13 +199,15 @@ class _Options:
         """Options of which one may be given."""
         return _Options(self._verb.add_mutually_exclusive_group(required=required).add_argument, self._verb)
 
-    def usage(self, text: str) -> None:
-        self._verb.usage = text
+    def followed_by_another(self, usage: str) -> None:
+        """Everything from the first word on belongs to another verb, its options included."""
+        self._verb.usage, self._verb.intermixed = usage, False
 
 
 def _verb(verbs: _Verbs, name: str, help: str, run: str = "") -> _Options:
     """A verb; without `run`, its function is run_NAME in the file of its name."""
-    verb: argparse.ArgumentParser = verbs.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
+    verb: ArgumentParser = verbs.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
+    verb.intermixed = True
     verb.add_argument("-v", "--verbose", action="store_true", help="show Ray's own log and full tracebacks")
     verb.set_defaults(run=f"cluster.cli.{run or f'{name}:run_{name}'}")
     return _Options(verb.add_argument, verb)
@@ -223,7 +229,7 @@ def _configuration(verb: _Options, *, lists: bool = False) -> None:
 
 def _overrides(verb: _Options) -> None:
     help = "configuration keys to change, such as loss.queue_size=1024 train.num_workers=8"
-    verb("overrides", nargs="*", metavar="key=value", help=help)
+    verb("overrides", nargs="*", default=[], metavar="key=value", help=help)
 
 
 def _tile(text: str) -> int | str | None:

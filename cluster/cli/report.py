@@ -11,7 +11,9 @@ def run_report(args: argparse.Namespace) -> None:
     """Write the page, and say where it is."""
     from pipelines.comparison.report.write import write_report
 
-    done = write_report(args.runs, out=args.out, pictures=args.pictures, with_figures=not args.no_figures)
+    done = write_report(
+        args.runs, out=args.out, pictures=args.pictures, with_figures=not args.no_figures, quiet=args.quiet
+    )
     size = done.path.stat().st_size / 1e6
     print(f"report {done.path}  ({size:.1f} MB; opens in any browser, without a network)")
     print(f"MLflow {mlflow_page(done.uri, done.page)}")

@@ -16,6 +16,7 @@ from pipelines.inference.pictures import spread
 from pipelines.inference.tiling import tile_for
 from pipelines.networks import segmenters
 from pipelines.runs import checkpoint
+from pipelines.runtime.progress import Line
 from pipelines.tracking.segmenter import evaluation_segmenter
 
 NOISY, CLEAN = "noisy", "clean"
@@ -38,7 +39,9 @@ class ComparedPhotograph:
     classes: dict[str, NDArray[np.uint8]]
 
 
-def compared_photographs(rows: Sequence[Row], *, count: int, segmented: bool = True) -> list[ComparedPhotograph]:
+def compared_photographs(
+    rows: Sequence[Row], *, count: int, segmented: bool = True, quiet: bool = True
+) -> list[ComparedPhotograph]:
     """Photographs spread over the evaluation split, at its middle noise level, restored by each row's first seed.
 
     Noise, photographs and segmenter are those of the evaluation, which is the same for all rows (`rows.read_rows`
@@ -48,6 +51,7 @@ def compared_photographs(rows: Sequence[Row], *, count: int, segmented: bool = T
         rows: at least one.
         count: at most so many photographs.
         segmented: False leaves the classes out.
+        quiet: no progress line.
 
     Raises:
         RunsError, DataError, SegmenterError, CheckpointError: one line each.
@@ -59,18 +63,20 @@ def compared_photographs(rows: Sequence[Row], *, count: int, segmented: bool = T
     models = {name: checkpoint.load_model(row.runs[0].checkpoint)[0] for name, row in zip(names, rows, strict=True)}
     segmenter = evaluation_segmenter(config) if segmented else None
     items, found = evaluation_images(config), []
-    for index in spread(items.num_rows, count):
-        item = items.slice(index, 1).to_pylist()[0]
-        sample = samples.load(config, item)
-        level, sigma, noisy = sample.shown
-        versions = {NOISY: noisy}
-        for name, model in models.items():
-            versions[name] = restore(model, noisy, sigma, tile=tile_for(model, noisy, config.evaluate.tile))
-        versions[CLEAN] = sample.clean
-        classes = {}
-        if segmenter is not None:
-            for name, image in versions.items():
-                classes[name] = segmenters.classes(segmenter, image.clamp(0, 1))[0].byte().numpy()
-        images = {name: samples.pixels(image) for name, image in versions.items()}
-        found.append(ComparedPhotograph(item["name"], level, images, classes))
+    chosen = spread(items.num_rows, count)
+    with Line(f"restoring by {len(models)} model{'s' * (len(models) > 1)}", len(chosen), quiet=quiet) as line:
+        for index in line.over(chosen):
+            item = items.slice(index, 1).to_pylist()[0]
+            sample = samples.load(config, item)
+            level, sigma, noisy = sample.shown
+            versions = {NOISY: noisy}
+            for name, model in models.items():
+                versions[name] = restore(model, noisy, sigma, tile=tile_for(model, noisy, config.evaluate.tile))
+            versions[CLEAN] = sample.clean
+            classes = {}
+            if segmenter is not None:
+                for name, image in versions.items():
+                    classes[name] = segmenters.classes(segmenter, image.clamp(0, 1))[0].byte().numpy()
+            images = {name: samples.pixels(image) for name, image in versions.items()}
+            found.append(ComparedPhotograph(item["name"], level, images, classes))
     return found

@@ -9,6 +9,7 @@ from pipelines.config import Config
 from pipelines.data import plan
 from pipelines.data.images import DataError
 from pipelines.data.index import index
+from pipelines.runtime.progress import slow_stage
 
 
 def training_images(config: Config) -> pa.Table:
@@ -17,13 +18,14 @@ def training_images(config: Config) -> pa.Table:
     Raises:
         DataError: none, one that cannot be used, one smaller than a crop, fewer crops than a batch, or missing labels.
     """
-    items = index(
-        config.data.root,
-        config.data.train_split,
-        layout=config.data.layout,
-        labels="optional" if config.data.layout == "cityscapes" else None,
-        on_bad=config.data.bad_images,
-    )
+    with slow_stage(f"looking at the photographs of {config.data.root}"):
+        items = index(
+            config.data.root,
+            config.data.train_split,
+            layout=config.data.layout,
+            labels="optional" if config.data.layout == "cityscapes" else None,
+            on_bad=config.data.bad_images,
+        )
     check_sizes(config, items)
     check_labels(config, items)
     return items
@@ -36,12 +38,13 @@ def evaluation_images(config: Config) -> pa.Table:
         DataError: none, one that cannot be used, or one without labels among others that have them.
     """
     labelled = config.evaluate.segmenter and config.data.layout == "cityscapes"
-    items = index(
-        config.data.root,
-        config.data.val_split,
-        layout=config.data.layout,
-        labels="optional" if labelled else "ignore",
-    )
+    with slow_stage(f"looking at the photographs of {config.data.root}"):
+        items = index(
+            config.data.root,
+            config.data.val_split,
+            layout=config.data.layout,
+            labels="optional" if labelled else "ignore",
+        )
     missing = items.filter(items["label"].is_null())["name"]
     if labelled and 0 < len(missing) < items.num_rows:
         raise _no_label(config.data.val_split, missing, "evaluate.segmenter=null")

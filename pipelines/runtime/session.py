@@ -10,6 +10,7 @@ from typing import Any
 import ray
 
 from pipelines.runtime import auth, private
+from pipelines.runtime.progress import stage
 
 ENVIRONMENT = {
     # A report to Ray Train waits until its controller polls the workers, by default every 2 s.
@@ -49,6 +50,7 @@ def start(*, cpus: float, verbose: bool = False) -> None:
     }
     if address := os.environ.get("RAY_ADDRESS"):
         auth.check_join(address)
+        stage(f"joining the Ray cluster at {address}")
         try:
             ray.init(**options)
         except ConnectionError:
@@ -61,6 +63,7 @@ def start(*, cpus: float, verbose: bool = False) -> None:
         options["runtime_env"]["env_vars"][name] = os.environ.setdefault(name, value)
     cores = os.cpu_count() or 1
     logical = max(cores, min(math.ceil(cpus), 2 * cores))
+    stage("starting Ray on this machine")
     ray.init(address="local", num_cpus=logical, include_dashboard=False, **options)
 
 

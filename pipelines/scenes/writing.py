@@ -10,6 +10,7 @@ from typing import Any
 
 from pipelines.data.images import write_png
 from pipelines.runtime import files
+from pipelines.runtime.progress import stage
 from pipelines.scenes.drawing import VERSION, SceneError, check_size, scene
 
 MANIFEST, STARTED = "scenes.json", "scenes.partial.json"
@@ -45,6 +46,7 @@ def write_scenes(
     if _complete(root, wanted, names):
         return root
     root.mkdir(parents=True, exist_ok=True)
+    stage(f"drawing {train + val} scenes of {width}x{height} pixels")
     files.write_text(root / STARTED, json.dumps(wanted, indent=2) + "\n")
     for folder, stem, scene_seed in names:
         picture, ids = scene(scene_seed, height, width)

@@ -48,6 +48,7 @@ class Recorder:
         """Record a message."""
         match message:
             case Started(step, workers):
+                self.line.interrupted()
                 self.data_wait.started()
                 self._say(self.restarts.started(step, workers))
             case WorkersLost(ranks):
@@ -71,7 +72,7 @@ class Recorder:
         self.shown, self.metrics = step, metrics
         if self.watch is not None:
             self.watch(step, metrics)
-        shown = {"loss": metrics["loss"], "d2sm": metrics.get("loss.d2sm"), "wait": metrics["data_wait"]}
+        shown = {"loss": metrics["loss"], "d2sm": metrics.get("loss.d2sm"), "data_wait": metrics["data_wait"]}
         self.line.to(step, {name: value for name, value in shown.items() if value is not None})
         self._say(self.data_wait.progress(step, metrics))
         if caught_up := self.restarts.progress(step, metrics["steps_per_second"]):

@@ -51,12 +51,17 @@ def logged(trained: Trained, metric: str = "loss") -> list[tuple[int, float]]:
 
 
 @pytest.mark.slow
-def test_stopped_and_resumed_equals_not_stopped_on_two_workers(whole: Trained, storage: Path) -> None:
+def test_stopped_and_resumed_equals_not_stopped_on_two_workers(
+    whole: Trained, storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Step 4 lies within an epoch and within an ingest task."""
     config = whole.config.replace({"train.name": "parts2"})
     stopped = fit(config.replace({"train.max_steps": 4}), quiet=True)
     assert stopped.step == 4
-    resumed = fit(config, quiet=True)
+    capsys.readouterr()
+    resumed = fit(config)
+    shown = capsys.readouterr().err
+    assert "parts2: resuming at step 4 of 6" in shown and "data_wait=" in shown
     same_run(whole, resumed)
     assert resumed.run_id == stopped.run_id != whole.run_id
     assert [step for step, _ in logged(resumed)] == [2, 4, 6]

@@ -45,9 +45,9 @@ class Crop:
         return image[self.top : self.top + self.side, self.left : self.left + self.side]
 
 
-def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
+def draw(rows: Sequence[Row], folder: Path, *, quiet: bool = False) -> list[Path]:
     """One PNG for each of the three photographs in which the rows differ most; gives their paths."""
-    crops = [choose(photograph) for photograph in compared_photographs(rows, count=_PHOTOGRAPHS)]
+    crops = [choose(photograph) for photograph in compared_photographs(rows, count=_PHOTOGRAPHS, quiet=quiet)]
     crops.sort(key=lambda crop: -crop.difference)
     written = []
     for number, crop in enumerate(crops[:_FIGURES], start=1):

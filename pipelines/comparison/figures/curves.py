@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pipelines.comparison.figures import style
 from pipelines.comparison.rows import FinishedRun, Row, RunsError, short_names
 from pipelines.config import Config
+from pipelines.runtime.progress import stage
 from pipelines.text import redact
 from pipelines.tracking import store
 
@@ -91,6 +92,7 @@ def draw(rows: Sequence[Row], path: Path) -> list[Path]:
     the same crops and noise, so the difference is far less noisy than the losses. Rows that were trained on other crops
     or noise are left out there. The D2SM loss is drawn only if all rows have it.
     """
+    stage("reading the learning curves from MLflow")
     names = short_names([row.config for row in rows])
     curves = {name: [history(run) for run in row.runs] for name, row in zip(names, rows, strict=True)}
     losses = [loss for loss in LOSSES if all(loss in run for runs in curves.values() for run in runs)]

@@ -26,13 +26,14 @@ class Drawn:
     page: str
 
 
-def draw_figures(folders: Sequence[str | Path], out: Path, *, only: Figure | None = None) -> Drawn:
+def draw_figures(folders: Sequence[str | Path], out: Path, *, only: Figure | None = None, quiet: bool = False) -> Drawn:
     """Draw the figures of finished runs, and log them as an MLflow run "figures".
 
     Args:
         folders: of the runs; those that differ in their seed alone are one row.
         out: folder for the PNG and SVG files, made if it is not there; files of the same names are replaced.
         only: one figure; None: all.
+        quiet: no progress line.
 
     Raises:
         RunsError, TrackingError, DataError, SegmenterError, CheckpointError: one line each.
@@ -45,9 +46,9 @@ def draw_figures(folders: Sequence[str | Path], out: Path, *, only: Figure | Non
     if only in (None, "convergence"):
         files += curves.draw(rows, out / "convergence")
     if only in (None, "comparison"):
-        files += crops.draw(rows, out)
+        files += crops.draw(rows, out, quiet=quiet)
     if only in (None, "tsne"):
-        written, numbers = tsne.draw(rows, out / "tsne")
+        written, numbers = tsne.draw(rows, out / "tsne", quiet=quiet)
         files += written
     with store.plain_errors(uri, tracking.TrackingError):
         page = log_run(client, rows, files, numbers, name="figures")

@@ -24,6 +24,7 @@ from pipelines.comparison.rows import Row, RunsError, short_names
 from pipelines.config import Config
 from pipelines.inference.pictures import spread
 from pipelines.inference.samples import tensor
+from pipelines.runtime.progress import stage
 
 PERPLEXITY, SEED = 30.0, 0
 _PHOTOGRAPHS, _SAMPLES = 40, 200
@@ -50,9 +51,10 @@ class Embedding:
     description: str
 
 
-def draw(rows: Sequence[Row], path: Path) -> tuple[list[Path], dict[str, float]]:
+def draw(rows: Sequence[Row], path: Path, *, quiet: bool = False) -> tuple[list[Path], dict[str, float]]:
     """Draw it; gives the paths of PNG and SVG, and its numbers by MLflow's names (distance.D2SM, kl.D2SM)."""
-    photographs = compared_photographs(rows, count=_PHOTOGRAPHS, segmented=False)
+    photographs = compared_photographs(rows, count=_PHOTOGRAPHS, segmented=False, quiet=quiet)
+    stage("placing the features of Phi in the plane (t-SNE)")
     embedding = embed(photographs, with_features_of(rows))
     drawn = style.figure(9, 9.6)
     _scatter(drawn.subplots(), embedding, short_names([row.config for row in rows]))

@@ -26,7 +26,7 @@ class Figure:
     uri: str
 
 
-def figures(rows: Sequence[Row]) -> list[Figure]:
+def figures(rows: Sequence[Row], *, quiet: bool = False) -> list[Figure]:
     """Learning curves and t-SNE, drawn afresh.
 
     Raises:
@@ -34,7 +34,7 @@ def figures(rows: Sequence[Row]) -> list[Figure]:
     """
     with tempfile.TemporaryDirectory(prefix="d2sm-report-") as folder:
         convergence = curves.draw(rows, Path(folder) / "convergence")
-        embedding, numbers = tsne.draw(rows, Path(folder) / "tsne")
+        embedding, numbers = tsne.draw(rows, Path(folder) / "tsne", quiet=quiet)
         distances = [f"{key.partition('.')[2]} {x:.3f}" for key, x in numbers.items() if key.startswith("distance.")]
         return [
             Figure(

@@ -27,7 +27,9 @@ class Report:
     page: str
 
 
-def write_report(folders: Sequence[str | Path], *, out: Path, pictures: int = 4, with_figures: bool = True) -> Report:
+def write_report(
+    folders: Sequence[str | Path], *, out: Path, pictures: int = 4, with_figures: bool = True, quiet: bool = False
+) -> Report:
     """Write the report of finished runs, and log it as an MLflow run "report".
 
     Args:
@@ -35,6 +37,7 @@ def write_report(folders: Sequence[str | Path], *, out: Path, pictures: int = 4,
         out: the file to write; an existing one is replaced.
         pictures: at most so many photographs; 0: none.
         with_figures: draw learning curves and t-SNE, which takes the longest.
+        quiet: no progress line.
 
     Raises:
         RunsError, ReportError, TrackingError, DataError, SegmenterError, CheckpointError: one line each.
@@ -48,8 +51,8 @@ def write_report(folders: Sequence[str | Path], *, out: Path, pictures: int = 4,
     rows = read_rows(folders)
     uri = rows[0].runs[0].uri
     client = store.prepare(uri)  # before the work: it fails when the store cannot be reached
-    photographs = compared_photographs(rows, count=pictures) if pictures else []
-    page = html(rows, photographs, figures(rows) if with_figures else [], written=datetime.now(UTC))
+    photographs = compared_photographs(rows, count=pictures, quiet=quiet) if pictures else []
+    page = html(rows, photographs, figures(rows, quiet=quiet) if with_figures else [], written=datetime.now(UTC))
     files.write_text(out, page, shared=True)
     with store.plain_errors(uri, tracking.TrackingError):
         return Report(out, uri, log_run(client, rows, [out], {}, name="report"))

@@ -71,6 +71,65 @@ def test_the_command_line_loads_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1].split() == ["loaded"]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "evaluate RUN evaluate.limit=1 --quiet evaluate.sigmas=[50] --out r.json",
+        "evaluate --quiet RUN evaluate.limit=1 --out r.json evaluate.sigmas=[50]",
+        "evaluate --quiet --out r.json RUN evaluate.limit=1 evaluate.sigmas=[50]",
+    ],
+)
+def test_options_and_words_in_any_order(words: str) -> None:
+    args = parser().parse_args(words.split())
+    assert (args.model, args.quiet, args.out) == ("RUN", True, Path("r.json"))
+    assert args.overrides == ["evaluate.limit=1", "evaluate.sigmas=[50]"]
+
+
+@pytest.mark.parametrize("name", [name for name, verb in VERBS.items() if verb.get_default("overrides") == []])
+def test_every_verb_with_keys_takes_options_between_them(name: str) -> None:
+    verb = VERBS[name]
+    needed = {"evaluate": ["RUN"], "tune": ["--recipe", "a", "--space", "b"], "table": ["--recipes", "a"]}
+    words = needed.get(name, ["--recipe", "a"])
+    args = parser().parse_args([name, "a.b=1", "-v", "c.d=2", *words] if name != "evaluate" else
+                               [name, "RUN", "a.b=1", "-v", "c.d=2"])  # fmt: skip
+    assert args.verbose and args.overrides == ["a.b=1", "c.d=2"], verb
+
+
+def test_words_that_argparse_could_take_for_options() -> None:
+    args = parser().parse_args(["denoise", "a", "--sigma", "-3", "b", "--model", "m", "--tile", "-3"])
+    assert (args.source, args.target, args.sigma, args.tile) == (Path("a"), Path("b"), -3.0, -3)
+    args = parser().parse_args(["denoise", "--model", "m", "--", "-a", "--b"])
+    assert (args.source, args.target) == (Path("-a"), Path("--b"))
+    sent = ["train", "--recipe", "x", "a=1", "--quiet", "b=2"]
+    for before in ([], ["--"]):
+        args = parser().parse_args(["submit", "--address", "http://head", *before, *sent])
+        assert args.words == [*before, *sent] and args.address == "http://head"
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("train --quite --recipe demo", "--quite: no such option; did you mean --quiet"),
+        ("denoise a b --modle x", "--modle: no such option; did you mean --model"),
+        ("denoise a b --modle=x", "--modle: no such option; did you mean --model"),
+        ("denoise a b", "required: --model"),
+        ("evaluate --quiet", "required: model;"),
+        ("tran", "'tran' (choose from"),
+        ("tran", "did you mean train"),
+        ("jobs lits", "did you mean list"),
+        ("tune --recipe demo --space x --search opptuna", "did you mean optuna"),
+        ("tune --recipe demo --space x --metric psnr.sigma25 data.root=x", "data.root=x: is no metric"),
+        ("models list x", "unrecognized arguments: x"),
+    ],
+)
+def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str], words: str, named: str) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(words.split())
+    out, err = capsys.readouterr()
+    assert (end.value.code, out, err.count("\n")) == (2, "", 1)
+    assert named in err and "--help`" in err
+
+
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     import d2sm
 
