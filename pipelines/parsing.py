@@ -13,14 +13,15 @@ import stat
 from collections.abc import Hashable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypeVar
 
 from pipelines.text import one_line
 
-T = TypeVar("T")
+T = TypeVar("T", default=dict[str, Any])
 
 JSON_BYTES = 2**24  # the largest file that is read; a list of a byte a number takes 30 times its size in memory
 YAML_BYTES = 2**18  # PyYAML reads about 100 kB a second; a configuration has 4 kB
@@ -111,6 +112,15 @@ def parse_json(
         raise _refused(source, f"no valid JSON ({one_line(problem, 100)})", error, remedy) from None
     if unusable := _unusable(tree):
         raise _refused(source, unusable, error, remedy)
+    return shaped(tree, shape, source=source, error=error, remedy=remedy)
+
+
+def shaped(tree: Any, shape: type[T], *, source: object, error: type[ValueError] = ParseError, remedy: str = "") -> T:
+    """A tree that was read before, as `shape`; see `read_json`.
+
+    Raises:
+        ValueError: of the class `error`: it is none. The message names the first entry that does not fit.
+    """
     try:
         return cast(T, _adapter(cast(Hashable, shape)).validate_python(tree))
     except ValidationError as invalid:

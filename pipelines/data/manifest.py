@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from pipelines import parsing
 from pipelines.data import shards
 from pipelines.data.images import DataError
 from pipelines.data.layouts import one_of
@@ -19,6 +19,18 @@ from pipelines.text import more
 
 MANIFEST, STARTED = "prepared.json", "prepared.partial.json"
 VERSION = 1
+_BYTES = 2**28  # of a manifest: 100 of each photograph
+
+
+def _relative(path: str) -> str:
+    """A path that stays below the folder it is joined to, and can be shown."""
+    if not path.isprintable() or path.startswith("/") or ".." in path.split("/"):
+        raise ValueError(f"{path[:80]!a} is not a plain path below the set's folder")
+    return path
+
+
+_Relative = Annotated[str, AfterValidator(_relative)]
+_Side = Annotated[int, Field(gt=0, lt=2**31)]
 
 
 class _Section(BaseModel):
@@ -28,9 +40,9 @@ class _Section(BaseModel):
 class StoredItem(_Section):
     """A record of a shard: an item, and which images it has beside the clean one."""
 
-    name: str
-    height: int
-    width: int
+    name: _Relative  # pictures are written under it
+    height: _Side
+    width: _Side
     label: bool
     noisy: bool
 
@@ -38,8 +50,8 @@ class StoredItem(_Section):
 class Shard(_Section):
     """A shard: its path below the root, its size, its checksum (SHA-256) and its records."""
 
-    file: str
-    bytes: int
+    file: _Relative
+    bytes: Annotated[int, Field(ge=0)]
     sha256: str
     photographs: tuple[StoredItem, ...]
 
@@ -75,18 +87,10 @@ def load(root: Path, name: str = MANIFEST) -> Manifest:
     """
     path = root / name
     remedy = "prepare the data set again, into a new folder"
-    try:
-        tree = json.loads(path.read_text())
-        if isinstance(tree, dict) and tree.get("version") != VERSION:
-            raise DataError(f"{path}: is of version {tree.get('version')}, not {VERSION}; {remedy}")
-        return Manifest.model_validate(tree)
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; {remedy}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise DataError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; {remedy}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise DataError(f"{path}: is damaged, no valid JSON; {remedy}") from None
+    tree = parsing.read_json(path, error=DataError, remedy=remedy, limit=_BYTES)
+    if tree.get("version") != VERSION:
+        raise DataError(f"{path}: is of version {tree.get('version')}, not {VERSION}; {remedy}")
+    return parsing.shaped(tree, Manifest, source=path, error=DataError, remedy=remedy)
 
 
 def items(root: Path, split: str, *, layout: str, labels: str) -> list[tuple[Any, ...]]:

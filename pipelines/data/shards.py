@@ -10,7 +10,6 @@ Images are stored whole and uncompressed because decompressing would take longer
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -22,6 +21,7 @@ import imagecodecs
 import numpy as np
 import pyarrow as pa
 
+from pipelines.data.arrow_file import unsafe_content
 from pipelines.data.images import DataError, Pixels, read_labels, read_rgb
 from pipelines.runtime import files
 from pipelines.text import one_line
@@ -141,11 +141,13 @@ def is_whole(path: Path, items: list[dict[str, Any]]) -> bool:
 def _stored(path: str, column: str, number: int) -> StoredImage:
     record = _record(path, number)
     height, width = record["height"][0].as_py(), record["width"][0].as_py()
-    shape = (height, width) if column == "label" else (height, width, 3)
     try:
-        # The buffer of the column, which is mapped; its value as bytes would be a copy.
-        pixels = np.frombuffer(record[column].buffers()[2], np.uint8, math.prod(shape)).reshape(shape)
+        shape = (height, width) if column == "label" else (height, width, 3)
+        # The buffer of the value, which is mapped; the value as bytes would be a copy.
+        pixels = np.frombuffer(record[column][0].as_buffer(), np.uint8).reshape(shape)
         checksums = record[f"{column}_checks"][0].values.to_numpy()
+        if not pixels.size or len(checksums) != -(-height // BAND):
+            raise ValueError
     except (ValueError, AttributeError, TypeError):
         raise DataError(f"{path}: record {number} lacks a whole {column}; {REMEDY}") from None
     return StoredImage(pixels, checksums, f"{path}: {record['name'][0].as_py()} ({column})")
@@ -158,9 +160,15 @@ def _checksum(pixels: Pixels, band: int) -> int:
 def _record(path: str, number: int) -> pa.RecordBatch:
     state = _state(path)
     try:
-        return _reader(path, *state).get_batch(number)
+        record = _reader(path, *state).get_batch(number)
+        record.validate(full=True)  # offsets that lead out of the file would be followed; pixels are not looked at
     except (OSError, ValueError, pa.ArrowException) as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(f"{path}: is damaged ({one_line(error, 120)}); {REMEDY}") from None
+    if record.num_rows != 1:
+        raise DataError(f"{path}: record {number} holds {record.num_rows} items, not one; {REMEDY}")
+    return record
 
 
 def _state(path: str) -> tuple[int, int]:
@@ -174,5 +182,14 @@ def _state(path: str) -> tuple[int, int]:
 
 @lru_cache(maxsize=256)  # opening a shard reads its footer
 def _reader(path: str, changed: int, size: int) -> pa.ipc.RecordBatchFileReader:
-    """An open shard. Its state is part of the cache's key, so that a shard that was written anew is opened anew."""
-    return pa.ipc.open_file(pa.memory_map(path))
+    """An open shard. Its state is part of the cache's key, so that a shard that was written anew is opened anew.
+
+    Raises:
+        DataError: it is not of the kind that `write` writes.
+    """
+    if problem := unsafe_content(path):
+        raise DataError(f"{path}: is damaged or no shard ({problem}); {REMEDY}")
+    reader = pa.ipc.open_file(pa.memory_map(path))
+    if not reader.schema.equals(SCHEMA):
+        raise DataError(f"{path}: is no shard: its columns are not those that `d2sm prepare` writes; {REMEDY}")
+    return reader

@@ -67,17 +67,18 @@ def test_the_manifest_says_what_there_is(made: Prepared, scenes_root: Path) -> N
     assert not list(made.root.rglob("*.partial"))
 
 
-NAMES = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1)
+NAMES = st.text(st.characters(exclude_categories=["C", "Z"], exclude_characters="./"), min_size=1)
+SIDES = st.integers(1, 2**31 - 1)
 PHOTOGRAPHS = st.builds(
     prepared.StoredItem,
     name=NAMES,
-    height=st.integers(1),
-    width=st.integers(1),
+    height=SIDES,
+    width=SIDES,
     label=st.booleans(),
     noisy=st.booleans(),
 )
 SHARDS = st.builds(
-    prepared.Shard, file=NAMES, bytes=st.integers(0), sha256=NAMES, photographs=st.lists(PHOTOGRAPHS).map(tuple)
+    prepared.Shard, file=NAMES, bytes=st.integers(0, 2**63), sha256=NAMES, photographs=st.lists(PHOTOGRAPHS).map(tuple)
 )
 
 
