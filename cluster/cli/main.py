@@ -36,7 +36,8 @@ def _run(argv: Sequence[str] | None) -> int:
     args = parser().parse_args(argv)
     module, _, function = args.run.partition(":")
     try:
-        with terminal.stages(shown=not getattr(args, "quiet", False)):
+        # Words given by a caller in Python: loading libraries is that program's own affair.
+        with terminal.stages(shown=not getattr(args, "quiet", False), loading=argv is None):
             auth.offer_token()
             run = getattr(import_module(module), function)
             return int(run(args) or 0)

@@ -46,8 +46,13 @@ def discard(streams: Sequence[TextIO]) -> None:
 
 
 @contextmanager
-def stages(*, shown: bool) -> Iterator[None]:
-    """While the block runs, show on stderr what the verb begins: a line a stage, the loading of libraries included."""
+def stages(*, shown: bool, loading: bool) -> Iterator[None]:
+    """While the block runs, show on stderr what the verb begins: a line a stage.
+
+    Args:
+        shown: False shows nothing.
+        loading: also say once that a library is loaded which takes seconds.
+    """
     if not shown:
         yield
         return
@@ -56,7 +61,8 @@ def stages(*, shown: bool) -> Iterator[None]:
     logger.setLevel(logging.INFO)
     logger.propagate = False
     logger.addHandler(handler)
-    sys.meta_path.insert(0, finder)
+    if loading:
+        sys.meta_path.insert(0, finder)
     try:
         yield
     finally:

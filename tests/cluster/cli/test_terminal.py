@@ -20,7 +20,8 @@ from cluster.cli import main, scenes
 def run_scenes(args):
     {code}
 scenes.run_scenes = run_scenes
-sys.exit(main(["scenes", "x"]))
+sys.argv = ["d2sm", "scenes", "x"]
+sys.exit(main())
 """
 
 
