@@ -170,11 +170,13 @@ def test_an_image_without_its_label_and_one_of_another_size(
     assert f"{second}: is 10x10" in refused(capsys, *argv)
 
 
-def written(folder: Path) -> Path:
-    """A checkpoint of a small model."""
+def written(folder: Path, *, width: int = 8) -> Path:
+    """A checkpoint of a small model; another `width` than that of its weights is in its configuration."""
     config = Config().replace({"model.width": 8, "model.depth": 3})
     torch.manual_seed(0)
-    checkpoint.write(folder, weights=build(config.model).state_dict(), state={}, config=config, meta={"step": 1})
+    weights = build(config.model).state_dict()
+    other = config.replace({"model.width": width})
+    checkpoint.write(folder, weights=weights, state={}, config=other, meta={"step": 1})
     return folder
 
 
@@ -186,8 +188,8 @@ def test_wrong_models(capsys: pytest.CaptureFixture[str], tmp_path: Path, verb: 
     assert "runs/mlflow.db: no such file" in refused(capsys, *verb, "models:/d2sm-ffdnet@champion")
     (tmp_path / "empty").mkdir()
     assert "empty: no complete checkpoint" in refused(capsys, *verb, "empty")
-    Config().replace({"model.width": 12, "model.depth": 3}).save(folder / checkpoint.CONFIG)
-    assert "weights of another model than FFDNet" in refused(capsys, *verb, str(folder))
+    other = written(tmp_path / "other", width=12)
+    assert "weights of another model than FFDNet" in refused(capsys, *verb, str(other))
     (folder / checkpoint.MODEL).write_bytes(b"12")
     assert "is damaged" in refused(capsys, *verb, str(folder))
     assert not (tmp_path / "b.png").exists()
