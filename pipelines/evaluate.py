@@ -6,7 +6,9 @@ process does it. `check` finds out before a training whether the evaluation afte
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
@@ -20,15 +22,16 @@ from d2sm import metrics
 from d2sm.inference import restore
 from pipelines import registry
 from pipelines.config import Config
-from pipelines.data import index
-from pipelines.data.images import DataError
+from pipelines.data import index, shards
+from pipelines.data.images import DataError, ImageError, LabelError, read_labels
 from pipelines.data.splits import evaluation_images
 from pipelines.inference import samples
+from pipelines.inference.pictures import spread
 from pipelines.inference.tiling import tile_for
 from pipelines.networks import segmenters
 from pipelines.networks.segmenters import SegmenterError
 from pipelines.runs import checkpoint
-from pipelines.runs.results import EvaluationError, Results, Score, convention
+from pipelines.runs.results import EvaluationError, ImageRow, ImageScore, Results, Score, convention
 from pipelines.runtime import resources, session
 from pipelines.runtime.progress import Line
 from pipelines.runtime.threads import torch_threads
@@ -36,50 +39,131 @@ from pipelines.text import one_line
 from pipelines.tracking.segmenter import evaluation_segmenter, segmenter_store
 
 SMALLEST = 11  # pixels: the side of SSIM's window (d2sm.metrics)
+_SAMPLED = 8  # label maps that are read before anything is measured
+_HIGHEST_BELOW_19 = 5  # the train id of a pole: its label id, 17, is the last below 19
 
 
-def check(config: Config) -> pa.Table:
+@dataclass(frozen=True)
+class Subject:
+    """What an evaluation measures, and with what: all that is known before it starts.
+
+    Attributes:
+        items: the index of its images.
+        skipped: the images left out as unusable (data.bad_images=skip): name -> why.
+        data: fingerprint of the images.
+        segmenter: its name, "" where no MIoU is measured: without a segmenter, or without labels.
+        weights: fingerprint of the segmenter's weights, "" without it.
+        notes: what the user should look at, a line each.
+    """
+
+    items: pa.Table
+    skipped: Mapping[str, str]
+    data: str
+    segmenter: str
+    weights: str
+    notes: tuple[str, ...]
+
+
+def check(config: Config) -> Subject:
     """Check what the evaluation of a configuration needs: its images, labels and segmenter. Starts nothing.
 
-    Returns:
-        The index of the images it reads.
-
     Raises:
-        DataError: no such split, no images, labels that are missing, or an image too small to be measured.
+        DataError: no such split, no images, labels that are missing or no label ids, or an image too small to be
+            measured.
         SegmenterError: the segmenter, or its weights, cannot be loaded.
         EvaluationError: no GPU for an evaluation in this process.
     """
-    items = evaluation_images(config)
-    for name, height, width in zip(*(items[column].to_pylist() for column in ("name", "height", "width")), strict=True):
-        if min(height, width) < SMALLEST:
-            raise DataError(
-                f"data.val_split={config.data.val_split}: {name} has {width}x{height} pixels, and SSIM needs "
-                f"{SMALLEST}x{SMALLEST}; remove the image from the split"
-            )
-    evaluate = config.evaluate
-    if evaluate.segmenter:
+    items, skipped = _large_enough(config, evaluation_images(config))
+    segmenter = None
+    if config.evaluate.segmenter:
         try:
-            evaluation_segmenter(config)
+            segmenter = evaluation_segmenter(config)
         except SegmenterError as error:
-            weights = f" evaluate.segmenter_weights={evaluate.segmenter_weights}" if evaluate.segmenter_weights else ""
+            given = config.evaluate.segmenter_weights
+            weights = f" evaluate.segmenter_weights={given}" if given else ""
             raise SegmenterError(
-                f"evaluate.segmenter={evaluate.segmenter}{weights}: {error}; correct the keys, or evaluate without "
-                "MIoU: evaluate.segmenter=null"
+                f"evaluate.segmenter={config.evaluate.segmenter}{weights}: {error}; correct the keys, or evaluate "
+                "without MIoU: evaluate.segmenter=null"
             ) from error
-    if evaluate.use_gpu and not evaluate.actors and not torch.cuda.is_available():
+    if config.evaluate.use_gpu and not config.evaluate.actors and not torch.cuda.is_available():
         raise EvaluationError(
             "evaluate.use_gpu=true with evaluate.actors=0: torch finds no GPU here; set evaluate.use_gpu=false, or "
             "evaluate.actors=1 on a cluster with GPUs"
         )
-    return items
+    segmented = segmenter is not None and items["label"].null_count < items.num_rows
+    return Subject(
+        items,
+        skipped,
+        data=index.fingerprint(items),
+        segmenter=config.evaluate.segmenter or "" if segmented else "",
+        weights=segmenters.fingerprint(segmenter) if segmented and segmenter is not None else "",
+        notes=_looked_at_labels(config, items) if segmented else (),
+    )
 
 
-def evaluate(model: str | Path, config: Config | None = None, *, quiet: bool = False, verbose: bool = False) -> Results:
+def _large_enough(config: Config, items: pa.Table) -> tuple[pa.Table, dict[str, str]]:
+    """The images that SSIM can measure, and the unusable ones with the reason; without data.bad_images=skip an error.
+
+    Raises:
+        DataError: an image is too small; or no image is left.
+    """
+    skipped = dict(index.skipped_images(items))
+    large = []
+    for name, height, width in zip(*(items[column].to_pylist() for column in ("name", "height", "width")), strict=True):
+        large.append(min(height, width) >= SMALLEST)
+        if large[-1]:
+            continue
+        skipped[name] = f"{name} has {width}x{height} pixels, and SSIM needs {SMALLEST}x{SMALLEST}"
+        if config.data.bad_images == "stop":
+            raise DataError(
+                f"data.val_split={config.data.val_split}: {skipped[name]}; remove the image from the split, or leave "
+                "such images out with data.bad_images=skip"
+            )
+    if not any(large):
+        raise DataError(f"data.val_split={config.data.val_split}: no image is left; {next(iter(skipped.values()))}")
+    return items.filter(pa.array(large)), skipped
+
+
+def _looked_at_labels(config: Config, items: pa.Table) -> tuple[str, ...]:
+    """Read some label maps before anything is measured, for what shows in them only; notes for the user.
+
+    Raises:
+        DataError: one holds other values than label ids.
+    """
+    highest = -1
+    try:
+        for row in spread(items.num_rows, _SAMPLED):
+            where = items["label"][row].as_py()
+            if shards.open_stored(where) is not None:  # `d2sm prepare` has read it as label ids
+                return ()
+            ids = read_labels(where)
+            highest = max([highest, *np.unique(ids[ids != 255]).tolist()])
+    except LabelError as error:
+        raise DataError(f"{error}; or evaluate without MIoU: evaluate.segmenter=null") from None
+    except ImageError:  # the evaluation will stop at it, or leave it out
+        return ()
+    if -1 < highest <= _HIGHEST_BELOW_19:
+        return (
+            "the labels hold no id above 18 (no sky, no vegetation, no car); if they are train ids instead of label "
+            "ids, MIoU is that of other classes",
+        )
+    return ()
+
+
+def evaluate(
+    model: str | Path,
+    config: Config | None = None,
+    *,
+    subject: Subject | None = None,
+    quiet: bool = False,
+    verbose: bool = False,
+) -> Results:
     """Measure a model on the evaluation split.
 
     Args:
         model: what names a model, see `registry.model_folder`.
         config: data, evaluate and tracking sections to use; None: those the model was trained with.
+        subject: what `check` gave for this configuration; None: it is checked here.
         quiet: no progress line.
         verbose: show Ray's own log.
 
@@ -89,7 +173,7 @@ def evaluate(model: str | Path, config: Config | None = None, *, quiet: bool = F
     folder = registry.model_folder(model, uri=config.tracking.uri if config else None)
     network, trained_with = checkpoint.load_model(folder)  # here: an actor's node may not see the folder
     config = config or trained_with
-    items = check(config)
+    subject = subject or check(config)
     if uri := segmenter_store(config):
         config = config.replace({"tracking.uri": uri})
     if config.evaluate.actors:
@@ -99,21 +183,27 @@ def evaluate(model: str | Path, config: Config | None = None, *, quiet: bool = F
     done: set[str] = set()
     announce = config.evaluate.tile == "auto" and not quiet
     try:
-        with Line("evaluate", items.num_rows, quiet=quiet) as line:
-            for one in measurements(network, config, items):
+        with Line("evaluate", subject.items.num_rows, quiet=quiet) as line:
+            for one in measurements(network, config, subject.items):
                 if one["tile"] and announce:
                     announce = False
                     line.say(f"{one['name']}: restored in tiles of {one['tile']} pixels, to fit into the free memory")
+                if one["kind"] == SKIPPED:
+                    line.say(f"skipped {one['name']}: {one['why']}")
                 found.append(one)
                 done.add(one["name"])
                 line.to(len(done))
     except Exception as error:  # Ray wraps what an actor raised in several layers
         reason = session.cause(error)
         if isinstance(reason, (ValueError, OSError)):
-            raise EvaluationError(one_line(reason, 600)) from error
+            skip = isinstance(reason, ImageError) and not isinstance(reason, LabelError)
+            remedy = "; data.bad_images=skip leaves such images out" if skip else ""
+            raise EvaluationError(one_line(reason, 600) + remedy) from error
         raise
-    segmented = bool(config.evaluate.segmenter) and items["label"].null_count < items.num_rows
-    return _summary(config, found, items, segmented=segmented)
+    return _summary(config, found, subject)
+
+
+SKIPPED = "skipped"
 
 
 class Measurement(TypedDict):
@@ -121,7 +211,8 @@ class Measurement(TypedDict):
 
     kind is "clean", "noisy" or "restored"; level is the noise level's name, "" for clean. psnr and ssim compare it with
     the clean image, and are nan for that itself. confusion holds the counts of `metrics.confusion`, flat; all are 0
-    without label or segmenter. tile is the side of the tiles it was restored in, 0 for a whole image.
+    without label or segmenter. tile is the side of the tiles it was restored in, 0 for a whole image. An image that
+    cannot be read has one measurement, of the kind `SKIPPED`: why says what is wrong with it.
     """
 
     name: str
@@ -131,6 +222,7 @@ class Measurement(TypedDict):
     psnr: float
     ssim: float
     confusion: list[int]
+    why: str
 
 
 def measurements(network: nn.Module, config: Config, items: pa.Table) -> Iterator[Measurement]:
@@ -178,7 +270,17 @@ class _Evaluator:
 
     def measure(self, item: Mapping[str, Any]) -> list[Measurement]:
         """Measure the clean image, and for each noise level the noisy and the restored one."""
-        sample = samples.load(self.config, item, labels=self.segmenter is not None)
+        try:
+            sample = samples.load(self.config, item, labels=self.segmenter is not None)
+        except ImageError as error:
+            if self.config.data.bad_images == "stop" or isinstance(error, LabelError):
+                raise
+            nan, why = float("nan"), str(error)
+            return [
+                Measurement(
+                    name=item["name"], kind=SKIPPED, level="", tile=0, psnr=nan, ssim=nan, confusion=[0], why=why
+                )
+            ]
         similarity = metrics.Similarity(sample.clean[0])
 
         def measured(kind: str, level: str, image: Tensor, tile: int | None = None) -> Measurement:
@@ -195,6 +297,7 @@ class _Evaluator:
                 "psnr": metrics.psnr(image[0], sample.clean[0]) if compare else float("nan"),
                 "ssim": similarity(image[0]) if compare else float("nan"),
                 "confusion": confusion.flatten().tolist(),
+                "why": "",
             }
 
         found = [measured("clean", "", sample.clean)]
@@ -206,32 +309,57 @@ class _Evaluator:
         return found
 
 
-def _summary(config: Config, found: Sequence[Measurement], items: pa.Table, *, segmented: bool) -> Results:
-    """The means over all images, PSNR and SSIM of each image first; MIoU from the summed confusion matrices."""
+def _summary(config: Config, found: Sequence[Measurement], subject: Subject) -> Results:
+    """The means over all images, PSNR and SSIM of each image first; MIoU from the summed confusion matrices.
+
+    Raises:
+        EvaluationError: no image could be read.
+    """
+    damaged = {one["name"]: one["why"] for one in found if one["kind"] == SKIPPED}
+    found = [one for one in found if one["kind"] != SKIPPED]
+    if not found:
+        raise EvaluationError(f"none of {subject.items.num_rows} images can be read: {next(iter(damaged.values()))}")
     found = sorted(found, key=lambda one: (one["name"], one["kind"], one["level"]))
     levels = list(dict.fromkeys(one["level"] for one in found if one["kind"] == "restored"))
     levels.sort(key=lambda level: float(level) if level != "pair" else 0)
+    segmented = bool(subject.segmenter)
+
+    def confusion(chosen: Sequence[Measurement]) -> Tensor:
+        counts = np.sum([one["confusion"] for one in chosen], axis=0)
+        return torch.tensor(counts).view(len(metrics.CLASSES), len(metrics.CLASSES))
 
     def score(kind: str, level: str) -> Score:
         of_it = [one for one in found if one["kind"] == kind and one["level"] == level]
-        counts = np.sum([one["confusion"] for one in of_it], axis=0)
-        confusion = torch.tensor(counts).view(len(metrics.CLASSES), len(metrics.CLASSES))
-        iou = dict(zip(metrics.CLASSES, metrics.iou(confusion).tolist(), strict=True))
+        counts = confusion(of_it)
+        iou = dict(zip(metrics.CLASSES, metrics.iou(counts).tolist(), strict=True))
         compared = kind != "clean"
         return Score(
             psnr=float(np.mean([one["psnr"] for one in of_it])) if compared else None,
             ssim=float(np.mean([one["ssim"] for one in of_it])) if compared else None,
-            miou=metrics.miou(confusion) if segmented else None,
-            iou={name: value for name, value in iou.items() if segmented and not np.isnan(value)},
+            miou=metrics.miou(counts) if segmented else None,
+            iou=iou if segmented else {},
         )
 
+    def row(name: str, of_it: Sequence[Measurement]) -> ImageRow:
+        scores: dict[str, dict[str, ImageScore]] = {"clean": {}, "noisy": {}, "restored": {}}
+        for one in of_it:
+            miou = metrics.miou(confusion([one])) if segmented else None
+            scores[one["kind"]][one["level"]] = ImageScore(one["psnr"], one["ssim"], miou)
+        noisy, restored = ({level: scores[kind][level] for level in levels} for kind in ("noisy", "restored"))
+        return ImageRow(name, noisy, restored, scores["clean"][""])
+
+    rows = tuple(row(name, list(of_it)) for name, of_it in itertools.groupby(found, key=lambda one: one["name"]))
+    measured = subject.items.filter(pa.array([name not in damaged for name in subject.items["name"].to_pylist()]))
     return Results(
-        images=items.num_rows,
+        images=len(rows),
         split=config.data.val_split,
-        data=index.fingerprint(items),
-        segmenter=config.evaluate.segmenter or "" if segmented else "",
+        data=index.fingerprint(measured) if damaged else subject.data,
+        segmenter=subject.segmenter,
         convention=convention(config.noise.degradation),
         noisy={level: score("noisy", level) for level in levels},
         restored={level: score("restored", level) for level in levels},
         clean=score("clean", ""),
+        weights=subject.weights,
+        skipped={**subject.skipped, **damaged},
+        rows=rows,
     )

@@ -7,6 +7,7 @@ them, which links to all of them; their own records stay as they are.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,6 +45,8 @@ def log_run(
     status = "FAILED"
     try:
         for key, value in numbers.items():
+            if not math.isfinite(value):
+                continue
             client.log_metric(run_id, key, value)
         for path in files:
             client.log_artifact(run_id, str(path))

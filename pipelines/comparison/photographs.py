@@ -66,8 +66,9 @@ def compared_photographs(
     chosen = spread(items.num_rows, count)
     with Line(f"restoring by {len(models)} model{'s' * (len(models) > 1)}", len(chosen), quiet=quiet) as line:
         for index in line.over(chosen):
-            item = items.slice(index, 1).to_pylist()[0]
-            sample = samples.load(config, item)
+            sample = samples.usable(config, items.slice(index, 1).to_pylist()[0])
+            if sample is None:
+                continue
             level, sigma, noisy = sample.shown
             versions = {NOISY: noisy}
             for name, model in models.items():
@@ -78,5 +79,5 @@ def compared_photographs(
                 for name, image in versions.items():
                     classes[name] = segmenters.classes(segmenter, image.clamp(0, 1))[0].byte().numpy()
             images = {name: samples.pixels(image) for name, image in versions.items()}
-            found.append(ComparedPhotograph(item["name"], level, images, classes))
+            found.append(ComparedPhotograph(sample.name, level, images, classes))
     return found

@@ -19,7 +19,7 @@ _Lookup = Callable[[str], float | None]  # metric -> value
 
 def write(rows: Sequence[Row], folder: Path) -> list[Path]:
     """Write table.md and table.json; gives their paths."""
-    contents = {TEXT: markdown(rows), JSON: json.dumps(tree(rows), indent=2) + "\n"}
+    contents = {TEXT: markdown(rows), JSON: json.dumps(tree(rows), indent=2, allow_nan=False) + "\n"}
     for name, content in contents.items():
         files.write_text(folder / name, content)
     return [folder / name for name in contents]

@@ -235,6 +235,12 @@ def _check_measured_alike(first: FinishedRun, other: FinishedRun) -> None:
                 f"{other.folder}: not evaluated as {first.folder} was ({name}: {b}, there {a}); evaluate both in the "
                 "same way"
             )
+    a, b = first.results.weights, other.results.weights
+    if a and b and a != b:  # results of earlier versions do not name them
+        raise RunsError(
+            f"{other.folder}: not evaluated as {first.folder} was (weights of the segmenter: {b}, there {a}); evaluate "
+            "both with the same evaluate.segmenter_weights"
+        )
     if first.results.restored.keys() != other.results.restored.keys():
         ours, theirs = (", ".join(run.results.restored) for run in (other, first))
         raise RunsError(

@@ -49,6 +49,10 @@ class ImageError(ValueError):
     """An image that cannot be used: one line with the file, what is wrong with it, and the remedy."""
 
 
+class LabelError(ImageError):
+    """A label map of another kind of labels: probably all of the data set's are, so it is no single bad image."""
+
+
 class DataError(ValueError):
     """A data set that cannot be used: one line with the place, what is wrong with it, and the remedy."""
 
@@ -72,7 +76,8 @@ def read_labels(path: str | Path) -> Pixels:
     """Read a PNG of Cityscapes label ids as (H, W) uint8 train ids, 255 to be ignored.
 
     Raises:
-        ImageError: as `read_rgb`, and for anything but a single 8-bit channel, or for values that are no label ids.
+        ImageError: as `read_rgb`, and for anything but a single 8-bit channel.
+        LabelError: (an ImageError) values that are no label ids.
     """
     ids = _read(Path(path), "labels")
     _check_label_ids(ids, Path(path))
@@ -88,9 +93,9 @@ def _check_label_ids(ids: Pixels, path: Path) -> None:
     foreign = values[(values > _LAST_LABEL_ID) & (values < 255)]
     remedy = "give the *_gtFine_labelIds.png of Cityscapes, or write label ids: road 7, car 26, void 0"
     if len(foreign):
-        raise ImageError(f"{path}: holds the value {foreign[0]}, but label ids are 0 to 33; {remedy}")
+        raise LabelError(f"{path}: holds the value {foreign[0]}, but label ids are 0 to 33; {remedy}")
     if len(inside) and inside[-1] <= _LAST_TRAIN_ID:
-        raise ImageError(
+        raise LabelError(
             f"{path}: holds 255 and otherwise no value above {_LAST_TRAIN_ID}: these are train ids, not label ids, and "
             f"would be scored as other classes; {remedy}"
         )

@@ -44,6 +44,7 @@ def evaluation_images(config: Config) -> pa.Table:
             config.data.val_split,
             layout=config.data.layout,
             labels="optional" if labelled else "ignore",
+            on_bad=config.data.bad_images,
         )
     missing = items.filter(items["label"].is_null())["name"]
     if labelled and 0 < len(missing) < items.num_rows:

@@ -33,11 +33,13 @@ def draw(bundle: Path, config: Config, folder: Path, segmenter: nn.Module | None
         The files written, NAME_sigmaLEVEL.png.
     """
     model = checkpoint.load_model(bundle)[0]
-    items = evaluation_images(config)
     folder.mkdir(parents=True, exist_ok=True)
     written = []
+    items = evaluation_images(config)
     for index in spread(items.num_rows, config.evaluate.pictures):
-        sample = samples.load(config, items.slice(index, 1).to_pylist()[0])
+        sample = samples.usable(config, items.slice(index, 1).to_pylist()[0])
+        if sample is None:
+            continue
         level, sigma, noisy = sample.shown
         restored = restore(model, noisy, sigma, tile=tile_for(model, noisy, config.evaluate.tile))
         path = folder / f"{sample.name.replace('/', '-')}_sigma{level}.png"

@@ -14,6 +14,7 @@ from torch import Tensor
 from d2sm.degradations import DEGRADATIONS
 from d2sm.noise import seed_of
 from pipelines.config import Config
+from pipelines.data.images import ImageError
 from pipelines.data.items import read
 
 
@@ -76,6 +77,16 @@ def load(config: Config, item: Mapping[str, Any], *, labels: bool = False) -> Sa
         ]
     label = None if photograph.label is None else torch.from_numpy(photograph.label)
     return Sample(name, clean, noisy, label)
+
+
+def usable(config: Config, item: Mapping[str, Any]) -> Sample | None:
+    """As `load`, without labels; None for an image that cannot be read and is to be left out (data.bad_images=skip)."""
+    try:
+        return load(config, item)
+    except ImageError:
+        if config.data.bad_images == "stop":
+            raise
+        return None
 
 
 def tensor(pixels: NDArray[np.uint8]) -> Tensor:

@@ -7,6 +7,7 @@ does. Registered networks ("models:/name@alias") are loaded by `pipelines.tracki
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import pickle
 from collections.abc import Callable
@@ -80,6 +81,15 @@ def classes(segmenter: nn.Module, image: Tensor) -> Tensor:
     """
     with torch.no_grad():
         return segmenter(image).max(1).indices
+
+
+def fingerprint(segmenter: nn.Module) -> str:
+    """16 hex digits over the names and values of a segmenter's weights, whatever file or registry they came from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(segmenter.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def load(name: str, *, weights: str | Path | None = None, resize: bool = True) -> nn.Module:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from d2sm.degradations import DEGRADATIONS
 from d2sm.objectives import TERMS
+from pipelines import parsing
 from pipelines.runtime import files
-from pipelines.text import columns, did_you_mean
+from pipelines.text import columns, did_you_mean, listed
 
 _CONVENTION = (
     "RGB in [0, 1]; {noise}, seeded by file name; restored (and noisy, where it is measured) clamped to [0, 1]; "
@@ -22,6 +24,7 @@ CONVENTION = _CONVENTION.format(noise="Gaussian noise of sigma/255, not clipped"
 """How the numbers are taken. It stands in every results.json: numbers taken differently are not compared."""
 
 RESULTS = "results.json"
+_BYTES = 2**27  # of the largest file that is read: 100,000 images at three noise levels
 
 _METRICS = ("psnr", "ssim", "miou")
 # Metrics that are not measured at a noise level, by name: whether a larger value is the better one.
@@ -48,12 +51,48 @@ class EvaluationError(ValueError):
 
 
 @dataclass(frozen=True)
+class ImageScore:
+    """The numbers of one version of one image.
+
+    A number that is not finite is None, here and in `Score`: JSON has no other, and neither have tables and MLflow. So
+    None means: not measured, or no finite value.
+
+    Attributes:
+        psnr, ssim: against the clean image. PSNR is None too where both are identical, such as noise of sigma 0.
+        miou: of its segmentation, over the classes in its labels; None without labels or segmenter, or if all is void.
+    """
+
+    psnr: float | None
+    ssim: float | None
+    miou: float | None
+
+    def __post_init__(self) -> None:
+        _drop_infinite(self)
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """All numbers of one image.
+
+    Attributes:
+        name: in the evaluation split.
+        noisy, restored: by noise level, as in `Results`.
+        clean: its MIoU.
+    """
+
+    name: str
+    noisy: Mapping[str, ImageScore]
+    restored: Mapping[str, ImageScore]
+    clean: ImageScore
+
+
+@dataclass(frozen=True)
 class Score:
-    """The numbers of noisy, restored or clean images at one noise level.
+    """The numbers of noisy, restored or clean images at one noise level. None as in `ImageScore`.
 
     Attributes:
         psnr, ssim: against the clean images, the mean over all images; None for the clean images themselves.
-        miou: of the segmentation, in [0, 1]; None without labels or segmenter.
+        miou: of the segmentation, in [0, 1]; None without labels or segmenter, or if all labels are void.
         iou: the same by class name, of the classes present.
     """
 
@@ -61,6 +100,10 @@ class Score:
     ssim: float | None
     miou: float | None
     iou: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        _drop_infinite(self)
+        object.__setattr__(self, "iou", {name: value for name, value in self.iou.items() if math.isfinite(value)})
 
 
 @dataclass(frozen=True)
@@ -75,6 +118,9 @@ class Results:
         convention: how the numbers were taken, see the function `convention`.
         noisy, restored: by noise level: "25", or "pair" for real pairs.
         clean: the ceiling of MIoU.
+        weights: fingerprint of the segmenter's weights; "" without MIoU, and in files of earlier versions.
+        skipped: the images left out as unusable (data.bad_images=skip): name -> why.
+        rows: of the single images, by name; empty in files of earlier versions.
     """
 
     images: int
@@ -85,6 +131,9 @@ class Results:
     noisy: Mapping[str, Score]
     restored: Mapping[str, Score]
     clean: Score
+    weights: str = ""
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    rows: tuple[ImageRow, ...] = ()
 
     def flat(self) -> dict[str, float]:
         """What was measured, by its name in MLflow: psnr.sigma25 (restored), noisy.psnr.sigma25, clean.miou."""
@@ -97,24 +146,37 @@ class Results:
         return {name: value for name, value in found.items() if value is not None}
 
     def save(self, path: Path) -> None:
-        """Write the file that `load` reads back. Raises OSError."""
-        files.write_text(path, json.dumps(asdict(self), indent=2))
+        """Write the file that `load` reads back: JSON as the standard has it, without NaN. Raises OSError."""
+        tree = asdict(self)
+        rows = [json.dumps(row, allow_nan=False) for row in tree.pop("rows")]
+        text = json.dumps(tree, indent=2, allow_nan=False).removesuffix("\n}")
+        files.write_text(path, text + ',\n  "rows": [' + ",".join(f"\n    {row}" for row in rows) + "\n  ]\n}\n")
 
     @classmethod
     def load(cls, path: Path) -> Results:
-        """Read what `save` wrote.
+        """Read what `save` wrote, here or in another version: NaN in a file is read as None, unknown keys are left out.
 
         Raises:
             EvaluationError: the file is missing or holds anything else.
         """
-        try:
-            tree = json.loads(path.read_text())
-            noisy, restored = (
-                {level: Score(**score) for level, score in tree[kind].items()} for kind in ("noisy", "restored")
-            )
-            return cls(**{**tree, "noisy": noisy, "restored": restored, "clean": Score(**tree["clean"])})
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            raise EvaluationError(f"{path}: cannot be read as results; `d2sm evaluate` writes them again") from None
+        remedy = "`d2sm evaluate` on the run writes it again"
+        return parsing.read_json(path, cls, error=EvaluationError, remedy=remedy, limit=_BYTES)
+
+    def notes(self) -> list[str]:
+        """What a reader of the numbers has to know beside them, a line each: what is missing, and why."""
+        found = []
+        if self.skipped:
+            found.append(f"{len(self.skipped)} images skipped (data.bad_images=skip): {listed(self.skipped, 4)}")
+        if not self.segmenter:
+            found.append("MIoU was not measured: there are no labels, or evaluate.segmenter is not set")
+        elif self.clean.miou is None:
+            found.append("MIoU has no value: all pixels of the labels are void")
+        for kind, by_level in (("noisy", self.noisy), ("restored", self.restored)):
+            if same := [level for level, score in by_level.items() if score.psnr is None]:
+                found.append(
+                    f"PSNR of the {kind} images is infinite at sigma {', '.join(same)}: an image equals its clean one"
+                )
+        return found
 
     def line(self) -> str:
         """PSNR / SSIM / MIoU of the restored images by noise level, on one line."""
@@ -132,6 +194,14 @@ class Results:
             rows.append([name, *(_cell(by_level[level]) for level in levels)])
         rows.append(["clean (ceiling)", *([f"- / - / {_number(self.clean.miou, 3)}"] * len(levels))])
         return columns(rows, ruled=True)
+
+
+def _drop_infinite(score: ImageScore | Score) -> None:
+    """Make None of the numbers of a new score that are not finite."""
+    for name in _METRICS:
+        value = getattr(score, name)
+        if value is not None and not math.isfinite(value):
+            object.__setattr__(score, name, None)
 
 
 def higher_is_better(metric: str) -> bool:

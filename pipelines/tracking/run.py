@@ -9,6 +9,7 @@ A run ends as FINISHED, FAILED (an exception) or KILLED (Ctrl-C). Given its id, 
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -188,6 +189,8 @@ class Run:
         for key, value in metrics.items():
             if not _METRIC_NAME.fullmatch(key):
                 raise TrackingError(f"metric {key!r}: MLflow takes letters, digits, and _ - . : / in a name")
+            if not math.isfinite(value):  # a chart draws none, and JSON has none
+                continue
             items.append({"kind": "metric", "key": key, "value": float(value), "step": step, "timestamp": now})
         self._outbox.put(items)
 

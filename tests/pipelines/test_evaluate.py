@@ -17,7 +17,7 @@ from d2sm.inference import restore
 from pipelines import experiment
 from pipelines.data.images import ImageError, read_labels, read_rgb, write_png
 from pipelines.data.index import DataError, index
-from pipelines.evaluate import SMALLEST, evaluate
+from pipelines.evaluate import SMALLEST, check, evaluate
 from pipelines.experiment import evaluate_run
 from pipelines.networks.segmenters import SegmenterError
 from pipelines.runs import checkpoint
@@ -233,3 +233,118 @@ def test_the_smallest_image_can_be_measured(bundle: Path, scenes_root: Path, tmp
     clean = torch.rand(3, SMALLEST - 1, 40)
     with pytest.raises(ValueError, match=str(SMALLEST)):
         metrics.Similarity(clean)(clean)
+
+
+def city(root: Path, *, labels: np.ndarray | None = None, images: int = 3) -> Path:
+    """Evaluation images of 24x32 pixels in the Cityscapes layout; all have these labels, or none."""
+    rng = np.random.default_rng(0)
+    for number in range(images):
+        name = f"val/ulm/{number}"
+        write_png(root / f"leftImg8bit/{name}_leftImg8bit.png", rng.integers(0, 256, (24, 32, 3), np.uint8))
+        if labels is not None:
+            write_png(root / f"gtFine/{name}_gtFine_labelIds.png", labels)
+    return root
+
+
+def measured(bundle: Path, root: Path, **changes: Any) -> Results:
+    """What this process measures of the images below `root`."""
+    plain = {"data.root": str(root), "evaluate.actors": 0, "evaluate.sigmas": [25]}
+    config = checkpoint.load_model(bundle)[1]
+    return evaluate(
+        bundle, config.replace(plain | {key.replace("__", "."): value for key, value in changes.items()}), quiet=True
+    )
+
+
+STREET = np.repeat(np.array([[23], [26], [7], [0]], np.uint8), 6, axis=0).repeat(32, axis=1)  # sky, car, road, void
+
+
+def test_the_rows_of_single_images(bundle: Path, tmp_path: Path) -> None:
+    """Their means are the numbers of the whole for PSNR and SSIM; MIoU is over the classes of each image."""
+    results = measured(bundle, city(tmp_path, labels=STREET), evaluate__sigmas=[25, 50])
+    assert [row.name for row in results.rows] == ["ulm/0", "ulm/1", "ulm/2"]
+    for level in ("25", "50"):
+        for kind in ("noisy", "restored"):
+            scores = [getattr(row, kind)[level] for row in results.rows]
+            assert getattr(results, kind)[level].psnr == pytest.approx(np.mean([score.psnr for score in scores]))
+            assert getattr(results, kind)[level].ssim == pytest.approx(np.mean([score.ssim for score in scores]))
+            assert all(0 <= score.miou <= 1 for score in scores)
+    assert len({row.restored["25"].psnr for row in results.rows}) == 3
+    assert results.rows[0].clean.psnr is None and results.rows[0].clean.miou is not None
+
+
+@pytest.mark.parametrize("labels", [np.zeros((24, 32), np.uint8), np.full((24, 32), 255, np.uint8)])
+def test_labels_that_are_void_everywhere_give_no_miou(bundle: Path, tmp_path: Path, labels: np.ndarray) -> None:
+    results = measured(bundle, city(tmp_path, labels=labels))
+    assert results.clean.miou is results.restored["25"].miou is None
+    assert results.restored["25"].iou == {} and results.segmenter == SEGMENTER
+    assert "MIoU has no value: all pixels of the labels are void" in results.notes()
+
+
+def test_train_ids_are_refused_before_anything_is_measured(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.evaluate.measurements", lambda *_: pytest.fail("measured"))
+    root = city(tmp_path, labels=np.where(STREET == 0, 255, STREET % 19).astype(np.uint8))
+    first = root / "gtFine/val/ulm/0_gtFine_labelIds.png"
+    for bad_images in ("stop", "skip"):
+        with pytest.raises(DataError, match=f"{first}: .*train ids.*evaluate.segmenter=null"):
+            measured(bundle, root, data__bad_images=bad_images)
+
+
+def test_labels_without_any_id_above_18_are_pointed_out(bundle: Path, tmp_path: Path) -> None:
+    """Train ids without void look like this; labels of nothing but roads too, so they are not refused."""
+    config = checkpoint.load_model(bundle)[1]
+    few = city(tmp_path / "few", labels=np.full((24, 32), 13, np.uint8))
+    (note,) = check(config.replace({"data.root": str(few)})).notes
+    assert "no id above 18" in note and "train ids" in note
+    assert check(config.replace({"data.root": str(city(tmp_path / "street", labels=STREET))})).notes == ()
+
+
+def test_noise_of_level_0_leaves_no_infinity(bundle: Path, tmp_path: Path) -> None:
+    results = measured(bundle, city(tmp_path), evaluate__sigmas=[0])
+    assert results.noisy["0"].psnr is None and results.noisy["0"].ssim == pytest.approx(1)
+    assert all(np.isfinite(value) for value in results.flat().values())
+    results.save(tmp_path / "results.json")
+    json.loads((tmp_path / "results.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+
+
+def test_unusable_images_stop_an_evaluation_or_are_skipped_and_named(bundle: Path, tmp_path: Path) -> None:
+    """One cannot be opened, one is too small for SSIM, one is damaged inside, which shows when it is decoded."""
+    root = city(tmp_path, images=6)
+    images = sorted(root.glob("leftImg8bit/val/ulm/*.png"))
+    expected = measured(bundle, city(tmp_path / "good", images=6))
+    images[1].write_bytes(images[1].read_bytes()[:40])
+    with pytest.raises(DataError, match=f"{images[1]}.*truncated.*data.bad_images=skip leaves"):
+        measured(bundle, root)
+    write_png(images[1], np.zeros((SMALLEST - 1, 40, 3), np.uint8))
+    with pytest.raises(
+        DataError, match=rf"data.val_split=val: ulm/1 has 40x{SMALLEST - 1} pixels.*data.bad_images=skip"
+    ):
+        measured(bundle, root)
+    results = measured(bundle, root, data__bad_images="skip")
+    assert list(results.skipped) == ["ulm/1"] and results.images == 5
+    shutil.copy(tmp_path / "good" / images[1].relative_to(root), images[1])
+    data = bytearray(images[4].read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    images[4].write_bytes(bytes(data))
+    with pytest.raises(EvaluationError, match=f"{images[4]}.*damaged.*data.bad_images=skip leaves"):
+        measured(bundle, root)
+    images[0].write_bytes(images[0].read_bytes()[:40])
+    write_png(images[2], np.zeros((SMALLEST - 1, 40, 3), np.uint8))
+    results = measured(bundle, root, data__bad_images="skip")
+    assert results.images == 3 and sorted(results.skipped) == ["ulm/0", "ulm/2", "ulm/4"]
+    assert "truncated" in results.skipped["ulm/0"] and "damaged" in results.skipped["ulm/4"]
+    assert results.rows == tuple(row for row in expected.rows if row.name not in results.skipped)
+    assert "3 images skipped (data.bad_images=skip): ulm/0, ulm/2, ulm/4" in results.notes()
+    for image in images:
+        image.unlink()
+    left = city(tmp_path / "left", images=6)
+    (left / "leftImg8bit/val/ulm/5_leftImg8bit.png").unlink()
+    assert results.data != measured(bundle, left).data  # other images: not comparable
+
+
+def test_no_image_is_left(bundle: Path, tmp_path: Path) -> None:
+    root = city(tmp_path, images=1)
+    write_png(root / "leftImg8bit/val/ulm/0_leftImg8bit.png", np.zeros((SMALLEST - 1, 40, 3), np.uint8))
+    with pytest.raises(DataError, match="data.val_split=val: no image is left; ulm/0 has 40x10 pixels"):
+        measured(bundle, root, data__bad_images="skip")

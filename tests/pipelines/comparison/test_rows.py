@@ -59,12 +59,14 @@ def test_runs_that_are_not_finished_are_refused(tmp_path: Path) -> None:
         (results(data="xyz"), "b: .*a was .data: xyz, there abc"),
         (replace(results(), segmenter="espnet-scenes"), "segmenter: espnet-scenes"),
         (replace(results(), restored={"25": results().restored["25"]}), "b: .*noise levels 25, .*a at 25, 35, 50"),
+        (replace(results(), weights="def"), "b: .*weights of the segmenter: def, there abc"),
+        (replace(results(), weights=""), "b: .*seed 0 as .*a;"),  # of an earlier version, which did not name them
         (results(), "b: .*seed 0 as .*a;"),
     ],
 )
 def test_runs_that_cannot_stand_in_one_table_are_refused(tmp_path: Path, other: Results, message: str) -> None:
     folders = [write_run(tmp_path / name, recipe("ffdnet_l1_cpu"), found) for name, found in
-               (("a", results()), ("b", other))]  # fmt: skip
+               (("a", replace(results(), weights="abc")), ("b", other))]  # fmt: skip
     with pytest.raises(RunsError, match=message):
         read_rows(folders)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,15 @@ import pytest
 import torch
 
 from d2sm.objectives import TERMS
-from pipelines.runs.results import RESULTS, EvaluationError, Results, higher_is_better
+from pipelines.runs.results import (
+    RESULTS,
+    EvaluationError,
+    ImageRow,
+    ImageScore,
+    Results,
+    Score,
+    higher_is_better,
+)
 from pipelines.training.log import Log
 from tests.helpers.finished_runs import results
 
@@ -61,9 +71,57 @@ def test_an_unknown_metric_brings_up_the_nearest() -> None:
         higher_is_better("miou_sigma25")
 
 
-def test_results_come_back_as_they_were_saved(tmp_path: Path) -> None:
-    results().save(tmp_path / RESULTS)
-    assert Results.load(tmp_path / RESULTS) == results()
-    (tmp_path / RESULTS).write_text('{"images": 3}')
-    with pytest.raises(EvaluationError, match=r"results\.json: cannot be read.*d2sm evaluate"):
+def with_rows() -> Results:
+    score = ImageScore(27.5, 0.8, 0.5)
+    row = ImageRow("ulm/a", {"25": score}, {"25": score}, ImageScore(None, None, 0.7))
+    return replace(results(), rows=(row, replace(row, name="ulm/b")), skipped={"ulm/c": "is damaged"}, weights="abc")
+
+
+@pytest.mark.parametrize("written", [results(), with_rows()])
+def test_results_come_back_as_they_were_saved(tmp_path: Path, written: Results) -> None:
+    written.save(tmp_path / RESULTS)
+    assert Results.load(tmp_path / RESULTS) == written
+    tree = json.loads((tmp_path / RESULTS).read_text())
+    assert [row["name"] for row in tree["rows"]] == [row.name for row in written.rows]
+
+
+@pytest.mark.parametrize("text", ['{"images": 3}', "", "[1]", '{"images": ', "null", "[" * 900])
+def test_a_file_that_holds_no_results_is_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / RESULTS).write_text(text)
+    with pytest.raises(
+        EvaluationError, match=r"^[^\n]*results\.json: [^\n]*; `d2sm evaluate` on the run writes it again$"
+    ):
         Results.load(tmp_path / RESULTS)
+
+
+def test_a_number_that_is_not_finite_is_null_in_the_file_a_dash_in_the_table_and_not_in_mlflow(tmp_path: Path) -> None:
+    nan, infinite = float("nan"), float("inf")
+    found = replace(
+        results(miou=nan), noisy={"25": Score(infinite, 1.0, nan, {"road": nan, "car": 0.5})},
+        restored={"25": Score(27.0, nan, nan, {})}, clean=Score(None, None, nan, {}),
+        rows=(ImageRow("a", {"25": ImageScore(infinite, 1.0, nan)}, {}, ImageScore(nan, nan, nan)),),
+    )  # fmt: skip
+    found.save(tmp_path / RESULTS)
+
+    def refuse(name: str) -> None:
+        pytest.fail(f"{name} is no JSON")
+
+    tree = json.loads((tmp_path / RESULTS).read_text(), parse_constant=refuse)
+    assert tree["noisy"]["25"] == {"psnr": None, "ssim": 1.0, "miou": None, "iou": {"car": 0.5}}
+    assert tree["rows"][0]["noisy"]["25"]["psnr"] is None
+    assert found.flat() == {"psnr.sigma25": 27.0, "noisy.ssim.sigma25": 1.0}
+    assert "- / 1.000 / -" in found.table() and "27.00 / - / -" in found.table() and "nan" not in found.table()
+    notes = " ".join(found.notes())
+    assert "all pixels of the labels are void" in notes and "PSNR of the noisy images is infinite at sigma 25" in notes
+
+
+def test_a_file_of_an_earlier_version_with_nan_is_read(tmp_path: Path) -> None:
+    """Earlier versions wrote NaN and Infinity, and no rows."""
+    old = asdict(results())
+    for name in ("rows", "skipped", "weights"):
+        del old[name]
+    old["noisy"]["25"]["psnr"], old["clean"]["miou"] = float("inf"), float("nan")
+    (tmp_path / RESULTS).write_text(json.dumps(old))
+    found = Results.load(tmp_path / RESULTS)
+    assert found.noisy["25"].psnr is None and found.clean.miou is None and found.rows == ()
+    assert found.restored == results().restored

@@ -73,7 +73,7 @@ def test_a_run_from_start_to_end(template: Config, tmp_path: Path) -> None:
     with open_run(template, run_dir=tmp_path / "first", tags={"demo": "yes"}) as run:
         for step in range(1, 1201):  # more than one batch
             run.log(step, {"loss": 1 / step})
-        run.results({"psnr.sigma25": 31.5})
+        run.results({"psnr.sigma25": 31.5, "noisy.psnr.sigma0": float("inf"), "clean.miou": float("nan")})
         run.text("hello", "notes/hello.txt")
         original = tmp_path / "weights.bin"
         original.write_bytes(b"weights")
@@ -83,6 +83,7 @@ def test_a_run_from_start_to_end(template: Config, tmp_path: Path) -> None:
     assert found.info.status == "FINISHED" and found.info.run_name == "first"
     assert points(run, "loss") == [(step, 1 / step) for step in range(1, 1201)]
     assert points(run, "psnr.sigma25") == [(1200, 31.5)]
+    assert found.data.metrics.keys() == {"loss", "psnr.sigma25"}  # finite numbers alone
     assert found.data.params["loss.queue_size"] == "1024" and found.data.params["noise.sigma"] == "[0.0, 75.0]"
     assert set(found.data.params) == set(template.flat())
     assert found.data.tags["demo"] == "yes"
