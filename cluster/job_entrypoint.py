@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from pipelines.text import one_line
+from pipelines.text import one_line, show
 
 
 def main(argv: Sequence[str]) -> int:
@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
             if not passes(preflight(config)):
                 return 1
     except (ValueError, OSError) as error:
-        print(f"d2sm: {one_line(error, None)}", file=sys.stderr)
+        show(f"d2sm: {one_line(error, None)}", file=sys.stderr)
         return 2
     return run(verb)
 

@@ -24,7 +24,7 @@ from cluster.dashboard import ClusterError
 from cluster.working_dir import working_directory
 from d2sm import __version__
 from pipelines.runtime import auth
-from pipelines.text import did_you_mean, one_line, redact
+from pipelines.text import did_you_mean, one_line, redact, show
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails
@@ -132,8 +132,9 @@ class LogPrinter:
         r"Running entrypoint for job|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+\s+(INFO|WARNING) \S+\.py:\d+ --|"
         r"\s+\[(\d{4}-\d\d-\d\d|state-dump)|\t\(\d\) "  # the last lines of a lost node's log
     )
+    _COLOUR = re.compile(r"\x1b\[[\d;]*m")
     # Ray's own processes write to the same stream, often in the middle of a progress line.
-    _REMARK = re.compile(r"((\x1b\[\d+m)?\(raylet[^)]*\)|\[\d{4}-\d\d-\d\d [\d:,]+ [A-Z] \d+ \d+\] ).*")
+    _REMARK = re.compile(r"(\(raylet[^)]*\)|\[\d{4}-\d\d-\d\d [\d:,]+ [A-Z] \d+ \d+\] ).*")
 
     def __init__(self, out: TextIO, *, raw: bool = False) -> None:
         self.out, self.raw, self.taken = out, raw, 0
@@ -150,7 +151,7 @@ class LogPrinter:
 
     def note(self, text: str) -> None:
         """Print a line that is not part of the log."""
-        print(redact(text), file=self.out, flush=True)
+        show(redact(text), file=self.out)
 
     def close(self) -> None:
         if self._rest:
@@ -162,11 +163,11 @@ class LogPrinter:
             self._early = False
             return
         self._early = False
-        for part in [part for part in line.split("\r") if part.strip()] or [""]:
+        for part in [part for part in self._COLOUR.sub("", line).split("\r") if part.strip()] or [""]:
             if self.raw:
-                print(redact(part.rstrip()), file=self.out, flush=True)
+                show(redact(part.rstrip()), file=self.out)
             elif not self._NOISE.match(part) and ((shown := self._REMARK.sub("", part)) or not part):
-                print(redact(shown.rstrip()), file=self.out, flush=True)
+                show(redact(shown.rstrip()), file=self.out)
 
 
 def submit(

@@ -20,7 +20,7 @@ from pipelines.config import WEIGHTS, Config
 from pipelines.runs import storage as remote
 from pipelines.runtime import resources, session
 from pipelines.runtime.progress import stage
-from pipelines.text import one_line
+from pipelines.text import one_line, show
 
 _PATIENCE = 60.0  # seconds for a node to answer; the first task on a node has to start a process
 _PACKAGES = {
@@ -57,7 +57,7 @@ def preflight(config: Config, *, verbose: bool = False) -> list[Check]:
 def passes(checks: Sequence[Check], out: TextIO | None = None) -> bool:
     """Print a line for each check; return whether all are ok."""
     for check in checks:
-        print(check, file=out or sys.stdout, flush=True)
+        show(check, file=out or sys.stdout)
     return all(check.ok for check in checks)
 
 

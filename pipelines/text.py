@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Collection, Iterable, Sequence
+from typing import TextIO
 
 
 def redact(text: str) -> str:
@@ -25,6 +26,31 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def show(text: object = "", *, file: TextIO | None = None) -> None:
+    """Print text that may hold what comes from outside: its lines stay lines, and a terminal obeys none of it.
+
+    Everything that this code prints goes through here.
+
+    Args:
+        file: None: stdout.
+    """
+    print("\n".join(printable(line.expandtabs()) for line in str(text).split("\n")), file=file, flush=True)
+
+
+def markdown(text: str) -> str:
+    """The text as Markdown that shows just this text: no HTML, links, emphasis or further cells of a table."""
+    text = re.sub(r"([\\`*\[\]|!#~])", r"\\\1", printable(text))
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def markdown_code(text: str) -> str:
+    """The text as a code span of Markdown, whatever it holds."""
+    text = printable(text)
+    fence = "`" * (max(map(len, re.findall("`+", text)), default=0) + 1)
+    pad = " " if "`" in text or not text.strip() else ""
+    return f"{fence}{pad}{text}{pad}{fence}"
 
 
 def one_line(error: object, limit: int | None = 300) -> str:

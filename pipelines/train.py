@@ -17,6 +17,7 @@ from pipelines.runs import checkpoint
 from pipelines.runs.folder import RunFolder, named
 from pipelines.runtime import resources, session
 from pipelines.runtime.progress import Line
+from pipelines.text import show
 from pipelines.training import interrupt, launch
 from pipelines.training.finite import TrainingError
 from pipelines.training.messages import QueueReader, Skipped
@@ -121,7 +122,7 @@ def _train(
         if folder.skipped_file.exists():
             folder.push(folder.skipped_file)
     elif not quiet:
-        print(f"{name}: already at step {start} of {steps}, nothing to train")
+        show(f"{name}: already at step {start} of {steps}, nothing to train")
     final = folder.latest()
     if final is None and not stopped:
         raise TrainingError(f"{folder.path}: training ended without a checkpoint")

@@ -114,6 +114,15 @@ def test_rooms_import_one_way(path: Path) -> None:
     assert not upward
 
 
+@pytest.mark.parametrize("path", [path for path in FILES if not relative(path).startswith("d2sm/")], ids=relative)
+def test_what_is_printed_goes_through_one_place(path: Path) -> None:
+    """`pipelines.text.show` escapes what a terminal might obey; the two others print what is escaped, or a version."""
+    if relative(path) in ("pipelines/text.py", "cluster/cli/terminal.py", "cluster/cli/parser.py"):
+        return
+    calls = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call))
+    assert not [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
+
+
 def test_nothing_imports_in_a_circle() -> None:
     ours = {module_of(path): path for path in FILES}
     arrows = {

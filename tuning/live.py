@@ -15,6 +15,7 @@ from rich.live import Live as Screen
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.text import printable
 from tuning import trials as summaries
 from tuning.trial import FAILED, SETTINGS, number_of, trial_name
 from tuning.trials import State, TrialSummary
@@ -103,7 +104,7 @@ class Live(Callback):
                 values = [f"{name} {trial.value(name):.4g}" for name in metrics]
                 words = [f"trial {trial_name(trial.number)} {trial.state}", f"{trial.share:.0%} of its budget", *values]
                 line = ", ".join([*words, trial.why] if trial.why else words)
-                self.console.print(line, highlight=False, soft_wrap=True)
+                self.console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
     def _table(self) -> Group:
         """The running trials and the best of the others, as many as fit, and a line about all."""
@@ -113,9 +114,9 @@ class Live(Callback):
         header, *lines = summaries.cells([*running, *others][:_SHOWN], list(self.settings["space"]), metrics)
         grid = Table(box=None, pad_edge=False)
         for name in header:
-            grid.add_column(name, no_wrap=True)
+            grid.add_column(Text(printable(name)), no_wrap=True)
         for line in lines:
-            grid.add_row(*line)
+            grid.add_row(*(Text(printable(cell)) for cell in line))
         return Group(grid, Text(self._progress(metrics[0])))
 
     def _progress(self, metric: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pipelines import tracking
 from pipelines.runs.folder import RunFolder
 from pipelines.runtime import files
+from pipelines.text import show
 from tuning import figure, trials
 from tuning.sweep import Sweep
 from tuning.trial import trial_name
@@ -58,7 +59,7 @@ def settle_trials(sweep: Sweep, found: Sequence[TrialSummary]) -> None:
     try:
         tracking.end_runs(tracking.uri_of(sweep.base), ends, tags)
     except tracking.TrackingError as error:
-        print(
+        show(
             f"d2sm: how the trials ended could not be written to MLflow; the same command tries again: {error}",
             file=sys.stderr,
         )

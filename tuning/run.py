@@ -16,6 +16,7 @@ from pipelines.config import Config
 from pipelines.data import plan
 from pipelines.runtime import files, private, resources
 from pipelines.runtime.resources import runs_that_fit
+from pipelines.text import show
 from tuning import live, mlflow_run, search, trial, trials
 from tuning.space import Point, SpaceError
 from tuning.sweep import Candidates, Sweep, check, resolved
@@ -64,9 +65,9 @@ def run(sweep: Sweep, *, concurrent: int | None = None, quiet: bool = False, ver
     resources.check(sweep.base)
     _open_folder(sweep, candidates.points)
     if not quiet:
-        print(_announcement(sweep, candidates, at_once))
+        show(_announcement(sweep, candidates, at_once))
         if warning := _early_judgement(sweep, candidates.reason.items.num_rows):
-            print(warning)
+            show(warning)
     with mlflow_run.open_run(sweep) as parent:
         base = sweep.base.replace({"tracking.parent": parent.id})
         files.write_text(sweep.folder / trial.BASE, base.dumps())

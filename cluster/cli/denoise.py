@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from pipelines.text import show
+
 
 def run_denoise(args: argparse.Namespace) -> None:
     """Restore photographs."""
@@ -18,4 +20,4 @@ def run_denoise(args: argparse.Namespace) -> None:
         add=args.add_noise,
         tile=args.tile,
     )
-    print(f"{len(written)} restored: {args.target}")
+    show(f"{len(written)} restored: {args.target}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from pipelines.text import show
+
 
 def run_evaluate(args: argparse.Namespace) -> None:
     """Measure a model, and say where the results are."""
@@ -16,4 +18,4 @@ def run_evaluate(args: argparse.Namespace) -> None:
     folder = registry.model_folder(args.model, uri=changes.get("tracking.uri"))
     config = configs.load(folder / checkpoint.CONFIG).replace(changes)
     results, out = evaluate_run(folder, config, out=args.out, quiet=args.quiet, verbose=args.verbose)
-    print(f"{results.table()}\n\n({results.convention})\n{results.images} images; {out}")
+    show(f"{results.table()}\n\n({results.convention})\n{results.images} images; {out}")

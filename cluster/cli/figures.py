@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from cluster.cli.outcome import mlflow_page
+from pipelines.text import show
 
 
 def run_figures(args: argparse.Namespace) -> None:
@@ -13,7 +14,7 @@ def run_figures(args: argparse.Namespace) -> None:
 
     drawn = draw_figures(args.runs, args.out, only=args.only, quiet=args.quiet)
     for name, value in drawn.numbers.items():
-        print(f"{name}  {value:.4g}")
+        show(f"{name}  {value:.4g}")
     for path in drawn.files:
-        print(path)
-    print(f"MLflow  {mlflow_page(drawn.uri, drawn.page)}")
+        show(path)
+    show(f"MLflow  {mlflow_page(drawn.uri, drawn.page)}")

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from pipelines.text import columns, one_line
+from pipelines.text import columns, one_line, show
 
 if TYPE_CHECKING:
     from cluster.jobs import Job
@@ -26,7 +26,7 @@ def run_list(args: argparse.Namespace) -> None:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(started))
         verb = (job.metadata or {}).get("d2sm.verb", "")
         rows.append([str(job.submission_id), job.status.value, verb, when, f"{took:.0f}"])
-    print(columns(rows) if len(rows) > 1 else "no jobs")
+    show(columns(rows) if len(rows) > 1 else "no jobs")
 
 
 def run_logs(args: argparse.Namespace) -> int:
@@ -55,7 +55,7 @@ def run_wait(args: argparse.Namespace) -> int:
 def run_stop(args: argparse.Namespace) -> int:
     """Stop a job; 1 when it does not end."""
     status = _job(args).stop()
-    print(f"job {args.id} {status.lower()}")
+    show(f"job {args.id} {status.lower()}")
     return 0 if status in ("STOPPED", "SUCCEEDED", "FAILED") else 1
 
 
@@ -74,7 +74,7 @@ def follow(job: Job, *, raw: bool) -> int:
 
 def say(text: str) -> None:
     """A line on stderr: stdout is the job's."""
-    print(f"d2sm: {text}", file=sys.stderr, flush=True)
+    show(f"d2sm: {text}", file=sys.stderr)
 
 
 def _job(args: argparse.Namespace) -> Job:

@@ -9,7 +9,7 @@ from importlib import import_module
 from cluster.cli import terminal
 from cluster.cli.parser import parser
 from pipelines.runtime import auth
-from pipelines.text import one_line
+from pipelines.text import one_line, show
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,10 +42,10 @@ def _run(argv: Sequence[str] | None) -> int:
             run = getattr(import_module(module), function)
             return int(run(args) or 0)
     except KeyboardInterrupt:
-        print("d2sm: stopped; the last complete checkpoint is kept, and the same command resumes", file=sys.stderr)
+        show("d2sm: stopped; the last complete checkpoint is kept, and the same command resumes", file=sys.stderr)
         return 130
     except (ValueError, OSError) as error:
         if args.verbose or (isinstance(error, BrokenPipeError) and terminal.closed_streams()):
             raise
-        print(f"d2sm: {one_line(error, limit=None)}", file=sys.stderr)
+        show(f"d2sm: {one_line(error, limit=None)}", file=sys.stderr)
         return 2

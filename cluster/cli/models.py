@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from pipelines.text import columns
+from pipelines.text import columns, show
 
 
 def run_list(args: argparse.Namespace) -> None:
@@ -17,7 +17,7 @@ def run_list(args: argparse.Namespace) -> None:
         rows.append(
             [record.name, str(record.version), " ".join(record.aliases), record.tags.get("recipe", ""), *numbers]
         )
-    print(columns(rows) if len(rows) > 1 else "no registered models")
+    show(columns(rows) if len(rows) > 1 else "no registered models")
 
 
 def run_show(args: argparse.Namespace) -> None:
@@ -26,7 +26,7 @@ def run_show(args: argparse.Namespace) -> None:
 
     record = registry.lookup(args.reference, uri=_uri(args.tracking_uri))
     facts = {"model": record.name, "version": record.version, "aliases": " ".join(record.aliases), "run": record.run_id}
-    print(columns([[name, str(value)] for name, value in {**facts, **dict(sorted(record.tags.items()))}.items()]))
+    show(columns([[name, str(value)] for name, value in {**facts, **dict(sorted(record.tags.items()))}.items()]))
 
 
 def run_promote(args: argparse.Namespace) -> None:
@@ -34,7 +34,7 @@ def run_promote(args: argparse.Namespace) -> None:
     from pipelines import registry
 
     record = registry.promote(args.reference, args.alias, if_better=args.if_better, uri=_uri(args.tracking_uri))
-    print(f"{record.name}@{args.alias} is now version {record.version}")
+    show(f"{record.name}@{args.alias} is now version {record.version}")
 
 
 def run_compare(args: argparse.Namespace) -> None:
@@ -43,7 +43,7 @@ def run_compare(args: argparse.Namespace) -> None:
 
     uri = _uri(args.tracking_uri)
     rows = registry.compare(registry.lookup(args.a, uri=uri), registry.lookup(args.b, uri=uri))
-    print(columns([list(rows[0]), *([_short(value) for value in row.values()] for row in rows)]))
+    show(columns([list(rows[0]), *([_short(value) for value in row.values()] for row in rows)]))
 
 
 def _uri(given: str | None) -> str:

@@ -6,7 +6,7 @@ import argparse
 import time
 
 from pipelines.runtime.progress import stage
-from pipelines.text import columns
+from pipelines.text import columns, show
 
 
 def run_up(args: argparse.Namespace) -> None:
@@ -17,10 +17,10 @@ def run_up(args: argparse.Namespace) -> None:
     stage(f"starting {args.nodes} Ray nodes on this machine")
     state = nodes.up(args.nodes, cpus=args.cpus_per_node, port=args.port, dashboard_port=args.dashboard_port)
     took = time.monotonic() - since
-    print(f"{state.nodes} nodes at {state.address} after {took:.0f} s, dashboard {state.dashboard}")
-    print("send a job    d2sm submit -- VERB ...")
-    print(f"join it       export RAY_ADDRESS={state.address} RAY_AUTH_MODE=token")
-    print("end it        d2sm cluster down")
+    show(f"{state.nodes} nodes at {state.address} after {took:.0f} s, dashboard {state.dashboard}")
+    show("send a job    d2sm submit -- VERB ...")
+    show(f"join it       export RAY_ADDRESS={state.address} RAY_AUTH_MODE=token")
+    show("end it        d2sm cluster down")
 
 
 def run_status(args: argparse.Namespace) -> int:
@@ -29,16 +29,16 @@ def run_status(args: argparse.Namespace) -> int:
 
     state = nodes.read()
     if state is None:
-        print("no cluster; `d2sm cluster up` starts one")
+        show("no cluster; `d2sm cluster up` starts one")
         return 1
     alive = nodes.alive(state)
-    print(f"{len(alive)} of {state.nodes} nodes alive at {state.address}, dashboard {state.dashboard}")
+    show(f"{len(alive)} of {state.nodes} nodes alive at {state.address}, dashboard {state.dashboard}")
     rows = [["node", "role", "CPU"]]
     for node in alive:
         total = node.get("resources_total")
         cpus = total.get("CPU", 0) if isinstance(total, dict) else 0
         rows.append([str(node.get("node_id"))[:8], "head" if node.get("is_head_node") else "worker", f"{cpus:g}"])
-    print(columns(rows))
+    show(columns(rows))
     return 0 if len(alive) >= state.nodes else 1
 
 
@@ -48,14 +48,14 @@ def run_add(args: argparse.Namespace) -> None:
 
     stage("starting a Ray node")
     state = nodes.add(cpus=args.cpus)
-    print(f"{len(nodes.alive(state))} nodes alive at {state.address}")
+    show(f"{len(nodes.alive(state))} nodes alive at {state.address}")
 
 
 def run_kill(args: argparse.Namespace) -> None:
     """Kill a worker node."""
     from cluster import nodes
 
-    print(f"node {args.number} killed, {nodes.kill(args.number)} processes ended")
+    show(f"node {args.number} killed, {nodes.kill(args.number)} processes ended")
 
 
 def run_down(args: argparse.Namespace) -> None:
@@ -63,4 +63,4 @@ def run_down(args: argparse.Namespace) -> None:
     from cluster import nodes
 
     ended = nodes.down()
-    print(f"{ended} processes ended" if ended else "no cluster was up")
+    show(f"{ended} processes ended" if ended else "no cluster was up")

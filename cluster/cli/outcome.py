@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pipelines.text import show
+
 if TYPE_CHECKING:
     from pipelines.experiment import Outcome
 
@@ -11,15 +13,15 @@ if TYPE_CHECKING:
 def print_outcome(outcome: Outcome) -> None:
     """The numbers, the checkpoint, the pictures, the registered version, and where MLflow shows the run."""
     trained, results, record = outcome.trained, outcome.results, outcome.record
-    print(f"\n{results.table(trained.config.recipe or 'restored')}\n\n({results.convention})")
+    show(f"\n{results.table(trained.config.recipe or 'restored')}\n\n({results.convention})")
     if not results.segmenter:
-        print("MIoU was not measured: there are no labels, or evaluate.segmenter is not set")
-    print(f"checkpoint {trained.where}")
+        show("MIoU was not measured: there are no labels, or evaluate.segmenter is not set")
+    show(f"checkpoint {trained.where}")
     for path in outcome.pictures:
-        print(f"picture    {path}")
+        show(f"picture    {path}")
     if record:
-        print(f"registered {record.name} version {record.version} {' '.join(record.aliases)}")
-    print(f"MLflow     {mlflow_page(trained.uri, outcome.page)}")
+        show(f"registered {record.name} version {record.version} {' '.join(record.aliases)}")
+    show(f"MLflow     {mlflow_page(trained.uri, outcome.page)}")
 
 
 def mlflow_page(uri: str, page: str) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from pipelines.text import show
+
 
 def run_prepare(args: argparse.Namespace) -> None:
     """Prepare, and say how to train on it."""
@@ -18,7 +20,7 @@ def run_prepare(args: argparse.Namespace) -> None:
         quiet=args.quiet,
         verbose=args.verbose,
     )
-    print(
+    show(
         f"{done.photographs} photographs, {done.bytes / 1e9:.3g} GB in {done.shards} shards ({done.written} written "
         f"now, the others verified); to train on them: data.root={done.root} data.layout={args.layout}"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from cluster.cli.outcome import mlflow_page
+from pipelines.text import show
 
 
 def run_report(args: argparse.Namespace) -> None:
@@ -15,5 +16,5 @@ def run_report(args: argparse.Namespace) -> None:
         args.runs, out=args.out, pictures=args.pictures, with_figures=not args.no_figures, quiet=args.quiet
     )
     size = done.path.stat().st_size / 1e6
-    print(f"report {done.path}  ({size:.1f} MB; opens in any browser, without a network)")
-    print(f"MLflow {mlflow_page(done.uri, done.page)}")
+    show(f"report {done.path}  ({size:.1f} MB; opens in any browser, without a network)")
+    show(f"MLflow {mlflow_page(done.uri, done.page)}")

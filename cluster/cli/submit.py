@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from cluster.cli.jobs import follow, say
+from pipelines.text import show
 
 
 def run_submit(args: argparse.Namespace) -> int:
@@ -26,7 +27,7 @@ def run_submit(args: argparse.Namespace) -> int:
         preflight=not args.no_preflight,
     )
     if args.detach:
-        print(job.id)
+        show(job.id)
         return 0
     say(f"job {job.id} at {job.address}")
     return follow(job, raw=args.verbose)

@@ -6,6 +6,7 @@ import argparse
 
 from cluster.cli.arguments import table_rows
 from cluster.cli.outcome import mlflow_page
+from pipelines.text import show
 
 
 def run_table(args: argparse.Namespace) -> int:
@@ -21,8 +22,8 @@ def run_table(args: argparse.Namespace) -> int:
         quiet=args.quiet,
         verbose=args.verbose,
     )
-    print(f"\n{outcome.text()}\n\ntable  {outcome.folder / render.TEXT}, {outcome.folder / render.JSON}")
-    print(f"MLflow {mlflow_page(outcome.uri, outcome.page)}")
+    show(f"\n{outcome.text()}\n\ntable  {outcome.folder / render.TEXT}, {outcome.folder / render.JSON}")
+    show(f"MLflow {mlflow_page(outcome.uri, outcome.page)}")
     for name, why in outcome.failed.items():
-        print(f"failed {name}: {why}; the same command tries it again")
+        show(f"failed {name}: {why}; the same command tries it again")
     return 1 if outcome.failed else 0

@@ -7,21 +7,22 @@ import textwrap
 
 from cluster.cli.arguments import training_configuration
 from cluster.cli.outcome import print_outcome
+from pipelines.text import show
 
 
 def run_train(args: argparse.Namespace) -> None:
     """Train, evaluate and register; or list the recipes or the keys."""
     if args.keys:
-        print(_keys())
+        show(_keys())
         return
     if args.recipes:
-        print(_recipes())
+        show(_recipes())
         return
     config = training_configuration(args)
     if args.no_evaluate:
         from pipelines.train import fit
 
-        print(f"checkpoint {fit(config, quiet=args.quiet, verbose=args.verbose).where}")
+        show(f"checkpoint {fit(config, quiet=args.quiet, verbose=args.verbose).where}")
         return
     from pipelines.experiment import run
 

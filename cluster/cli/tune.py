@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cluster.cli.arguments import training_configuration
 from cluster.cli.outcome import mlflow_page, print_outcome
+from pipelines.text import show
 
 
 def run_tune(args: argparse.Namespace) -> None:
@@ -30,11 +31,11 @@ def run_tune(args: argparse.Namespace) -> None:
         reports=args.reports,
     )
     outcome = run(sweep, concurrent=args.concurrent, quiet=args.quiet, verbose=args.verbose)
-    print(f"\n{outcome.text()}\n\npicture {outcome.sweep.folder / 'search.png'}")
-    print(f"MLflow  {mlflow_page(outcome.uri, outcome.page)}")
+    show(f"\n{outcome.text()}\n\npicture {outcome.sweep.folder / 'search.png'}")
+    show(f"MLflow  {mlflow_page(outcome.uri, outcome.page)}")
     if outcome.best is None:
         raise ValueError(f"{sweep.name}: no trial finished; the table says why, and the same command resumes the sweep")
-    print(f"best    trial {outcome.best.number:03d}: d2sm train --config {outcome.sweep.folder / 'best.yaml'}")
+    show(f"best    trial {outcome.best.number:03d}: d2sm train --config {outcome.sweep.folder / 'best.yaml'}")
     if args.retrain_best:
         from pipelines import experiment
 

@@ -11,9 +11,11 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from pipelines import tracking
 from pipelines.comparison.rows import Row, short_names
+from pipelines.text import markdown, markdown_code
 from pipelines.tracking.run import experiment_of
 
 if TYPE_CHECKING:
@@ -34,8 +36,8 @@ def log_run(
     ids, description = {}, []
     for short_name, row in zip(short_names([row.config for row in rows]), rows, strict=True):
         ids[short_name] = [run.run_id for run in row.runs]
-        links = [f"[seed {run.seed}](#/experiments/{experiment}/runs/{run.run_id})" for run in row.runs]
-        description.append(f"* {short_name}: `{row.label}`, {', '.join(links)}")
+        links = [f"[seed {run.seed}](#/experiments/{experiment}/runs/{quote(run.run_id)})" for run in row.runs]
+        description.append(f"* {markdown(short_name)}: {markdown_code(row.label)}, {', '.join(links)}")
     tags = {
         f"d2sm.{name}": json.dumps(ids),
         "mlflow.note.content": "\n".join(description),

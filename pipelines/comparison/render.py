@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import urllib.parse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipelines.comparison.rows import DIGITS, FinishedRun, Row, common_changes, labels
 from pipelines.runtime import files
-from pipelines.text import columns, redact
+from pipelines.text import columns, markdown, markdown_code, printable, redact
 from pipelines.tracking.store import ui_command
 
 TEXT, JSON = "table.md", "table.json"
@@ -19,7 +20,7 @@ _Lookup = Callable[[str], float | None]  # metric -> value
 
 def write(rows: Sequence[Row], folder: Path) -> list[Path]:
     """Write table.md and table.json; gives their paths."""
-    contents = {TEXT: markdown(rows), JSON: json.dumps(tree(rows), indent=2, allow_nan=False) + "\n"}
+    contents = {TEXT: document(rows), JSON: json.dumps(tree(rows), indent=2, allow_nan=False) + "\n"}
     for name, content in contents.items():
         files.write_text(folder / name, content)
     return [folder / name for name in contents]
@@ -51,38 +52,40 @@ def text(rows: Sequence[Row]) -> str:
         return "no run has finished"
     table = columns(cells(rows), ruled=True)
     common = _in_all(rows)
-    return f"{table}\n\nin all rows: {common}" if common else table
+    return f"{table}\n\nin all rows: {printable(common)}" if common else table
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """The table, how it was measured, and the runs of each row, to which the row's numbers link."""
+def document(rows: Sequence[Row]) -> str:
+    """In Markdown: the table, how it was measured, and the runs of each row, to which the row's numbers link."""
     if not rows:
         return "No run has finished.\n"
     header, *body = cells(rows)
     anchors = {name: f"#row-{number}" for number, name in enumerate(labels([row.config for row in rows]))}
-    out = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    out = ["| " + " | ".join(map(markdown, header)) + " |", "|---" * len(header) + "|"]
     for name, *others in body:
         linked = [f"[{cell}]({anchors[name]})" if name in anchors and "/" in cell else cell for cell in others]
-        out.append("| " + " | ".join([name.strip(), *linked]) + " |")
+        out.append("| " + " | ".join([markdown(name.strip()), *linked]) + " |")
     if common := _in_all(rows):
-        out += ["", f"In all rows: `{common}`."]
+        out += ["", f"In all rows: {markdown_code(common)}."]
     first = rows[0].runs[0]
     measured = first.results
     out += [
         "",
-        f"{measured.images} images of split {measured.split}, data {measured.data}, segmenter "
-        f"{measured.segmenter or 'none'}. {measured.convention}. Each cell is the mean over the seeds ± the standard "
-        "deviation (n - 1); a gain is the mean difference between runs of the same seed. The paper's numbers were "
-        "measured on Cityscapes, with full-size networks and the full schedule.",
+        f"{measured.images} images of split {markdown(measured.split)}, data {markdown(measured.data)}, segmenter "
+        f"{markdown(measured.segmenter or 'none')}. {markdown(measured.convention)}. "
+        "Each cell is the mean over the seeds ± the standard deviation (n - 1); a gain is the mean difference between "
+        "runs of the same seed. The paper's numbers were measured on Cityscapes, with full-size networks and the full "
+        "schedule.",
         "",
         "## Runs",
         "",
-        f"The links work while MLflow is served: `{redact(ui_command(first.uri))}`",
+        f"The links work while MLflow is served: {markdown_code(redact(ui_command(first.uri)))}",
     ]
     for number, row in enumerate(rows):
-        out += ["", f'<a id="row-{number}"></a>', f"**{row.label}**", ""]
+        out += ["", f'<a id="row-{number}"></a>', f"**{markdown(row.label)}**", ""]
         out += [
-            f"- seed {run.seed}: [{run.run_id}]({_page(run)}), commit {run.commit or 'unknown'}, `{run.folder}`"
+            f"- seed {run.seed}: [{markdown(run.run_id)}]({_page(run)}), commit {markdown(run.commit or 'unknown')}, "
+            f"{markdown_code(str(run.folder))}"
             for run in row.runs
         ]
     return "\n".join(out) + "\n"
@@ -119,7 +122,7 @@ def _run(run: FinishedRun) -> dict[str, Any]:
 
 def _page(run: FinishedRun) -> str:
     server = redact(run.uri.rstrip("/")) if run.uri.startswith("http") else _LOCAL_SERVER
-    return f"{server}/{run.page}"
+    return urllib.parse.quote(f"{server}/{run.page}", safe=":/?#=&%@+,;~")
 
 
 def _in_all(rows: Sequence[Row]) -> str:

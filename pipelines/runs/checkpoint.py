@@ -32,6 +32,7 @@ from pipelines import config as configs
 from pipelines.config import Config
 from pipelines.networks.models import build
 from pipelines.runs import integrity, names, storage
+from pipelines.text import printable
 
 MODEL, CONFIG, STATE, LOG, META = "model.safetensors", "config.yaml", "state.pt", "log.json", integrity.META
 
@@ -236,4 +237,4 @@ def _verify(folder: Path, *files: str) -> None:
 
 @functools.cache  # once a process, which may ask for the checkpoint many times
 def _report(damaged: Path, why: str, used: str) -> None:
-    _log.warning("%s/%s; %s is used instead", damaged, why, used)
+    _log.warning("%s; %s is used instead", printable(f"{damaged}/{why}"), used)

@@ -332,4 +332,4 @@ def _locked(folder: Path) -> Iterator[None]:
 
 @functools.cache  # once a process
 def _report(damaged: str, why: str, used: str) -> None:
-    _log.warning("%s: %s; %s is used instead", redact(damaged), why, used)
+    _log.warning("%s; %s is used instead", one_line(f"{damaged}: {why}"), used)

@@ -12,13 +12,15 @@ from typing import Any, TextIO, TypeVar
 
 from tqdm import tqdm
 
+from pipelines.text import printable
+
 _STAGES = logging.getLogger("d2sm.stages")  # the command line shows its messages on stderr (cluster/cli/terminal.py)
 _T = TypeVar("_T")
 
 
 def stage(text: str) -> None:
     """Say that something begins which takes seconds, such as "starting Ray". Only the command line shows it."""
-    _STAGES.info("%s", text)
+    _STAGES.info("%s", printable(text))
 
 
 @contextmanager
@@ -49,12 +51,12 @@ class Line:
     """
 
     def __init__(self, what: str, total: int, start: int = 0, *, quiet: bool = False) -> None:
-        self.what, terminal = what, sys.stderr.isatty()
+        self.what, terminal = printable(what), sys.stderr.isatty()
         self.bar = _Bar(
             file=_Lasting(sys.stderr),
             total=total,
             initial=start,
-            desc=what,
+            desc=self.what,
             disable=quiet,
             mininterval=0.2 if terminal else 30,
             bar_format="{desc} {n_fmt}/{total_fmt} |{bar:20}| {elapsed}<{left}{postfix}"
@@ -72,7 +74,7 @@ class Line:
         """Show a step as done, and some numbers behind it."""
         self.bar.reached(step)
         if numbers:
-            self.bar.set_postfix({name: f"{value:.4g}" for name, value in numbers.items()}, refresh=False)
+            self.bar.set_postfix({printable(name): f"{value:.4g}" for name, value in numbers.items()}, refresh=False)
         self.bar.update(max(0, step - self.bar.n))
 
     def over(self, things: Iterable[_T]) -> Iterator[_T]:
@@ -87,7 +89,7 @@ class Line:
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
-        tqdm.write(text, file=_Lasting(sys.stderr))
+        tqdm.write(printable(text), file=_Lasting(sys.stderr))
 
 
 class _Lasting:

@@ -14,9 +14,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, cast
 
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from pipelines import parsing
 from pipelines.runtime import files
+from pipelines.text import one_line, printable
+from pipelines.tracking.store import TrackingError
 
 Item = dict[str, Any]
 """What is sent, as it stands in the file. By its "kind" it also has:
@@ -30,6 +36,33 @@ status     value
 UNSENT = "mlflow-unsent.jsonl"  # in the run's folder: the items, one a line
 STAGED = "mlflow-unsent"  # in the run's folder: copies of files to be sent, since the originals may change meanwhile
 
+
+class _Metric(TypedDict):
+    kind: Literal["metric"]
+    key: str
+    value: float
+    step: int
+    timestamp: int
+
+
+class _Tag(TypedDict):
+    kind: Literal["tag"]
+    key: str
+    value: str
+
+
+class _Artifact(TypedDict):
+    kind: Literal["artifact"]
+    path: str
+    folder: str
+
+
+class _Status(TypedDict):
+    kind: Literal["status"]
+    value: str
+
+
+_BYTES = 2**28  # of a file of unsent items: some 150 of each
 _BATCH = 500  # metrics and tags in one request
 _log = logging.getLogger(__name__)
 
@@ -103,8 +136,8 @@ class Outbox:
             _log.warning(
                 "%d records could not be sent to MLflow (%s); %s keeps them until the run is started again",
                 len(left),
-                self._last_error,
-                self._folder / UNSENT,
+                one_line(self._last_error),
+                printable(str(self._folder / UNSENT)),
             )
         return len(left)
 
@@ -144,7 +177,7 @@ class Outbox:
         except Refused as error:
             self._last_error = str(error)
             self._refused += batch
-            _log.warning("MLflow refuses %d records: %s", len(batch), error)
+            _log.warning("MLflow refuses %d records: %s", len(batch), one_line(error))
         except Exception as error:
             self._last_error = str(error)
             self._save([*self._refused, *self.waiting])
@@ -167,12 +200,32 @@ class Outbox:
                 files.write_text(path, "".join(json.dumps(item) + "\n" for item in items))
             self._written = bool(items)
         except OSError as error:  # such as a full disk, which must not end the training
-            _log.warning("%s: %s; what is not yet sent to MLflow is kept in memory only", path, error.strerror)
+            _log.warning(
+                "%s: %s; what is not yet sent to MLflow is kept in memory only", printable(str(path)), error.strerror
+            )
 
 
 def _unsent(path: Path) -> list[Item]:
     """What an earlier process could not send, but for its status: the run is RUNNING again."""
     if not path.exists():
         return []
-    items = [json.loads(line) for line in path.read_text().splitlines()]
+    remedy = "remove the file, and what it holds is not sent"
+    lines = parsing.read_bytes(path, _BYTES, error=TrackingError, remedy=remedy).splitlines()
+    shape = cast("type[Item]", Annotated[_Metric | _Tag | _Artifact | _Status, Field(discriminator="kind")])
+    items = [
+        parsing.parse_json(line, shape, source=f"{path}: line {number}", error=TrackingError, remedy=remedy)
+        for number, line in enumerate(lines, start=1)
+    ]
+    for item in items:
+        if item["kind"] == "artifact":
+            item["path"] = str(_staged(Path(item["path"]), path, remedy))
     return [item for item in items if item["kind"] != "status"]
+
+
+def _staged(copy: Path, path: Path, remedy: str) -> Path:
+    """The copy of a file that waits to be sent, in the folder of the run; its folder is removed once it is sent."""
+    staged = path.with_name(STAGED)
+    found = staged / copy.parent.name / copy.name  # the run's folder may have been moved since
+    if found.parent.parent != staged or found.resolve().parent.parent != staged.resolve():
+        raise TrackingError(f"{path}: {copy} is none of the files in {staged}; {remedy}")
+    return found

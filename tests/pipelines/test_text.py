@@ -3,7 +3,18 @@ import sys
 
 import pytest
 
-from pipelines.text import columns, did_you_mean, listed, more, one_line, redact
+from pipelines.text import (
+    columns,
+    did_you_mean,
+    listed,
+    markdown,
+    markdown_code,
+    more,
+    one_line,
+    printable,
+    redact,
+    show,
+)
 
 
 @pytest.mark.parametrize(
@@ -29,6 +40,44 @@ def test_an_error_is_one_line() -> None:
     assert one_line("x" * 400, None) == "x" * 400
     # A secret is removed before the text is cut, so that no half of one is left at the end.
     assert "sec" not in one_line("http://me:secret@host:5000/", 12)
+
+
+HOSTILE = "a\x1b[2Jb\x9bc\x07\u202ed\ne"  # clears the screen, rings, writes backwards, begins a line
+ESCAPED = r"a\x1b[2Jb\x9bc\x07\u202ed\ne"
+
+
+def test_a_terminal_obeys_nothing_that_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert printable(HOSTILE) == ESCAPED
+    assert printable("Zürich 東京 ±1") == "Zürich 東京 ±1"
+    assert one_line(ValueError(HOSTILE)) == ESCAPED.replace(r"\n", " ")
+    assert columns([["x", HOSTILE]]) == f"x  {ESCAPED}"
+    show(f"two\nlines\t{HOSTILE}")
+    assert capsys.readouterr().out == "two\nlines   " + ESCAPED.replace(r"\n", "\n") + "\n"
+    show("\ud800")  # a file's name that is not UTF-8
+    assert capsys.readouterr().out == "\\ud800\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("<img src=x onerror=alert(1)>", "&lt;img src=x onerror=alert(1)&gt;"),
+        ("a|b", r"a\|b"),
+        ("![x](http://host/x)", r"\!\[x\](http://host/x)"),
+        ("`**x**`", r"\`\*\*x\*\*\`"),
+        ("&lt;", "&amp;lt;"),
+        ("ffdnet_d2sm_cpu train.lr=0.001", "ffdnet_d2sm_cpu train.lr=0.001"),
+        (HOSTILE, ESCAPED.replace("\\", "\\\\").replace("[", r"\[")),
+    ],
+)
+def test_markdown_shows_the_text_itself(text: str, shown: str) -> None:
+    assert markdown(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"), [("a=1", "`a=1`"), ("a`<b>``", "``` a`<b>`` ```"), ("", "`  `"), ("a\nb", r"`a\nb`")]
+)
+def test_a_code_span_ends_where_it_should(text: str, shown: str) -> None:
+    assert markdown_code(text) == shown
 
 
 def test_the_nearest_name_is_suggested() -> None:

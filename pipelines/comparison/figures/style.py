@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from matplotlib import rc_context
+from matplotlib import rc_context, rcParams
 from matplotlib.figure import Figure
 
 from pipelines.comparison.photographs import CLEAN, NOISY
@@ -19,6 +19,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = ("o", "^", "s", "v", "D", "P", "*")
 _GREY, _BLACK = "#8C8C8C", "#000000"
 _LINES: tuple[LineStyle, ...] = ("-", "--", ":", "-.")
+rcParams["text.parse_math"] = False  # a dollar in a name is a dollar
 SIZE = 13  # points, of most text: legible when a figure is printed at half its size
 
 

@@ -1,0 +1,78 @@
+"""The records that an earlier process could not send, read from a folder that a stranger may have made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipelines.tracking.outbox import STAGED, UNSENT, Item, Outbox
+from pipelines.tracking.store import TrackingError
+
+
+def read(folder: Path, *lines: str) -> list[Item]:
+    """What an outbox that reads these lines has to send."""
+    (folder / UNSENT).write_text("".join(f"{line}\n" for line in lines))
+
+    def send(_: list[Item]) -> None:
+        raise ConnectionError
+
+    outbox = Outbox(send, folder, every=60)
+    waiting = outbox.waiting
+    outbox.close(0)
+    return waiting
+
+
+def artifact(path: Path) -> str:
+    return json.dumps({"kind": "artifact", "path": str(path), "folder": ""})
+
+
+def test_records_are_read_back(tmp_path: Path) -> None:
+    metric = {"kind": "metric", "key": "loss", "value": 0.5, "step": 3, "timestamp": 10**12}
+    tag = {"kind": "tag", "key": "a", "value": "b"}
+    status = {"kind": "status", "value": "FINISHED"}
+    assert read(tmp_path, *map(json.dumps, (metric, tag, status))) == [metric, tag]
+
+
+def test_a_staged_file_is_found_where_the_run_was_moved_to(tmp_path: Path) -> None:
+    copy = tmp_path / STAGED / "1" / "config.yaml"
+    copy.parent.mkdir(parents=True)
+    copy.touch()
+    (item,) = read(tmp_path, artifact(Path("/elsewhere/run") / STAGED / "1" / "config.yaml"))
+    assert item["path"] == str(copy)
+
+
+def test_nothing_outside_the_folder_is_sent_or_removed(tmp_path: Path) -> None:
+    """The folder of a file is removed once the file is sent."""
+    private = tmp_path / "private"
+    private.mkdir()
+    (private / "key").write_text("secret")
+    run = tmp_path / "run"
+    (run / STAGED / "2").mkdir(parents=True)
+    (run / STAGED / "1").symlink_to(private)
+    (run / STAGED / "2" / "key").symlink_to(private / "key")
+    for number in ("1", "2"):
+        with pytest.raises(TrackingError, match=rf"{run / UNSENT}: .*/{number}/key is none of the files in .*remove"):
+            read(run, artifact(run / STAGED / number / "key"))
+    with pytest.raises(TrackingError, match="none of the files"):
+        read(run, artifact(Path("..") / "key"))
+    (item,) = read(run, artifact(private / "key"))  # taken for a staged file that is gone
+    assert item["path"] == str(run / STAGED / "private" / "key")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "no valid JSON"),
+        ("[]", "valid dictionary"),
+        ("{}", "discriminator"),
+        ('{"kind": "other"}', "kind"),
+        ('{"kind": "tag", "key": 3}', r"tag\.key"),
+    ],
+)
+def test_a_damaged_line(tmp_path: Path, line: str, message: str) -> None:
+    tag = json.dumps({"kind": "tag", "key": "a", "value": "b"})
+    with pytest.raises(TrackingError, match=f"{tmp_path / UNSENT}: line 2: .*{message}.*remove the file") as error:
+        read(tmp_path, tag, line)
+    assert "\n" not in str(error.value)
