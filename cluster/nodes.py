@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -28,12 +29,14 @@ from pathlib import Path
 import psutil
 
 from cluster import constants
+from pipelines import parsing
 from pipelines.runtime import auth, files
 
 MARK = "D2SM_CLUSTER_MARK"
 OBJECT_STORE = 512 * 2**20  # bytes for each node; crops are small
 _PATIENCE = 180.0  # seconds to wait for a node to start
 _TRIES = 3
+_TEMP = Path("/tmp")  # short, because the paths of a node's sockets are limited
 _Running = dict[int, "subprocess.Popen[bytes]"]
 
 
@@ -61,13 +64,18 @@ def path() -> Path:
 
 def read() -> State | None:
     """The cluster that `up` started, if there is one."""
-    try:
-        found = json.loads(path().read_text())
-        return State(**{**found, "sessions": tuple(found["sessions"])})
-    except FileNotFoundError:
+    if not path().exists():
         return None
-    except (ValueError, TypeError, KeyError, OSError):
-        raise NodesError(f"{path()}: holds no state of a cluster; remove the file") from None
+    remedy = "it holds no state of a cluster; remove the file"
+    state = parsing.read_json(path(), State, error=NodesError, remedy=remedy)
+    temp = Path(state.temp)  # `down` removes it
+    if (
+        not re.fullmatch(r"d2sm-[0-9a-f]{8}", state.mark)
+        or temp.parent != _TEMP
+        or not temp.name.startswith(state.mark)
+    ):
+        raise NodesError(f"{path()}: mark={state.mark}, temp={state.temp}: not the names of `cluster up`; {remedy}")
+    return state
 
 
 def up(
@@ -96,7 +104,7 @@ def up(
         mark=mark,
         address=f"{constants.LOOPBACK}:{port}",
         dashboard=f"http://{constants.LOOPBACK}:{dashboard_port}",
-        temp=tempfile.mkdtemp(prefix=f"{mark}-", dir="/tmp"),  # short, because the paths of its sockets are limited
+        temp=tempfile.mkdtemp(prefix=f"{mark}-", dir=_TEMP),
         nodes=nodes,
         boot=_boot(),
     )

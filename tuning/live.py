@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +15,10 @@ from rich.live import Live as Screen
 from rich.table import Table
 from rich.text import Text
 
+from pipelines import parsing
 from pipelines.text import printable
 from tuning import trials as summaries
-from tuning.trial import FAILED, SETTINGS, number_of, trial_name
+from tuning.trial import FAILED, number_of, settings_of, trial_name
 from tuning.trials import State, TrialSummary
 
 _STATES: dict[str, State] = {"TERMINATED": "stopped", "ERROR": "failed", "RUNNING": "running"}
@@ -35,7 +36,7 @@ class Live(Callback):
         self._open()
 
     def _open(self) -> None:
-        self.settings = json.loads((self.folder / SETTINGS).read_text())
+        self.settings = settings_of(self.folder)
         self.trials: list[TrialSummary] = []
         self.console = Console(stderr=True)
         self.screen: Screen | None = None
@@ -91,7 +92,8 @@ class Live(Callback):
             file = self.folder / trial_name(number) / FAILED
             why = "its process died, perhaps for lack of memory"
             if file.exists():
-                why = str(json.loads(file.read_text())["why"])
+                with contextlib.suppress(parsing.ParseError):  # damaged: then the reason is not known
+                    why = str(parsing.read_json(file).get("why", why))
         point = dict(trial.config["trial"]["point"])
         return TrialSummary(number, point, state, share, result.get("time_total_s", 0.0), metrics, why)
 

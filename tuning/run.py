@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ray import tune
 
 from pipelines import config as configs
+from pipelines import parsing
 from pipelines.config import Config
 from pipelines.data import plan
 from pipelines.runtime import files, private, resources
@@ -90,10 +91,12 @@ def _open_folder(sweep: Sweep, points: Sequence[Point] | None) -> None:
     settings, saved = sweep.settings(), sweep.folder / trial.SETTINGS
     if saved.exists():
         remedy = "choose another --name, or leave it as it was to resume that sweep"
-        before = json.loads(saved.read_text())
+        before: Mapping[str, Any] = parsing.read_json(saved, error=SpaceError, remedy="choose another --name")
         for name, value in settings.items():
-            if before[name] != value:
-                raise SpaceError(f"{name}={value}: the sweep {sweep.name} was started with {before[name]}; {remedy}")
+            if name not in before or before[name] != value:
+                was = before.get(name, "no such setting")
+                raise SpaceError(f"{name}={value}: the sweep {sweep.name} was started with {was}; {remedy}")
+        trial.settings_of(sweep.folder)
         base = configs.load(sweep.folder / trial.BASE)
         for key, (was, now) in base.differences(sweep.base, "results", "length", "run", "evaluation").items():
             raise SpaceError(f"{key}={now}: the sweep {sweep.name} was started with {was}; {remedy}")

@@ -11,7 +11,9 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import ConcurrencyLimiter, Searcher
 from ray.tune.search.optuna import OptunaSearch
+from typing_extensions import TypedDict
 
+from pipelines import parsing
 from pipelines.runtime import files
 from tuning.space import Domain, Point, Range, Space, SpaceError, identity
 
@@ -104,6 +106,14 @@ def optuna(
     return ConcurrencyLimiter(Valid(inner, space, folder, reason), max_concurrent=concurrent)
 
 
+class _Suggestion(TypedDict):
+    """A point that was suggested, and the trial's name here and in the inner searcher."""
+
+    trial: str
+    asked: str
+    point: dict[str, Any]
+
+
 class Valid(Searcher):
     """Asks another searcher until it suggests a point that is valid and was not tried yet.
 
@@ -138,12 +148,15 @@ class Valid(Searcher):
             self.inner.on_trial_complete(asked, error=True)
         return Searcher.FINISHED
 
-    def _known(self) -> list[dict[str, Any]]:
-        return list(json.loads(self.file.read_text())) if self.file.exists() else []
+    def _known(self) -> list[_Suggestion]:
+        if not self.file.exists():
+            return []
+        remedy = "the sweep cannot be resumed; choose another --name"
+        return parsing.read_json(self.file, list[_Suggestion], error=SpaceError, remedy=remedy)
 
     def _asked(self, trial_id: str) -> str:
         """The searcher's own name of a trial."""
-        return next(str(entry["asked"]) for entry in self._known() if entry["trial"] == trial_id)
+        return next(entry["asked"] for entry in self._known() if entry["trial"] == trial_id)
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         return True  # `inner` was given its space when it was made

@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from pipelines import config as configs
+from pipelines import parsing
 from pipelines.config import Config
-from pipelines.text import one_line
 
 Point = dict[str, Any]  # dotted key -> value
 _SET_BY_SWEEP = ("train.name", "train.storage", "train.max_steps", "tracking.parent", "tracking.register_as")
@@ -97,11 +96,8 @@ def load(name: str) -> Space:
     path = Path(name)
     if not path.is_file():
         raise SpaceError(f"space {name!r}: neither a file nor one of {', '.join(SPACES)}")
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SpaceError(f"space {name}: no valid YAML: {one_line(error)}") from None
-    return parse(tree if tree is not None else {}, name)
+    tree = parsing.read_yaml(path, source=f"space {name}", error=SpaceError, remedy="correct it")
+    return parse(tree if tree is not None else {}, f"space {name}")
 
 
 def parse(tree: Any, name: str = "space") -> Space:

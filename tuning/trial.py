@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ray import tune
+from typing_extensions import TypedDict
 
 from pipelines import config as configs
+from pipelines import parsing
 from pipelines.config import Config
 from pipelines.data import plan
 from pipelines.data.splits import training_images
@@ -24,13 +26,27 @@ from pipelines.evaluate import evaluate
 from pipelines.experiment import save_results
 from pipelines.runs import checkpoint
 from pipelines.runs.folder import RunFolder
+from pipelines.runs.names import check_name
 from pipelines.runtime import files, session
 from pipelines.text import one_line
 from pipelines.tracking.store import TrackingError
 from pipelines.train import fit
 from pipelines.training.tracked import open_run
+from tuning.space import SpaceError
 
 T = TypeVar("T")
+
+
+class Settings(TypedDict):
+    """What sweep.json says beside the arguments of the sweep: its metrics, its space, the number of trials, ..."""
+
+    metrics: list[str]
+    space: dict[str, Any]
+    count: int
+    budgets: list[int]
+    evaluates: bool
+
+
 SETTINGS, BASE = "sweep.json", "base.yaml"  # in the sweep's folder
 FAILED = "failed.json"  # in a trial's folder
 RETRY_SECONDS = 15 * 60  # for which a trial waits for the tracking server to come back
@@ -50,6 +66,27 @@ def number_of(folder: Path, trial_id: str, config: Mapping[str, Any]) -> int:
     return int(file.read_text()) if file.exists() else int(config["trial"]["number"])
 
 
+class _Position(TypedDict):
+    """How far a trial is: the name of its run, and how often it was measured."""
+
+    number: int
+    name: str
+    rung: int
+
+
+def settings_of(folder: Path) -> Settings:
+    """What a sweep's folder says of it.
+
+    Raises:
+        SpaceError: sweep.json cannot be read.
+    """
+    remedy = "the sweep cannot be resumed; choose another --name"
+    found = parsing.read_json(folder / SETTINGS, Settings, error=SpaceError, remedy=remedy)
+    if not found["budgets"] or not found["metrics"] or min(found["budgets"]) < 1:
+        raise SpaceError(f"{folder / SETTINGS}: names no metric or no budget; {remedy}")
+    return found
+
+
 class Trial(tune.Trainable):
     """What Ray Tune runs; one `step` trains up to the next point at which the trial is measured, and measures it.
 
@@ -59,7 +96,7 @@ class Trial(tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         session.quiet()
         self.folder = Path(config["folder"])
-        self.settings = json.loads((self.folder / SETTINGS).read_text())
+        self.settings = settings_of(self.folder)
         self.number, self.point = number_of(self.folder, self.trial_id, config), dict(config["trial"]["point"])
         (self.folder / "numbers").mkdir(exist_ok=True)
         files.write_text(self.folder / "numbers" / self.trial_id, str(self.number))
@@ -73,7 +110,7 @@ class Trial(tune.Trainable):
         return plan.total_steps(config, training_images(config).num_rows)
 
     def step(self) -> dict[str, Any]:
-        budgets: list[int] = self.settings["budgets"]
+        budgets = self.settings["budgets"]
         budget = budgets[self.rung]
         self.rung += 1
         return {**self._measured(budget, budgets[-1]), "budget": budget, "done": self.rung == len(budgets)}
@@ -87,8 +124,9 @@ class Trial(tune.Trainable):
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
         """Resume at the trial's own position or, in population-based training, from the checkpoint of another trial."""
-        position = json.loads((Path(checkpoint_dir) / "place.json").read_text())
-        self.rung = int(position["rung"])
+        position = parsing.read_json(Path(checkpoint_dir) / "place.json", _Position, error=SpaceError)
+        self.rung = position["rung"]
+        check_name(position["name"], "the run of a trial")
         if position["number"] == self.number:
             self.name = position["name"]
             return
@@ -111,7 +149,7 @@ class Trial(tune.Trainable):
         run_dir = RunFolder.of(config).path
         file = run_dir / "reports" / f"{budget:04d}.json"
         if file.exists():
-            return dict(json.loads(file.read_text()))
+            return parsing.read_json(file, dict[str, float], error=SpaceError, remedy="remove the file")
         try:
             metrics = self._measure(config, budget, whole)
         except Exception as error:

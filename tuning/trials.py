@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pipelines import parsing
 from pipelines.runs.results import higher_is_better
 from pipelines.runtime import files
 from pipelines.text import columns
-from tuning.space import Point
+from tuning.space import Point, SpaceError
 
 State = Literal["waiting", "running", "finished", "stopped", "failed"]
 FILE = "trials.json"
@@ -51,9 +52,11 @@ def save(trials: Sequence[TrialSummary], folder: Path) -> None:
 
 
 def load(folder: Path) -> list[TrialSummary]:
-    """Read trials.json; empty before the first trial has begun."""
+    """Read trials.json; empty before the first trial has begun. Raises SpaceError: it is damaged."""
     path = folder / FILE
-    return [TrialSummary(**trial) for trial in json.loads(path.read_text())] if path.exists() else []
+    if not path.exists():
+        return []
+    return parsing.read_json(path, list[TrialSummary], error=SpaceError, remedy="remove the file; it is written anew")
 
 
 def mode(metric: str) -> Literal["min", "max"]:

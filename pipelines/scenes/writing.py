@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipelines import parsing
 from pipelines.data.images import write_png
 from pipelines.runtime import files
 from pipelines.runtime.progress import stage
@@ -82,10 +83,5 @@ def _complete(root: Path, wanted: dict[str, int], names: list[tuple[str, str, in
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise SceneError(f"{path}: is no manifest of built-in scenes; give a new folder, or remove this one")
-    return found
+    remedy = "it is no manifest of built-in scenes; give a new folder, or remove this one"
+    return parsing.read_json(path, error=SceneError, remedy=remedy)

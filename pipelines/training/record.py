@@ -9,7 +9,7 @@ from pathlib import Path
 
 import ray
 
-from pipelines import tracking
+from pipelines import parsing, tracking
 from pipelines.config import Config
 from pipelines.data import manifest
 from pipelines.runs.folder import RunFolder
@@ -42,7 +42,10 @@ class Recorder:
         self.metrics: dict[str, float] = {}
         self.data_wait, self.restarts = DataWaitMonitor(data_remedy(config)), RestartMonitor()
         self.skipped_file = folder.skipped_file
-        self.skipped: dict[str, str] = json.loads(self.skipped_file.read_text()) if self.skipped_file.exists() else {}
+        self.skipped: dict[str, str] = {}
+        if self.skipped_file.exists():
+            remedy = "remove the file, which is written anew"
+            self.skipped = parsing.read_json(self.skipped_file, dict[str, str], remedy=remedy)
 
     def __call__(self, message: Started | Progress | Skipped | WorkersLost) -> None:
         """Record a message."""
