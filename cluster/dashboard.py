@@ -13,6 +13,7 @@ from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 
 from cluster import constants, nodes
+from pipelines import secrets
 from pipelines.runtime import auth, private
 from pipelines.runtime.auth import AuthError
 from pipelines.text import one_line
@@ -33,6 +34,8 @@ def address_of(given: str | None = None) -> str:
     if not address:
         state = nodes.read()
         address = state.dashboard if state else f"http://{constants.LOOPBACK}:{constants.DASHBOARD_PORT}"
+    if line := secrets.problem(address, asked_by="--address" if given else "RAY_API_SERVER_ADDRESS"):
+        raise ClusterError(line)
     if "://" not in address:
         address = f"http://{address}"
     if not address.startswith(("http://", "https://")):

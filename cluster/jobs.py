@@ -24,6 +24,7 @@ from cluster.dashboard import ClusterError
 from cluster.working_dir import working_directory
 from d2sm import __version__
 from pipelines.runtime import auth
+from pipelines.secrets import HIDDEN, NOT_SENT, in_variable, of_environment
 from pipelines.text import did_you_mean, one_line, redact, show
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 _PATIENCE = 300.0  # seconds without an answer from the head after which following a job is given up
 # `stop` sends the verb Ctrl-C: it writes a checkpoint and closes its MLflow run as KILLED. After 60 s it is killed.
 _STOP = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "60"}
-_SECRET_NAME = re.compile(r"(?i)token|passw|secret|credential|(^|_)key(_|$)|access_key|api_?key")
 
 
 @dataclass(frozen=True)
@@ -201,9 +201,9 @@ def submit(
         ClusterError, AuthError, WorkingDirError, ConfigError: each one line, and nothing was sent.
     """
     address = dashboard.address_of(address)
-    verb, files = for_cluster(verb)
     variables = _variables(env or {}, verb)
     _no_secrets(verb, variables)
+    verb, files = for_cluster(verb)
     dashboard.check(address)
     entrypoint = ["python", "-m", "cluster.job_entrypoint", *([] if preflight else ["--no-preflight"]), "--", *verb]
     client = dashboard.client(address)
@@ -243,15 +243,16 @@ def _variables(given: Mapping[str, str], verb: Sequence[str]) -> dict[str, str]:
 
 def _no_secrets(verb: Sequence[str], variables: Mapping[str, str]) -> None:
     """Refuse secrets in the command and the variables: everybody who sees the cluster can read a job's record."""
-    token = auth.token()
-    remedy = "set it in the environment of the cluster's nodes instead (a Kubernetes Secret, a file that they source)"
+    own = [*filter(None, [auth.token()]), *of_environment()]
+    for name, value in variables.items():
+        if line := in_variable(name, value, asked_by=f"--env {name}"):
+            raise ClusterError(line)
     for where, text in [*(("the command", word) for word in verb), *((f"--env {k}", v) for k, v in variables.items())]:
-        if redact(text) != text or (token and token in text):
-            shown = redact(text).replace(token or "\0", "***")
-            raise ClusterError(f"{where}: {shown}: a job's record would show this secret to everybody; {remedy}")
-    for name in variables:
-        if _SECRET_NAME.search(name):
-            raise ClusterError(f"--env {name}: a job's record would show this secret to everybody; {remedy}")
+        shown = redact(text)
+        for secret in own:
+            shown = shown.replace(secret, HIDDEN)
+        if shown != text:
+            raise ClusterError(f"{where}: {shown}: {NOT_SENT}")
 
 
 def _pins() -> list[str]:

@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 
 from d2sm.models import BACKBONES
 from d2sm.objectives import TERMS
-from pipelines import parsing
+from pipelines import parsing, secrets
 
 # Runs pickled by earlier versions name Train, Evaluate and Tracking as classes of this module.
 from pipelines.sections import Data, Effect, Evaluate, Loss, Model, Noise, Section, Tracking, Train, setting
@@ -114,8 +114,12 @@ class Config(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
-def load(path: str | Path) -> Config:
+def load(path: str | Path, *, given: bool = False) -> Config:
     """Read a saved configuration.
+
+    Args:
+        given: the user names this file to run it, so a secret in it is refused. Otherwise it is the record of a run;
+            one that an earlier version wrote is read without the password in its tracking.uri.
 
     Raises:
         ConfigError: the file is missing, is no YAML, or holds a wrong key or value.
@@ -126,11 +130,19 @@ def load(path: str | Path) -> Config:
     if not isinstance(tree, dict):
         raise ConfigError(f"{source}: holds no sections; {remedy}")
     try:
-        for key, _ in _leaves(tree, ""):
+        for key, value in _leaves(tree, ""):
             check_key(key)
-        return from_tree(tree)
+            if given and (line := secrets.problem(value, asked_by=key)):
+                raise ConfigError(line)
+        return from_tree(tree if given else _without_secrets(tree))
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
+
+
+def _without_secrets(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _without_secrets(value) for key, value in tree.items()}
+    return secrets.without(tree) if isinstance(tree, str) else tree
 
 
 def from_tree(tree: Mapping[str, Any]) -> Config:

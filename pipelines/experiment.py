@@ -148,8 +148,8 @@ def resolved(config: Config, *, what: str) -> Config:
     uri = store.uri_of(config)
     if redact(uri) != uri:
         raise store.TrackingError(
-            f"{redact(uri)}: {what} writes its tracking URI into files; give the user and the password in "
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
+            f"{redact(uri)}: {what} writes its tracking URI into files; give the address of an MLflow server, which "
+            "holds the database's password itself"
         )
     changes: dict[str, Any] = {"tracking.uri": uri, "train.storage": str(runs)}
     for key in ("data.root", *configs.WEIGHTS):

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, create_model, field_validator, model_validator
 
 from d2sm.degradations import DEGRADATIONS
 from d2sm.models import BACKBONES
 from d2sm.objectives import TERMS
+from pipelines import secrets
 
 if TYPE_CHECKING:
     BackboneName = str
@@ -48,11 +49,23 @@ def setting(default: Any, description: str, *, effect: Effect, **constraints: An
 
 
 class Section(BaseModel):
-    """What all sections share: no unknown keys, no change after construction."""
+    """What all sections share: no unknown keys, no change after construction, no secrets.
+
+    A configuration is written to files, to MLflow and to Ray's workers, so none that holds a secret can be made.
+    """
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, protected_namespaces=()
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_secret(cls, value: Any, info: ValidationInfo) -> Any:
+        section = "" if cls.__name__ == "Config" else f"{cls.__name__.lower()}."
+        for text in value if isinstance(value, (list, tuple)) else [value]:
+            if line := secrets.problem(text, asked_by=f"{section}{info.field_name}"):
+                raise ValueError(line)
+        return value
 
 
 class Data(Section):

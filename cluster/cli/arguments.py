@@ -29,7 +29,7 @@ def configuration(args: argparse.Namespace) -> Config | None:
     from pipelines import config as configs
     from pipelines.recipes import recipe
 
-    base = configs.load(file) if file else recipe(str(name))
+    base = configs.load(file, given=True) if file else recipe(str(name))
     return base.replace(configs.parse(args.overrides))
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
 
 from cluster.cli import terminal
 from cluster.cli.parser import parser
+from pipelines import secrets
 from pipelines.runtime import auth
-from pipelines.text import one_line, show
+from pipelines.text import one_line, redact, show
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     terminal.accept_any_character()
     try:
         try:
-            return _run(argv)
+            return _run(sys.argv[1:] if argv is None else argv, loading=argv is None)
         finally:
             sys.stdout.flush()  # here, because Python's own flush at the end would print an error
     except BrokenPipeError:
@@ -32,12 +34,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return terminal.PIPE_CLOSED
 
 
-def _run(argv: Sequence[str] | None) -> int:
-    args = parser().parse_args(argv)
+def _run(words: Sequence[str], *, loading: bool) -> int:
+    if line := secrets.in_words(words):  # before argparse, whose own messages repeat the words
+        show(f"d2sm: {line}", file=sys.stderr)
+        return 2
+    args = parser().parse_args(words)
     module, _, function = args.run.partition(":")
     try:
         # Words given by a caller in Python: loading libraries is that program's own affair.
-        with terminal.stages(shown=not getattr(args, "quiet", False), loading=argv is None):
+        with terminal.stages(shown=not getattr(args, "quiet", False), loading=loading):
             auth.offer_token()
             run = getattr(import_module(module), function)
             return int(run(args) or 0)
@@ -45,7 +50,10 @@ def _run(argv: Sequence[str] | None) -> int:
         show("d2sm: stopped; the last complete checkpoint is kept, and the same command resumes", file=sys.stderr)
         return 130
     except (ValueError, OSError) as error:
-        if args.verbose or (isinstance(error, BrokenPipeError) and terminal.closed_streams()):
+        if isinstance(error, BrokenPipeError) and terminal.closed_streams():
             raise
-        show(f"d2sm: {one_line(error, limit=None)}", file=sys.stderr)
+        if args.verbose:
+            show(redact(traceback.format_exc()).rstrip(), file=sys.stderr)
+        else:
+            show(f"d2sm: {one_line(error, limit=None)}", file=sys.stderr)
         return 2

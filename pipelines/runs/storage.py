@@ -24,10 +24,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from filelock import FileLock
 
+from pipelines import secrets
 from pipelines.config import ConfigError
 from pipelines.runs import integrity, names
 from pipelines.runtime import files
-from pipelines.text import one_line, redact
+from pipelines.text import one_line
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
@@ -66,13 +67,8 @@ def check(uri: str, *, asked_by: str) -> str:
         asked_by: the key that holds it, for the message.
 
     Raises:
-        ConfigError: it holds a password, or no file system knows its kind.
+        ConfigError: it holds a secret, or no file system knows its kind.
     """
-    if redact(uri) != uri or "secret_key=" in uri:
-        raise ConfigError(
-            f"{asked_by}={redact(uri).partition('?')[0]}: would be written into files with its secret; give "
-            "that in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), or as the node's role"
-        )
     opened(uri, asked_by=asked_by)
     return uri
 
@@ -93,9 +89,10 @@ def copy_of(uri: str) -> Path:
     """The folder on this disk for the copy of a run at a URI; made if need be, but not filled.
 
     Raises:
-        ConfigError: the URI's last part is no plain name.
+        ConfigError: the URI's last part is no plain name, or it holds a secret.
         RemoteError: the folder cannot be made.
     """
+    _no_secret(uri, asked_by="URI")
     folder = _place_of_copy(uri)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -103,10 +100,15 @@ def copy_of(uri: str) -> Path:
             files.write_text(folder / SOURCE, uri, shared=True)
     except OSError as error:
         raise RemoteError(
-            f"{folder}: the copy of {redact(uri)} cannot be kept there ({error.strerror or one_line(error)}); set "
+            f"{folder}: the copy of {uri} cannot be kept there ({error.strerror or one_line(error)}); set "
             "XDG_CACHE_HOME to a folder that can be written"
         ) from None
     return folder
+
+
+def _no_secret(uri: str, *, asked_by: str) -> None:
+    if line := secrets.problem(uri, asked_by=asked_by):
+        raise ConfigError(line)
 
 
 def uri_of(folder: Path) -> str | None:
@@ -124,7 +126,7 @@ def uri_of(folder: Path) -> str | None:
 
 def _place_of_copy(uri: str) -> Path:
     name = name_of(uri)
-    names.check_name(name, redact(uri))
+    names.check_name(name, uri)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "d2sm" / hashlib.sha256(uri.encode()).hexdigest()[:12] / name
 
@@ -149,7 +151,7 @@ def local(place: str | Path) -> Path:
     with _locked(folder):
         why = _fetch(run, folder, step)
         if why and why != _UNFINISHED:
-            raise RemoteError(f"{redact(uri)}: is damaged ({why}); give another of the run")
+            raise RemoteError(f"{uri}: is damaged ({why}); give another of the run")
     return folder / step
 
 
@@ -173,7 +175,7 @@ def pull(uri: str, folder: Path) -> None:
         damaged = {step: why for step, why in faults.items() if why != _UNFINISHED}
         if newest is None and damaged:
             reasons = ", ".join(f"{step}: {why}" for step, why in damaged.items())
-            raise RemoteError(f"{redact(uri)}: no complete checkpoint there ({reasons}); copy one back")
+            raise RemoteError(f"{uri}: no complete checkpoint there ({reasons}); copy one back")
         for step, why in damaged.items():
             _report(joined(uri, step), why, str(newest))
         for checkpoint in names.checkpoints(folder):
@@ -210,8 +212,9 @@ def opened(uri: str, *, asked_by: str) -> tuple[FileSystem, str]:
     """The file system of a URI, Arrow's own or else that of fsspec, and the path in it.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or the URI holds a secret.
     """
+    _no_secret(uri, asked_by=asked_by)
     import pyarrow as pa
     from pyarrow import fs
 

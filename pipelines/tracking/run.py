@@ -145,7 +145,10 @@ class Run:
     def file(self, path: Path, folder: str = "") -> None:
         """Queue a copy of a file as an artifact in `folder`; the file itself may be changed or removed afterwards."""
         copy = self._outbox.stage(path.name)
-        shutil.copyfile(path, copy)
+        if path.suffix in (".yaml", ".json", ".txt"):  # earlier versions wrote the password of tracking.uri into it
+            copy.write_bytes(redact(path.read_text(errors="surrogateescape")).encode(errors="surrogateescape"))
+        else:
+            shutil.copyfile(path, copy)
         self._outbox.put([{"kind": "artifact", "path": str(copy.absolute()), "folder": folder}])
 
     def text(self, text: str, name: str) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pipelines.config import Config
 from pipelines.networks import segmenters
 from pipelines.networks.segmenters import SegmenterError
-from pipelines.text import one_line
+from pipelines.text import one_line, redact
 from pipelines.tracking import registered, store
 
 
@@ -64,13 +64,17 @@ def evaluation_segmenter(config: Config) -> nn.Module | None:
 def segmenter_store(config: Config) -> str:
     """The URI of the store, if a segmenter of this configuration is a registered model; else "".
 
-    For processes on other nodes, whose environment need not hold this process's MLFLOW_TRACKING_URI.
+    For processes on other nodes, whose environment need not hold this process's MLFLOW_TRACKING_URI. One with a
+    database's password is not sent: those nodes have it in their own environment.
 
     Raises:
         TrackingError: the configuration names no store that can be used.
     """
     names = (config.evaluate.segmenter, config.loss.segmenter)
-    return store.uri_of(config) if any(name and name.startswith("models:/") for name in names) else ""
+    if not any(name and name.startswith("models:/") for name in names):
+        return ""
+    uri = store.uri_of(config)
+    return uri if redact(uri) == uri else ""
 
 
 class _Program(nn.Module):

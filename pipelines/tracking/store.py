@@ -20,12 +20,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipelines import secrets
 from pipelines.config import Config
 from pipelines.text import one_line, redact
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+_VARIABLE = "MLFLOW_TRACKING_URI"  # the only place of a URI with a password: nobody else reads a process's environment
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}  # of the databases that MLflow accepts beside sqlite
 
 
@@ -44,14 +46,29 @@ def uri_of(config: Config) -> str:
     """
     if config.tracking.uri:
         return absolute(config.tracking.uri, asked_by="tracking.uri")
-    if inherited := os.environ.get("MLFLOW_TRACKING_URI"):
-        return absolute(inherited, asked_by="MLFLOW_TRACKING_URI")
+    if inherited := os.environ.get(_VARIABLE):
+        return absolute(_inherited(inherited), asked_by=_VARIABLE)
     if "://" in config.train.storage:
         raise TrackingError(
             f"train.storage={redact(config.train.storage)}: MLflow's database cannot be kept there; give tracking.uri, "
             "or MLFLOW_TRACKING_URI, such as http://host:5000 or sqlite:///<folder>/mlflow.db"
         )
     return f"sqlite:///{Path(config.train.storage).absolute() / 'mlflow.db'}"
+
+
+def _inherited(uri: str) -> str:
+    """The URI of the environment; the password of a server goes from it to the variables that MLflow has for that.
+
+    Then the URI can be shown, stored and sent to workers. MLflow knows no such variables for a database's password.
+    """
+    parts = urllib.parse.urlsplit(uri)
+    user, colon, password = parts.netloc.rpartition("@")[0].partition(":")
+    if parts.scheme not in ("http", "https") or not colon:
+        return uri
+    os.environ.setdefault("MLFLOW_TRACKING_USERNAME", urllib.parse.unquote(user))
+    os.environ.setdefault("MLFLOW_TRACKING_PASSWORD", urllib.parse.unquote(password))
+    os.environ[_VARIABLE] = bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    return bare
 
 
 def absolute(uri: str, *, asked_by: str = "tracking.uri") -> str:
@@ -61,8 +78,10 @@ def absolute(uri: str, *, asked_by: str = "tracking.uri") -> str:
         asked_by: the key or variable that gave the URI, for the message.
 
     Raises:
-        TrackingError: see `uri_of`.
+        TrackingError: see `uri_of`; or it holds a secret and is not the value of MLFLOW_TRACKING_URI.
     """
+    if uri != os.environ.get(_VARIABLE) and (line := secrets.problem(uri, asked_by=asked_by)):
+        raise TrackingError(line)
     scheme = urllib.parse.urlsplit(uri).scheme.split("+")[0]
     if scheme == "sqlite":
         path = uri.partition(":///")[2].partition("?")[0]

@@ -254,11 +254,12 @@ def test_what_is_left_out_is_said(scenes_root: Path, tmp_path: Path) -> None:
     assert excluded.startswith("3 of 6 combinations left out, such as loss.queue_size=8: ")
 
 
-def test_a_password_stays_out_of_the_files(scenes_root: Path, tmp_path: Path) -> None:
+def test_a_password_stays_out_of_the_files(scenes_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = tiny_sweep(scenes_root, tmp_path)
-    secret = sweep.base.replace({"tracking.uri": "http://me:planted@server:5000"})
-    with pytest.raises(ValueError, match="MLFLOW_TRACKING_PASSWORD") as caught:
-        resolved(Sweep(**{**vars(sweep), "base": secret}))
+    inherited = sweep.base.replace({"tracking.uri": ""})
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:planted@server/db")
+    with pytest.raises(ValueError, match="a sweep writes its tracking URI into files") as caught:
+        resolved(Sweep(**{**vars(sweep), "base": inherited}))
     assert "planted" not in str(caught.value)
 
 

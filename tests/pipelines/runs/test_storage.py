@@ -148,8 +148,6 @@ def test_an_ordinary_folder_is_left_alone(tmp_path: Path) -> None:
     "storage, reason",
     [
         ("weird://bucket/runs", "train.storage=weird://bucket/runs: no file system for it"),
-        ("s3://KEY:hunter2@bucket/runs", "would be written into files with its secret"),
-        ("s3://bucket/runs?secret_key=hunter2", "would be written into files with its secret"),
         ("s3:///", "train.storage=s3:///: Missing bucket name"),
     ],
 )
@@ -157,7 +155,25 @@ def test_a_place_that_cannot_be_used(storage: str, reason: str) -> None:
     config = CONFIG.replace({"train.storage": storage, "train.name": "run", "tracking.uri": "sqlite:////tmp/a.db"})
     with pytest.raises(ConfigError, match=reason) as error:
         RunFolder.of(config)
-    assert "\n" not in str(error.value) and "hunter2" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("uri", ["s3://KEY:hunter2@bucket/runs", "s3://bucket/runs?secret_key=hunter2"])
+def test_a_uri_with_a_secret_is_neither_opened_nor_cached(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for use in (lambda: CONFIG.replace({"train.storage": uri}), lambda: remote.local(uri), lambda: RunFolder.at(uri)):
+        with pytest.raises(ConfigError, match="AWS_SECRET_ACCESS_KEY") as error:
+            use()
+        assert "\n" not in str(error.value) and "hunter2" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_normal_uri_of_azure_is_taken() -> None:
+    uri = "abfs://container@account.dfs.core.windows.net/runs"
+    assert remote.check(uri, asked_by="train.storage") == uri
+    assert CONFIG.replace({"train.storage": uri}).train.storage == uri
 
 
 def test_the_tracking_database_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
