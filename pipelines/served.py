@@ -1,7 +1,7 @@
 """What MLflow loads for a registered model: `mlflow.pyfunc.load_model`, `mlflow models serve`.
 
-The files of every registered model name this module, so it keeps its name. The weights are safetensors; nothing is
-unpickled.
+The files of every registered model name this module, so it keeps its name. It has to be installed where a model is
+served: models bring no code along (those of 1.2 and before do). The weights are safetensors; nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from d2sm.inference import restore
 from pipelines.runs.checkpoint import load_model
 from pipelines.tracking.bundle import SIGMA
+from pipelines.tracking.registered import RegistryError, changed_file
 
 _LARGEST_WHOLE = 1024  # pixels: images with a longer side are restored in tiles, which bounds the memory
 _TILE = 512
@@ -58,8 +59,16 @@ class Restorer:
 
 
 def _load_pyfunc(path: str) -> Restorer:
-    """Called by MLflow with the folder of the model's own files."""
-    return Restorer(load_model(Path(path))[0])
+    """Called by MLflow with the folder of the model's own files.
+
+    Raises:
+        RegistryError: a file is missing or does not have its checksum. MLflow passes no tags on, so the checksums are
+            those that lie beside the files: this finds damage, not forgery. `pipelines.lookup` finds both.
+    """
+    folder = Path(path)
+    if changed := changed_file(folder):
+        raise RegistryError(f"{folder}: {changed} is missing or damaged (sha256); download the model again")
+    return Restorer(load_model(folder)[0])
 
 
 def _checked(noisy: Any) -> np.ndarray:

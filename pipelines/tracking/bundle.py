@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import json
 import shutil
 import tempfile
@@ -12,11 +11,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from d2sm import __version__
 from d2sm.models import BACKBONES
 from d2sm.objectives import TERMS
 from pipelines import config as configs
+from pipelines.runs import checkpoint
+from pipelines.runtime import files
 from pipelines.text import redact
-from pipelines.tracking.registered import CHECKSUMS, FILES, INSIDE, RegistryError, sha256
+from pipelines.tracking.registered import CHECKSUMS, FILES, INSIDE, RegistryError
 from pipelines.tracking.run import experiment_of
 
 if TYPE_CHECKING:
@@ -51,8 +53,9 @@ def upload(
         copy, model = Path(scratch) / Path(INSIDE).name, Path(scratch) / "model"
         _copy(bundle, copy)
         config = configs.load(copy / "config.yaml")
-        tags = describe(config, json.loads((copy / "meta.json").read_text()))
-        tags |= {"weights.sha256": sha256(copy / "model.safetensors"), "bundle.sha256": sha256(copy / CHECKSUMS)}
+        tags = describe(config, checkpoint.meta(copy))
+        tags["weights.sha256"] = files.sha256(copy / "model.safetensors")
+        tags["bundle.sha256"] = files.sha256(copy / CHECKSUMS)
         _save_model(copy, model, config, example)
         if run_id:
             experiment = str(client.get_run(run_id).info.experiment_id)
@@ -97,12 +100,12 @@ def _copy(bundle: Path, copy: Path) -> None:
             raise RegistryError(f"{bundle}: has no {name}; give a folder written by `d2sm train`")
         shutil.copyfile(bundle / name, copy / name)
     settings = copy / "config.yaml"
-    settings.write_text(redact(settings.read_text()))  # tracking.uri may hold a password
-    (copy / CHECKSUMS).write_text(json.dumps({name: sha256(copy / name) for name in FILES}, indent=1))
+    settings.write_text(redact(settings.read_text()))  # earlier versions left a password in tracking.uri
+    (copy / CHECKSUMS).write_text(json.dumps({name: files.sha256(copy / name) for name in FILES}, indent=1))
 
 
 def _save_model(bundle: Path, folder: Path, config: configs.Config, example: np.ndarray | None) -> None:
-    """Write MLflow's folder of a model: the files, this code, and the name of the module that loads them. No pickle."""
+    """Write MLflow's folder of a model: the files, and the name of the module that loads them. No code, no pickle."""
     import mlflow.pyfunc
     from mlflow.models import ModelSignature
     from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
@@ -116,15 +119,8 @@ def _save_model(bundle: Path, folder: Path, config: configs.Config, example: np.
         str(folder),
         loader_module="pipelines.served",
         data_path=str(bundle),
-        code_paths=[_package("d2sm"), _package("pipelines")],
         signature=ModelSignature(inputs=images, outputs=images, **params),
         input_example=np.ascontiguousarray(ramp if example is None else example, dtype=np.float32),
+        metadata={"needs": f"the Python package d2sm, installed where the model is served (written by {__version__})"},
         pip_requirements=[f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in _REQUIREMENTS],
     )
-
-
-def _package(name: str) -> str:
-    """The folder of an installed package."""
-    found = importlib.util.find_spec(name)
-    assert found is not None and found.submodule_search_locations  # it is one of this project's
-    return next(iter(found.submodule_search_locations))

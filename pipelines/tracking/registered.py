@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -13,9 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines import parsing
 from pipelines.config import Config
 from pipelines.runtime import files
-from pipelines.text import did_you_mean, listed, redact
+from pipelines.text import did_you_mean, listed, one_line, redact
 from pipelines.tracking import store
 
 if TYPE_CHECKING:
@@ -74,21 +72,19 @@ class Record:
         Raises:
             RegistryError: it cannot be downloaded, or differs from what was registered.
         """
-        digest = self.tags.get("bundle.sha256", "")
-        if not digest or not self.tags.get("weights.sha256"):
-            raise RegistryError(f"{self.label}: has no checksums; give a model that d2sm registered")
+        digest, weights = (self._digest(tag) for tag in ("bundle.sha256", "weights.sha256"))
         folder = (cache or Path.home() / ".cache" / "d2sm" / "models") / digest
-        if folder.exists():
-            if not self._changed_file(folder):
+        if folder.is_symlink() or folder.exists():
+            if not folder.is_symlink() and not changed_file(folder, digest, weights):
                 return folder
-            shutil.rmtree(folder)  # damaged on this disk; the store has the original
+            files.remove(folder)  # damaged on this disk; the store has the original
         folder.parent.mkdir(parents=True, exist_ok=True)
         with (
             files.replacing(folder, shared=True, keep=True) as fresh,
             tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-") as scratch,
         ):
             download(self, Path(scratch), inside=INSIDE).rename(fresh)
-            if changed := self._changed_file(fresh):
+            if changed := changed_file(fresh, digest, weights):
                 raise RegistryError(
                     f"{self.label}: {changed} differs from what was registered (sha256); register the model anew"
                 )
@@ -100,22 +96,36 @@ class Record:
 
         return load_model(self.path(cache))[0].to(device)
 
-    def _changed_file(self, folder: Path) -> str:
-        """The first file of a download that is not the one that was registered, or ""."""
-        sums = folder / CHECKSUMS
-        if not sums.is_file() or sha256(sums) != self.tags["bundle.sha256"]:
-            return CHECKSUMS
-        expected: dict[str, str] = json.loads(sums.read_text())
-        for name in FILES:
-            if not (folder / name).is_file() or sha256(folder / name) != expected.get(name):
-                return name
-        return "" if expected["model.safetensors"] == self.tags["weights.sha256"] else "model.safetensors"
+    def _digest(self, tag: str) -> str:
+        """A checksum among the tags. It becomes the name of a folder that may be removed, so nothing else is taken."""
+        found = self.tags.get(tag, "")
+        if not re.fullmatch(r"[0-9a-f]{64}", found):
+            raise RegistryError(
+                f"{self.label}: its tag {tag}={one_line(found, 80)!r} is no SHA-256 (64 hexadecimal digits); give a "
+                "model that d2sm registered"
+            )
+        return found
 
 
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def changed_file(folder: Path, digest: str = "", weights: str = "") -> str:
+    """The first of a model's files that is missing or does not have its checksum, or "".
+
+    Args:
+        folder: with `FILES` and `CHECKSUMS`.
+        digest: the SHA-256 of checksums.json; "": it is not known, so the files are compared with each other alone.
+        weights: the SHA-256 of the weights; "": likewise.
+    """
+    sums = folder / CHECKSUMS
+    if not sums.is_file() or (digest and files.sha256(sums) != digest):
+        return CHECKSUMS
+    try:
+        expected = parsing.read_json(sums, source=str(sums), error=RegistryError, remedy="register the model anew")
+    except RegistryError:
+        return CHECKSUMS
+    for name in FILES:
+        if not (folder / name).is_file() or files.sha256(folder / name) != expected.get(name):
+            return name
+    return "" if not weights or expected["model.safetensors"] == weights else "model.safetensors"
 
 
 def download(record: Record, target: Path, *, inside: str = "") -> Path:

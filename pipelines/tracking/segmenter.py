@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
 
-from torch import Tensor, nn
+from torch import nn
 
 from pipelines.config import Config
-from pipelines.networks import segmenters
+from pipelines.networks import exported, segmenters
 from pipelines.networks.segmenters import SegmenterError
-from pipelines.text import one_line, redact
+from pipelines.text import more, one_line, redact
 from pipelines.tracking import registered, store
+
+_PROGRAM = "data/model.pt2"
+# What MLflow's pytorch flavour writes for an exported program. All but the program describe it, and are not read.
+_FILES = (
+    "MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt", "registered_model_meta", "input_example.json",
+    "serving_input_example.json", _PROGRAM,
+)  # fmt: skip
 
 
 def load_segmenter(
@@ -25,7 +28,8 @@ def load_segmenter(
 
     Args:
         name: "models:/name@alias" for a network that MLflow's pytorch flavour keeps as an exported program ("pt2", its
-            default), so that nothing is unpickled; for other names see `networks.segmenters.load`.
+            default). Nothing in its files is executed or unpickled (`networks.exported`). For other names see
+            `networks.segmenters.load`.
         weights, resize: see `networks.segmenters.load`; a registered network has its weights, and takes any size.
         uri: of the store of registered models; None or empty: MLFLOW_TRACKING_URI, else runs/mlflow.db.
 
@@ -34,17 +38,12 @@ def load_segmenter(
     """
     if not name.startswith("models:/"):
         return segmenters.load(name, weights=weights, resize=resize)
-    from mlflow import pytorch
-    from mlflow.exceptions import MlflowException
-
     try:
-        with tempfile.TemporaryDirectory(prefix="d2sm-") as scratch, _nothing_unpickled():
-            folder = registered.download(registered.lookup(name, uri=uri), Path(scratch))
-            # From a folder: by its reference, MLflow would look it up in the one store that is set for the process.
-            program = pytorch.load_model(str(folder))
-    except (registered.RegistryError, MlflowException) as error:
+        with tempfile.TemporaryDirectory(prefix="d2sm-") as scratch:
+            program = exported.load(_program_in(registered.download(registered.lookup(name, uri=uri), Path(scratch))))
+    except (registered.RegistryError, exported.ProgramError) as error:
         raise SegmenterError(f"segmenter={name!r}: {one_line(error)}") from None
-    return segmenters.checked(name, _Program(program)).eval().requires_grad_(False)
+    return segmenters.checked(name, program).eval().requires_grad_(False)
 
 
 def evaluation_segmenter(config: Config) -> nn.Module | None:
@@ -77,32 +76,22 @@ def segmenter_store(config: Config) -> str:
     return uri if redact(uri) == uri else ""
 
 
-class _Program(nn.Module):
-    """An exported network as a module that takes `eval()`: the program itself raises, since it has one mode."""
+def _program_in(model: Path) -> Path:
+    """The exported program among the files of a model that MLflow's pytorch flavour saved.
 
-    def __init__(self, program: nn.Module) -> None:
-        super().__init__()
-        self.program = program
+    MLflow itself does not load it: before its own check it imports what the files name, and code that lies beside them.
 
-    def forward(self, image: Tensor) -> Tensor:
-        logits: Tensor = self.program(image)
-        return logits
-
-    def train(self, mode: bool = True) -> Self:
-        self.training = mode
-        return self
-
-
-@contextmanager
-def _nothing_unpickled() -> Iterator[None]:
-    """Within the block, MLflow refuses to load pickles."""
-    name = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
-    before = os.environ.get(name)
-    os.environ[name] = "false"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+    Raises:
+        ProgramError: a file is there that such a model does not need, or the program is not.
+    """
+    names = sorted(path.relative_to(model).as_posix() for path in model.rglob("*") if not path.is_dir())
+    if strange := [name for name in names if name not in _FILES]:
+        raise exported.ProgramError(
+            f"{strange[0]}{more(strange)}: not allowed in a registered segmenter, which is an exported program and "
+            'runs no code of its own; log it with mlflow.pytorch.log_model(..., serialization_format="pt2")'
+        )
+    if _PROGRAM not in names:
+        raise exported.ProgramError(
+            f'{_PROGRAM}: not there; log the network with mlflow.pytorch.log_model(..., serialization_format="pt2")'
+        )
+    return model / _PROGRAM

@@ -10,6 +10,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from d2sm.models import CBDNet, FFDNet
 from pipelines.config import Config
 from pipelines.recipes import recipe
 from pipelines.registry import Record, RegistryError, compare, lookup, models, promote, register
-from pipelines.served import Restorer, ServedError
+from pipelines.served import Restorer, ServedError, _load_pyfunc
 from pipelines.tracking import store as stores
 from pipelines.tracking.run import open_run
 from tests.helpers.mlflow_server import Server, free_port, stop, wait_for
@@ -254,7 +255,10 @@ def test_mlflow_loads_it_without_pickle(first: Record, monkeypatch: pytest.Monke
     folder = stored(first)
     files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     assert not [name for name in files if name.endswith((".pkl", ".pickle", ".pt", ".pth", ".pyc"))]
-    assert {"code/d2sm/inference.py", "code/pipelines/served.py", "input_example.json"} <= set(files)
+    assert not [
+        name for name in files if name.endswith(".py")
+    ]  # it is no code of ours that MLflow would import from it
+    assert "input_example.json" in files and "d2sm" in (folder / "MLmodel").read_text()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", first.uri)
     monkeypatch.setattr(sys, "path", list(sys.path))  # MLflow puts the model's code in front
     served = mlflow.pyfunc.load_model("models:/denoiser@champion")
@@ -308,50 +312,75 @@ def test_a_sigma_out_of_range() -> None:
         Restorer(stirred(FFDNet(width=8, depth=3))).predict(noisy_batch(), {"sigma": 300})
 
 
-@pytest.mark.slow
-def test_it_loads_elsewhere(first: Record, tmp_path: Path) -> None:
-    """From another folder, with an empty PYTHONPATH: the code travels with the model."""
-    code = (
-        "import mlflow, numpy as np;"
-        "m = mlflow.pyfunc.load_model('models:/denoiser/1');"
-        "np.save('restored.npy', m.predict(np.load('noisy.npy'), params={'sigma': 25.0}));"
-        "import pipelines; print(pipelines.__file__)"
-    )
-    np.save(tmp_path / "noisy.npy", noisy_batch())
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    environment |= {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "MLFLOW_TRACKING_URI": first.uri}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        check=False,
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip().endswith("code/pipelines/__init__.py")
-    np.testing.assert_array_equal(np.load(tmp_path / "restored.npy"), direct(0, noisy_batch(), 25.0))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("imported", ["pipelines", "pipelines.registry"])
-def test_older_code_beside_a_model_is_not_mixed_with_this_one(first: Record, tmp_path: Path, imported: str) -> None:
-    """MLflow puts it in front of the path; a process that has this code goes on with this code alone."""
-    model = tmp_path / "model"
-    shutil.copytree(stored(first), model)
+def planted(first: Record, folder: Path, ran: Path) -> Path:
+    """A copy of a model as 1.2 and before wrote it, with code beside the files, which makes a file when imported."""
+    shutil.copytree(stored(first), folder)
     for package in ("d2sm", "pipelines"):
-        shutil.rmtree(model / "code" / package)
-        (model / "code" / package).mkdir()
-        (model / "code" / package / "__init__.py").write_text("raise ImportError('the older code was imported')")
-    code = (
-        f"import {imported}, mlflow, numpy as np;"
-        f"m = mlflow.pyfunc.load_model({str(model)!r});"
-        "np.save('restored.npy', m.predict(np.load('noisy.npy'), params={'sigma': 25.0}))"
-    )
-    np.save(tmp_path / "noisy.npy", noisy_batch())
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=environment, capture_output=True)
-    np.testing.assert_array_equal(np.load(tmp_path / "restored.npy"), direct(0, noisy_batch(), 25.0))
+        (folder / "code" / package).mkdir(parents=True)
+        (folder / "code" / package / "__init__.py").write_text(f"open({str(ran)!r}, 'w')")
+    model = folder / "MLmodel"
+    model.write_text(model.read_text().replace("python_function:", "python_function:\n    code: code"))
+    return folder
+
+
+@pytest.mark.slow
+def test_code_beside_an_old_model_is_not_imported(first: Record, tmp_path: Path) -> None:
+    """MLflow puts it in front of the path; d2sm loads the model without it, as MLflow does once d2sm is imported."""
+    ran, model = tmp_path / "ran", stored(first)
+    old = planted(first, tmp_path / "old", ran)
+    model.rename(tmp_path / "aside")
+    old.rename(model)
+    try:
+        noisy = noisy_batch()
+        restored = restore(
+            lookup("denoiser/1", uri=first.uri).load(cache=tmp_path / "cache"), torch.from_numpy(noisy), 25.0
+        )
+        np.testing.assert_array_equal(restored.clamp(0, 1).numpy(), direct(0, noisy, 25.0))
+        code = (
+            f"import pipelines, mlflow, numpy as np; m = mlflow.pyfunc.load_model({str(model)!r});"
+            "np.save('restored.npy', m.predict(np.load('noisy.npy'), params={'sigma': 25.0}))"
+        )
+        np.save(tmp_path / "noisy.npy", noisy)
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=environment, capture_output=True)
+        np.testing.assert_array_equal(np.load(tmp_path / "restored.npy"), direct(0, noisy, 25.0))
+    finally:
+        shutil.rmtree(model)
+        (tmp_path / "aside").rename(model)
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "checksums.json"])
+def test_served_files_are_verified_before_they_are_read(first: Record, tmp_path: Path, name: str) -> None:
+    shutil.copytree(stored(first) / "data/bundle", tmp_path / "bundle")
+    assert isinstance(_load_pyfunc(str(tmp_path / "bundle")), Restorer)
+    (tmp_path / "bundle" / name).write_text("{}")
+    with pytest.raises(RegistryError, match=f"bundle: {'config.yaml|model.safetensors' if name[0] == 'c' else name} "):
+        _load_pyfunc(str(tmp_path / "bundle"))
+
+
+@pytest.mark.parametrize("tag", ["bundle.sha256", "weights.sha256"])
+@pytest.mark.parametrize("value", ["", "../../photos", "{folder}", "A" * 64, "0" * 63, "0" * 64 + "/.."])
+def test_a_checksum_that_is_none_becomes_no_path(first: Record, tmp_path: Path, tag: str, value: str) -> None:
+    """A tag of a store is anybody's: it named the folder that is removed before a download."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "a.png").write_bytes(b"")
+    value = value.format(folder=photos)
+    record = replace(first, tags={**first.tags, tag: value})
+    with pytest.raises(RegistryError, match=f"^denoiser/1: its tag {tag}='{value}' is no SHA-256"):
+        record.path(tmp_path / "a" / "b")
+    assert (photos / "a.png").exists() and not (tmp_path / "a").exists()
+
+
+def test_a_link_in_the_cache_is_not_followed(first: Record, tmp_path: Path) -> None:
+    cache, elsewhere = tmp_path / "cache", tmp_path / "elsewhere"
+    shutil.copytree(first.path(tmp_path / "other"), elsewhere)
+    (elsewhere / "config.yaml").write_text("mine")
+    cache.mkdir()
+    (cache / first.tags["bundle.sha256"]).symlink_to(elsewhere)
+    assert "mine" not in (first.path(cache) / "config.yaml").read_text()
+    assert (elsewhere / "config.yaml").read_text() == "mine"
 
 
 @pytest.mark.slow

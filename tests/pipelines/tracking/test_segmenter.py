@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from pipelines.config import Config
 from pipelines.evaluate import evaluate
 from pipelines.networks.segmenters import SegmenterError
 from pipelines.runs import checkpoint
+from pipelines.tracking import store as stores
 from pipelines.tracking.segmenter import evaluation_segmenter, load_segmenter, segmenter_store
 from tests.conftest import tiny_config
 from tests.helpers.checkpoints import bundle_of
@@ -78,6 +80,46 @@ def test_what_the_store_does_not_have(uri: str) -> None:
         load_segmenter("models:/nose@champion", uri=uri)
     with pytest.raises(SegmenterError, match="no such file, so no models"):
         load_segmenter(NAME, uri=f"{uri}.gone")
+
+
+def kept(uri: str) -> Path:
+    """Where the store keeps the files of "eyes"."""
+    client = stores.client(uri)
+    return Path(client.get_model_version_download_uri("eyes", "1").removeprefix("file://"))
+
+
+@pytest.mark.parametrize("name", ["code/eyes.py", "data/pickle_module_info.txt", "data/model.pth", "data/extra.so"])
+def test_a_file_that_an_exported_program_does_not_need_is_refused(uri: str, name: str, tmp_path: Path) -> None:
+    """MLflow's own loader imports code/ and what pickle_module_info.txt names, and unpickles model.pth."""
+    planted = kept(uri) / name
+    planted.parent.mkdir(exist_ok=True)
+    module = tmp_path / "planted_module.py"
+    module.write_text(f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()")
+    planted.write_text("planted_module" if name.endswith(".txt") else module.read_text())
+    try:
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(SegmenterError, match=f"^segmenter='{NAME}': {name}"):
+            patch.syspath_prepend(tmp_path)
+            load_segmenter(NAME, uri=uri)
+    finally:
+        planted.unlink()
+        if name.startswith("code/"):
+            planted.parent.rmdir()
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_program_that_would_run_code_is_refused(uri: str, tmp_path: Path) -> None:
+    """What makes torch's own loader run code: see tests/pipelines/networks/test_exported.py."""
+    program = kept(uri) / "data/model.pt2"
+    good = program.read_bytes()
+    with zipfile.ZipFile(program, "a") as archive:
+        archive.writestr("model/data/constants/custom_obj_0", b"")
+    try:
+        with pytest.raises(
+            SegmenterError, match=f"^segmenter='{NAME}': model.pt2: record 'data/constants/custom_obj_0'"
+        ):
+            load_segmenter(NAME, uri=uri)
+    finally:
+        program.write_bytes(good)
 
 
 def test_a_named_network_needs_no_store() -> None:

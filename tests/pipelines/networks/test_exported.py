@@ -1,0 +1,263 @@
+"""Exported programs of unknown origin: the same numbers as torch's own loader, and none of what that would run."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipelines.networks import exported
+from pipelines.networks.exported import ProgramError
+
+MODEL = "models/model.json"
+WEIGHTS = "data/weights/model_weights_config.json"
+Change = Callable[[dict[str, bytes]], None]
+
+
+class Small(nn.Module):
+    """What real segmenters have: buffers, an operation in place, sizes that depend on the input, several results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map, self.drop, self.norm = nn.Conv2d(3, 19, 3, stride=2, padding=1), nn.Dropout(0.5), nn.BatchNorm2d(19)
+        self.register_buffer("mean", torch.rand(1, 3, 1, 1), persistent=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        maps = F.relu(self.norm(self.map(image - self.mean)), inplace=True)
+        first, second = maps.split([9, 10], dim=1)
+        best, _ = torch.cat([first, second * 2], 1).max(dim=1, keepdim=True)
+        height, width = image.shape[2:]
+        return F.interpolate(self.drop(maps - best), size=(height, width // 2 * 2), mode="bilinear")
+
+
+def export(network: nn.Module, path: Path, sizes: object = torch.export.Dim.AUTO) -> None:
+    """Save a network as MLflow does."""
+    torch.manual_seed(0)
+    shapes = ({0: torch.export.Dim.AUTO, 2: sizes, 3: sizes},) if sizes else None
+    program = torch.export.export(network.eval(), (torch.rand(2, 3, 32, 48),), dynamic_shapes=shapes)
+    torch.export.save(program, path)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("exported") / "small.pt2"
+    export(Small(), path)
+    return path
+
+
+def changed(source: Path, target: Path, change: Change) -> Path:
+    """A copy of an archive, after `change` was called with its records by name."""
+    with zipfile.ZipFile(source) as archive:
+        records = {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
+    change(records)
+    with zipfile.ZipFile(target, "w") as archive:
+        for name, content in records.items():
+            archive.writestr(f"small/{name}", content)
+    return target
+
+
+def edited(edit: Callable[[Any], None], record: str = MODEL) -> Change:
+    """A change of one JSON record."""
+
+    def change(records: dict[str, bytes]) -> None:
+        tree = json.loads(records[record])
+        edit(tree)
+        records[record] = json.dumps(tree).encode()
+
+    return change
+
+
+def test_it_gives_what_torch_gives(small: Path) -> None:
+    ours, theirs = exported.load(small).eval().requires_grad_(False), torch.export.load(small).module()
+    for shape in ((1, 3, 64, 96), (3, 3, 40, 56)):
+        image = torch.rand(shape)
+        with torch.no_grad():
+            torch.testing.assert_close(ours(image), theirs(image), rtol=0, atol=0)
+    image.requires_grad_(True)
+    ours(image).sum().backward()
+    assert image.grad is not None and image.grad.abs().sum() > 0
+
+
+def test_images_of_other_sizes_than_it_was_exported_for(tmp_path: Path) -> None:
+    export(nn.Conv2d(3, 19, 3), tmp_path / "model.pt2", sizes=None)
+    ours = exported.load(tmp_path / "model.pt2")
+    assert ours(torch.rand(2, 3, 32, 48)).shape == (2, 19, 30, 46)
+    for shape in ((2, 3, 32, 49), (1, 3, 32, 48), (3, 32, 48)):
+        with pytest.raises(ProgramError, match=r"exported for images of \(2, 3, 32, 48\).*dynamic sizes"):
+            ours(torch.rand(shape))
+
+
+class Planted:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def node(tree: Any, number: int = -1) -> Any:
+    return tree["graph_module"]["graph"]["nodes"][number]
+
+
+def specs(tree: Any) -> Any:
+    return tree["graph_module"]["signature"]["input_specs"]
+
+
+def call(target: str, *texts: str) -> Callable[[Any], None]:
+    """Adds a call with arguments of text."""
+
+    def edit(tree: Any) -> None:
+        inputs = [{"name": "", "arg": {"as_string": text}, "kind": 1} for text in texts]
+        added = {"target": target, "inputs": inputs, "outputs": [{"as_none": True}], "metadata": {}}
+        tree["graph_module"]["graph"]["nodes"].insert(0, added)
+
+    return edit
+
+
+def plant(kind: str, path: Path) -> Change:
+    """An attack on `torch.export.load`, which makes a file at `path`."""
+    code = f"__import__('pathlib').Path({str(path)!r}).touch()"
+    saved = io.BytesIO()
+    torch.save({"": Planted(path)}, saved)
+
+    def record(name: str, content: bytes) -> Change:
+        return lambda records: records.update({name: content})
+
+    def pickled(tree: Any) -> None:
+        entry = next(iter(tree["config"].values()))
+        entry |= {"use_pickle": True, "path_name": "weight_0"}
+
+    def sizes(tree: Any) -> None:
+        for value in tree["graph_module"]["graph"]["tensor_values"].values():
+            value["sizes"] = [{"as_expr": {"expr_str": code, "hint": None}}]
+
+    def named(tree: Any) -> None:
+        node(tree)["name"] = f"x = {code} #"
+
+    return {
+        "pickled example": record("data/sample_inputs/model.pt", saved.getvalue()),
+        "pickled weights of old archives": record("data/weights/model.pt", saved.getvalue()),
+        "pickled weight": lambda records: (
+            edited(pickled, WEIGHTS)(records),
+            records.update({"data/weights/weight_0": saved.getvalue()}),
+        )[-1],
+        "pickled constant": record("data/constants/opaque_obj_0", pickle.dumps(Planted(path))),
+        "compiled library": record("data/aotinductor/model/model.so", b"\x7fELF"),
+        "size as Python": edited(sizes),
+        "guard as Python": edited(lambda tree: tree.update(guards_code=[code])),
+        "name as Python": edited(named),
+        "any function of torch": edited(call("torch.os.system", f"touch {path}")),
+        "any function of operator": edited(call("_operator.methodcaller", "touch")),
+        "library": edited(call("torch.ops.load_library", str(path))),
+        "file of ATen": edited(call("torch.ops.aten.from_file.default", str(path))),
+        "file of TorchScript": edited(call("torch.ops.aten.save.default", str(path))),
+        "registered extension": edited(call("#anything:touch")),
+    }[kind]
+
+
+REFUSED = {
+    "pickled weights of old archives": "record 'data/weights/model.pt' is not allowed",
+    "pickled weight": "map.weight: pickled",
+    "pickled constant": "record 'data/constants/opaque_obj_0' is not allowed",
+    "compiled library": "record 'data/aotinductor/model/model.so' is not allowed",
+    "size as Python": "input size .* needs a number, a symbol",
+    "any function of torch": "operation 'torch.os.system' is not allowed",
+    "any function of operator": "operation '_operator.methodcaller' is not allowed",
+    "library": "operation 'torch.ops.load_library' is not allowed",
+    "file of ATen": "operation 'torch.ops.aten.from_file.default' is not allowed",
+    "file of TorchScript": "operation 'torch.ops.aten.save.default' is not allowed",
+    "registered extension": "operation '#anything:touch' is not allowed",
+}
+UNREAD = ("pickled example", "guard as Python", "name as Python")  # torch would run these; here nothing reads them
+
+
+@pytest.mark.parametrize("kind", [*REFUSED, *UNREAD])
+def test_nothing_of_the_file_runs(kind: str, small: Path, tmp_path: Path) -> None:
+    path = changed(small, tmp_path / "planted.pt2", plant(kind, tmp_path / "ran"))
+    if kind in REFUSED:
+        with pytest.raises(ProgramError, match=f"^planted.pt2: {REFUSED[kind]}") as caught:
+            exported.load(path)
+        assert "\n" not in str(caught.value)
+    else:
+        image = torch.rand(1, 3, 16, 24)
+        assert torch.equal(exported.load(path)(image), exported.load(small)(image))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("kind", ["pickled example", "pickled constant", "size as Python", "guard as Python"])
+def test_the_attacks_are_real(kind: str, small: Path, tmp_path: Path) -> None:
+    """torch's own loader does run some of what is planted; otherwise the test above would show nothing."""
+    path = changed(small, tmp_path / "planted.pt2", plant(kind, tmp_path / "ran"))
+    if kind == "pickled constant":
+        constant = {"path_name": "opaque_obj_0", "is_param": False, "use_pickle": True, "tensor_meta": None}
+        config = "data/constants/model_constants_config.json"
+        edit = edited(lambda tree: tree["config"].update({"planted": constant}), config)
+        path = changed(path, tmp_path / "listed.pt2", edit)
+    with contextlib.suppress(Exception):  # it may fail afterwards
+        torch.export.load(path).module()(torch.rand(1, 3, 16, 24))
+    assert (tmp_path / "ran").exists()
+
+
+DAMAGES: dict[str, tuple[Change, str]] = {
+    "no program": (lambda records: records.pop(MODEL) and None, f"record '{MODEL}' is missing"),
+    "no JSON": (lambda records: records.update({MODEL: b"{"}), "not written by torch.export.save"),
+    "nested": (lambda records: records.update({MODEL: b"[" * 100_000}), "not written by torch.export.save"),
+    "other version": (edited(lambda tree: tree["schema_version"].update(major=9)), "schema version 9: needs 8"),
+    "two images": (
+        edited(lambda tree: specs(tree).append(specs(tree)[-1])),
+        "takes 2 images",
+    ),
+    "weight cut short": (lambda records: records.update({"data/weights/weight_0": b"0123"}), "larger than its record"),
+    "weight of no bytes": (lambda records: records.update({"data/weights/weight_0": b""}), "larger than its record"),
+    "negative stride": (
+        edited(lambda tree: tree["config"]["map.weight"]["tensor_meta"].update(strides=[{"as_int": -1}] * 4), WEIGHTS),
+        "negative size or stride",
+    ),
+    "path": (
+        edited(lambda tree: tree["config"]["map.weight"].update(path_name="../../weight_0"), WEIGHTS),
+        "map.weight: .*no tensor",
+    ),
+    "unknown tensor": (
+        edited(lambda tree: specs(tree)[0]["parameter"].update(parameter_name="x")),
+        "not written by torch.export.save: KeyError",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_archive_is_one_line(kind: str, small: Path, tmp_path: Path) -> None:
+    change, message = DAMAGES[kind]
+    with pytest.raises(ProgramError, match=f"^damaged.pt2: .*{message}") as caught:
+        exported.load(changed(small, tmp_path / "damaged.pt2", change))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_archive(tmp_path: Path) -> None:
+    (tmp_path / "text.pt2").write_text("text")
+    with pytest.raises(ProgramError, match="^text.pt2: no archive"):
+        exported.load(tmp_path / "text.pt2")
+    with pytest.raises(ProgramError, match="^none.pt2: no archive"):
+        exported.load(tmp_path / "none.pt2")
+
+
+def test_a_call_that_fails_names_its_operation(small: Path, tmp_path: Path) -> None:
+    def edit(tree: Any) -> None:
+        nodes = tree["graph_module"]["graph"]["nodes"]
+        next(one for one in nodes if "conv2d" in one["target"])["inputs"][3]["arg"] = {"as_ints": [0, 0]}
+
+    program = exported.load(changed(small, tmp_path / "planted.pt2", edited(edit)))
+    with pytest.raises(ProgramError, match=r"^its operation torch.ops.aten.conv2d.default fails: "):
+        program(torch.rand(1, 3, 16, 24))
