@@ -11,7 +11,6 @@ Networks and their layers, in the order in which they run (named as torchvision'
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from d2sm.frozen import FrozenNetwork
+from d2sm.weights import WeightsError, read_state_dict
 
 Scale = tuple[tuple[float, float, float], tuple[float, float, float]]  # mean and std per channel
 IMAGENET: Scale = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -193,13 +193,9 @@ def _probe(
 
 def _read(path: Path) -> dict[str, Tensor]:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        kind = type(error).__name__
-        raise ValueError(f"features: {path} cannot be read as a plain state dict ({kind})") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"features: {path} is not a plain state dict of tensors")
-    return state
+        return read_state_dict(path)
+    except WeightsError as error:
+        raise ValueError(f"features: {path} cannot be read: {error}") from None
 
 
 def _match(state: dict[str, Tensor], target: dict[str, Tensor], path: Path) -> dict[str, Tensor]:

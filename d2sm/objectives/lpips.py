@@ -7,7 +7,6 @@ that name, with torchvision's mean and standard deviation as the scaling of its 
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from d2sm.layers import Layers
+from d2sm.weights import WeightsError, read_state_dict
 
 Trunk = Literal["vgg16", "alexnet"]
 LAYERS: dict[Trunk, tuple[str, ...]] = {
@@ -70,14 +70,13 @@ def _unit(maps: Tensor) -> Tensor:
 
 def _read(path: Path, trunk: Trunk) -> list[Tensor]:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        kind = type(error).__name__
-        raise ValueError(f"heads: {path} cannot be read as a plain state dict ({kind}); give LPIPS's file") from error
+        state = read_state_dict(path)
+    except WeightsError as error:
+        raise ValueError(f"heads: {path} cannot be read: {error}; give LPIPS's file") from None
     heads = []
     for index, channels in enumerate(CHANNELS[trunk]):
         key = f"lin{index}.model.1.weight"
-        head = state.get(key) if isinstance(state, dict) else None
+        head = state.get(key)
         if not isinstance(head, Tensor) or head.shape != (1, channels, 1, 1):
             found = f"{key} {tuple(head.shape)}" if isinstance(head, Tensor) else f"no {key}"
             raise ValueError(f"heads: {path} has {found}: needs (1, {channels}, 1, 1); give LPIPS's heads for {trunk}")

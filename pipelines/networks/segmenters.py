@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from d2sm.metrics import CLASSES
 from d2sm.models import ESPNet
 from d2sm.objectives.segmentation import ABSENT
+from d2sm.weights import WeightsError, read_safetensors, read_state_dict
 from pipelines.text import did_you_mean, more, one_line
 
+_MOST_BLOCKS = 64  # of an ESPNet, of each kind; the published ones have 2 and 8
 # The classes of CamVid's outputs, in order; a twelfth output, void, is not used.
 _CAMVID = (
     "sky", "building", "pole", "road", "sidewalk", "vegetation",
@@ -162,16 +162,18 @@ def _scenes(name: str, path: Path) -> nn.Module:
     if path.suffix != ".safetensors":
         raise SegmenterError(f"segmenter {name}: weights={path}: needs a .safetensors file")
     try:
-        with safe_open(path, framework="pt") as file:
-            found = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise SegmenterError(f"segmenter {name}: weights={path} cannot be read: {one_line(error)}") from error
+        found = read_safetensors(path)[1]
+    except WeightsError as error:
+        raise SegmenterError(f"segmenter {name}: weights={path} cannot be read: {error}") from None
     try:
         sizes: dict[str, Any] = {key: int(found[key]) for key in ("p", "q", "classes")}
-    except (KeyError, ValueError) as error:
+        if not all(0 < sizes[key] <= _MOST_BLOCKS for key in ("p", "q")):
+            raise ValueError
+    except (KeyError, ValueError):
         raise SegmenterError(
-            f"segmenter {name}: weights={path}: its metadata {found} needs whole numbers p, q and classes"
-        ) from error
+            f"segmenter {name}: weights={path}: its metadata {one_line(found, 200)} needs whole numbers p, q and "
+            f"classes, p and q from 1 to {_MOST_BLOCKS}"
+        ) from None
     if sizes["classes"] != len(CLASSES):
         raise SegmenterError(f"{name}: {path} has classes={sizes['classes']}: needs {len(CLASSES)}")
     return _with_weights(name, ESPNet(**sizes), path)
@@ -202,15 +204,9 @@ def _with_weights(name: str, network: ESPNet, path: Path) -> ESPNet:
 
 def _state(name: str, path: Path) -> dict[str, Tensor]:
     try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise SegmenterError(f"segmenter {name}: weights={path} cannot be read: {one_line(error)}") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise SegmenterError(f"segmenter {name}: weights={path} is not a plain state dict of tensors")
-    return state
+        return read_state_dict(path)
+    except WeightsError as error:
+        raise SegmenterError(f"segmenter {name}: weights={path} cannot be read: {error}") from None
 
 
 def _imported(name: str, path: Path | None) -> nn.Module:

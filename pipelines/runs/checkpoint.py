@@ -16,7 +16,6 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import pickle
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,20 +23,24 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from d2sm.models import Denoiser
+from d2sm.weights import WeightsError, read_plain, read_safetensors
 from pipelines import config as configs
 from pipelines.config import Config
 from pipelines.networks.models import build
 from pipelines.runs import integrity, names, storage
-from pipelines.text import printable
+from pipelines.text import more, printable
 
 MODEL, CONFIG, STATE, LOG, META = "model.safetensors", "config.yaml", "state.pt", "log.json", integrity.META
 
 name_of = names.checkpoint_name
 _log = logging.getLogger(__name__)
+
+
+REMEDY = "remove its folder to go on from the checkpoint before it"
 
 
 class CheckpointError(ValueError):
@@ -185,11 +188,21 @@ def load_model(folder: Path) -> tuple[Denoiser, Config]:
         raise CheckpointError(f"{folder}: holds no {MODEL} with {CONFIG}; give a checkpoint of `d2sm train`")
     _verify(folder, MODEL, CONFIG)
     config = configs.load(folder / CONFIG)
-    model = build(config.model)
     try:
-        weights = load_file(folder / MODEL)
-    except SafetensorError as error:
+        weights, _ = read_safetensors(folder / MODEL)
+    except WeightsError as error:
         raise CheckpointError(f"{folder / MODEL}: is damaged ({error}); copy it again") from None
+    with torch.device("meta"):  # without memory: the configuration may name a larger network than its weights are of
+        described = build(config.model)
+    shapes = {name: tensor.shape for name, tensor in described.state_dict().items()}
+    found = {name: tensor.shape for name, tensor in weights.items()}
+    if differing := sorted(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name)):
+        first = differing[0]
+        raise CheckpointError(
+            f"{folder / MODEL}: weights of another model than {type(described).__name__} as configured in {CONFIG} "
+            f"({printable(first[:80])} is {_shape(found.get(first))}, not {_shape(shapes.get(first))}{more(differing)})"
+        )
+    model = build(config.model)
     fill(model, weights, folder / MODEL)
     return model.eval().to(memory_format=torch.channels_last), config
 
@@ -202,12 +215,11 @@ def load_state(folder: Path) -> dict[str, Any]:
     """
     _verify(folder, STATE)
     try:
-        state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise CheckpointError(
-            f"{folder / STATE}: cannot be read as plain tensors ({type(error).__name__}); remove the folder to go on "
-            "from the checkpoint before it"
-        ) from None
+        state = read_plain(folder / STATE)
+        if not isinstance(state, dict):
+            raise WeightsError(f"a {type(state).__name__} in place of a state")
+    except WeightsError as error:
+        raise CheckpointError(f"{folder / STATE}: cannot be read: {error}; {REMEDY}") from None
     return state
 
 
@@ -227,6 +239,10 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
         raise CheckpointError(
             f"{source}: weights of another model than {type(model).__name__} as configured ({reason[0].strip()[:160]})"
         ) from None
+
+
+def _shape(found: torch.Size | None) -> str:
+    return "missing" if found is None else f"{tuple(found)}"
 
 
 def _verify(folder: Path, *files: str) -> None:

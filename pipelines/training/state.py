@@ -15,6 +15,7 @@ from pipelines.config import Config
 from pipelines.networks.models import TrainingModule, build
 from pipelines.runs import checkpoint
 from pipelines.sections import Train
+from pipelines.text import one_line
 from pipelines.training.adam import adam, load
 from pipelines.training.discriminator import DiscriminatorOptimizer
 from pipelines.training.ema import EMA
@@ -89,6 +90,16 @@ class TrainState:
             CheckpointError: it is damaged, or of another model.
         """
         state, step = checkpoint.load_state(folder), int(checkpoint.meta(folder)["step"])
+        try:
+            return self._restore(state, step, folder)
+        except checkpoint.CheckpointError:
+            raise
+        except Exception as error:  # of a state with other keys, shapes or types, torch raises whatever comes of it
+            raise checkpoint.CheckpointError(
+                f"{folder / checkpoint.STATE}: not the state of this run ({one_line(error, 160)}); {checkpoint.REMEDY}"
+            ) from None
+
+    def _restore(self, state: dict[str, Any], step: int, folder: Path) -> int:
         checkpoint.fill(self.network, state["model"], folder / checkpoint.STATE)
         if self.ema is not None:
             self.ema.load_state_dict(state["average"])
