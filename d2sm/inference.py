@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 
 import torch
@@ -52,7 +52,7 @@ def restore(
                 raise ValueError(f"restore: halo={halo} without a tile: give tile, or leave halo out")
             return _run(model, noisy, levels)
         restored = torch.empty_like(noisy)
-        for core, window in _tiles(model, noisy.shape[2:], tile, halo):
+        for core, window in windows(model, noisy.shape[2:], tile, halo):
             (top, bottom), (left, right) = core
             (above, below), (before, after) = window
             piece = _run(model, noisy[..., above:below, before:after], levels)
@@ -79,10 +79,22 @@ def _run(model: nn.Module, noisy: Tensor, levels: Tensor | None) -> Tensor:
 Span = tuple[int, int]
 
 
-def _tiles(
-    model: nn.Module, size: torch.Size, tile: int, halo: int | None
+def windows(
+    model: nn.Module, size: Sequence[int], tile: int, halo: int | None = None
 ) -> Iterator[tuple[tuple[Span, Span], tuple[Span, Span]]]:
-    """For each tile the rows and columns it covers, and the rows and columns of the window around it."""
+    """The tiles of an image, for callers that hold it in another form than a tensor.
+
+    Args:
+        model: as in `restore`.
+        size: height and width of the image.
+        tile, halo: as in `restore`.
+
+    Yields:
+        For each tile the rows and columns it covers, and the rows and columns of the window that the network needs.
+
+    Raises:
+        ValueError: as `restore`.
+    """
     stride, receptive_field = _pixels(model, "stride"), _pixels(model, "receptive_field")
     halo = receptive_field if halo is None else halo
     if tile < 1:

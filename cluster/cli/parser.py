@@ -103,8 +103,8 @@ def parser() -> ArgumentParser:
     _overrides(evaluate)
 
     denoise = _verb(verbs, "denoise", "restore a photograph, or all photographs of a folder")
-    denoise("source", type=Path, help="a PNG or JPEG file, or a folder")
-    denoise("target", type=Path, help="file or folder to write")
+    denoise("source", help="a photograph (PNG, JPEG, TIFF, WebP or BMP), or a folder of them")
+    denoise("target", help="file to write, in the format of its suffix; or folder (NEW/ makes one), not in the source")
     denoise("--model", required=True, help=MODEL)
     level = denoise.exclusive()
     level("--sigma", type=float, help="noise level of the photographs, 0 to 255")
@@ -112,6 +112,8 @@ def parser() -> ArgumentParser:
     denoise("--tile", type=_tile, default="auto",
             help="side of the tiles in pixels; 0: whole images; auto: whole images, or tiles that fit into the free "
             "memory (default: auto)")  # fmt: skip
+    denoise("--format", choices=["png", "jpg", "tif", "webp", "same"], default="png",
+            help="of the files in a target folder; same: as each source; jpg: quality 95 (default: png)")  # fmt: skip
     denoise("--device", default="cpu", help="cpu or cuda (default: cpu)")
     denoise("--tracking-uri", help=STORE)
 

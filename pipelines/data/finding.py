@@ -24,12 +24,12 @@ def is_photograph(path: Path) -> bool:
     return path.suffix.lower() in ENDINGS and not path.name.startswith(".")
 
 
-def photographs(top: Path, *, unreadable: Callable[[DataError], None] | None = None) -> list[Path]:
+def photographs(top: Path, *, unreadable: Callable[[Path, str], None] | None = None) -> list[Path]:
     """The photographs below a folder, sorted by folder, then by name.
 
     Args:
-        unreadable: called for each folder that cannot be read, with one line that names it; None: the first one is
-            raised.
+        unreadable: called for each folder that cannot be read, with the folder and one line that names it; None: the
+            first one is raised.
 
     Raises:
         DataError: a folder that cannot be read.
@@ -37,14 +37,14 @@ def photographs(top: Path, *, unreadable: Callable[[DataError], None] | None = N
     return [path for path in walk(top, unreadable=unreadable) if is_photograph(path)]
 
 
-def walk(top: Path, *, unreadable: Callable[[DataError], None] | None = None) -> Iterator[Path]:
+def walk(top: Path, *, unreadable: Callable[[Path, str], None] | None = None) -> Iterator[Path]:
     """All files below a folder that are not hidden, in the order of `photographs`, which explains the arguments."""
 
     def failed(error: OSError) -> None:
-        line = DataError(f"{error.filename}: {error.strerror}; make the folder readable")
+        line = f"{error.filename}: {error.strerror}; make the folder readable"
         if unreadable is None:
-            raise line
-        unreadable(line)
+            raise DataError(line)
+        unreadable(Path(error.filename), line)
 
     seen: set[str] = set()
     for folder, folders, files in os.walk(top, followlinks=True, onerror=failed):

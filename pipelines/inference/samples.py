@@ -89,12 +89,28 @@ def usable(config: Config, item: Mapping[str, Any]) -> Sample | None:
         return None
 
 
-def tensor(pixels: NDArray[np.uint8]) -> Tensor:
-    """(H, W, 3) uint8 -> (1, 3, H, W) float32 in [0, 1]."""
-    return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+def tensor(pixels: NDArray[Any]) -> Tensor:
+    """(H, W, 3) RGB or (H, W) grey, uint8 or uint16 -> (1, 3, H, W) float32 in [0, 1]; grey is repeated three times."""
+    most = np.iinfo(pixels.dtype).max
+    planes = torch.from_numpy(pixels)
+    planes = planes.permute(2, 0, 1) if planes.dim() == 3 else planes.expand(3, -1, -1)
+    return planes[None].float() / most
 
 
-def pixels(image: Tensor) -> NDArray[np.uint8]:
-    """(1, 3, H, W) in [0, 1] -> (H, W, 3) uint8; values outside [0, 1] are clamped."""
-    array: NDArray[np.uint8] = (image[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+def pixels(image: Tensor, like: NDArray[Any] | None = None) -> NDArray[Any]:
+    """(1, 3, H, W) in [0, 1] -> pixels; values outside [0, 1] are clamped.
+
+    Args:
+        like: pixels whose type the result has, and which are grey or RGB; the mean of the channels is the grey.
+            None: (H, W, 3) uint8.
+    """
+    planes = image[0]
+    if like is None or like.dtype == np.uint8:
+        most, kind = 255, torch.uint8
+    else:
+        most, kind = np.iinfo(like.dtype).max, torch.uint16
+    if like is not None and like.ndim == 2:
+        array: NDArray[Any] = (planes.mean(0).clamp(0, 1) * most).round().to(kind).numpy()
+        return array
+    array = (planes.clamp(0, 1) * most).round().to(kind).permute(1, 2, 0).numpy()
     return array

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from d2sm.inference import restore, windows
 from d2sm.tiles import largest_tile
+from pipelines.inference import samples
 from pipelines.runtime.memory import free_bytes
 
 Tile = int | Literal["auto"] | None
@@ -23,20 +28,84 @@ def tile_for(model: nn.Module, noisy: Tensor, asked: Tile, *, sharing: int = 1) 
     Args:
         model: a denoiser on the device where it will run; `bytes_per_pixel` says how much memory it needs there.
         noisy: (B, 3, H, W), the images.
-        asked: a side in pixels; None for whole images; or "auto": whole images if they fit into half of the free
-            memory, else the largest tile that does. The choice changes the result by float32 rounding only.
+        asked: a side in pixels, raised to `smallest_tile`; None for whole images; or "auto": whole images if they fit
+            into half of the free memory, else the largest tile that does. The choice changes the result by float32
+            rounding only.
         sharing: number of processes that restore on this machine, or on this GPU, at once.
 
     Returns:
         The side of the tiles in pixels; None: whole images.
+
+    Raises:
+        ValueError: a side below 1.
     """
+    images, _, height, width = noisy.shape
+    return tile_for_size(model, (height, width), asked, images=images, sharing=sharing)
+
+
+def tile_for_size(
+    model: nn.Module, size: tuple[int, int], asked: Tile, *, images: int = 1, sharing: int = 1
+) -> int | None:
+    """`tile_for`, by the height and width of the images."""
+    if asked is None:
+        return None
     if asked != "auto":
-        return asked
+        if asked < 1:
+            raise ValueError(f"tile={asked}: needs a side in pixels, 0 for whole images, or auto")
+        return max(asked, smallest_tile(model))
     needs = getattr(model, "bytes_per_pixel", None)
     if needs is None:
         return UNSTATED
-    images, _, height, width = noisy.shape
     free = int(SHARE * free_bytes(next(model.parameters()).device)) // sharing
     reach, stride = model.receptive_field, model.stride
     assert isinstance(reach, int) and isinstance(stride, int)
-    return largest_tile(height, width, free=free, bytes_per_pixel=needs, halo=reach, stride=stride, images=images)
+    return largest_tile(*size, free=free, bytes_per_pixel=needs, halo=reach, stride=stride, images=images)
+
+
+def smallest_tile(model: nn.Module) -> int:
+    """The receptive field, in whole strides. There nine pixels are computed for each one kept; below, many more."""
+    reach, stride = getattr(model, "receptive_field", 1), getattr(model, "stride", 1)
+    return int(-(-reach // stride) * stride)
+
+
+def restore_pixels(
+    model: nn.Module,
+    image: NDArray[Any],
+    sigma: float | None,
+    *,
+    tile: int | None,
+    noisy: Tensor | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> NDArray[Any]:
+    """Restore an image that is held as integers. In tiles, only a tile at a time takes the memory of floating point.
+
+    Args:
+        image: (H, W, 3) RGB or (H, W) grey, uint8 or uint16.
+        sigma: noise level in units of 0..255; None for a blind model.
+        tile: side of the tiles; None: the image as a whole.
+        noisy: (1, 3, H, W) to be restored in place of the image.
+        progress: called after each tile with the number of tiles that are done, and of all.
+
+    Returns:
+        The restored image, of the shape and type of `image`.
+    """
+
+    def part(rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
+        if noisy is not None:
+            return noisy[..., slice(*rows), slice(*columns)]
+        return samples.tensor(image[slice(*rows), slice(*columns)])
+
+    height, width = image.shape[:2]
+    if tile is None:
+        restored = samples.pixels(restore(model, part((0, height), (0, width)), sigma), like=image)
+        progress(1, 1)
+        return restored
+    tiles = list(windows(model, (height, width), tile))
+    restored = np.empty_like(image)
+    for done, ((rows, columns), (window_rows, window_columns)) in enumerate(tiles, start=1):
+        piece = samples.pixels(restore(model, part(window_rows, window_columns), sigma), like=image)
+        top, left = rows[0] - window_rows[0], columns[0] - window_columns[0]
+        kept = piece[top : top + rows[1] - rows[0], left : left + columns[1] - columns[0]]
+        restored[slice(*rows), slice(*columns)] = kept
+        progress(done, len(tiles))
+    return restored

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 _ROOT, _MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 # Of control groups in version 2 and 1: folder below the root, limit, usage, and the name of the cache in memory.stat.
@@ -18,8 +21,15 @@ _VERSIONS = (
 def free_bytes(device: torch.device) -> int:
     """Bytes that can be allocated on a device now; the caches of the system and of torch count as free."""
     if device.type == "cuda":
+        import torch  # here, because tasks that decode images ask for the memory of the machine and need no torch
+
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
+    return free_ram()
+
+
+def free_ram() -> int:
+    """Bytes that can be allocated in this machine's memory now; the system's caches count as free."""
     return min(psutil.virtual_memory().available, *group_free(_ROOT, _membership()))
 
 

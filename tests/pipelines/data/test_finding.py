@@ -66,6 +66,6 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pyte
     line = f"{tmp_path / 'dark'}: Permission denied; make the folder readable"
     with pytest.raises(DataError, match=line):
         photographs(tmp_path)
-    lines: list[str] = []
-    assert photographs(tmp_path, unreadable=lambda error: lines.append(str(error))) == [tmp_path / "z.png"]
-    assert lines == [line]
+    told: list[tuple[Path, str]] = []
+    assert photographs(tmp_path, unreadable=lambda *folder: told.append(folder)) == [tmp_path / "z.png"]
+    assert told == [(tmp_path / "dark", line)]
