@@ -14,7 +14,7 @@ from pipelines.evaluate import check as check_evaluation
 from pipelines.evaluate import evaluate
 from pipelines.inference import pictures
 from pipelines.runs import checkpoint
-from pipelines.runs.folder import RunFolder, runs_folder
+from pipelines.runs.folder import RunFolder, named, runs_folder
 from pipelines.runs.results import RESULTS, Results
 from pipelines.runtime.progress import stage
 from pipelines.text import redact
@@ -44,9 +44,16 @@ def run(config: Config, *, quiet: bool = False, verbose: bool = False, watch: re
         watch: is told the step and the metrics at every entry of the training log.
 
     Raises:
+        InUseError: another process trains or evaluates this run.
         DataError, SegmenterError, RegistryError: something that evaluation or the registry will need is missing or
             wrong; raised before training starts. One line, as whatever `train.fit` and `evaluate.evaluate` raise later.
     """
+    config = named(config)
+    with RunFolder.of(config).owned():
+        return _run(config, quiet=quiet, verbose=verbose, watch=watch)
+
+
+def _run(config: Config, *, quiet: bool, verbose: bool, watch: record.Watch | None) -> Outcome:
     check_evaluation(config)
     if config.tracking.register_as:
         registry.check_names(config.tracking.register_as, config.tracking.alias)
@@ -98,14 +105,19 @@ def evaluate_run(
 
     Returns:
         The results and the file they were written to.
+
+    Raises:
+        InUseError: another process trains or evaluates this run.
     """
     found = registry.model_folder(model, uri=config.tracking.uri if config else None)
-    results = evaluate(found, config, quiet=quiet, verbose=verbose)
     folder = RunFolder.at(found.parent)
     if out is None and folder.info_file.exists():
-        with tracked.open_run(configs.load(folder.config_file), folder) as mlflow_run:
-            save_results(mlflow_run, folder, results, [], step=int(checkpoint.meta(found)["step"]))
+        with folder.owned("wait until it has ended, or give --out for a file elsewhere"):
+            results = evaluate(found, config, quiet=quiet, verbose=verbose)
+            with tracked.open_run(configs.load(folder.config_file), folder) as mlflow_run:
+                save_results(mlflow_run, folder, results, [], step=checkpoint.step(found))
         return results, folder.results_file
+    results = evaluate(found, config, quiet=quiet, verbose=verbose)
     out = out or Path(RESULTS)
     results.save(out)
     return results, out

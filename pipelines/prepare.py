@@ -20,7 +20,7 @@ from pipelines.data import shards
 from pipelines.data.images import DataError
 from pipelines.data.index import SCHEMA, Layout, fingerprint, index
 from pipelines.data.manifest import MANIFEST, STARTED, Manifest, Shard, StoredItem, is_prepared, load
-from pipelines.runtime import files, session
+from pipelines.runtime import files, owner, session
 from pipelines.runtime.progress import Line
 from pipelines.text import one_line
 
@@ -70,12 +70,27 @@ def prepare(
         verbose: show Ray's own log.
 
     Raises:
+        InUseError: another process writes to the target.
         DataError: a data set or an image that cannot be used, a source that changed, a target with other content, or
             too little free space on its disk.
     """
     root = Path(os.path.abspath(Path(target).expanduser()))
     if is_prepared(Path(source)):
         raise DataError(f"{source}: is a prepared set already; give the folder of the photographs")
+    with owner.owned(root, remedy="wait until it has ended, or give another target"):
+        return _prepare(source, root, layout, splits, shard_mb, quiet=quiet, verbose=verbose)
+
+
+def _prepare(
+    source: str | Path,
+    root: Path,
+    layout: Layout,
+    splits: Sequence[str],
+    shard_mb: float,
+    *,
+    quiet: bool,
+    verbose: bool,
+) -> Prepared:
     labels = "optional" if layout == "cityscapes" else None
     tables = {split: index(source, split, layout=layout, labels=labels) for split in splits}  # type: ignore[arg-type]
     manifest = Manifest(
@@ -108,7 +123,7 @@ def prepare(
 
 def _check_target(root: Path, manifest: Manifest) -> None:
     """Check that the target is new or empty, or the set of this very manifest."""
-    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+    if not root.exists() or (root.is_dir() and all(path.name == owner.FILE for path in root.iterdir())):
         return
     if not root.is_dir() or not is_prepared(root):
         raise DataError(f"{root}: has other content; give a new or empty folder")

@@ -114,13 +114,21 @@ def table(
         verbose: let Ray's own log through.
 
     Raises:
-        ConfigError, DataError, SegmenterError, ResourceError, TrackingError: one line each, before anything starts. A
+        ConfigError, InUseError, DataError, SegmenterError, ResourceError, TrackingError: one line each, at the start. A
         run that fails later is in the outcome instead.
     """
     wanted = runs_of(rows, name=name, seeds=seeds)
+    folder = RunFolder.at(RunFolder.of(wanted[0]).path.parent)
+    with folder.owned("wait until it has ended, or choose another --name"):
+        return _table(wanted, folder, concurrent=concurrent, quiet=quiet, verbose=verbose)
+
+
+def _table(
+    wanted: Sequence[Config], folder: RunFolder, *, concurrent: int | None, quiet: bool, verbose: bool
+) -> Outcome:
+    name = folder.path.name
     missing = [config for config in wanted if not is_done(config)]
     steps = {row: _check(config) for row, config in {label(config): config for config in missing}.items()}
-    folder = RunFolder.at(RunFolder.of(wanted[0]).path.parent)
     folder.path.mkdir(parents=True, exist_ok=True)
     # The MLflow run of the table; those of its rows are shown below it.
     with tracking.open_run(

@@ -70,23 +70,24 @@ def fit(config: Config, *, quiet: bool = False, verbose: bool = False, watch: Wa
         watch: called with step and metrics at every log entry.
 
     Raises:
-        ConfigError, DataError, ResourceError, TrackingError, RemoteError, TrainingError: each one line.
+        ConfigError, InUseError, DataError, ResourceError, TrackingError, RemoteError, TrainingError: each one line.
         KeyboardInterrupt: Ctrl-C. After the first there is a checkpoint of the last step.
     """
     config = named(config)
     folder = RunFolder.of(config)  # checked before the images, which take longer to look at
-    items = training_images(config)
-    check_objective(config)
-    fingerprint = index.fingerprint(items)
-    session.start(cpus=resources.run_cpus(config), verbose=verbose)
-    resources.check(config)
-    folder.open(config, fingerprint)
-    try:
-        with open_run(config, folder) as run:
-            return _train(config, folder, items, fingerprint, run, quiet, watch)
-    except interrupt.Abandoned:
-        ray.shutdown()  # ends the workers
-        raise
+    with folder.owned():
+        items = training_images(config)
+        check_objective(config)
+        fingerprint = index.fingerprint(items)
+        session.start(cpus=resources.run_cpus(config), verbose=verbose)
+        resources.check(config)
+        folder.open(config, fingerprint)
+        try:
+            with open_run(config, folder) as run:
+                return _train(config, folder, items, fingerprint, run, quiet, watch)
+        except interrupt.Abandoned:
+            ray.shutdown()  # ends the workers
+            raise
 
 
 def _train(
@@ -100,7 +101,7 @@ def _train(
 ) -> Trained:
     name, steps = config.train.name, plan.total_steps(config, items.num_rows)
     last = folder.latest()
-    start = int(checkpoint.meta(last)["step"]) if last else 0
+    start = checkpoint.step(last) if last else 0
     metrics: Mapping[str, float] = {}
     stopped = False
     if last and checkpoint.is_of(last, name):
@@ -126,9 +127,9 @@ def _train(
     final = folder.latest()
     if final is None and not stopped:
         raise TrainingError(f"{folder.path}: training ended without a checkpoint")
-    if final is None or (stopped and not checkpoint.meta(final)["final"]):
+    if final is None or (stopped and not checkpoint.meta(final).get("final")):
         raise KeyboardInterrupt
-    step = int(checkpoint.meta(final)["step"])
+    step = checkpoint.step(final)
     trained = Trained(config, folder, final, step, run.id, run.uri, fingerprint, metrics)
     run.tag("d2sm.checkpoint", trained.where)
     return trained

@@ -15,6 +15,7 @@ from pipelines import config as configs
 from pipelines import parsing
 from pipelines.config import Config
 from pipelines.data import plan
+from pipelines.runs.folder import RunFolder
 from pipelines.runtime import files, private, resources
 from pipelines.runtime.resources import runs_that_fit
 from pipelines.text import show
@@ -56,11 +57,16 @@ def run(sweep: Sweep, *, concurrent: int | None = None, quiet: bool = False, ver
         verbose: let Ray's own log through.
 
     Raises:
-        SpaceError, ConfigError, DataError, SegmenterError, EvaluationError, ResourceError, TrackingError: one line, and
-            before anything starts.
+        SpaceError, ConfigError, InUseError, DataError, SegmenterError, EvaluationError, ResourceError, TrackingError:
+            one line, and before anything starts.
         KeyboardInterrupt: on Ctrl-C; what was trained and measured is kept.
     """
     sweep = resolved(sweep)
+    with RunFolder.at(sweep.folder).owned("wait until it has ended, or choose another --name"):
+        return _run(sweep, concurrent=concurrent, quiet=quiet, verbose=verbose)
+
+
+def _run(sweep: Sweep, *, concurrent: int | None, quiet: bool, verbose: bool) -> Outcome:
     candidates = check(sweep)
     at_once = runs_that_fit([sweep.base], concurrent, verbose=verbose)
     resources.check(sweep.base)

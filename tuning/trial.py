@@ -163,6 +163,10 @@ class Trial(tune.Trainable):
 
     def _measure(self, config: Config, budget: int, whole: int) -> dict[str, float]:
         part = config.replace({"train.max_steps": max(1, self.total_steps * budget // whole)})
+        with RunFolder.of(part).owned():
+            return self._measure_owned(part)
+
+    def _measure_owned(self, part: Config) -> dict[str, float]:
         trained = _retried(lambda: fit(part, quiet=True))
         metrics = {"step": float(trained.step), **trained.metrics}
         if not self.settings["evaluates"]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 from d2sm.models import Denoiser
 from d2sm.weights import WeightsError, read_plain, read_safetensors
 from pipelines import config as configs
+from pipelines import parsing
 from pipelines.config import Config
 from pipelines.networks.models import build
 from pipelines.runs import integrity, names, storage
@@ -88,11 +90,22 @@ def meta(folder: Path) -> dict[str, Any]:
         CheckpointError: the folder is no checkpoint or bundle.
     """
     try:
-        found = dict(json.loads((folder / META).read_text()))
-    except (OSError, ValueError, TypeError):
+        return parsing.read_json(folder / META)
+    except parsing.ParseError:
         raise CheckpointError(
             f"{folder}: no checkpoint (no readable {META}); give a folder written by `d2sm train`"
         ) from None
+
+
+def step(folder: Path) -> int:
+    """The step of a checkpoint.
+
+    Raises:
+        CheckpointError: the folder is no checkpoint, or meta.json names no step.
+    """
+    found = meta(folder).get("step")
+    if type(found) is not int or found < 0:
+        raise CheckpointError(f"{folder / META}: names no step; give a folder written by `d2sm train`")
     return found
 
 
@@ -110,10 +123,7 @@ def fault(folder: Path) -> str | None:
 
 def is_finished(folder: Path) -> bool:
     """Whether a checkpoint was written to its end: meta.json is the last of its files. It may be damaged since."""
-    try:
-        return bool(meta(folder))
-    except CheckpointError:
-        return False
+    return os.path.lexists(folder / META)
 
 
 def is_complete(folder: Path) -> bool:
@@ -153,7 +163,8 @@ def log(folder: Path) -> dict[str, Any]:
     """
     path = folder / LOG
     _verify(folder, LOG)
-    return dict(json.loads(path.read_text())) if path.exists() else {}
+    remedy = "copy it again, or use another checkpoint of the run"
+    return parsing.read_json(path, error=CheckpointError, remedy=remedy) if path.exists() else {}
 
 
 def resolve(path: str | Path) -> Path:

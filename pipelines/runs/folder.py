@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from pipelines import config as configs
+from pipelines import parsing
 from pipelines.config import Config, ConfigError
-from pipelines.runs import checkpoint, names, storage
+from pipelines.runs import checkpoint, lease, names, storage
 from pipelines.runs.results import RESULTS
-from pipelines.runtime import files
+from pipelines.runtime import files, owner
 
 INFO = "run.json"  # the run's MLflow run, the fingerprint of its data, the step that was evaluated
 SKIPPED = "skipped.json"  # the images that could not be read, and why
@@ -101,6 +103,27 @@ class RunFolder:
         """The folder of the pictures drawn after its evaluation."""
         return self.path / PICTURES
 
+    @contextmanager
+    def owned(self, remedy: str = "wait until it has ended, or choose another train.name") -> Iterator[None]:
+        """Be the only process that writes to the run while the block runs; within one thread the blocks may nest.
+
+        On a disk this is a lock of the operating system, which ends with its process; at a URI see `lease`.
+
+        Args:
+            remedy: the end of the message if another process owns it.
+
+        Raises:
+            InUseError: another process does. One line with its id, its machine, and since when.
+            RemoteError: its URI cannot be read or written.
+        """
+        nested = owner.is_owned(self.path)
+        with owner.owned(self.path, remedy=remedy):
+            if self.uri is None or nested:
+                yield
+                return
+            with lease.leased(self.uri, self.path, remedy=remedy):
+                yield
+
     def open(self, config: Config, fingerprint: str) -> None:
         """Make the folder of a new run, or make sure that it is this run's: same configuration, same data.
 
@@ -141,11 +164,18 @@ class RunFolder:
             )
 
     def read_info(self) -> dict[str, Any]:
-        """What is known of the run beside its configuration: fingerprint, run_id, page, evaluated (a step)."""
-        return dict(json.loads(self.info_file.read_text())) if self.info_file.exists() else {}
+        """What is known of the run beside its configuration: fingerprint, run_id, page, evaluated (a step).
+
+        Raises:
+            ConfigError: the file is damaged.
+        """
+        if not self.info_file.exists():
+            return {}
+        remedy = "copy it back, or remove it: the run then goes on with a new MLflow run"
+        return parsing.read_json(self.info_file, error=ConfigError, remedy=remedy)
 
     def write_info(self, **entries: Any) -> None:
-        """Add to what is known of the run. Raises RemoteError."""
+        """Add to what is known of the run. Raises ConfigError (see `read_info`) and RemoteError."""
         files.write_text(self.info_file, json.dumps({**self.read_info(), **entries}, indent=2))
         self.push(self.info_file)
 

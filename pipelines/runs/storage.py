@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import logging
 import os
 import shutil
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from filelock import FileLock
 
-from pipelines import secrets
+from pipelines import parsing, secrets
 from pipelines.config import ConfigError
 from pipelines.runs import integrity, names
 from pipelines.runtime import files
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
 
 SOURCE = ".d2sm-uri"  # in a copy: the URI of the run
 _CHUNK = 2**22  # bytes
+_OBJECT_STORES = ("s3", "gcs", "abfs")  # which have no folders to make
 _UNFINISHED = f"it has no {integrity.META}"  # not written to its end
 _log = logging.getLogger(__name__)
 
@@ -208,6 +208,29 @@ def prune(uri: str, keep: int) -> None:
             system.delete_dir(f"{path}/{step}")
 
 
+def read_object(uri: str, name: str) -> str | None:
+    """The text of a small object of a run; None: there is none. Raises RemoteError."""
+    try:
+        return _read(uri, name, limit=10_000).decode(errors="replace")
+    except FileNotFoundError:
+        return None
+
+
+def write_object(uri: str, name: str, text: str) -> None:
+    """Write a small object of a run. Raises RemoteError."""
+    with _reaching(uri) as (system, path):
+        if system.type_name not in _OBJECT_STORES:
+            system.create_dir(path, recursive=True)
+        with system.open_output_stream(f"{path}/{name}") as out:
+            out.write(text.encode())
+
+
+def remove_object(uri: str, name: str) -> None:
+    """Remove a small object of a run. Raises RemoteError."""
+    with _reaching(uri) as (system, path):
+        system.delete_file(f"{path}/{name}")
+
+
 def opened(uri: str, *, asked_by: str) -> tuple[FileSystem, str]:
     """The file system of a URI, Arrow's own or else that of fsspec, and the path in it.
 
@@ -267,9 +290,9 @@ def _inspected(uri: str) -> _Listed | str:
     except FileNotFoundError:
         return _UNFINISHED
     try:
-        meta = json.loads(text)
+        meta = parsing.parse_json(text, source=uri)
         sizes = integrity.sizes(meta)
-    except (ValueError, AttributeError, RecursionError):
+    except ValueError:
         return f"{integrity.META} does not name the files"
     with _reaching(uri) as (system, path):
         found = system.get_file_info([f"{path}/{name}" for name in sizes])
@@ -291,9 +314,9 @@ def _listed(uri: str) -> tuple[list[str], list[str]]:
     return plain, [name for name in folders if names.is_checkpoint(name)]
 
 
-def _read(uri: str, name: str) -> bytes:
+def _read(uri: str, name: str, limit: int | None = None) -> bytes:
     with _reaching(uri) as (system, path), system.open_input_stream(f"{path}/{name}") as stream:
-        return bytes(stream.read())
+        return bytes(stream.read(limit))
 
 
 def _download(uri: str, name: str, target: Path) -> None:
@@ -308,7 +331,7 @@ def _download(uri: str, name: str, target: Path) -> None:
 
 def _upload(source: Path, uri: str) -> None:
     with _reaching(uri) as (system, path):
-        if system.type_name not in ("s3", "gcs", "abfs"):  # object stores have no folders to make
+        if system.type_name not in _OBJECT_STORES:
             system.create_dir(str(PurePosixPath(path).parent), recursive=True)
         with source.open("rb") as stream, system.open_output_stream(path) as out:
             shutil.copyfileobj(stream, out, _CHUNK)

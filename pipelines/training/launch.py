@@ -125,7 +125,7 @@ class _ReportLostWorkers(UserCallback):
 def _remaining_stream(config: Config, folder: RunFolder, items: pa.Table, workers: int) -> ray.data.Dataset:
     """The steps after the last checkpoint, each split into shares for this number of workers."""
     last = folder.refresh().latest()
-    return stream.stream(config, items, int(checkpoint.meta(last)["step"]) if last else 0, workers=workers)
+    return stream.stream(config, items, checkpoint.step(last) if last else 0, workers=workers)
 
 
 class OrderedShards(DataConfig):

@@ -89,7 +89,7 @@ class TrainState:
         Raises:
             CheckpointError: it is damaged, or of another model.
         """
-        state, step = checkpoint.load_state(folder), int(checkpoint.meta(folder)["step"])
+        state, step = checkpoint.load_state(folder), checkpoint.step(folder)
         try:
             return self._restore(state, step, folder)
         except checkpoint.CheckpointError:

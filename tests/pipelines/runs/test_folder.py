@@ -60,6 +60,20 @@ def test_what_is_known_of_a_run_is_added_to(tmp_path: Path) -> None:
     assert folder.read_info() == {"run_id": "def", "page": "#/runs/abc", "evaluated": 4}
 
 
+@pytest.mark.parametrize("text", ["", "{", "[1]", "null", '{"a": 1', "[" * 900, '{"a": ' + "9" * 5000 + "}"])
+def test_a_broken_run_json_is_one_line_with_the_remedy(tmp_path: Path, text: str) -> None:
+    folder = RunFolder(tmp_path)
+    folder.info_file.write_text(text)
+    for call in (folder.read_info, lambda: folder.write_info(evaluated=1)):
+        with pytest.raises(ConfigError) as error:
+            call()
+        assert str(error.value).startswith(f"{tmp_path / 'run.json'}: ") and "\n" not in str(error.value)
+        assert str(error.value).endswith("or remove it: the run then goes on with a new MLflow run")
+    assert folder.info_file.read_text() == text
+    folder.info_file.unlink()
+    folder.write_info(evaluated=1)
+
+
 def test_a_new_run_and_the_same_run_again(tmp_path: Path) -> None:
     config = config_in(tmp_path)
     folder = RunFolder.of(config)
