@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
 from pipelines.config import Config
+from pipelines.runs.folder import INFO
 from pipelines.runtime import private
 from pipelines.text import one_line, redact
 from pipelines.tracking import store
@@ -106,7 +107,7 @@ class Run:
     def __init__(self, client: MlflowClient, found: MlflowRun, *, uri: str, run_dir: Path) -> None:
         self.id, self.uri = found.info.run_id, uri
         self.page = f"#/experiments/{found.info.experiment_id}/runs/{self.id}"
-        self._client = client
+        self._client, self._run_dir = client, run_dir
         self._finished = False
         self._newest = private.newest_steps(found)  # metric -> its newest step
         system_steps = [step for key, step in self._newest.items() if key.startswith("system/")]
@@ -224,9 +225,18 @@ class Run:
         except Refused:
             raise
         except MlflowException as error:
-            raise (Refused if error.error_code in _PERMANENT else TrackingError)(one_line(error)) from None
+            if error.error_code not in _PERMANENT:
+                raise TrackingError(one_line(error)) from None
+            raise Refused(self._why_refused(error)) from None
         except Exception as error:
             raise TrackingError(one_line(error)) from None
+
+    def _why_refused(self, error: Exception) -> str:
+        """MLflow's reason, or that the run was deleted meanwhile, with what helps."""
+        with contextlib.suppress(Exception):  # the server is away
+            if self._client.get_run(self.id).info.lifecycle_stage != "active":
+                return _deleted(self.id, self.uri, self._run_dir)
+        return one_line(error)
 
     def _log_system_metrics(self) -> None:
         """Log the load of this machine until the run is finished."""
@@ -300,13 +310,24 @@ def _continued(client: MlflowClient, run_id: str, uri: str, run_dir: Path) -> Ml
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         found = None
-    if found is None or found.info.lifecycle_stage != "active":
+    if found is not None and found.info.lifecycle_stage != "active":
+        raise TrackingError(_deleted(run_id, uri, run_dir))
+    if found is None:
         raise TrackingError(
-            f"{redact(uri)}: holds no run {run_id}, which {run_dir} was logged to; "
-            f"give the store it was logged to with tracking.uri, or start under another train.name"
+            f"{redact(uri)}: holds no run {run_id}, which {run_dir} was logged to; give the store it was logged to with "
+            f"tracking.uri, remove {run_dir / INFO} to begin a new MLflow run, or start under another train.name"
         )
     client.update_run(run_id, status="RUNNING")
     return found
+
+
+def _deleted(run_id: str, uri: str, run_dir: Path) -> str:
+    """The line on a run that was deleted, with what helps."""
+    command = f"MLFLOW_TRACKING_URI={shlex.quote(redact(uri))} {store.mlflow_program()} runs restore --run-id {run_id}"
+    return (
+        f"{redact(uri)}: the MLflow run {run_id} of {run_dir} was deleted; restore it: `{command}`, or remove "
+        f"{run_dir / INFO} to begin a new MLflow run"
+    )
 
 
 def _params(config: Config) -> dict[str, str]:

@@ -202,8 +202,13 @@ def ui_command(uri: str) -> str:
     if urllib.parse.urlsplit(uri).scheme in ("http", "https"):
         return f"python -m webbrowser {shlex.quote(redact(uri).replace('***@', ''))}"
     store = shlex.quote(uri) if redact(uri) == uri else '"$MLFLOW_TRACKING_URI"'
-    beside = Path(sys.executable).with_name("mlflow")  # on the path only if the environment is activated
+    return f"{mlflow_program()} server --backend-store-uri {store} --host 127.0.0.1 --port 5000"
+
+
+def mlflow_program() -> str:
+    """MLflow's own program as a shell finds it: beside this Python, which need not be on the path."""
+    beside = Path(sys.executable).with_name("mlflow")
     program = str(beside) if beside.exists() else "mlflow"
     with contextlib.suppress(ValueError):
         program = str(beside.relative_to(Path.cwd())) if beside.exists() else program
-    return f"{program} server --backend-store-uri {store} --host 127.0.0.1 --port 5000"
+    return program

@@ -158,6 +158,44 @@ def test_refused_values(template: Config, tmp_path: Path) -> None:
         run.log(1, {"psnr@25": 1.0})
 
 
+def test_a_deleted_run_is_restored_or_begun_anew(template: Config, tmp_path: Path) -> None:
+    with open_run(template, run_dir=tmp_path, tags={}) as run:
+        run.log(1, {"loss": 1.0})
+    client = store.client(run.uri)
+    client.delete_run(run.id)
+    with pytest.raises(TrackingError) as error:
+        open_run(template, run_dir=tmp_path, tags={}, run_id=run.id)
+    line = str(error.value)
+    assert line.startswith(
+        f"{run.uri}: the MLflow run {run.id} of {tmp_path} was deleted; restore it: `MLFLOW_TRACKING"
+    )
+    assert f"MLFLOW_TRACKING_URI={run.uri} " in line and f"mlflow runs restore --run-id {run.id}`" in line
+    assert line.endswith(f"or remove {tmp_path / 'run.json'} to begin a new MLflow run") and "\n" not in line
+
+
+def test_a_run_that_is_deleted_while_it_is_written(
+    template: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is said once, with what helps; what MLflow refused is sent once the run is restored."""
+    run = open_run(template, run_dir=tmp_path, tags={})
+    run.log(1, {"loss": 1.0})
+    assert run.flush(60)
+    client = store.client(run.uri)
+    client.delete_run(run.id)
+    with caplog.at_level(logging.WARNING, "pipelines.tracking.outbox"):
+        for step in (2, 3, 4):
+            run.log(step, {"loss": float(step)})
+            run.flush(60)
+        assert len(caplog.messages) == 1 and f"mlflow runs restore --run-id {run.id}" in caplog.messages[0]
+        run.finish()
+    assert f"{tmp_path / UNSENT} keeps them" in caplog.messages[-1] and len(caplog.messages) == 2
+    client.restore_run(run.id)
+    with open_run(template, run_dir=tmp_path, tags={}, run_id=run.id) as again:
+        again.log(5, {"loss": 5.0})
+    assert points(again, "loss") == [(step, float(step)) for step in range(1, 6)]
+    assert not (tmp_path / UNSENT).exists()
+
+
 def test_an_artifact_that_is_gone_holds_up_nothing(template: Config, tmp_path: Path) -> None:
     with open_run(template, run_dir=tmp_path, tags={}) as run:
         run._outbox.put([{"kind": "artifact", "path": str(tmp_path / "gone.txt"), "folder": ""}])
