@@ -136,7 +136,7 @@ class Outbox:
             _log.warning(
                 "%d records could not be sent to MLflow (%s); %s keeps them until the run is started again",
                 len(left),
-                one_line(self._last_error),
+                one_line(self._last_error, 600),
                 printable(str(self._folder / UNSENT)),
             )
         return len(left)
@@ -175,9 +175,10 @@ class Outbox:
         try:
             self._send(batch)
         except Refused as error:
+            if str(error) != self._last_error:  # once, not every second
+                _log.warning("MLflow refuses records, which are kept: %s", one_line(error, 600))
             self._last_error = str(error)
             self._refused += batch
-            _log.warning("MLflow refuses %d records: %s", len(batch), one_line(error))
         except Exception as error:
             self._last_error = str(error)
             self._save([*self._refused, *self.waiting])

@@ -8,9 +8,11 @@ A run ends as FINISHED, FAILED (an exception) or KILLED (Ctrl-C). Given its id, 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
+import shlex
 import shutil
 import subprocess
 import threading
@@ -314,8 +316,8 @@ def _continued(client: MlflowClient, run_id: str, uri: str, run_dir: Path) -> Ml
         raise TrackingError(_deleted(run_id, uri, run_dir))
     if found is None:
         raise TrackingError(
-            f"{redact(uri)}: holds no run {run_id}, which {run_dir} was logged to; give the store it was logged to with "
-            f"tracking.uri, remove {run_dir / INFO} to begin a new MLflow run, or start under another train.name"
+            f"{redact(uri)}: holds no run {run_id}, which {run_dir} was logged to; give the store it was logged to "
+            f"with tracking.uri, remove {run_dir / INFO} to begin a new MLflow run, or start under another train.name"
         )
     client.update_run(run_id, status="RUNNING")
     return found

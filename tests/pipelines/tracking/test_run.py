@@ -179,13 +179,13 @@ def test_a_run_that_is_deleted_while_it_is_written(
     """It is said once, with what helps; what MLflow refused is sent once the run is restored."""
     run = open_run(template, run_dir=tmp_path, tags={})
     run.log(1, {"loss": 1.0})
-    assert run.flush(60)
+    assert run.flush(20)
     client = store.client(run.uri)
     client.delete_run(run.id)
     with caplog.at_level(logging.WARNING, "pipelines.tracking.outbox"):
         for step in (2, 3, 4):
             run.log(step, {"loss": float(step)})
-            run.flush(60)
+            run.flush(20)
         assert len(caplog.messages) == 1 and f"mlflow runs restore --run-id {run.id}" in caplog.messages[0]
         run.finish()
     assert f"{tmp_path / UNSENT} keeps them" in caplog.messages[-1] and len(caplog.messages) == 2
