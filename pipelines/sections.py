@@ -36,6 +36,11 @@ record      what is written down about the run: labels, log entries, pictures
 """
 
 
+LARGEST = 2**31 - 1
+# What takes memory or threads by a number alone: a configuration of somebody else's may say any.
+WIDEST, DEEPEST, LARGEST_CROP, MOST_SAMPLES, MOST_IMAGES, MOST_THREADS = 8192, 1000, 2**14, 2**24, 2**16, 1024
+
+
 def setting(default: Any, description: str, *, effect: Effect, **constraints: Any) -> Any:
     """A field of a section.
 
@@ -43,8 +48,15 @@ def setting(default: Any, description: str, *, effect: Effect, **constraints: An
         default: its value unless configured.
         description: for `d2sm train --keys` and error messages.
         effect: what another value changes.
-        constraints: of the value, as pydantic has them: ge, gt, le, lt, min_length.
+        constraints: of the value, as pydantic has them: ge, gt, le, lt, min_length. A whole number with `ge` alone is
+            at most `LARGEST`, so that no library's integers overflow.
     """
+    if (
+        isinstance(constraints.get("ge"), int)
+        and not isinstance(default, float)
+        and not {"le", "lt"} & set(constraints)
+    ):
+        constraints["le"] = LARGEST
     return Field(default, description=description, json_schema_extra={"effect": effect}, **constraints)
 
 
@@ -79,10 +91,16 @@ class Data(Section):
     )
     train_split: str = setting("train", "split used for training", effect="results")
     val_split: str = setting("val", "split used for evaluation", effect="evaluation")
-    crop_size: int = setting(128, "side of a training crop, in pixels", effect="results", ge=16)
-    crops_per_image: int = setting(1, "crops cut from each decoded image per epoch", effect="results", ge=1)
+    crop_size: int = setting(128, "side of a training crop, in pixels", effect="results", ge=16, le=LARGEST_CROP)
+    crops_per_image: int = setting(
+        1, "crops cut from each decoded image per epoch", effect="results", ge=1, le=MOST_IMAGES
+    )
     shuffle_images: int = setting(
-        32, "images whose crops are shuffled together; one ingest task decodes this many", effect="results", ge=1
+        32,
+        "images whose crops are shuffled together; one ingest task decodes this many",
+        effect="results",
+        ge=1,
+        le=MOST_IMAGES,
     )
     flip: bool = setting(True, "flip crops left to right, each with probability 1/2", effect="results")
     bad_images: Literal["stop", "skip"] = setting(
@@ -126,8 +144,8 @@ class Model(Section):
         "backbone: " + ", ".join(f"{backbone.name} ({backbone.summary})" for backbone in BACKBONES.values()),
         effect="results",
     )
-    width: int = setting(96, "channels of the hidden layers (ffdnet only)", effect="results", ge=4)
-    depth: int = setting(12, "number of convolutions (ffdnet only)", effect="results", ge=3)
+    width: int = setting(96, "channels of the hidden layers (ffdnet only)", effect="results", ge=4, le=WIDEST)
+    depth: int = setting(12, "number of convolutions (ffdnet only)", effect="results", ge=3, le=DEEPEST)
 
     @model_validator(mode="after")
     def _options(self) -> Self:
@@ -166,7 +184,7 @@ class Loss(_Weights):
         "file with Phi's weights; null: those installed (torchvision's cache, or the network's Python package)",
         effect="place",
     )
-    queue_size: int = setting(1024, "samples each feature queue holds (q)", effect="results", ge=2)
+    queue_size: int = setting(1024, "samples each feature queue holds (q)", effect="results", ge=2, le=MOST_SAMPLES)
     patch_size: int | None = setting(
         None, "side of an internal patch in pixels (K); null: a sample is a whole crop", effect="results", ge=1
     )
@@ -200,7 +218,7 @@ class Loss(_Weights):
         None, "segmenter of the cross-entropy, written as in evaluate.segmenter", effect="results"
     )
     segmenter_weights: str | None = setting(None, "file with its weights", effect="place")
-    segmenter_scale: float = setting(1.0, "factor by which crops are resized before it", effect="results", gt=0)
+    segmenter_scale: float = setting(1.0, "factor by which crops are resized before it", effect="results", gt=0, le=64)
     adversarial_lr: float = setting(1e-4, "constant learning rate of the discriminator (Adam)", effect="results", gt=0)
 
     @model_validator(mode="after")
@@ -249,7 +267,7 @@ class Train(Section):
     max_steps: int | None = setting(
         None, "stop after this many steps; the schedule still spans all epochs", effect="length", ge=1
     )
-    batch_size: int = setting(16, "crops per step, over all workers", effect="results", ge=1)
+    batch_size: int = setting(16, "crops per step, over all workers", effect="results", ge=1, le=MOST_IMAGES)
     lr: float = setting(1e-4, "initial learning rate (Adam)", effect="results", gt=0)
     betas: tuple[float, float] = setting((0.9, 0.999), "betas of Adam", effect="results")
     schedule: Literal["constant", "halve", "cosine"] = setting(
@@ -296,7 +314,7 @@ class Train(Section):
         gt=0,
         le=1,
     )
-    threads: int = setting(1, "torch threads of a CPU worker", effect="speed", ge=1)
+    threads: int = setting(1, "torch threads of a CPU worker", effect="speed", ge=1, le=MOST_THREADS)
     data_cpus: float = setting(1.0, "CPUs kept free for Ray Data, which decodes and crops", effect="speed", gt=0)
     max_failures: int = setting(
         0,
@@ -353,8 +371,10 @@ class Evaluate(Section):
         effect="evaluation",
     )
     segmenter_weights: str | None = setting(None, "file with the segmenter's weights", effect="place")
-    actors: int = setting(1, "evaluation actors; 0 evaluates in the driver process", effect="speed", ge=0)
-    threads: int = setting(1, "torch threads of an evaluation actor", effect="speed", ge=1)
+    actors: int = setting(
+        1, "evaluation actors; 0 evaluates in the driver process", effect="speed", ge=0, le=MOST_THREADS
+    )
+    threads: int = setting(1, "torch threads of an evaluation actor", effect="speed", ge=1, le=MOST_THREADS)
     use_gpu: bool = setting(False, "evaluate on GPUs (see train.gpus_per_worker)", effect="speed")
     limit: int | None = setting(None, "evaluate only the first images, this many; null: all", effect="evaluation", ge=1)
     tile: Annotated[int, Field(ge=32)] | Literal["auto"] | None = setting(

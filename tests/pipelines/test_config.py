@@ -136,6 +136,14 @@ def test_it_is_frozen() -> None:
         ),
         ({"loss.ssim": -1}, ["loss.ssim=-1", "greater than or equal to 0"]),
         ({"loss.adversarial_lr": 0}, ["loss.adversarial_lr=0", "greater than 0"]),
+        ({"model.width": 2_000_000}, ["model.width=2000000", "less than or equal to 8192"]),
+        ({"model.depth": 10**9}, ["model.depth=1000000000", "less than or equal to 1000"]),
+        ({"data.crop_size": 10**9}, ["data.crop_size=1000000000", "less than or equal to 16384"]),
+        ({"loss.queue_size": 10**12}, ["loss.queue_size=1000000000000", "less than or equal to"]),
+        ({"train.threads": 10**6}, ["train.threads=1000000", "less than or equal to 1024"]),
+        ({"train.epochs": 10**60}, ["train.epochs=1000", "less than or equal to 2147483647"]),
+        ({"train.max_steps": 2**31}, ["train.max_steps=2147483648", "less than or equal to 2147483647"]),
+        ({"train.epochs": [["x" * 1000]]}, ["train.epochs=[['xxx", "...", "integer"]),
     ],
 )
 def test_a_mistake_is_one_line(changes: dict[str, Any], words: list[str]) -> None:
