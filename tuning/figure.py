@@ -15,6 +15,8 @@ from matplotlib.figure import Figure
 from tuning.space import Domain, Range, Space
 from tuning.trials import TrialSummary, front, short
 
+_FRONT = "C3"  # red
+
 
 def draw(trials: Sequence[TrialSummary], space: Space, metrics: Sequence[str], path: Path) -> Path:
     """Parallel coordinates of keys and metrics; for several metrics also the first two against each other."""
@@ -61,14 +63,20 @@ def _draw_lines(axes: Axes, trials: Sequence[TrialSummary], space: Space, metric
 
 
 def _draw_front(axes: Axes, trials: Sequence[TrialSummary], metrics: Sequence[str]) -> None:
-    on_front = front(trials, metrics)
-    for trial in trials:
-        x, y = (trial.value(metric) for metric in metrics[:2])
-        axes.plot(x, y, "o" if trial in on_front else ".", color="C3" if trial in on_front else "0.6")
-        axes.annotate(f"{trial.number:03d}", (x, y), fontsize=7)
+    best = front(trials, metrics)
+    for points, marker, colour in (([each for each in trials if each not in best], ".", "0.6"), (best, "o", _FRONT)):
+        places = [(trial.value(metrics[0]), trial.value(metrics[1])) for trial in points]
+        places.sort()
+        across, up = zip(*places) if places else ((), ())
+        axes.plot(across, up, marker, color=colour, linestyle="-" if points is best else "")
+        for trial in points:
+            place = trial.value(metrics[0]), trial.value(metrics[1])
+            axes.annotate(f"{trial.number:03d}", place, (4, 4), textcoords="offset points", fontsize=7, color=colour)
+    axes.margins(0.1)
     axes.set_xlabel(metrics[0])
     axes.set_ylabel(metrics[1])
-    axes.set_title("Pareto front in red", fontsize=10)
+    which = f"Pareto front in red: {len(best)} of {len(trials)} trials, which no other beats in both"
+    axes.set_title(which if len(metrics) == 2 else f"{which[:-4]}all metrics", fontsize=9)
 
 
 def _draw_axis(axes: Axes, at: int, marks: Sequence[tuple[float, str]]) -> None:

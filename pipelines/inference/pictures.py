@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: noisy, restored and clean side by side, their segmentation below."""
+"""Pictures of an evaluation: noisy, restored and clean side by side, each with a label, their segmentation below."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from d2sm import metrics
@@ -19,6 +20,7 @@ from pipelines.networks import segmenters
 from pipelines.runs import checkpoint
 
 _GAP = 6  # white pixels between two images
+_LABEL = 15  # pixels: the size of the labels' font, smaller where the images are narrow
 
 
 def draw(bundle: Path, config: Config, folder: Path, segmenter: nn.Module | None) -> list[Path]:
@@ -43,7 +45,13 @@ def draw(bundle: Path, config: Config, folder: Path, segmenter: nn.Module | None
         level, sigma, noisy = sample.shown
         restored = restore(model, noisy, sigma, tile=tile_for(model, noisy, config.evaluate.tile))
         path = folder / f"{sample.name.replace('/', '-')}_sigma{level}.png"
-        write_png(path, grid([noisy, restored, sample.clean], segmenter))
+        taken = "photographed noise" if level == "pair" else f"sigma {level}"
+        images = {
+            f"noisy, {taken}, {_psnr(noisy, sample.clean)}": noisy,
+            f"restored by {type(model).__name__}, {_psnr(restored, sample.clean)}": restored,
+            "clean": sample.clean,
+        }
+        write_png(path, labelled(grid(list(images.values()), segmenter), list(images)))
         written.append(path)
     return written
 
@@ -61,6 +69,23 @@ def grid(images: list[Tensor], segmenter: nn.Module | None) -> NDArray[np.uint8]
         classes = [segmenters.classes(segmenter, image.clamp(0, 1))[0].numpy() for image in images]
         lines.append(_joined([metrics.COLOURS[seen] for seen in classes], axis=1))
     return _joined(lines, axis=0)
+
+
+def labelled(picture: NDArray[np.uint8], labels: list[str]) -> NDArray[np.uint8]:
+    """A picture of `grid` with a line of text above each of its columns, black on white."""
+    width = (picture.shape[1] + _GAP) // len(labels)
+    font = ImageFont.load_default(_LABEL)
+    fits = (width - 2 * _GAP) / max(font.getlength(label) for label in labels)
+    if fits < 1:
+        font = ImageFont.load_default(max(7.0, _LABEL * fits))  # a smaller one could not be read
+    strip = Image.new("RGB", (picture.shape[1], _LABEL + 7), "white")
+    for column, label in enumerate(labels):
+        ImageDraw.Draw(strip).text((column * width + 2, 3), label, fill="black", font=font)
+    return np.concatenate([np.asarray(strip), picture])
+
+
+def _psnr(image: Tensor, clean: Tensor) -> str:
+    return f"{metrics.psnr(image[0].clamp(0, 1), clean[0]):.2f} dB"
 
 
 def _joined(images: list[NDArray[np.uint8]], *, axis: int) -> NDArray[np.uint8]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -84,3 +85,6 @@ def test_trials_are_read_back(tmp_path: Path) -> None:
 def test_the_figure(trials: list[TrialSummary], metrics: list[str], tmp_path: Path) -> None:
     with Image.open(draw(trials, SPACE, metrics, tmp_path / "search.png")) as picture:
         assert picture.width > 400 and len(picture.convert("L").getcolors() or []) > 5
+        pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    red = int((pixels == (0xD6, 0x27, 0x28)).all(1).sum())  # the front, which only two metrics have
+    assert (red > 20) == (len(metrics) > 1 and any(each.state == "finished" for each in trials))

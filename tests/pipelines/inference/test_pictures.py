@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from d2sm.metrics import COLOURS
-from pipelines.inference.pictures import grid, spread
+from pipelines.data.images import read_rgb
+from pipelines.inference.pictures import draw, grid, labelled, spread
+from tests.conftest import tiny_config
+from tests.helpers.checkpoints import bundle_of
 from tests.helpers.segmenters import Brightness
 
 
@@ -29,3 +34,23 @@ def test_images_side_by_side_and_their_segmentation_below() -> None:
     np.testing.assert_array_equal(segmented[:4], plain)
     assert (segmented[4:10] == 255).all()
     assert [segmented[10, column].tolist() for column in (0, 11, 22)] == COLOURS[[0, 9, 18]].tolist()
+
+
+def test_a_label_stands_above_each_column() -> None:
+    picture = np.full((5, 3 * 100 + 2 * 6, 3), 7, np.uint8)
+    found = labelled(picture, ["noisy, sigma 35, 17.20 dB", "restored by FFDNet, 27.35 dB", "clean"])
+    strip = found[: -len(picture)]
+    np.testing.assert_array_equal(found[-len(picture) :], picture)
+    written = [np.flatnonzero((strip[:, left : left + 106] < 128).any((0, 2))) for left in (0, 106, 212)]
+    assert all(len(columns) > 10 for columns in written)
+    assert all(columns.max() < 104 for columns in written)  # none runs into the next
+
+
+def test_the_pictures_of_a_run_are_labelled(scenes_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+    monkeypatch.setattr("pipelines.inference.pictures.labelled", lambda picture, labels: seen.append(labels) or picture)
+    config = tiny_config(scenes_root, tmp_path, evaluate__sigmas=[25], evaluate__pictures=1)
+    (path,) = draw(bundle_of(tmp_path / "step-00000000", config), config, tmp_path / "pictures", None)
+    ((noisy, restored, clean),) = seen
+    assert noisy.startswith("noisy, sigma 25, 2") and restored.startswith("restored by FFDNet, ") and clean == "clean"
+    assert noisy.endswith(" dB") and read_rgb(path).shape == (96, 3 * 192 + 2 * 6, 3)
