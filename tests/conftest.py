@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported: tensors are small here, and cores few
 
 from pipelines.config import Config
+
+if TYPE_CHECKING:
+    from pipelines.train import Trained
 
 # Ray and MLflow read these at import; a test that wants one sets it itself.
 for _name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
@@ -57,6 +60,15 @@ def scenes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from pipelines.scenes import write_scenes
 
     return write_scenes(tmp_path_factory.mktemp("data") / "scenes", train=6, val=2, height=96, width=192)
+
+
+@pytest.fixture(scope="session")
+def l1_run(ray_session: None, scenes_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A finished run of six steps by L1 alone on one worker, to compare others with. Never change it."""
+    from pipelines.train import fit
+    from tests.helpers.sweeps import tiny_base
+
+    return fit(tiny_base(scenes_root, tmp_path_factory.mktemp("l1"), train__name="l1"), quiet=True)
 
 
 def tiny_config(root: Path, storage: Path, **changes: Any) -> Config:

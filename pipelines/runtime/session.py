@@ -11,6 +11,7 @@ import ray
 
 from pipelines.runtime import auth, private
 from pipelines.runtime.progress import stage
+from pipelines.text import redact
 
 ENVIRONMENT = {
     # A report to Ray Train waits until its controller polls the workers, by default every 2 s.
@@ -50,7 +51,7 @@ def start(*, cpus: float, verbose: bool = False) -> None:
     }
     if address := os.environ.get("RAY_ADDRESS"):
         auth.check_join(address)
-        stage(f"joining the Ray cluster at {address}")
+        stage(f"joining the Ray cluster at {redact(address)}")
         try:
             ray.init(**options)
         except ConnectionError:

@@ -52,7 +52,8 @@ def test_its_dashboard_is_on_loopback_and_asks_for_the_token(cluster: LocalClust
 def test_a_job_and_what_is_told_of_it(cluster: LocalCluster, tmp_path: Path) -> None:
     size = ["--train", "1", "--val", "1", "--height", "64", "--width", "96"]
     out, err = cluster.d2sm("submit", "--", "scenes", str(tmp_path / "streets"), *size)
-    assert out.endswith(f"data.root={tmp_path}/streets\n") and out.count("\n") == 1
+    begun, done = out.splitlines()
+    assert begun == "d2sm: drawing 2 scenes of 96x64 pixels" and done.endswith(f"data.root={tmp_path}/streets")
     assert "succeeded after" in err and len(err.splitlines()) == 2, err
     job = err.split()[2]
     assert len(list((tmp_path / "streets").rglob("*_leftImg8bit.png"))) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -64,7 +65,7 @@ class LocalCluster:
         )  # fmt: skip
 
     def d2sm(self, *words: str, code: int = 0, **environment: str) -> tuple[str, str]:
-        """Runs a verb to its end; what it printed and what it complained of."""
+        """Runs a verb to its end; what it printed and what it complained of, without the line about loading Ray."""
         process = self.start(*words, **environment)
         try:
             out, err = process.communicate(timeout=300)
@@ -72,7 +73,7 @@ class LocalCluster:
             process.kill()
         assert process.returncode == code, f"{words}: exit code {process.returncode}\n{out}\n{err}"
         assert TOKEN not in out + err
-        return out, err
+        return out, re.sub(r"(?m)^d2sm: loading .*\n", "", err)
 
     def __enter__(self) -> Self:
         self.d2sm("cluster", "up", "--nodes", str(self.nodes), "--port", "0", "--dashboard-port", "0",

@@ -8,13 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.evaluate import evaluate
-from pipelines.recipes import recipe, recipes
-from pipelines.runs import checkpoint
-from pipelines.train import Trained, fit
+from pipelines.recipes import recipes
 from pipelines.training.loop import train_step
 from pipelines.training.state import TrainState
-from tests.conftest import tiny_config
 from tests.helpers.objectives import write_heads
 from tests.helpers.training_steps import share, small
 
@@ -47,28 +43,3 @@ def test_a_reduced_row_trains(name: str, scenes_root: Path, heads: Path, without
         assert parts[-1]["loss"] < parts[0]["loss"]
     frozen = ("perceptual", "lpips", "contextual", "cross_entropy")
     assert not any(key.startswith(frozen) for key in state.state_dict()["objective"])
-
-
-@pytest.fixture(scope="module")
-def blind(ray_session: None, scenes_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """CBDNet's own objective with the cross-entropy, two workers under DDP, labels in the stream."""
-    own = recipe("cbdnet_own").loss.terms
-    config = tiny_config(
-        scenes_root, tmp_path_factory.mktemp("runs"), train__name="blind", train__max_steps=2, train__epochs=1,
-        data__crop_size=32, model__name="cbdnet", model__width=96, model__depth=12, train__log_every=1,
-        loss__weight=0, loss__l1=0, loss__mse=own["mse"], loss__noise_asymmetry=own["noise_asymmetry"],
-        loss__noise_tv=own["noise_tv"], loss__cross_entropy=0.01, loss__segmenter="tests.helpers.segmenters:segmenter",
-        evaluate__limit=1, evaluate__sigmas=[25],
-    )  # fmt: skip
-    return fit(config, quiet=True)
-
-
-@pytest.mark.slow
-def test_a_blind_backbone_goes_through_the_whole_job(blind: Trained) -> None:
-    assert blind.step == 2
-    assert {"loss.mse", "loss.noise_asymmetry", "loss.noise_tv", "loss.cross_entropy"} <= blind.metrics.keys()
-    model, _ = checkpoint.load_model(blind.checkpoint)
-    assert model.blind
-    results = evaluate(blind.checkpoint, quiet=True)
-    psnr = results.restored["25"].psnr
-    assert psnr is not None and math.isfinite(psnr)

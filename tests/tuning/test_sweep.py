@@ -18,9 +18,9 @@ from mlflow import MlflowClient
 
 from cluster.cli.main import main
 from pipelines.runs import checkpoint
-from pipelines.train import fit
+from pipelines.train import Trained
 from tests.helpers.mlflow_server import Server
-from tests.helpers.sweeps import tiny_base, tiny_sweep
+from tests.helpers.sweeps import tiny_sweep
 from tuning.run import run
 from tuning.space import SpaceError
 from tuning.sweep import Sweep, check, resolved
@@ -35,7 +35,7 @@ def changed(folder: Path) -> dict[str, float]:
 
 
 @pytest.mark.slow
-def test_a_sweep_from_space_to_best(ray_session: None, scenes_root: Path, tmp_path: Path) -> None:
+def test_a_sweep_from_space_to_best(ray_session: None, l1_run: Trained, scenes_root: Path, tmp_path: Path) -> None:
     space = {"train.lr": [1e-3, 1e30]}
     sweep = tiny_sweep(scenes_root, tmp_path, space=space, metrics=("psnr.sigma25", "loss.l1"))
     outcome = run(sweep, quiet=True)
@@ -45,9 +45,8 @@ def test_a_sweep_from_space_to_best(ray_session: None, scenes_root: Path, tmp_pa
     assert outcome.best is not None and outcome.best.point == {"train.lr": 1e-3}
     assert outcome.config is not None and outcome.config.train.lr == 1e-3
     # A trial is what `fit` makes of its configuration, bit for bit.
-    alone = fit(tiny_base(scenes_root, tmp_path / "alone", train__name="alone"), quiet=True)
     trial = weights(outcome.sweep.folder / "000")
-    assert all(torch.equal(tensor, trial[name]) for name, tensor in weights(alone.run_dir).items())
+    assert all(torch.equal(tensor, trial[name]) for name, tensor in weights(l1_run.run_dir).items())
     _in_mlflow(outcome.uri, outcome.run_id)
     # The same sweep again repeats nothing.
     before = changed(outcome.sweep.folder)

@@ -18,8 +18,7 @@ from pipelines.runs import checkpoint
 from pipelines.runs import storage as remote
 from pipelines.runs.folder import RunFolder
 from pipelines.tracking.store import TrackingError, uri_of
-from pipelines.train import fit
-from tests.conftest import tiny_config
+from pipelines.train import Trained, fit
 from tests.helpers.checkpoints import CONFIG, kept
 from tests.helpers.s3_server import S3, SECRET
 
@@ -191,24 +190,24 @@ def test_a_server_that_is_away(s3: S3, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_on_s3_stopped_and_gone_on_with_on_another_machine(
-    ray_session: None, s3: S3, scenes_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    l1_run: Trained, s3: S3, scenes_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The same weights as a run in a folder; evaluated, registered, denoised with; no secret in what it leaves."""
-    changes = {"train__checkpoint_every": 2, "evaluate__actors": 0, "evaluate__sigmas": [25], "train__num_workers": 1}
-    near = tiny_config(scenes_root, tmp_path, **changes)
-    far = near.replace({"train.storage": s3.uri("/runs"), "train.name": "far"})
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    far = l1_run.config.replace(
+        {"train.storage": s3.uri("/runs"), "train.name": "far", "train.checkpoint_every": 2, "tracking.uri": uri}
+    )
     place = RunFolder.of(far).place
     fit(far.replace({"train.max_steps": 4}), quiet=True)
     forget(place)
     done = experiment.run(far.replace({"tracking.register_as": "streets", "tracking.alias": "champion"}), quiet=True)
     assert done.trained.where == remote.joined(place, "step-00000006")
-    here = fit(near, quiet=True)
-    ours, theirs = (load_file(run.checkpoint / checkpoint.MODEL) for run in (done.trained, here))
+    ours, theirs = (load_file(run.checkpoint / checkpoint.MODEL) for run in (done.trained, l1_run))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     names = s3.names("runs/far")
     assert {"config.yaml", "run.json", "results.json", "step-00000006/meta.json"} <= set(names)
     assert not [name for name in names if SECRET.encode() in s3.read(f"runs/far/{name}")]
-    version = registry.lookup("streets@champion", uri=near.tracking.uri)
+    version = registry.lookup("streets@champion", uri=uri)
     loaded = version.load().state_dict()
     assert all(torch.equal(loaded[name], ours[name]) for name in ours)
     forget(place)

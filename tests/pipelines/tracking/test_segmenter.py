@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
 from pathlib import Path
@@ -15,6 +16,7 @@ from pipelines import train
 from pipelines.config import Config
 from pipelines.evaluate import evaluate
 from pipelines.networks.segmenters import SegmenterError
+from pipelines.recipes import recipe
 from pipelines.runs import checkpoint
 from pipelines.tracking import store as stores
 from pipelines.tracking.segmenter import evaluation_segmenter, load_segmenter, segmenter_store
@@ -155,11 +157,23 @@ def test_an_evaluation_uses_it(ray_session: None, uri: str, scenes_root: Path, t
 
 
 @pytest.mark.slow
-def test_a_training_uses_it(ray_session: None, uri: str, scenes_root: Path, tmp_path: Path) -> None:
-    """Its cross-entropy is a term of the objective; the workers are told the store."""
+def test_a_training_of_a_blind_backbone_uses_it(ray_session: None, uri: str, scenes_root: Path, tmp_path: Path) -> None:
+    """Two workers under DDP: CBDNet's own objective and the segmenter's cross-entropy, with labels in the stream.
+
+    The workers are told the store.
+    """
+    own = recipe("cbdnet_own").loss.terms
     config = tiny_config(
-        scenes_root, tmp_path, tracking__uri=uri, loss__segmenter=NAME, loss__cross_entropy=0.5, loss__weight=0,
-        train__epochs=1,
+        scenes_root, tmp_path, train__name="blind", train__max_steps=2, train__epochs=1, tracking__uri=uri,
+        data__crop_size=32, model__name="cbdnet", model__width=96, model__depth=12, train__log_every=1,
+        loss__weight=0, loss__l1=0, loss__mse=own["mse"], loss__noise_asymmetry=own["noise_asymmetry"],
+        loss__noise_tv=own["noise_tv"], loss__cross_entropy=0.5, loss__segmenter=NAME,
+        evaluate__limit=1, evaluate__sigmas=[25], evaluate__actors=0,
     )  # fmt: skip
     assert segmenter_store(config) == uri
-    assert train.fit(config, quiet=True).metrics["loss.cross_entropy"] > 0
+    blind = train.fit(config, quiet=True)
+    assert blind.step == 2 and blind.metrics["loss.cross_entropy"] > 0
+    assert {"loss.mse", "loss.noise_asymmetry", "loss.noise_tv"} <= blind.metrics.keys()
+    assert checkpoint.load_model(blind.checkpoint)[0].blind
+    psnr = evaluate(blind.checkpoint, quiet=True).restored["25"].psnr
+    assert psnr is not None and math.isfinite(psnr)
