@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from ray.job_submission import JobDetails
 
 _T = TypeVar("_T")
-_PINS = Path(__file__).resolve().parents[1] / "pins.txt"
+_PINS = "pins.txt"  # of a checkout; an installed package has it in share/d2sm
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 _PATIENCE = 300.0  # seconds without an answer from the head after which following a job is given up
 # `stop` sends the verb Ctrl-C: it writes a checkpoint and closes its MLflow run as KILLED. After 60 s it is killed.
@@ -256,11 +257,20 @@ def _no_secrets(verb: Sequence[str], variables: Mapping[str, str]) -> None:
 
 
 def _pins() -> list[str]:
-    try:
-        lines = _PINS.read_text().splitlines()
-    except OSError:
-        raise ClusterError(f"--install: {_PINS} is not there; submit from a checkout of the project") from None
+    root = Path(__file__).resolve().parents[1]
+    places = [root / _PINS, *(Path(str(file.locate())) for file in _installed_files() if file.name == _PINS)]
+    found = next((path for path in places if path.is_file()), None)
+    if found is None:
+        raise ClusterError(f"--install: {places[0]} is not there; submit from a checkout of the project")
+    lines = found.read_text().splitlines()
     return [line.split("#")[0].strip() for line in lines if line.split("#")[0].strip()]
+
+
+def _installed_files() -> list[metadata.PackagePath]:
+    try:
+        return metadata.files("d2sm") or []
+    except metadata.PackageNotFoundError:
+        return []
 
 
 def _patiently(ask: Callable[[], _T]) -> _T:

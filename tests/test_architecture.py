@@ -151,6 +151,20 @@ def test_the_loss_imports_no_pipeline(path: Path) -> None:
     assert not (HEAVY - {"skimage", "timm"}) & {name.split(".")[0] for name in imports(path)}
 
 
+@pytest.mark.parametrize("module", ["d2sm", "pipelines.data.index", "tuning.run", "cluster.cli.main"])
+@pytest.mark.parametrize("category", [DeprecationWarning, PendingDeprecationWarning, FutureWarning])
+def test_a_deprecated_call_of_ours_is_an_error(module: str, category: type[Warning]) -> None:
+    """pyproject.toml says so to pytest; in other packages it stays unseen."""
+
+    def warn(name: str) -> None:
+        exec("import warnings; warnings.warn('will be gone', category)", {"__name__": name, "category": category})
+
+    with pytest.raises(category, match="will be gone"):
+        warn(module)
+    warn("pandas.core")
+    warn("d2smother")
+
+
 def test_importing_d2sm_brings_nothing_heavy() -> None:
     code = f"import sys, d2sm; print(*sorted(set({sorted(HEAVY)}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

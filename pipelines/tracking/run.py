@@ -22,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
+from d2sm import __version__
 from pipelines.config import Config
 from pipelines.runs.folder import INFO
 from pipelines.runtime import private
@@ -272,9 +273,10 @@ def commit() -> tuple[str, bool]:
 
 
 def provenance() -> dict[str, str]:
-    """The tags that say which code made a run; none outside its own checkout."""
+    """The tags that say which code made a run: its version and, in its own checkout, its commit."""
     revision, dirty = commit()
-    return {"mlflow.source.git.commit": revision, "d2sm.dirty": str(dirty).lower()} if revision else {}
+    checkout = {"mlflow.source.git.commit": revision, "d2sm.dirty": str(dirty).lower()} if revision else {}
+    return {"d2sm.version": __version__, **checkout}
 
 
 def experiment_of(client: MlflowClient, name: str, uri: str) -> str:

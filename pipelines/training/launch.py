@@ -12,6 +12,7 @@ import ray
 from ray.train import DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from d2sm import __version__
 from pipelines import tracking
 from pipelines.config import Config
 from pipelines.data import plan, stream
@@ -58,7 +59,14 @@ def run(
         folder=folder,
         steps=steps,
         steps_per_epoch=plan.steps_per_epoch(config, items.num_rows),
-        meta={"name": config.train.name, "data": fingerprint, "commit": commit, "dirty": dirty, "steps": steps},
+        meta={
+            "name": config.train.name,
+            "data": fingerprint,
+            "version": __version__,
+            "commit": commit,
+            "dirty": dirty,
+            "steps": steps,
+        },
         messages=messages,
         store_uri=segmenter_store(config),
     )

@@ -23,7 +23,7 @@ class WorkerTask:
         folder: the run's folder, where the checkpoints are.
         steps: the step at which the run ends.
         steps_per_epoch: steps in one pass over the training split.
-        meta: what every checkpoint records beside its step: name, data, commit, dirty, steps.
+        meta: what every checkpoint records beside its step: name, data, version, commit, dirty, steps.
         messages: handle of the run's `MessageQueue`.
         store_uri: of the store that a registered segmenter of the objective comes from.
     """

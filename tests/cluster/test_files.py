@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,18 @@ def test_the_files_say_what_they_should() -> None:
     assert tree("rayjob.yaml")["spec"]["rayClusterSpec"] == tree("raycluster.yaml")["spec"]
     for name in NAMES:
         assert re.search(r"RAY_AUTH_MODE=token|mode: token", text(name)), f"{name}: without Ray's token"
+
+
+def test_the_image_has_what_the_pipeline_needs_and_no_development_packages() -> None:
+    found = re.search(r'RUN python -c "(.*?)" > needed\.txt', text("Dockerfile").replace("\\\n", ""), re.S)
+    assert found
+    done = subprocess.run([sys.executable, "-c", found[1]], cwd=ROOT, capture_output=True, text=True, check=True)
+    needed = set(done.stdout.splitlines())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = {*project["dependencies"], *extras["features"], *extras["pipelines"]}
+    assert needed == {one for one in wanted if not one.startswith("d2sm")}
+    assert not needed & set(extras["dev"])
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -6,13 +6,17 @@ import importlib
 import logging
 import re
 import time
+import tomllib
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
 import ray.data
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 from pipelines.runtime import private
 from pipelines.runtime.session import cause
@@ -30,6 +34,19 @@ def test_no_other_file_uses_private_names() -> None:
     files = [path for floor in ("d2sm", "pipelines", "tuning", "cluster") for path in (ROOT / floor).rglob("*.py")]
     found = {path.relative_to(ROOT).as_posix() for path in files if PRIVATE.search(path.read_text())}
     assert found == {"pipelines/runtime/private.py"}
+
+
+@pytest.mark.parametrize("name", ["ray", "mlflow"])
+def test_the_next_version_is_not_installed_before_it_was_tried(name: str) -> None:
+    """Its requirement ends before the version that follows the pinned one, with which the tests of this file pass."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [Requirement(one) for one in project["optional-dependencies"]["pipelines"]]
+    (allowed,) = (one.specifier for one in wanted if one.name == name)
+    pins = dict(line.split("==") for line in (ROOT / "pins.txt").read_text().splitlines() if "==" in line)
+    pinned = Version(pins[name])
+    assert allowed.contains(pinned) and allowed.contains(f"{pinned.major}.{pinned.minor}.99")
+    assert not allowed.contains(f"{pinned.major}.{pinned.minor + 1}.0")
+    assert allowed.contains(metadata.version(name)), "the installed one was not tried"
 
 
 def test_the_head_node_has_a_resource_of_its_own(ray_session: None) -> None:
