@@ -52,6 +52,11 @@ def check(address: str, *, timeout: float = 10) -> None:
     """
     beyond = not auth.loopback(auth.host_of(address))
     token = auth.token()
+    if beyond and os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
+        raise AuthError(
+            f"{address}: RAY_AUTH_MODE=disabled, but a cluster beyond loopback needs Ray's token; unset it, or set "
+            "RAY_AUTH_MODE=token"
+        )
     if beyond and not token:
         raise AuthError(
             f"{address}: a cluster beyond loopback needs Ray's token; put the cluster's into ~/.ray/auth_token (or "

@@ -318,11 +318,7 @@ def _secure() -> None:
             f"RAY_AUTH_MODE={os.environ['RAY_AUTH_MODE']}: the nodes listen beyond loopback and would run "
             "whatever anybody sends them; unset it, or set it to token"
         )
-    if not auth.token():
-        words = [sys.executable, "-m", "ray.scripts.scripts", "get-auth-token", "--generate"]
-        subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
-    if not auth.token():
-        raise NodesError("no token of Ray's: `ray get-auth-token --generate` makes one, in ~/.ray/auth_token")
+    auth.make_token()
 
 
 def _port(wanted: int, option: str = "") -> int:

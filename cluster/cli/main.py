@@ -13,6 +13,8 @@ from pipelines import secrets
 from pipelines.runtime import auth
 from pipelines.text import one_line, redact, show
 
+_ON_RAY = tuple(f"cluster.cli.{verb}" for verb in ("train", "tune", "table", "prepare", "check", "demo"))
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb.
@@ -44,6 +46,8 @@ def _run(words: Sequence[str], *, loading: bool) -> int:
         # Words given by a caller in Python: loading libraries is that program's own affair.
         with terminal.stages(shown=not getattr(args, "quiet", False), loading=loading):
             auth.offer_token()
+            if module in _ON_RAY:  # before the verb loads anything, which takes seconds
+                auth.check_cluster()
             run = getattr(import_module(module), function)
             return int(run(args) or 0)
     except KeyboardInterrupt:

@@ -8,12 +8,15 @@ Ray's workers no MLflow, ingest tasks no torch.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
     from ray.data import DataContext
+    from ray.job_config import JobConfig
 
 HEAD_NODE = "node:__internal_head__"
 """A resource of which Ray gives 1.0 to the head node and none to others: who reserves some of it runs there."""
@@ -34,6 +37,47 @@ def autoscaler_limits() -> dict[str, float]:
     from ray._private.state import state  # Ray's own trainer asks here
 
     return dict(state.get_max_resources_from_cluster_config() or {})
+
+
+def stay_on_loopback() -> None:
+    """Let the Ray that this process starts listen on loopback alone. To be called before `ray.init`.
+
+    Ray takes the address of the network interface as its own, and replaces a loopback address that it is given, unless
+    it is told that there are no clusters, as it is by default on Windows and macOS.
+    """
+    from ray._private import ray_constants
+
+    ray_constants.ENABLE_RAY_CLUSTER = False
+
+
+def cluster_on_this_machine() -> str | None:
+    """The host:port of the cluster that RAY_ADDRESS=auto means; None if no cluster runs on this machine."""
+    from ray._private import services
+
+    try:
+        return services.canonicalize_bootstrap_address("auto")
+    except ConnectionError:
+        return None
+
+
+def import_as_here(config: JobConfig) -> JobConfig:
+    """Let Ray's workers look for modules where this process does, and in the current folder last.
+
+    Ray puts the current folder first, where a folder called pipelines, or a file called torch.py, would be imported
+    instead of the real one. In a submitted job, whose code Ray has put on the path itself, nothing is changed.
+    """
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+        places = [os.path.abspath(place) for place in sys.path if place]
+        # A worker puts one after the other in front of its path.
+        config._py_driver_sys_path = _Fixed([os.getcwd(), *reversed(places)])
+    return config
+
+
+class _Fixed(list[str]):
+    """A list to which Ray adds nothing."""
+
+    def extend(self, _: object) -> None:
+        pass
 
 
 def let_blocks_wait(context: DataContext, blocks: int) -> None:

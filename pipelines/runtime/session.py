@@ -5,13 +5,17 @@ from __future__ import annotations
 import logging
 import math
 import os
+import sys
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import ray
+from ray.job_config import JobConfig
 
 from pipelines.runtime import auth, private
 from pipelines.runtime.progress import stage
-from pipelines.text import redact
+from pipelines.text import one_line, redact
 
 ENVIRONMENT = {
     # A report to Ray Train waits until its controller polls the workers, by default every 2 s.
@@ -30,6 +34,13 @@ ENVIRONMENT = {
 SINGLE_MACHINE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_METRICS_ENABLED": "0"}
 
 
+_LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107  # bytes of a path
+
+
+class SessionError(ValueError):
+    """Ray cannot be started on this machine. One line."""
+
+
 def start(*, cpus: float, verbose: bool = False) -> None:
     """Join the cluster at RAY_ADDRESS, or else start Ray on this machine; does nothing if Ray is up already.
 
@@ -39,7 +50,9 @@ def start(*, cpus: float, verbose: bool = False) -> None:
         verbose: show Ray's own log and warnings.
 
     Raises:
-        AuthError: RAY_ADDRESS cannot be joined, or is on another machine while Ray's token authentication is off.
+        AuthError: RAY_ADDRESS does not answer or cannot be joined, or listens beyond loopback while Ray's token
+            authentication is off.
+        SessionError: Ray's temporary folder cannot be used.
     """
     quiet(verbose=verbose)
     if ray.is_initialized():
@@ -49,12 +62,13 @@ def start(*, cpus: float, verbose: bool = False) -> None:
         "logging_level": "INFO" if verbose else "ERROR",
         "runtime_env": {"env_vars": {name: os.environ[name] for name in ENVIRONMENT}},
     }
-    if address := os.environ.get("RAY_ADDRESS"):
-        auth.check_join(address)
+    options["job_config"] = private.import_as_here(JobConfig())
+    if address := os.environ.get("RAY_ADDRESS", "").strip():
+        _check_cluster(address)
         stage(f"joining the Ray cluster at {redact(address)}")
         try:
             ray.init(**options)
-        except ConnectionError:
+        except (ConnectionError, ray.exceptions.AuthenticationError):
             raise auth.AuthError(
                 f"RAY_ADDRESS={address}: cannot be joined; make sure that it is up and, if it requires Ray's token, "
                 "that the token is here and RAY_AUTH_MODE=token is set"
@@ -64,8 +78,53 @@ def start(*, cpus: float, verbose: bool = False) -> None:
         options["runtime_env"]["env_vars"][name] = os.environ.setdefault(name, value)
     cores = os.cpu_count() or 1
     logical = max(cores, min(math.ceil(cpus), 2 * cores))
+    _check_temporary_folder()
+    private.stay_on_loopback()
+    if auth.secured() or "RAY_AUTH_MODE" not in os.environ:
+        auth.make_token()
     stage("starting Ray on this machine")
     ray.init(address="local", num_cpus=logical, include_dashboard=False, **options)
+
+
+def _check_cluster(address: str) -> None:
+    if address == "local":
+        return
+    found = private.cluster_on_this_machine() if address == "auto" else address
+    if found is None:
+        raise auth.AuthError(
+            "RAY_ADDRESS=auto: no Ray cluster runs on this machine; start one, or unset RAY_ADDRESS to use Ray on this "
+            "machine alone"
+        )
+    auth.check_join(found)
+    auth.check_answers(found)
+
+
+def _check_temporary_folder() -> None:
+    """Ray keeps its sockets in this folder, and the path of a socket has a limit that Ray meets only while it starts.
+
+    Raises:
+        SessionError: the path is too long, or the folder cannot be made or written to.
+    """
+    names = ("RAY_TMPDIR", "TMPDIR") if sys.platform.startswith("linux") else ("RAY_TMPDIR",)  # as Ray looks
+    name = next((name for name in names if os.environ.get(name)), names[0])
+    folder = Path(os.environ.get(name) or "/tmp").absolute() / "ray"
+    session = f"session_{datetime.now():%Y-%m-%d_%H-%M-%S_%f}_{os.getpid()}"
+    length = len(os.fsencode(folder / session / "sockets" / "plasma_store"))
+    if length > _LONGEST_SOCKET:
+        raise SessionError(
+            f"{name}={folder.parent}: {length - _LONGEST_SOCKET} characters too long for the paths of Ray's sockets; "
+            f"set RAY_TMPDIR to a folder with at most {len(os.fsencode(folder.parent)) - length + _LONGEST_SOCKET}"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        trial = folder / f".d2sm-{os.getpid()}"
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        raise SessionError(
+            f"{name}={folder.parent}: Ray cannot keep its files there ({error.strerror or one_line(error)}); set "
+            "RAY_TMPDIR to a folder that can be written"
+        ) from None
 
 
 def quiet(*, verbose: bool = False) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import io
 import os
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -87,8 +89,6 @@ def test_the_token_is_found_where_ray_looks(tmp_path: Path, monkeypatch: pytest.
                                         ("10.0.0.1", False), ("head", False), ("", False)])  # fmt: skip
 def test_loopback(host: str, here: bool) -> None:
     assert auth.loopback(host) == here
-    if here:
-        assert auth.this_machine(host) or ":" in host or host.startswith("127.8")
 
 
 @pytest.mark.parametrize("address", ["10.255.0.1:6379", "ray://10.255.0.1:10001", "[2001:db8::1]:6379"])
@@ -105,9 +105,68 @@ def test_a_cluster_of_other_machines_is_joined_with_the_token_alone(
     assert os.environ["RAY_AUTH_MODE"] == "token"
 
 
-def test_this_machine_is_joined_without() -> None:
-    for address in ("auto", "127.0.0.1:6379", "localhost:6379"):
+def test_loopback_is_joined_without() -> None:
+    for address in ("127.0.0.1:9", "localhost:9"):
         auth.check_join(address)
+
+
+@pytest.mark.parametrize("mode", ["", "disabled"])
+def test_what_listens_beyond_loopback_is_not(monkeypatch: pytest.MonkeyPatch, open_port: int, mode: str) -> None:
+    """This machine's own address, or loopback where the port is open on all interfaces."""
+    monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    for address in (f"{own_address()}:{open_port}", f"127.0.0.1:{open_port}"):
+        with pytest.raises(AuthError, match=f"RAY_ADDRESS={address}: .*RAY_AUTH_MODE=token"):
+            auth.check_join(address)
+
+
+def test_disabled_authentication_is_refused_for_jobs_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, open_port: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given_token(tmp_path)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    address = f"http://{own_address()}:{open_port}"
+    for words in (["jobs", "list", "--address", address], ["submit", "--address", address, "--", "scenes", "/tmp/x"]):
+        assert main(words) == 2
+        err = capsys.readouterr().err
+        assert f"{address}: RAY_AUTH_MODE=disabled" in err and err.count("\n") == 1
+
+
+def test_a_token_is_made_for_its_owner_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = auth.make_token()
+    path = tmp_path / ".ray" / "auth_token"
+    assert path.read_text() == made == auth.token() and len(made) == 64
+    assert path.stat().st_mode & 0o777 == 0o600 and path.parent.stat().st_mode & 0o777 == 0o700
+    assert [each.name for each in path.parent.iterdir()] == ["auth_token"]
+    path.chmod(0o644)  # as Ray makes it
+    assert auth.make_token() == made and path.stat().st_mode & 0o777 == 0o600
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "of the environment")
+    assert auth.make_token() == "of the environment"
+
+
+@contextlib.contextmanager
+def listening(answer: bytes | None) -> Iterator[int]:
+    """A port where something listens that is no Ray: it says nothing, or these words."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        if answer is not None:
+            threading.Thread(target=lambda: server.accept()[0].sendall(answer), daemon=True).start()
+        yield server.getsockname()[1]
+
+
+@pytest.mark.parametrize("kind", ["closed", "silent", "http"])
+def test_where_no_cluster_answers(kind: str) -> None:
+    """Ray itself would try for minutes, deaf to Ctrl-C."""
+    with listening(b"HTTP/1.1 400 Bad Request\r\n\r\n" if kind == "http" else None) as port:
+        address = "127.0.0.1:9" if kind == "closed" else f"127.0.0.1:{port}"
+        since = time.monotonic()
+        with pytest.raises(AuthError, match=f"RAY_ADDRESS={address}: no Ray cluster answers there") as error:
+            auth.check_answers(address, timeout=0.5)
+        assert time.monotonic() - since < 2 and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("address", ["nonsense", "host:port", "127.0.0.1", ":6379", "no-such-host.invalid:6379"])
+def test_an_address_that_is_none(address: str) -> None:
+    with pytest.raises(AuthError, match=f"RAY_ADDRESS={address}: no Ray cluster answers there"):
+        auth.check_answers(address, timeout=1)
 
 
 def test_a_session_refuses_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,6 +176,9 @@ def test_a_session_refuses_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.skip("needs a process without Ray; the same refusal is tested above")
     monkeypatch.setenv("RAY_ADDRESS", "10.255.0.1:6379")
     with pytest.raises(AuthError, match="RAY_ADDRESS=10.255.0.1:6379"):
+        session.start(cpus=1)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    with pytest.raises(AuthError, match="RAY_ADDRESS=127.0.0.1:9: no Ray cluster answers there"):
         session.start(cpus=1)
 
 

@@ -1,0 +1,81 @@
+"""How Ray is started: reachable from this machine alone, importing what this process imports, and refused in a line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from pipelines.runtime import session
+from pipelines.runtime.session import SessionError
+
+ROOT = Path(__file__).resolve().parents[3]
+START = """
+import os, sys
+from pipelines.runtime import session
+session.start(cpus=1)
+import psutil, ray
+
+@ray.remote
+def imported():
+    import json, pipelines, torch
+    from pipelines.runtime import threads
+    return [json.__file__, pipelines.__file__, torch.__file__], sys.path.index(os.getcwd()), len(sys.path)
+
+files, place, length = ray.get(imported.remote())
+print(files, place, length)
+assert not any(os.getcwd() in file for file in files), files
+listening = set()
+for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+    listening |= {c.laddr.ip for c in process.net_connections("tcp") if c.status == "LISTEN"}
+print(listening)
+assert listening and listening <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}, listening
+token = os.path.expanduser("~/.ray/auth_token")
+assert os.stat(token).st_mode & 0o777 == 0o600
+print("fine")
+"""
+
+
+def test_ray_listens_on_loopback_and_imports_what_this_process_imports(tmp_path: Path) -> None:
+    """Folders and files in the current folder that are called like ours, like torch or like Python's own."""
+    for name in ("pipelines", "cluster", "tuning"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise ImportError('shadowed')")
+    for name in ("torch.py", "ray.py", "json.py", "queue.py", "d2sm.py"):
+        (tmp_path / name).write_text("raise ImportError('shadowed')")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    # Not with -c or -m, which put the current folder first for Python itself: as the installed command starts.
+    script = tmp_path / "bin" / "start.py"
+    script.parent.mkdir()
+    script.write_text(START)
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=180
+    )
+    assert done.returncode == 0 and "fine" in done.stdout, done.stdout + done.stderr[-3000:]
+
+
+def test_a_temporary_folder_whose_path_is_too_long(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = tmp_path / ("x" * 100)
+    monkeypatch.setenv("RAY_TMPDIR", str(folder))
+    with pytest.raises(SessionError, match=f"RAY_TMPDIR={folder}: .* too long for the paths of Ray's sockets") as error:
+        session._check_temporary_folder()
+    assert "\n" not in str(error.value) and not folder.exists()
+    most = int(str(error.value).rsplit(" ", 1)[-1])
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp/" + "y" * (most - 4))
+    with pytest.raises(SessionError, match=f": 1 characters too long.*at most {most}"):
+        session._check_temporary_folder()
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path.parent)[:most])
+    session._check_temporary_folder()
+
+
+def test_a_temporary_folder_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    with tempfile.NamedTemporaryFile(dir="/tmp") as file:
+        monkeypatch.setenv("TMPDIR", file.name)
+        with pytest.raises(SessionError, match=f"TMPDIR={file.name}: Ray cannot keep its files there .Not a directory"):
+            session._check_temporary_folder()
