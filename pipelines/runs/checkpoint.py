@@ -34,11 +34,13 @@ from pipelines import parsing
 from pipelines.config import Config
 from pipelines.networks.models import build
 from pipelines.runs import integrity, names, storage
+from pipelines.runtime import files
 from pipelines.text import more, printable
 
 MODEL, CONFIG, STATE, LOG, META = "model.safetensors", "config.yaml", "state.pt", "log.json", integrity.META
 
 name_of = names.checkpoint_name
+_FULL = 2**20  # bytes: less is free where torch, whose error does not say why, met a full disk
 _log = logging.getLogger(__name__)
 
 
@@ -67,7 +69,7 @@ def write(
         log: what log.json holds.
 
     Raises:
-        OSError: it cannot be written. One line.
+        OSError: it cannot be written; `files.DiskFullError` where there is no space. One line.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config.save(folder / CONFIG)
@@ -75,10 +77,9 @@ def write(
         save_file({name: tensor.detach().contiguous().cpu() for name, tensor in weights.items()}, folder / MODEL)
         torch.save(dict(state), folder / STATE)
     except (SafetensorError, RuntimeError) as error:  # a full disk is "iostream error" to torch
-        free = shutil.disk_usage(folder).free / 2**20
-        raise OSError(
-            f"{folder}: a checkpoint cannot be written: no space left? {free:.0f} MiB are free ({str(error)[:100]})"
-        ) from None
+        if shutil.disk_usage(folder).free < _FULL:
+            raise files.disk_full(folder) from None
+        raise OSError(f"{folder}: a checkpoint cannot be written ({str(error)[:100]})") from None
     (folder / LOG).write_text(json.dumps(log or {}))
     (folder / META).write_text(integrity.sealed(meta, folder, (MODEL, CONFIG, STATE, LOG)))
 
@@ -256,9 +257,9 @@ def _shape(found: torch.Size | None) -> str:
     return "missing" if found is None else f"{tuple(found)}"
 
 
-def _verify(folder: Path, *files: str) -> None:
+def _verify(folder: Path, *wanted: str) -> None:
     """Make sure that files of a checkpoint or bundle are as they were written, as far as meta.json tells."""
-    if (folder / META).exists() and (why := integrity.fault(folder, meta(folder), files)):
+    if (folder / META).exists() and (why := integrity.fault(folder, meta(folder), wanted)):
         raise CheckpointError(f"{folder}/{why}, so it is damaged; copy it again, or use another checkpoint of the run")
 
 

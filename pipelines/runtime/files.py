@@ -7,6 +7,7 @@ behind; it ends in `SUFFIX`, is hidden, and never counts as content.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -16,6 +17,51 @@ from contextlib import contextmanager
 from pathlib import Path
 
 SUFFIX = ".partial"
+
+
+class DiskFullError(OSError):
+    """No space is left for a file. One line: its path, how much is free, the remedy."""
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Within the block, the system's error on a full disk, which names no file, becomes one that names this path.
+
+    Raises:
+        DiskFullError: the disk or a quota is used up, or the file is larger than the limit of this process.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise disk_full(path, error.errno) from None
+
+
+def disk_full(path: Path, number: int = errno.ENOSPC) -> DiskFullError:
+    """The error that there is no space for a file.
+
+    Args:
+        number: the system's error number.
+    """
+    if number == errno.EFBIG:
+        why = "would be larger than this process may write (ulimit -f); raise the limit"
+    elif number == errno.EDQUOT:
+        why = "the quota on its disk is used up; free some space"
+    else:
+        why = f"no space left on its disk ({free(path)}); free some space"
+    return DiskFullError(f"{path}: {why}, and run the same command again")
+
+
+def free(path: Path) -> str:
+    """How much is free on the disk of a path, which need not exist: "3 MiB of 10 GiB are free"."""
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    usage = shutil.disk_usage(there)
+
+    def size(amount: int) -> str:
+        return f"{amount / 2**30:.3g} GiB" if amount >= 2**30 else f"{amount / 2**20:.0f} MiB"
+
+    return f"{size(usage.free)} of {size(usage.total)} are free"
 
 
 @contextmanager
@@ -37,19 +83,21 @@ def replacing(
         temporary: a name of the caller's own, on the same file system, for leftovers that are found by that name.
 
     Raises:
+        DiskFullError: there is no space for it.
         OSError: it cannot be written.
     """
     if temporary is None:
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{SUFFIX}" if shared else f".{path.name}{SUFFIX}")
     remove(temporary)
     try:
-        yield temporary
-        if sync:
-            descriptor = os.open(temporary, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+        with naming(path):
+            yield temporary
+            if sync:
+                descriptor = os.open(temporary, os.O_RDONLY)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
         if keep and path.exists():
             return
         if temporary.is_dir() and not keep:

@@ -89,6 +89,7 @@ class Outbox:
         self._change = threading.Condition()
         self._urgent = self._closed = False
         self._last_error = ""
+        self._warned = False  # that the file cannot be written
         self._copies = 0
         self._thread = threading.Thread(target=self._loop, name="mlflow outbox", daemon=True)
         self._thread.start()
@@ -129,15 +130,17 @@ class Outbox:
             self._change.notify_all()
             left = [*self._refused, *self._items]
         self._thread.join(1.0)  # it may hang in a request, but does not keep the process alive
-        self._save(left)
+        kept = self._save(left)
         if not left:
             shutil.rmtree(self._folder / STAGED, ignore_errors=True)
         else:
             _log.warning(
-                "%d records could not be sent to MLflow (%s); %s keeps them until the run is started again",
+                "%d records could not be sent to MLflow (%s)%s",
                 len(left),
                 one_line(self._last_error, 600),
-                printable(str(self._folder / UNSENT)),
+                f"; {printable(str(self._folder / UNSENT))} keeps them until the run is started again"
+                if kept
+                else " and are lost",
             )
         return len(left)
 
@@ -192,7 +195,8 @@ class Outbox:
             self._save(left)
         return True
 
-    def _save(self, items: list[Item]) -> None:
+    def _save(self, items: list[Item]) -> bool:
+        """Write the items to the run's folder; gives whether they are there."""
         path = self._folder / UNSENT
         try:
             if not items:
@@ -201,9 +205,15 @@ class Outbox:
                 files.write_text(path, "".join(json.dumps(item) + "\n" for item in items))
             self._written = bool(items)
         except OSError as error:  # such as a full disk, which must not end the training
-            _log.warning(
-                "%s: %s; what is not yet sent to MLflow is kept in memory only", printable(str(path)), error.strerror
-            )
+            if not self._warned:  # once, not every second
+                _log.warning(
+                    "%s; until then, what is not yet sent to MLflow is kept in memory only",
+                    one_line(error if isinstance(error, files.DiskFullError) else f"{path}: {error.strerror}", 600),
+                )
+            self._warned = True
+            return False
+        self._warned = False
+        return True
 
 
 def _unsent(path: Path) -> list[Item]:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from d2sm import __version__
 from pipelines.config import Config
 from pipelines.runs.folder import INFO
-from pipelines.runtime import private
+from pipelines.runtime import files, private
 from pipelines.text import one_line, redact
 from pipelines.tracking import store
 from pipelines.tracking.outbox import Item, Outbox, Refused
@@ -149,17 +149,19 @@ class Run:
     def file(self, path: Path, folder: str = "") -> None:
         """Queue a copy of a file as an artifact in `folder`; the file itself may be changed or removed afterwards."""
         copy = self._outbox.stage(path.name)
-        if path.suffix in (".yaml", ".json", ".txt"):  # earlier versions wrote the password of tracking.uri into it
-            copy.write_bytes(redact(path.read_text(errors="surrogateescape")).encode(errors="surrogateescape"))
-        else:
-            shutil.copyfile(path, copy)
+        with files.naming(copy):
+            if path.suffix in (".yaml", ".json", ".txt"):  # earlier versions wrote the password of tracking.uri into it
+                copy.write_bytes(redact(path.read_text(errors="surrogateescape")).encode(errors="surrogateescape"))
+            else:
+                shutil.copyfile(path, copy)
         self._outbox.put([{"kind": "artifact", "path": str(copy.absolute()), "folder": folder}])
 
     def text(self, text: str, name: str) -> None:
         """Queue a text as the artifact `name`, such as "notes/hello.txt"."""
         folder, _, last = name.rpartition("/")
         path = self._outbox.stage(last)
-        path.write_text(text)
+        with files.naming(path):
+            path.write_text(text)
         self._outbox.put([{"kind": "artifact", "path": str(path.absolute()), "folder": folder}])
 
     def flush(self, timeout: float = 10.0) -> bool:

@@ -10,6 +10,7 @@ import contextlib
 import http.client
 import logging
 import os
+import re
 import shlex
 import socket
 import sys
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from pipelines import secrets
 from pipelines.config import Config
+from pipelines.runtime import files
 from pipelines.text import one_line, redact
 
 if TYPE_CHECKING:
@@ -187,14 +189,32 @@ def prepare(uri: str) -> MlflowClient:
 
 @contextlib.contextmanager
 def plain_errors(uri: str, kind: type[ValueError]) -> Iterator[None]:
-    """Raise errors of MLflow and of the network as `kind`, on one line without a password."""
+    """Raise errors of MLflow, its database and the network as `kind`, on one line without a password."""
+    from alembic.util import CommandError
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
     except (MlflowException, RequestException, OSError) as error:
-        raise kind(f"{redact(uri)}: {one_line(error)}") from None
+        raise kind(_why(uri, str(error))) from None
+    except (SQLAlchemyError, CommandError) as error:  # while MLflow opens the database
+        raise kind(_why(uri, str(getattr(error, "orig", None) or error))) from None
+
+
+def _why(uri: str, reason: str) -> str:
+    """A store's error on one line; of a database on this machine, what helps."""
+    path = sqlite_file(uri)
+    if path and re.search(r"disk is full|[Nn]o space left", reason):
+        why = f"no space left on the disk of the database ({files.free(path)}); free some space"
+    elif path and re.search(r"not a database|malformed|disk I/O error", reason):
+        why = f"the database is damaged ({one_line(reason, 100)}); copy it back"
+    elif path and "readonly database" in reason:
+        why = "the database cannot be written"
+    else:
+        return f"{redact(uri)}: {one_line(reason)}"
+    return f"{redact(uri)}: {why}, or give another store with tracking.uri or MLFLOW_TRACKING_URI"
 
 
 def ui_command(uri: str) -> str:

@@ -18,7 +18,7 @@ from pipelines.config import Config
 from pipelines.data import plan, stream
 from pipelines.runs import checkpoint
 from pipelines.runs.folder import RunFolder
-from pipelines.runtime import resources, session
+from pipelines.runtime import files, resources, session
 from pipelines.text import one_line
 from pipelines.tracking.segmenter import segmenter_store
 from pipelines.training import interrupt
@@ -125,8 +125,9 @@ class _ReportLostWorkers(UserCallback):
         self.messages = messages
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        # A ValueError is an error of ours, which ends the run with its own message.
-        if not any(isinstance(session.cause(error), ValueError) for error in worker_exceptions.values()):
+        # These are errors of ours, which end the run with their own message.
+        ours = (ValueError, files.DiskFullError)
+        if not any(isinstance(session.cause(error), ours) for error in worker_exceptions.values()):
             self.messages.send.remote(WorkersLost(tuple(sorted(worker_exceptions))))
 
 

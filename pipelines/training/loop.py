@@ -16,6 +16,7 @@ from pipelines.config import ConfigError
 from pipelines.data import stream
 from pipelines.runs import checkpoint
 from pipelines.runs.writer import CheckpointWriter
+from pipelines.runtime import files
 from pipelines.training.backward import (
     autocast,
     backward_through_network,
@@ -30,8 +31,8 @@ from pipelines.training.log import Log
 from pipelines.training.messages import WorkerTask
 from pipelines.training.state import TrainState
 
-# Not retryable: restarting from the same checkpoint would hit them again; an OSError may be transient.
-_NOT_RETRYABLE = (TrainingError, ConfigError)
+# Not retryable: restarting from the same checkpoint would hit them again; another OSError may be transient.
+_NOT_RETRYABLE = (TrainingError, ConfigError, files.DiskFullError)
 
 
 def train_loop(task: WorkerTask) -> None:

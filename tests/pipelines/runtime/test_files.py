@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -51,7 +52,7 @@ def test_the_next_writer_overwrites_what_a_killed_one_left(tmp_path: Path) -> No
     assert path.read_text() == "after" and list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), KeyboardInterrupt()])
 def test_a_failure_keeps_the_former_file_and_its_own_error(tmp_path: Path, error: BaseException) -> None:
     path = tmp_path / "run.json"
     path.write_text("before")
@@ -112,3 +113,33 @@ def test_readers_see_the_old_or_the_new_file(tmp_path: Path) -> None:
         seen.add(path.read_text())
     writer.join()
     assert seen <= set(whole) and seen
+
+
+def test_a_full_disk_names_the_file_and_what_is_free(tmp_path: Path) -> None:
+    """/dev/full stands for the disk: every write to it fails as on a full one, with an error that names no file."""
+    target = tmp_path / "a.json"
+    target.write_text("before")
+    with pytest.raises(files.DiskFullError) as error, files.replacing(target) as temporary:
+        temporary.symlink_to("/dev/full")
+        temporary.write_text("after")
+    line, size = str(error.value), "[0-9.e+]+ [MG]iB"
+    assert re.fullmatch(
+        f"{re.escape(str(target))}: no space left on its disk \\({size} of {size} are free\\); free some space, and "
+        "run the same command again",
+        line,
+    ), line
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"] and target.read_text() == "before"
+
+
+def test_a_file_above_the_limit_of_the_process(tmp_path: Path) -> None:
+    code = (
+        "import pathlib, resource, signal, sys; from pipelines.runtime import files\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try: files.write_text(pathlib.Path(sys.argv[1]), 'x' * 5000)\n"
+        "except files.DiskFullError as error: print(error)\n"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path / "a")]
+    assert subprocess.run(words, capture_output=True, text=True, check=True).stdout.startswith(
+        f"{tmp_path / 'a'}: would be larger than this process may write (ulimit -f)"
+    )
+    assert not list(tmp_path.iterdir())

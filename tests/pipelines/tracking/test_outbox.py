@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,26 @@ def test_a_damaged_line(tmp_path: Path, line: str, message: str) -> None:
     with pytest.raises(TrackingError, match=f"{tmp_path / UNSENT}: line 2: .*{message}.*remove the file") as error:
         read(tmp_path, tag, line)
     assert "\n" not in str(error.value)
+
+
+def test_what_can_neither_be_sent_nor_kept_is_said_once_and_is_lost_at_the_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on a full disk; a folder in the file's place fails in the same way."""
+    tried = threading.Event()
+    attempts: list[int] = []
+
+    def send(batch: list[Item]) -> None:
+        attempts.append(len(batch))
+        if len(attempts) == 3:
+            tried.set()
+        raise ConnectionError("the store is away")
+
+    outbox = Outbox(send, tmp_path, every=0.02)
+    (tmp_path / UNSENT / "in the way").mkdir(parents=True)
+    outbox.put([{"kind": "tag", "key": "a", "value": "b"}])
+    assert tried.wait(10)
+    assert outbox.close(0) == 1
+    kept, lost = caplog.messages
+    assert kept.startswith(f"{tmp_path / UNSENT}: ") and kept.endswith("is kept in memory only")
+    assert lost == "1 records could not be sent to MLflow (the store is away) and are lost"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -297,3 +298,24 @@ def test_a_server_that_stays_away(server: Server, tmp_path: Path, caplog: pytest
     assert points(again, "loss") == [(1, 1.0), (2, 2.0), (3, 3.0)]
     assert "late.txt" in names(again)
     assert not (tmp_path / UNSENT).exists() and not (tmp_path / STAGED).exists()
+
+
+def test_a_database_that_is_damaged_or_on_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    from sqlalchemy import create_engine, text
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    remedy = "or give another store with tracking.uri or MLFLOW_TRACKING_URI"
+    with create_engine(uri).connect() as full:
+        full.execute(text("PRAGMA max_page_count = 1"))  # as on a full disk
+        with pytest.raises(TrackingError) as error, store.plain_errors(uri, TrackingError):
+            full.execute(text("CREATE TABLE a (b)"))
+            full.execute(text("CREATE TABLE c (d)"))
+    assert re.fullmatch(
+        f"{uri}: no space left on the disk of the database \\(.* are free\\); free .*, {remedy}", str(error.value)
+    )
+    for content in (b"not a database " * 100, b"SQLite format 3\0" + bytes(range(256)) * 40):
+        (tmp_path / "mlflow.db").write_bytes(content)
+        with pytest.raises(TrackingError) as error:
+            open_run(Config().replace({"tracking.uri": uri}), run_dir=tmp_path / "run", tags={})
+        assert str(error.value).startswith(f"{uri}: the database is damaged (") and str(error.value).endswith(remedy)
+        assert "\n" not in str(error.value)
