@@ -1,7 +1,7 @@
 """What MLflow loads for a registered model: `mlflow.pyfunc.load_model`, `mlflow models serve`.
 
 The files of every registered model name this module, so it keeps its name. It has to be installed where a model is
-served: models bring no code along (those of 1.2 and before do). The weights are safetensors; nothing is unpickled.
+served: models bring no code along (those of earlier versions do). The weights are safetensors; nothing is unpickled.
 """
 
 from __future__ import annotations

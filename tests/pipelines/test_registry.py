@@ -171,8 +171,8 @@ def test_stores_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match=r"http://127.0.0.1:.*tracking.uri"):
         lookup("denoiser", uri=f"http://127.0.0.1:{free_port()}")
     with pytest.raises(ValueError, match=r"http://\*\*\*@127.0.0.1:1: .*MLFLOW_TRACKING_PASSWORD") as caught:
-        lookup("denoiser", uri="http://me:secret@127.0.0.1:1")
-    assert "secret" not in str(caught.value)
+        lookup("denoiser", uri="http://me:hunter22@127.0.0.1:1")
+    assert "hunter22" not in str(caught.value)
 
 
 def test_a_changed_model_is_not_loaded(first: Record, tmp_path: Path) -> None:
@@ -313,7 +313,7 @@ def test_a_sigma_out_of_range() -> None:
 
 
 def planted(first: Record, folder: Path, ran: Path) -> Path:
-    """A copy of a model as 1.2 and before wrote it, with code beside the files, which makes a file when imported."""
+    """A copy of a model as earlier versions wrote it, with code beside the files, which makes a file when imported."""
     shutil.copytree(stored(first), folder)
     for package in ("d2sm", "pipelines"):
         (folder / "code" / package).mkdir(parents=True)
