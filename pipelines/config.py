@@ -189,6 +189,12 @@ def keys_with(*effects: Effect) -> tuple[str, ...]:
     return tuple(key for key in keys() if effect(key) in effects)
 
 
+@cache
+def keys_with_code() -> tuple[str, ...]:
+    """The dotted keys whose values may name Python to import."""
+    return tuple(key for key, field in keys().items() if cast(dict[str, Any], field.json_schema_extra)["code"])
+
+
 def effect(key: str) -> Effect:
     """What another value of a dotted key changes.
 

@@ -32,6 +32,7 @@ from pipelines.networks import segmenters
 from pipelines.networks.segmenters import SegmenterError
 from pipelines.runs import checkpoint
 from pipelines.runs.results import EvaluationError, ImageRow, ImageScore, Results, Score, convention
+from pipelines.runs.trust import check_config
 from pipelines.runtime import resources, session
 from pipelines.runtime.progress import Line
 from pipelines.runtime.threads import torch_threads
@@ -155,6 +156,7 @@ def evaluate(
     config: Config | None = None,
     *,
     subject: Subject | None = None,
+    trust: bool = False,
     quiet: bool = False,
     verbose: bool = False,
 ) -> Results:
@@ -164,15 +166,20 @@ def evaluate(
         model: what names a model, see `registry.model_folder`.
         config: data, evaluate and tracking sections to use; None: those the model was trained with.
         subject: what `check` gave for this configuration; None: it is checked here.
+        trust: import a segmenter that the model's own configuration names as module:callable, even if this user did
+            not train the model here.
         quiet: no progress line.
         verbose: show Ray's own log.
 
     Raises:
-        RegistryError, CheckpointError, DataError, SegmenterError, ResourceError, EvaluationError: one line each.
+        RegistryError, CheckpointError, DataError, SegmenterError, ResourceError, EvaluationError, TrustError: one line
+            each.
     """
     folder = registry.model_folder(model, uri=config.tracking.uri if config else None)
     network, trained_with = checkpoint.load_model(folder)  # here: an actor's node may not see the folder
-    config = config or trained_with
+    if config is None:
+        config = trained_with
+        check_config(config, folder, given=None, trust=trust, how="trust=True")
     subject = subject or check(config)
     if uri := segmenter_store(config):
         config = config.replace({"tracking.uri": uri})

@@ -92,6 +92,7 @@ def evaluate_run(
     config: Config | None = None,
     *,
     out: Path | None = None,
+    trust: bool = False,
     quiet: bool = False,
     verbose: bool = False,
 ) -> tuple[Results, Path]:
@@ -101,6 +102,7 @@ def evaluate_run(
         model: what names a model, see `registry.model_folder`.
         config: data, evaluate and tracking sections to use; None: those the model was trained with.
         out: the file to write instead; the run's folder and record then stay as they are.
+        trust: see `evaluate.evaluate`.
         quiet, verbose: as in `run`.
 
     Returns:
@@ -113,11 +115,11 @@ def evaluate_run(
     folder = RunFolder.at(found.parent)
     if out is None and folder.info_file.exists():
         with folder.owned("wait until it has ended, or give --out for a file elsewhere"):
-            results = evaluate(found, config, quiet=quiet, verbose=verbose)
+            results = evaluate(found, config, trust=trust, quiet=quiet, verbose=verbose)
             with tracked.open_run(configs.load(folder.config_file), folder) as mlflow_run:
                 save_results(mlflow_run, folder, results, [], step=checkpoint.step(found))
         return results, folder.results_file
-    results = evaluate(found, config, quiet=quiet, verbose=verbose)
+    results = evaluate(found, config, trust=trust, quiet=quiet, verbose=verbose)
     out = out or Path(RESULTS)
     results.save(out)
     return results, out

@@ -41,13 +41,14 @@ LARGEST = 2**31 - 1
 WIDEST, DEEPEST, LARGEST_CROP, MOST_SAMPLES, MOST_IMAGES, MOST_THREADS = 8192, 1000, 2**14, 2**24, 2**16, 1024
 
 
-def setting(default: Any, description: str, *, effect: Effect, **constraints: Any) -> Any:
+def setting(default: Any, description: str, *, effect: Effect, code: bool = False, **constraints: Any) -> Any:
     """A field of a section.
 
     Args:
         default: its value unless configured.
         description: for `d2sm train --keys` and error messages.
         effect: what another value changes.
+        code: whether the value may name Python to import (`module:callable`); see `pipelines.runs.trust`.
         constraints: of the value, as pydantic has them: ge, gt, le, lt, min_length. A whole number with `ge` alone is
             at most `LARGEST`, so that no library's integers overflow.
     """
@@ -57,7 +58,7 @@ def setting(default: Any, description: str, *, effect: Effect, **constraints: An
         and not {"le", "lt"} & set(constraints)
     ):
         constraints["le"] = LARGEST
-    return Field(default, description=description, json_schema_extra={"effect": effect}, **constraints)
+    return Field(default, description=description, json_schema_extra={"effect": effect, "code": code}, **constraints)
 
 
 class Section(BaseModel):
@@ -215,7 +216,7 @@ class Loss(_Weights):
         None, "file with the trunk's weights; null: torchvision's cache", effect="place"
     )
     segmenter: str | None = setting(
-        None, "segmenter of the cross-entropy, written as in evaluate.segmenter", effect="results"
+        None, "segmenter of the cross-entropy, written as in evaluate.segmenter", effect="results", code=True
     )
     segmenter_weights: str | None = setting(None, "file with its weights", effect="place")
     segmenter_scale: float = setting(1.0, "factor by which crops are resized before it", effect="results", gt=0, le=64)
@@ -369,6 +370,7 @@ class Evaluate(Section):
         None,
         "espnet-cityscapes, espnet-camvid, espnet-scenes, module:callable or models:/name@alias; null: no MIoU",
         effect="evaluation",
+        code=True,
     )
     segmenter_weights: str | None = setting(None, "file with the segmenter's weights", effect="place")
     actors: int = setting(

@@ -16,7 +16,8 @@ from pipelines import parsing
 from pipelines.config import Config
 from pipelines.data import plan
 from pipelines.runs.folder import RunFolder
-from pipelines.runtime import files, private, resources
+from pipelines.runs.trust import TrustError
+from pipelines.runtime import files, private, provenance, resources
 from pipelines.runtime.resources import runs_that_fit
 from pipelines.text import show
 from tuning import live, mlflow_run, search, trial, trials
@@ -25,6 +26,7 @@ from tuning.sweep import Candidates, Sweep, check, resolved
 from tuning.trials import TrialSummary
 
 _TUNE = "tune"  # Ray Tune's own folder, in the sweep's
+_TUNER = "tuner.pkl"  # in there: what it restores a sweep from
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,19 @@ class Outcome:
         return trials.text(self.trials, list(self.sweep.space), self.sweep.metrics)
 
 
-def run(sweep: Sweep, *, concurrent: int | None = None, quiet: bool = False, verbose: bool = False) -> Outcome:
+def run(
+    sweep: Sweep,
+    *,
+    concurrent: int | None = None,
+    trust: bool = False,
+    quiet: bool = False,
+    verbose: bool = False,
+) -> Outcome:
     """Run a sweep, or resume the one of this name.
 
     Args:
         concurrent: at most so many trials at once; None: as many as the cluster holds.
+        trust: resume from files that this user did not write here; Ray Tune's are pickles, which can run code.
         quiet: no table while it runs.
         verbose: let Ray's own log through.
 
@@ -62,6 +72,7 @@ def run(sweep: Sweep, *, concurrent: int | None = None, quiet: bool = False, ver
         KeyboardInterrupt: on Ctrl-C; what was trained and measured is kept.
     """
     sweep = resolved(sweep)
+    _check_trusted(sweep, trust)
     with RunFolder.at(sweep.folder).owned("wait until it has ended, or choose another --name"):
         return _run(sweep, concurrent=concurrent, quiet=quiet, verbose=verbose)
 
@@ -88,6 +99,20 @@ def _run(sweep: Sweep, *, concurrent: int | None, quiet: bool, verbose: bool) ->
     return Outcome(sweep, found, best, parent.id, parent.uri, parent.page)
 
 
+def _check_trusted(sweep: Sweep, trust: bool) -> None:
+    """Make sure that Ray Tune's files, which it unpickles, were written here by this user.
+
+    Raises:
+        TrustError: they were not, or were changed since, and the user does not trust them.
+    """
+    place = sweep.folder / _TUNE
+    if os.path.lexists(place / _TUNER) and not (trust or provenance.made_here(place, _TUNER)):
+        raise TrustError(
+            f"name={sweep.name}: {place} holds pickles, which can run code, and was not written here by you, or was "
+            "changed since; if you know who made it, resume it with --trust (trust=True), else choose another --name"
+        )
+
+
 def _open_folder(sweep: Sweep, points: Sequence[Point] | None) -> None:
     """Make the sweep's folder, or make sure that it is this sweep's.
 
@@ -108,6 +133,7 @@ def _open_folder(sweep: Sweep, points: Sequence[Point] | None) -> None:
             raise SpaceError(f"{key}={now}: the sweep {sweep.name} was started with {was}; {remedy}")
         return
     sweep.folder.mkdir(parents=True, exist_ok=True)
+    provenance.mark(sweep.folder)
     sweep.base.save(sweep.folder / trial.BASE)
     count = len(points) if points is not None else sweep.trials
     derived = {"count": count, "budgets": sweep.budgets, "evaluates": sweep.evaluates}
@@ -149,6 +175,7 @@ def _search(sweep: Sweep, candidates: Candidates, at_once: int, *, quiet: bool, 
         tuner = tune.Tuner.restore(place, trainable=trainable, resume_unfinished=True)
     else:
         tuner = _new_tuner(sweep, candidates, at_once, trainable, quiet=quiet)
+    provenance.mark(sweep.folder / _TUNE, _TUNER)  # written once, before the first trial
     tuner.fit()
 
 

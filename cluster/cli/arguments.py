@@ -19,7 +19,7 @@ def configuration(args: argparse.Namespace) -> Config | None:
     """The configuration that a verb's options ask for, the first where there are several; None for verbs without one.
 
     Raises:
-        ConfigError: a wrong recipe, file, key or value.
+        ConfigError: a wrong recipe, file, key or value; the file names code to import, and the user does not.
     """
     if getattr(args, "rows", None):
         return table_rows(args)[0]
@@ -29,8 +29,14 @@ def configuration(args: argparse.Namespace) -> Config | None:
     from pipelines import config as configs
     from pipelines.recipes import recipe
 
-    base = configs.load(file, given=True) if file else recipe(str(name))
-    return base.replace(configs.parse(args.overrides))
+    changes = configs.parse(args.overrides)
+    if not file:
+        return recipe(str(name)).replace(changes)
+    from pipelines.runs.trust import check_config
+
+    config = configs.load(file, given=True).replace(changes)
+    check_config(config, file, given=changes, trust=args.trust)
+    return config
 
 
 def training_configuration(args: argparse.Namespace) -> Config:
@@ -87,6 +93,11 @@ def for_cluster(verb: Sequence[str]) -> tuple[list[str], list[Path]]:
         return list(verb), []
     _check_paths(config)
     words, files = list(verb), []
+    if getattr(args, "config", None) and not args.trust:
+        from pipelines.runs.trust import names_code
+
+        if names_code(config):
+            words.insert(1, "--trust")  # it was found trustworthy here, where it can be known who made the file
     for option in ("config", "space"):
         given = getattr(args, option, None)
         if given and Path(given).is_file():

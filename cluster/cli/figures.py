@@ -12,7 +12,7 @@ def run_figures(args: argparse.Namespace) -> None:
     """Draw, and say where everything is."""
     from pipelines.comparison.figures.draw import draw_figures
 
-    drawn = draw_figures(args.runs, args.out, only=args.only, quiet=args.quiet)
+    drawn = draw_figures(args.runs, args.out, only=args.only, trust=args.trust, quiet=args.quiet)
     for name, value in drawn.numbers.items():
         show(f"{name}  {value:.4g}")
     for path in drawn.files:

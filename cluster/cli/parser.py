@@ -100,6 +100,7 @@ def parser() -> ArgumentParser:
     evaluate("model", help=MODEL)
     evaluate("--out", type=Path, help="file for the results (default: results.json in the run's folder, else here)")
     evaluate("--quiet", action="store_true", help=QUIET)
+    _trust(evaluate)
     _overrides(evaluate)
 
     denoise = _verb(verbs, "denoise", "restore a photograph, or all photographs of a folder")
@@ -122,12 +123,14 @@ def parser() -> ArgumentParser:
     report("--out", type=Path, default=Path("report.html"), help="file to write (default: report.html)")
     report("--pictures", type=int, default=4, help="number of photographs to show (default: 4)")
     report("--no-figures", action="store_true", help="leave out learning curves and t-SNE, which take longest")
+    _trust(report)
     report("--quiet", action="store_true", help=QUIET)
 
     figures = _verb(verbs, "figures", "draw t-SNE of features, restored images and learning curves of finished runs")
     figures("runs", nargs="+", metavar="RUN", help="folders of finished runs; seeds of one setting form a row")
     figures("--out", type=Path, default=Path("figures"), help="folder for PNG and SVG files (default: figures)")
     figures("--only", choices=["tsne", "comparison", "convergence"], help="draw only this one")
+    _trust(figures)
     figures("--quiet", action="store_true", help=QUIET)
 
     models = _group(verbs, "models", "look up registered models: list, show, promote, compare")
@@ -224,9 +227,17 @@ def _configuration(verb: _Options, *, lists: bool = False) -> None:
     which = verb.exclusive(required=not lists)
     which("--recipe", help="a named configuration; `d2sm train --recipes` lists them")
     which("--config", type=Path, help="a saved configuration, such as runs/NAME/config.yaml")
+    _trust(verb)
     if lists:
         which("--recipes", action="store_true", help="list the recipes and the keys they set")
         which("--keys", action="store_true", help="list every configuration key with its default and meaning")
+
+
+def _trust(verb: _Options) -> None:
+    help = (
+        "run code that belongs to what is read, such as a segmenter that its configuration names: you know who made it"
+    )
+    verb("--trust", action="store_true", help=help)
 
 
 def _overrides(verb: _Options) -> None:

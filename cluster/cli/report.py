@@ -13,7 +13,12 @@ def run_report(args: argparse.Namespace) -> None:
     from pipelines.comparison.report.write import write_report
 
     done = write_report(
-        args.runs, out=args.out, pictures=args.pictures, with_figures=not args.no_figures, quiet=args.quiet
+        args.runs,
+        out=args.out,
+        pictures=args.pictures,
+        with_figures=not args.no_figures,
+        trust=args.trust,
+        quiet=args.quiet,
     )
     size = done.path.stat().st_size / 1e6
     show(f"report {done.path}  ({size:.1f} MB; opens in any browser, without a network)")

@@ -30,7 +30,7 @@ def run_tune(args: argparse.Namespace) -> None:
         metrics=tuple(args.metric),
         reports=args.reports,
     )
-    outcome = run(sweep, concurrent=args.concurrent, quiet=args.quiet, verbose=args.verbose)
+    outcome = run(sweep, concurrent=args.concurrent, trust=args.trust, quiet=args.quiet, verbose=args.verbose)
     show(f"\n{outcome.text()}\n\npicture {outcome.sweep.folder / 'search.png'}")
     show(f"MLflow  {mlflow_page(outcome.uri, outcome.page)}")
     if outcome.best is None:

@@ -16,6 +16,7 @@ from pipelines.inference.pictures import spread
 from pipelines.inference.tiling import tile_for
 from pipelines.networks import segmenters
 from pipelines.runs import checkpoint
+from pipelines.runs.trust import check_config
 from pipelines.runtime.progress import Line
 from pipelines.tracking.segmenter import evaluation_segmenter
 
@@ -54,13 +55,15 @@ def compared_photographs(
         quiet: no progress line.
 
     Raises:
-        RunsError, DataError, SegmenterError, CheckpointError: one line each.
+        RunsError, DataError, SegmenterError, CheckpointError, TrustError: one line each.
     """
     if not rows:
         raise RunsError("no runs given; give the folders of finished runs")
     config = rows[0].config
     names = short_names([row.config for row in rows])
     models = {name: checkpoint.load_model(row.runs[0].checkpoint)[0] for name, row in zip(names, rows, strict=True)}
+    if segmented:
+        check_config(config, rows[0].runs[0].folder, given=None, trust=rows[0].runs[0].trusted)
     segmenter = evaluation_segmenter(config) if segmented else None
     items, found = evaluation_images(config), []
     chosen = spread(items.num_rows, count)

@@ -19,6 +19,7 @@ from pipelines.recipes import recipes
 from pipelines.runs import checkpoint, storage
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.results import Results
+from pipelines.runs.trust import is_made_here
 from pipelines.tracking import store
 
 DIGITS = {"psnr": 2, "ssim": 3, "miou": 3}
@@ -38,6 +39,7 @@ class FinishedRun:
     Attributes:
         commit: of the code that wrote the checkpoint; ends in "+" where the working tree had changes; "" without git.
         page: path of the run's page, behind the address of an MLflow server.
+        trusted: whether a segmenter that its configuration names as module:callable may be imported.
     """
 
     folder: Path
@@ -47,6 +49,7 @@ class FinishedRun:
     commit: str
     run_id: str
     page: str
+    trusted: bool = False
 
     @property
     def name(self) -> str:
@@ -121,8 +124,11 @@ class Row:
         return [run.metrics[metric] for run in self.runs if metric in run.metrics]
 
 
-def read_run(folder: str | Path) -> FinishedRun:
+def read_run(folder: str | Path, *, trust: bool = False) -> FinishedRun:
     """A finished run, from its folder or its URI.
+
+    Args:
+        trust: the user trusts it, although perhaps it was not trained here by this user.
 
     Raises:
         RemoteError: the URI cannot be read.
@@ -148,16 +154,20 @@ def read_run(folder: str | Path) -> FinishedRun:
         commit=meta["commit"] + ("+" if meta["dirty"] else ""),
         run_id=info.get("run_id", ""),
         page=info.get("page", ""),
+        trusted=trust or is_made_here(run.path),
     )
 
 
-def read_rows(folders: Sequence[str | Path]) -> list[Row]:
+def read_rows(folders: Sequence[str | Path], *, trust: bool = False) -> list[Row]:
     """Finished runs grouped into rows, in the order of the first run of each.
+
+    Args:
+        trust: see `read_run`.
 
     Raises:
         RunsError: as `read_run`; two runs of the same setting and seed; runs that were not measured in the same way.
     """
-    runs = [read_run(folder) for folder in folders]
+    runs = [read_run(folder, trust=trust) for folder in folders]
     found: dict[str, list[FinishedRun]] = {}
     for run in runs:
         _check_measured_alike(runs[0], run)

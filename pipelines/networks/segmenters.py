@@ -92,6 +92,11 @@ def fingerprint(segmenter: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+def is_imported(name: str) -> bool:
+    """Whether a segmenter's name is Python to import, "module:callable", which runs whatever it says."""
+    return ":" in name and "/" not in name
+
+
 def load(name: str, *, weights: str | Path | None = None, resize: bool = True) -> nn.Module:
     """Load a segmenter by name.
 
@@ -117,7 +122,7 @@ def load(name: str, *, weights: str | Path | None = None, resize: bool = True) -
         segmenter = _BUILT_IN[name](name, path)
         if isinstance(segmenter, Segmenter) and not resize:
             segmenter.size = None
-    elif ":" in name and "/" not in name:
+    elif is_imported(name):
         segmenter = _imported(name, path)
     else:
         hint = did_you_mean(name, _BUILT_IN, cutoff=0.4)

@@ -16,7 +16,7 @@ from pipelines import parsing
 from pipelines.config import Config, ConfigError
 from pipelines.runs import checkpoint, lease, names, storage
 from pipelines.runs.results import RESULTS
-from pipelines.runtime import files, owner
+from pipelines.runtime import files, owner, provenance
 
 INFO = "run.json"  # the run's MLflow run, the fingerprint of its data, the step that was evaluated
 SKIPPED = "skipped.json"  # the images that could not be read, and why
@@ -145,8 +145,11 @@ class RunFolder:
                 self.info_file.unlink(missing_ok=True)  # it never came to a checkpoint: begin anew
             else:
                 self._check_same(saved, config, fingerprint)
+        new = not self.config_file.exists() and self.latest() is None
         self.path.mkdir(parents=True, exist_ok=True)
         files.write_text(self.config_file, config.dumps())
+        if new:
+            provenance.mark(self.path)
         self.write_info(fingerprint=fingerprint)
         self.push(self.config_file)
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from pipelines.config import Config, ConfigError, keys_with_code
 from pipelines.networks.segmenters import is_imported
 from pipelines.runtime import provenance
-from pipelines.text import one_line
 
 
 class TrustError(ConfigError):
@@ -21,16 +20,16 @@ class TrustError(ConfigError):
 
 
 def check_config(
-    config: Config, source: str | Path, *, given: Collection[str] = (), trust: bool = False, option: str = "--trust"
+    config: Config, source: str | Path, *, given: Collection[str] | None = (), trust: bool = False, how: str = "--trust"
 ) -> None:
     """Make sure that nothing is imported on the word of a stored configuration.
 
     Args:
         config: what was read, with the user's changes.
-        source: the folder or file it was read from, or the name of a registered model.
-        given: the dotted keys that the user set.
+        source: the folder or file that it was read from.
+        given: the dotted keys that the user set; None: there is no way to set one.
         trust: the user trusts the source.
-        option: how the user says so, for the message.
+        how: to say so, for the message.
 
     Raises:
         TrustError: a key that the user did not set names code; tells key, value and remedy.
@@ -39,13 +38,21 @@ def check_config(
         return
     for key in keys_with_code():
         value = config.flat()[key]
-        if value and key not in given and is_imported(value):
+        if value and key not in (given or ()) and is_imported(value):
+            name_it = f"name it yourself, {key}={value}, or " if given is not None else ""
+            leave_it = f"; {key}=null leaves it out" if given is not None else ""
             raise TrustError(
-                f"{key}={one_line(value)}: {source} asks to import and run this; if you know the code, name it with "
-                f"{key}={one_line(value)} or trust the folder with {option}; otherwise leave it out with {key}=null"
+                f"{key}={value}: {source} asks to import and run this, and was not made here by you; if you know the "
+                f"code, {name_it}trust the folder with {how}{leave_it}"
             )
 
 
+def names_code(config: Config) -> bool:
+    """Whether a key of a configuration is a `module:callable`."""
+    return any(value and is_imported(value) for value in map(config.flat().get, keys_with_code()))
+
+
 def is_made_here(place: Path) -> bool:
-    """Whether a run's folder, one of its checkpoints or a file of it was made by this user on this machine."""
-    return any(provenance.made_here(folder) for folder in (place, *list(place.absolute().parents)[:2]))
+    """Whether a run's or a sweep's folder, one of its checkpoints or a file of either was made here by this user."""
+    place = place.absolute()
+    return any(map(provenance.made_here, (place, place.parent, place.parent.parent)[: 3 if place.is_file() else 2]))

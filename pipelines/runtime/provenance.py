@@ -1,10 +1,10 @@
 """Which folders this user made on this machine.
 
 A run's configuration may name a module to import, and Ray Tune's record of a sweep is a pickle. Both are as good as
-code, so a folder is believed only if d2sm made it here, or if its user says so (`--trust`). A folder that is made gets a
-mark: a code of its inode, and of the content of files that never change again, under a key that only this user can read
-(~/.d2sm/key). A folder from elsewhere has no mark, or that of another key, another inode or other files. A folder that is
-moved within its file system keeps it; a copy does not.
+code, so a folder is believed only if d2sm made it here, or if its user says so (`--trust`). A folder that is made gets
+a mark: a code of its inode, and of the content of files that never change again, under a key that only this user can
+read (~/.d2sm/key). A folder from elsewhere has no mark, or that of another key, another inode or other files. A folder
+that is moved within its file system keeps its mark; a copy does not have one.
 """
 
 from __future__ import annotations

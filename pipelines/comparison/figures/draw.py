@@ -26,19 +26,27 @@ class Drawn:
     page: str
 
 
-def draw_figures(folders: Sequence[str | Path], out: Path, *, only: Figure | None = None, quiet: bool = False) -> Drawn:
+def draw_figures(
+    folders: Sequence[str | Path],
+    out: Path,
+    *,
+    only: Figure | None = None,
+    trust: bool = False,
+    quiet: bool = False,
+) -> Drawn:
     """Draw the figures of finished runs, and log them as an MLflow run "figures".
 
     Args:
         folders: of the runs; those that differ in their seed alone are one row.
         out: folder for the PNG and SVG files, made if it is not there; files of the same names are replaced.
         only: one figure; None: all.
+        trust: see `rows.read_run`.
         quiet: no progress line.
 
     Raises:
-        RunsError, TrackingError, DataError, SegmenterError, CheckpointError: one line each.
+        RunsError, TrackingError, DataError, SegmenterError, CheckpointError, TrustError: one line each.
     """
-    rows = read_rows(folders)
+    rows = read_rows(folders, trust=trust)
     uri = rows[0].runs[0].uri
     client = store.prepare(uri)  # before the work: it fails when the store cannot be reached
     files: list[Path] = []

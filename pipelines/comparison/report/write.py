@@ -28,7 +28,13 @@ class Report:
 
 
 def write_report(
-    folders: Sequence[str | Path], *, out: Path, pictures: int = 4, with_figures: bool = True, quiet: bool = False
+    folders: Sequence[str | Path],
+    *,
+    out: Path,
+    pictures: int = 4,
+    with_figures: bool = True,
+    trust: bool = False,
+    quiet: bool = False,
 ) -> Report:
     """Write the report of finished runs, and log it as an MLflow run "report".
 
@@ -37,10 +43,11 @@ def write_report(
         out: the file to write; an existing one is replaced.
         pictures: at most so many photographs; 0: none.
         with_figures: draw learning curves and t-SNE, which takes the longest.
+        trust: see `rows.read_run`.
         quiet: no progress line.
 
     Raises:
-        RunsError, ReportError, TrackingError, DataError, SegmenterError, CheckpointError: one line each.
+        RunsError, ReportError, TrackingError, DataError, SegmenterError, CheckpointError, TrustError: one line each.
     """
     out = out.expanduser().absolute()
     if out.is_dir():
@@ -48,7 +55,7 @@ def write_report(
     if pictures < 0:
         raise ReportError(f"--pictures {pictures}: give 0 or more")
     out.parent.mkdir(parents=True, exist_ok=True)
-    rows = read_rows(folders)
+    rows = read_rows(folders, trust=trust)
     uri = rows[0].runs[0].uri
     client = store.prepare(uri)  # before the work: it fails when the store cannot be reached
     photographs = compared_photographs(rows, count=pictures, quiet=quiet) if pictures else []
