@@ -252,6 +252,8 @@ def _files(
     else:
         check_suffix(target)
         files = [(source, target)]
+    if not source.is_dir():
+        pixels_of(source)  # no photograph, or one that is too large, shows before the model is loaded
     _check_targets(source, target, files)
     return files, unreadable
 

@@ -16,6 +16,7 @@ import logging
 import os
 import stat
 import struct
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
-from PIL import BmpImagePlugin, ImageFile, JpegImagePlugin, WebPImagePlugin
+from PIL import BmpImagePlugin, Image, ImageFile, JpegImagePlugin, TiffImagePlugin, WebPImagePlugin
 
 from pipelines.runtime.memory import free_ram
 from pipelines.text import one_line
@@ -43,14 +44,22 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_END, _JPEG_END = b"\0\0\0\0IEND\xaeB`\x82", b"\xff\xd9"
 _PNG_COLOURS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey", 6: "RGB"}
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+_PIL_ERRORS = (
+    *(OSError, SyntaxError, ValueError, TypeError, LookupError, OverflowError, struct.error, MemoryError),
+    Image.DecompressionBombError,
+)
+# PIL warns of damaged metadata, in lines of its own; the metadata are then left out.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 _PIL: dict[str, Callable[[BinaryIO], ImageFile.ImageFile]] = {
     "JPEG": JpegImagePlugin.JpegImageFile,
     "WebP": WebPImagePlugin.WebPImageFile,
     "BMP": BmpImagePlugin.BmpImageFile,
 }
 _PIL_MODES = {"1": (1, "grey"), "L": (8, "grey"), "P": (8, "palette"), "RGB": (8, "RGB"), "CMYK": (8, "CMYK")}
+_LARGEST_TILE = 2**22  # pixels of a tile of a TIFF image that is smaller than its tiles
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _TIFF_COLOURS = {0: "grey", 1: "grey", 2: "RGB", 3: "palette", 5: "CMYK", 6: "RGB"}  # 6: YCbCr, decoded to RGB
+_CHANNELS = {"grey": 1, "palette": 1, "RGB": 3, "CMYK": 4}
 _TIFF_COMPRESSIONS = {1: "none", 5: "LZW", 7: "JPEG", 8: "deflate", 32773: "PackBits", 32946: "deflate"}
 
 
@@ -87,7 +96,7 @@ class Header(NamedTuple):
     @property
     def bytes(self) -> int:
         """Size of the decoded pixels."""
-        channels = {"grey": 1, "CMYK": 4}.get(self.colour, 3) + self.alpha
+        channels = (3 if self.colour == "palette" else _CHANNELS.get(self.colour, 3)) + self.alpha
         return self.height * self.width * channels * (2 if self.depth > 8 else 1)
 
 
@@ -193,7 +202,7 @@ def decode(data: bytes, header: Header, path: Path, *, chunks: Chunks | None = N
         return _decode_png(data, chunks or read_chunks(data, path), header, path)
     if header.format == "TIFF":
         with tiff_page(io.BytesIO(data), path) as page:
-            return _decode_tiff(page, header)
+            return _decode_tiff(data, page, header)
     # A global of PIL's that other libraries set; a truncated image would then be read, the rest of it grey.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     with pil_image(header.format, io.BytesIO(data), path) as image:
@@ -212,16 +221,7 @@ def pil_image(name: str, file: BinaryIO, path: Path) -> Iterator[ImageFile.Image
             yield image
     except ImageError:
         raise
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        TypeError,
-        LookupError,
-        OverflowError,
-        struct.error,
-        MemoryError,
-    ) as error:
+    except _PIL_ERRORS as error:
         if "truncated" in str(error).lower():
             raise truncated(path) from None
         raise damaged(path, _reason(error)) from None
@@ -336,33 +336,97 @@ def _tiff_header(file: BinaryIO, path: Path) -> Header:
             raise damaged(path, "its pixels are missing")
         if any(offset + count > size for offset, count in zip(page.dataoffsets, page.databytecounts)):
             raise truncated(path)
-        if page.is_tiled and page.tilewidth * page.tilelength > MOST_PIXELS:
+        sides = (page.imagelength, page.imagewidth, page.bitspersample, page.samplesperpixel)
+        if not all(isinstance(side, int) and side > 0 for side in sides):
+            raise damaged(path, "its header is wrong")
+        area = page.imagelength * page.imagewidth
+        if page.is_tiled and page.tilewidth * page.tilelength > max(4 * area, _LARGEST_TILE):
             raise damaged(path, f"tiles of {page.tilewidth}x{page.tilelength} pixels")
         colour = _TIFF_COLOURS.get(int(page.photometric), str(page.photometric))
         if int(page.compression) not in _TIFF_COMPRESSIONS:
             colour += f" compressed by {getattr(page.compression, 'name', page.compression)}"
         if page.sampleformat != 1:
             colour = {2: "signed", 3: "float"}.get(int(page.sampleformat), "unknown") + f" {colour}"
+        if page.bitspersample == 1 and colour != "grey":  # which is what a lost tag means
+            raise damaged(path, "its header is incomplete")
         extra = [int(kind) for kind in page.extrasamples]
+        if page.samplesperpixel != _CHANNELS.get(colour, page.samplesperpixel) + len(extra) or page.imagedepth != 1:
+            raise damaged(path, f"{page.samplesperpixel} channels")
         if extra and extra not in ([0], [2]):
             colour += " with premultiplied alpha" if extra == [1] else f" with {len(extra)} extra channels"
         return Header("TIFF", page.imagelength, page.imagewidth, page.bitspersample, colour, extra in ([0], [2]))
 
 
-def _decode_tiff(page: tifffile.TiffPage, header: Header) -> NDArray[Any]:
-    pixels: NDArray[Any] = page.asarray(maxworkers=1)
-    if page.planarconfig == 2 and pixels.ndim == 3:  # channel after channel
-        pixels = np.ascontiguousarray(np.moveaxis(pixels, 0, -1))
-    channels = header.bytes // (header.height * header.width * (2 if header.depth > 8 else 1))
+def _decode_tiff(data: bytes, page: tifffile.TiffPage, header: Header) -> NDArray[Any]:
+    """Decode strip after strip, or tile after tile. tifffile itself decodes only JPEG, because its decoder of LZW can
+    end the process on damaged data."""
+    if int(page.compression) == 7:
+        pixels: NDArray[Any] = page.asarray(maxworkers=1)
+        pixels = np.moveaxis(pixels, 0, -1) if page.planarconfig == 2 and pixels.ndim == 3 else pixels
+        pixels = pixels.reshape(header.height, header.width, -1)
+    else:
+        pixels = _decode_strips(memoryview(data), page, header)
+    if page.photometric == 0:  # white is zero
+        pixels = ~pixels if header.depth != 1 else 1 - pixels
     if header.colour == "palette":
         if page.colormap is None:
             raise ValueError("has no palette")
-        pixels, channels = np.moveaxis((page.colormap >> 8).astype(np.uint8)[:, pixels], 0, -1), 3
-    elif header.depth < 8:
-        pixels = (pixels.astype(np.uint16) * 255 // (2**header.depth - 1)).astype(np.uint8)
-    if pixels.shape != (header.height, header.width, *[channels] * (channels > 1)):
-        raise ValueError(f"pixels of the shape {pixels.shape}")
-    return ~pixels if page.photometric == 0 else pixels  # 0: white is zero
+        return np.ascontiguousarray(np.moveaxis((page.colormap >> 8).astype(np.uint8)[:, pixels[..., 0]], 0, -1))
+    pixels = pixels * np.uint8(255) if header.depth == 1 else pixels
+    return pixels[..., 0] if pixels.shape[2] == 1 else pixels
+
+
+def _decode_strips(data: memoryview, page: tifffile.TiffPage, header: Header) -> NDArray[Any]:
+    """(H, W, channels); of one bit, 0 and 1. Raises ValueError, zlib.error or one of PIL's errors for damaged data."""
+    height, width, channels = header.height, header.width, page.samplesperpixel
+    planes = channels if page.planarconfig == 2 else 1
+    together = channels // planes  # channels of a pixel that are stored side by side
+    if page.is_tiled:
+        tall, wide = page.tilelength, page.tilewidth
+    else:
+        tall, wide = min(page.rowsperstrip, height), width
+    down, across = -(-height // tall), -(-width // wide)
+    places = list(zip(page.dataoffsets, page.databytecounts))
+    if len(places) != planes * down * across or page.fillorder != 1 or header.depth not in (1, 8, 16):
+        raise ValueError(f"{len(places)} strips or tiles")
+    stored = np.dtype(np.uint8 if header.depth < 16 else np.uint16)
+    result = np.empty((height, width, channels), stored)
+    for number, (at, size) in enumerate(places):
+        plane, rest = divmod(number, down * across)
+        top, left = rest // across * tall, rest % across * wide
+        rows = tall if page.is_tiled else min(tall, height - top)
+        line = -(-wide * together * header.depth // 8)  # bytes of a row
+        raw = _decompress(data[at : at + size], int(page.compression), rows, line)
+        if header.depth == 1:
+            piece = np.unpackbits(np.frombuffer(raw, np.uint8).reshape(rows, line), axis=1)[:, : wide * together]
+        else:
+            piece = np.frombuffer(raw, stored.newbyteorder(page.parent.byteorder))
+        piece = piece.reshape(rows, wide, together)
+        if page.predictor == 2:
+            piece = np.cumsum(piece, axis=1, dtype=stored)
+        elif page.predictor != 1:
+            raise ValueError(f"predictor {page.predictor}")
+        chosen = slice(plane, plane + 1) if planes > 1 else slice(None)
+        result[top : top + rows, left : left + wide, chosen] = piece[: height - top, : width - left]
+    return result
+
+
+def _decompress(data: memoryview, compression: int, rows: int, line: int) -> bytes:
+    """The bytes of a strip or tile: `rows` times `line`."""
+    if compression == 1:
+        raw = bytes(data[: rows * line])
+    elif compression in (8, 32946):
+        raw = zlib.decompressobj().decompress(data, rows * line)
+    else:  # by libtiff, as an image of bytes
+        entries = ((256, line), (257, rows), (258, 8), (259, compression), (262, 1), (273, 122), (277, 1), (278, rows))
+        folder = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in (*entries, (279, len(data)))]
+        alone = b"II*\0\x08\0\0\0" + struct.pack("<H", len(folder)) + b"".join(folder) + bytes(4) + bytes(data)
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
+        with TiffImagePlugin.TiffImageFile(io.BytesIO(alone)) as image:
+            raw = image.tobytes()
+    if len(raw) != rows * line:
+        raise ValueError(f"{len(raw)} bytes of pixels instead of {rows * line}")
+    return raw
 
 
 def _decode_png(data: bytes, chunks: Chunks, header: Header, path: Path) -> NDArray[Any]:

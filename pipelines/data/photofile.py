@@ -255,8 +255,10 @@ def _about_tiff(data: bytes, path: Path) -> tuple[int, About]:
     with formats.tiff_page(io.BytesIO(data), path) as page:
         tags = {tag: page.tags[tag].value for tag in (_ORIENTATION, 282, 283, 296) if tag in page.tags}
         profile = page.iccprofile
-    return int(tags.get(_ORIENTATION, 1)), About(
-        bytes(profile) if profile else None, _tiff_exif(data), _density(tags.get(282), tags.get(283), tags.get(296, 2))
+    orientation = tags.get(_ORIENTATION)
+    density = _density(tags.get(282), tags.get(283), tags.get(296, 2))
+    return orientation if orientation in range(1, 9) else 1, About(
+        bytes(profile) if profile else None, _tiff_exif(data), density
     )
 
 
@@ -285,7 +287,7 @@ def _density(across: object, down: object, unit: object) -> tuple[float, float] 
     try:
         per_inch = {2: _INCH, 3: _CENTIMETRE}[int(unit)]  # type: ignore[call-overload]
         density = number(across) / per_inch, number(down) / per_inch
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+    except (LookupError, TypeError, ValueError, OverflowError, ZeroDivisionError):
         return None
     return density if all(0 < side < 1e6 for side in density) else None
 

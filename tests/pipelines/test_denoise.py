@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,13 @@ from d2sm.inference import restore
 from d2sm.models import FFDNet
 from d2sm.noise import add_noise, seed_of
 from pipelines.data.images import ImageError, read_rgb, write_png
-from pipelines.denoise import denoise
+from pipelines.data.index import index
+from pipelines.data.photofile import About, Photo, read_photo, write_photo
+from pipelines.denoise import DenoiseError, Incomplete, denoise
 from pipelines.inference.samples import pixels, tensor
 from pipelines.runtime.threads import torch_threads
 from tests.helpers.networks import stirred
+from tests.pipelines.data.test_photofile import full_disk
 
 
 @pytest.fixture(scope="module")
@@ -94,13 +98,172 @@ def test_tiles_by_the_memory_at_hand_are_said_once(
     assert np.abs(difference).max() <= 1
 
 
-def test_the_one_that_cannot_be_read_ends_it_after_those_before(model: nn.Module, photos: Path, tmp_path: Path) -> None:
+def test_a_folder_goes_on_after_what_cannot_be_restored(
+    model: nn.Module, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = (photos / "b.png").read_bytes()
     (photos / "b.png").write_bytes(data[: len(data) // 2])
-    with torch_threads(2), pytest.raises(ImageError, match=r"b\.png.*truncated"):
-        denoise(photos, tmp_path / "out", model=model, sigma=15, quiet=True)
-    assert (tmp_path / "out" / "a.png").exists()
-    assert not (tmp_path / "out" / "b.png").exists()
+    os.mkfifo(photos / "more" / "a.PNG")
+    (photos / "z.png").symlink_to("nowhere")
+    with torch_threads(2), pytest.raises(Incomplete) as caught:
+        denoise(photos, tmp_path / "out", model=model, sigma=15)
+    assert str(caught.value) == (
+        "2 restored, 3 skipped: b.png: is truncated (the file ends too early); z.png: is a link to nowhere, which does "
+        "not exist; more/a.PNG: is a named pipe, not a file"
+    )
+    assert caught.value.written == [tmp_path / "out" / name for name in ("a.png", "more/c.png")]
+    assert sorted(found(tmp_path / "out")) == ["a.png", "more/c.png"]
+    skipped = [line for line in capsys.readouterr().err.splitlines() if line.startswith("skipped: ")]
+    assert skipped == [f"skipped: {line}" for _, line in caught.value.skipped]
+    assert (
+        skipped[0] == f"skipped: {photos / 'b.png'}: is truncated (the file ends too early); copy or download it again"
+    )
+
+
+def found(folder: Path) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+
+
+def test_training_and_denoising_take_the_same_photographs(model: nn.Module, photos: Path, tmp_path: Path) -> None:
+    (photos / "._a.png").write_bytes(b"\0\5\x16\7" + bytes(60))  # what macOS leaves beside a file
+    (photos / "album.png").mkdir()
+    (photos / "album.png" / "d.TIF").write_bytes(b"")
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(photos / "album.png" / "d.TIF", "TIFF")
+    (photos / "linked").symlink_to(photos / "more")
+    (photos / "more" / "circle").symlink_to(photos)
+    written = denoise(photos, tmp_path / "out", model=model, sigma=25, quiet=True)
+    names = index(photos, "train", layout="folder")["name"].to_pylist()
+    assert sorted(path.relative_to(tmp_path / "out").with_suffix("").as_posix() for path in written) == names
+    assert names == ["a", "album.png/d", "b", "linked/c"]
+
+
+def test_a_target_inside_the_source_is_refused(model: nn.Module, photos: Path, tmp_path: Path) -> None:
+    before = sorted(found(photos))
+    for target in (photos / "restored", photos / "more", photos / "x" / ".." / "y"):
+        refused("lies inside .*would restore its own results; give a folder outside", model, photos, target, sigma=25)
+    (photos / "elsewhere").symlink_to(tmp_path)
+    refused("lies inside", model, photos, photos / "elsewhere" / "out", sigma=25)
+    (photos / "elsewhere").unlink()
+    assert sorted(found(photos)) == before
+    # A source inside its target is harmless, until a result would lie on a photograph.
+    assert denoise(photos / "more", photos, model=model, sigma=25, quiet=True) == [photos / "c.png"]
+    (photos / "more" / "more").mkdir()
+    (photos / "more" / "c.JPG").rename(photos / "more" / "c.png")
+    write_png(photos / "more" / "more" / "c.png", read_rgb(photos / "a.png"))
+    refused("c.png: would overwrite its source, or another", model, photos / "more", photos, sigma=25)
+
+
+KINDS = {
+    "grey.png": (np.uint8, 1), "grey16.png": (np.uint16, 1), "deep.png": (np.uint16, 3), "alpha.png": (np.uint8, 4),
+    "greyalpha.png": (np.uint8, 2), "deepalpha.tif": (np.uint16, 4), "grey16.tif": (np.uint16, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_photograph_comes_back_as_it_was(model: nn.Module, tmp_path: Path, name: str) -> None:
+    kind, channels = KINDS[name]
+    values = np.random.default_rng(0).integers(0, np.iinfo(kind).max + 1, (37, 53, channels), dtype=kind)
+    colours = values[..., 0] if channels < 3 else values[..., :3]
+    given = Photo(colours, values[..., -1] if channels in (2, 4) else None, About(None, None, (300.0, 300.0)))
+    write_photo(tmp_path / name, given)
+    (written,) = denoise(tmp_path / name, tmp_path / f"out{Path(name).suffix}", model=model, sigma=25)
+    restored = read_photo(written)
+    rgb = np.repeat(colours[..., None], 3, 2) if channels < 3 else colours
+    most = np.iinfo(kind).max
+    image = restore(model, torch.from_numpy(rgb.astype(np.float32)).permute(2, 0, 1)[None] / most, 25.0)[0]
+    wanted = (image.mean(0) if channels < 3 else image.permute(1, 2, 0)).clamp(0, 1) * most
+    assert restored.pixels.dtype == kind and restored.pixels.shape == colours.shape
+    assert np.abs(restored.pixels - wanted.numpy()).max() <= 0.51
+    assert restored.about.density == pytest.approx((300, 300), abs=0.01)
+    if given.alpha is None:
+        assert restored.alpha is None
+    else:
+        np.testing.assert_array_equal(restored.alpha, given.alpha)
+
+
+def test_a_telephone_s_photograph_stays_upright(model: nn.Module, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x112] = 6
+    Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(tmp_path / "a.jpg", exif=exif)
+    for target in ("b.png", "b.jpg"):
+        denoise(tmp_path / "a.jpg", tmp_path / target, model=model, sigma=25)
+        with Image.open(tmp_path / target) as image:
+            assert image.size == (40, 60) and image.getexif()[0x112] == 1
+
+
+def test_formats_of_a_folder(model: nn.Module, photos: Path, tmp_path: Path) -> None:
+    written = denoise(photos, tmp_path / "same", model=model, sigma=25, format="same", quiet=True)
+    assert [path.name for path in written] == ["a.png", "b.png", "c.JPG"]
+    written = denoise(photos, tmp_path / "jpg", model=model, sigma=25, format="jpg", quiet=True)
+    assert [path.name for path in written] == ["a.jpg", "b.jpg", "c.jpg"]
+    with Image.open(written[0]) as image:
+        assert image.format == "JPEG"
+    write_photo(photos / "deep.png", Photo(np.zeros((20, 20), np.uint16)))
+    with pytest.raises(Incomplete, match="3 restored, 1 skipped: deep.png: .*JPEG cannot hold 16 bits"):
+        denoise(photos, tmp_path / "again", model=model, sigma=25, format="jpg", quiet=True)
+
+
+def test_paths_that_are_empty_or_end_in_a_slash(model: nn.Module, photos: Path, tmp_path: Path) -> None:
+    for source, target, name in (("", "out", "source"), (str(photos), "", "target")):
+        with pytest.raises(DenoiseError, match=f"{name}: is empty; give the path"):
+            denoise(source, target, model=model, sigma=25)
+    assert denoise(photos / "a.png", f"{tmp_path}/new/", model=model, sigma=25) == [tmp_path / "new" / "a.png"]
+    refused(
+        r"other: has no suffix.*name it other\.png, or other/ for",
+        model,
+        photos / "a.png",
+        tmp_path / "other",
+        sigma=25,
+    )
+    (tmp_path / "file").touch()
+    refused("file: is a file, not a folder", model, photos, tmp_path / "file" / "x", sigma=25)
+    (tmp_path / "full" / "a.png").mkdir(parents=True)
+    refused("a.png: is a folder", model, photos, tmp_path / "full", sigma=25)
+
+
+def test_a_full_disk_is_one_line_and_leaves_whole_files(model: nn.Module, photos: Path, tmp_path: Path) -> None:
+    last = photos / "more" / "c.JPG"
+    write_png(last, np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8))
+    with full_disk(50_000), torch_threads(1), pytest.raises(DenoiseError) as caught:
+        denoise(photos, tmp_path / "out", model=model, sigma=1, quiet=True)
+    assert f"{tmp_path / 'out' / 'more' / 'c.png'}: cannot be written (File too large); make room" in str(caught.value)
+    assert "(2 of 3 are restored)" in str(caught.value) and "\n" not in str(caught.value)
+    assert sorted(found(tmp_path / "out")) == ["a.png", "b.png"]
+
+
+def test_a_small_tile_is_raised_to_the_receptive_field(
+    model: nn.Module, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    denoise(photos / "b.png", tmp_path / "b.png", model=model, sigma=25, tile=3)
+    said = capsys.readouterr().err
+    assert "tile=3: raised to 14, the receptive field of FFDNet" in said
+    assert "denoise tile 15/15" in said  # 70 x 41 pixels
+    for tile in (-3, 0):
+        refused(
+            f"tile={tile}: needs a side in pixels", model, photos / "b.png", tmp_path / "c.png", sigma=25, tile=tile
+        )
+
+
+def test_a_large_photograph_is_stopped_within_a_tile(model: nn.Module, photos: Path, tmp_path: Path) -> None:
+    class Interrupts(nn.Module):
+        """Interrupts the program at its third tile."""
+
+        blind, stride, receptive_field = True, 1, 1
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls, self.factor = 0, nn.Parameter(torch.tensor(1.0))
+
+        def forward(self, noisy: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            if self.calls == 3:
+                raise KeyboardInterrupt
+            return noisy * self.factor
+
+    stopped = Interrupts()
+    with pytest.raises(KeyboardInterrupt):
+        denoise(photos, tmp_path / "out", model=stopped, tile=4, quiet=True)
+    assert stopped.calls < 10 and not (tmp_path / "out").exists()
 
 
 def test_noise_for_a_trial(model: nn.Module, photos: Path, tmp_path: Path) -> None:

@@ -206,7 +206,19 @@ def test_denoise(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "sigma=[300.0]" in refused(capsys, "denoise", "a.png", "c.png", *model, "--sigma", "300")
     assert "device=tpu" in refused(capsys, "denoise", "a.png", "c.png", *model, "--sigma", "25", "--device", "tpu")
     assert "tile=-3" in refused(capsys, "denoise", "a.png", "c.png", *model, "--sigma", "25", "--tile", "-3")
+    assert "source: is empty" in refused(capsys, "denoise", "", "c.png", *model, "--sigma", "25")
+    assert "target: is empty" in refused(capsys, "denoise", "a.png", "", *model, "--sigma", "25")
     assert not (tmp_path / "c.png").exists()
+
+
+def test_denoise_a_folder_with_a_bad_photograph(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    write_png(tmp_path / "photos" / "a.png", np.full((40, 41, 3), 128, np.uint8))
+    (tmp_path / "photos" / "b.png").write_text("no picture")
+    argv = ["denoise", "photos", "out/", "--model", str(written(tmp_path / "model")), "--sigma", "25"]
+    assert main([*argv, "--format", "jpg"]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == "1 restored, 1 skipped: b.png: is not a PNG or JPEG file, nor TIFF, WebP or BMP\n"
+    assert "skipped: photos/b.png: is not a PNG" in printed.err and (tmp_path / "out" / "a.jpg").exists()
 
 
 def test_scenes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
