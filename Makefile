@@ -1,11 +1,15 @@
-# make demo   the whole pipeline on built-in street scenes
+# make install   d2sm and all it needs, into .venv; then: source .venv/bin/activate
+# make demo   the whole pipeline on built-in street scenes (installs first)
 # make test   lint, types and the suite            make test-fast   without the slow tests
 # make test-long   what takes minutes: sweeps and jobs that are stopped, killed, lose a node or a server
 # make bench  ratios, side by side, on this machine
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-long test-fast lint bench clean
+.PHONY: install demo test test-long test-fast lint bench clean
+
+install: .venv/demo
+	@echo "d2sm is installed in .venv; put it on the path with: source .venv/bin/activate"
 
 demo: .venv/demo
 	$(BIN)/d2sm demo
@@ -29,13 +33,17 @@ bench: .venv/dev
 
 # Markers say which extras are installed; a changed pyproject.toml or pin installs again.
 .venv/demo: pyproject.toml pins.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "d2sm needs Python 3.11 or later, $(PYTHON) is older; name another: make install PYTHON=python3.12"; exit 1; }
+	@echo "installing d2sm and what it needs (torch, Ray, MLflow) into .venv: about 7 GB, 3 to 5 minutes; pip shows how far"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c pins.txt -e ".[pipelines]"
-	touch $@
+	$(BIN)/python -m pip install -c pins.txt -e ".[pipelines]"
+	@touch $@
 
 .venv/dev: .venv/demo
-	$(BIN)/python -m pip install --quiet -c pins.txt -e ".[dev]"
-	touch $@
+	@echo "installing the tools of the tests into .venv"
+	$(BIN)/python -m pip install -c pins.txt -e ".[dev]"
+	@touch $@
 
 clean:
 	rm -rf .venv demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

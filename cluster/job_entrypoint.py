@@ -5,6 +5,7 @@ python -m cluster.job_entrypoint [--no-preflight] -- VERB ...
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 
@@ -22,17 +23,23 @@ def main(argv: Sequence[str]) -> int:
     try:
         args = parser().parse_args(verb)
         config = configuration(args)
-        if config is not None and getattr(args, "no_evaluate", False):
-            config = config.replace({"evaluate.segmenter": None})  # not needed, so not asked for
         if config is not None and verb[0] != "check" and "--no-preflight" not in options:
             from cluster.preflight import passes, preflight
 
-            if not passes(preflight(config)):
+            if not passes(preflight(config, evaluates=_evaluates(args))):
                 return 1
     except (ValueError, OSError) as error:
-        show(f"d2sm: {one_line(error, None)}", file=sys.stderr)
+        for reason in getattr(error, "reasons", [error]):
+            show(f"d2sm: {one_line(reason, None)}", file=sys.stderr)
         return 2
-    return run(verb)
+    return run([verb[0], "--no-preflight", *verb[1:]] if verb[:1] == ["train"] else verb)  # the nodes are asked once
+
+
+def _evaluates(args: argparse.Namespace) -> bool:
+    """Whether a verb measures images; a sweep may be for metrics of training alone."""
+    if metrics := getattr(args, "metric", None):
+        return any(metric.startswith(("psnr", "ssim", "miou")) for metric in metrics)
+    return not getattr(args, "no_evaluate", False)
 
 
 if __name__ == "__main__":

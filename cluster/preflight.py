@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import uuid
@@ -15,7 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster import verdicts
 from cluster.probe import OURS, Ask, Seen, look
-from cluster.verdicts import Check
+from pipelines.check import Check, NotReady, check
 from pipelines.config import WEIGHTS, Config
 from pipelines.runs import storage as remote
 from pipelines.runtime import resources, session
@@ -28,12 +29,36 @@ _PACKAGES = {
 }  # feature network -> package that holds its weights
 
 
-def preflight(config: Config, *, verbose: bool = False) -> list[Check]:
-    """Check what a run needs, on the cluster at RAY_ADDRESS or on this machine's own Ray.
+def preflight(config: Config, *, evaluates: bool = True, verbose: bool = False) -> list[Check]:
+    """Check what a run needs: what this machine knows, and on the cluster at RAY_ADDRESS what every node sees.
+
+    Args:
+        evaluates: whether the run is evaluated after its training.
+        verbose: show Ray's own log.
 
     Raises:
         AuthError: the cluster must not be joined like this.
     """
+    checks: list[Check] = []
+    with suppress(ValueError, OSError):  # each is a failed check too
+        config = check(config, evaluates=evaluates, tell=checks.append).config
+    if not os.environ.get("RAY_ADDRESS"):
+        return checks
+    # What all nodes see says more than what this machine sees, unless that is wrong already.
+    asked = ask_nodes(config, evaluates=evaluates, verbose=verbose)
+    failed = {each.name for each in checks if not each.ok}
+    asked = [each for each in asked if each.name not in failed]
+    return [each for each in checks if each.name not in {other.name for other in asked}] + asked
+
+
+def ask_nodes(config: Config, *, evaluates: bool = True, verbose: bool = False) -> list[Check]:
+    """Ask every node of the cluster at RAY_ADDRESS what it sees of what a run needs; arguments as for `preflight`.
+
+    Raises:
+        AuthError: see `preflight`.
+    """
+    if not evaluates:
+        config = config.replace({"evaluate.segmenter": None})  # not needed, so not asked for
     session.start(cpus=resources.run_cpus(config), verbose=verbose)
     living = [node for node in ray.nodes() if node["Alive"]]
     stage(f"asking {len(living)} node{'s' * (len(living) > 1)} what they have")
@@ -49,16 +74,21 @@ def preflight(config: Config, *, verbose: bool = False) -> list[Check]:
         verdicts.versions(here, answered),
         verdicts.data(config.data.root, here, answered),
         verdicts.storage(config.train.storage, unwritable, answered),
-        verdicts.tracking(config),
         verdicts.weights(trouble, answered),
     ]
 
 
+def refuse_failed(checks: Sequence[Check]) -> None:
+    """Raise NotReady if some of these checks failed."""
+    if failed := [each.answer for each in checks if not each.ok]:
+        raise NotReady(*failed)
+
+
 def passes(checks: Sequence[Check], out: TextIO | None = None) -> bool:
     """Print a line for each check; return whether all are ok."""
-    for check in checks:
-        show(check, file=out or sys.stdout)
-    return all(check.ok for check in checks)
+    for each in checks:
+        show(each, file=out or sys.stdout)
+    return all(each.ok for each in checks)
 
 
 def _asked(ask: Ask, addresses: Mapping[str, str]) -> dict[str, Seen | None]:

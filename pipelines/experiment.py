@@ -9,12 +9,12 @@ from typing import Any
 
 from pipelines import config as configs
 from pipelines import registry, tracking, train
+from pipelines.check import Ready, check
 from pipelines.config import Config
-from pipelines.evaluate import check as check_evaluation
 from pipelines.evaluate import evaluate
 from pipelines.inference import pictures
 from pipelines.runs import checkpoint
-from pipelines.runs.folder import RunFolder, named, runs_folder
+from pipelines.runs.folder import RunFolder, runs_folder
 from pipelines.runs.results import RESULTS, Results
 from pipelines.runtime.progress import stage
 from pipelines.text import redact
@@ -34,7 +34,14 @@ class Outcome:
     page: str
 
 
-def run(config: Config, *, quiet: bool = False, verbose: bool = False, watch: record.Watch | None = None) -> Outcome:
+def run(
+    config: Config,
+    *,
+    quiet: bool = False,
+    verbose: bool = False,
+    watch: record.Watch | None = None,
+    ready: Ready | None = None,
+) -> Outcome:
     """Train, or resume the run of this name; then evaluate it, draw pictures, and register it if asked.
 
     Args:
@@ -42,22 +49,21 @@ def run(config: Config, *, quiet: bool = False, verbose: bool = False, watch: re
         quiet: no progress line.
         verbose: let Ray's own log through.
         watch: is told the step and the metrics at every entry of the training log.
+        ready: what `check.check` gave for this configuration; None: it is checked here.
 
     Raises:
         InUseError: another process trains or evaluates this run.
         DataError, SegmenterError, RegistryError: something that evaluation or the registry will need is missing or
             wrong; raised before training starts. One line, as whatever `train.fit` and `evaluate.evaluate` raise later.
+        NotReady: several reasons against the run, before anything was started.
     """
-    config = named(config)
-    with RunFolder.of(config).owned():
-        return _run(config, quiet=quiet, verbose=verbose, watch=watch)
+    ready = ready or check(config)
+    with RunFolder.of(ready.config).owned():
+        return _run(ready, quiet=quiet, verbose=verbose, watch=watch)
 
 
-def _run(config: Config, *, quiet: bool, verbose: bool, watch: record.Watch | None) -> Outcome:
-    check_evaluation(config)
-    if config.tracking.register_as:
-        registry.check_names(config.tracking.register_as, config.tracking.alias)
-    trained = train.fit(config, quiet=quiet, verbose=verbose, watch=watch)
+def _run(ready: Ready, *, quiet: bool, verbose: bool, watch: record.Watch | None) -> Outcome:
+    trained = train.fit(ready.config, quiet=quiet, verbose=verbose, watch=watch, ready=ready)
     results = evaluate(trained.checkpoint, trained.config, quiet=quiet, verbose=verbose)
     segmenter = evaluation_segmenter(trained.config)
     stage("drawing pictures, and sending results to MLflow")

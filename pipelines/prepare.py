@@ -18,7 +18,7 @@ import ray.data
 
 from pipelines.data import shards
 from pipelines.data.images import DataError
-from pipelines.data.index import SCHEMA, Layout, fingerprint, index
+from pipelines.data.index import SCHEMA, Labels, Layout, fingerprint, index, layout_of
 from pipelines.data.manifest import MANIFEST, STARTED, Manifest, Shard, StoredItem, is_prepared, load
 from pipelines.runtime import files, owner, session
 from pipelines.runtime.progress import Line
@@ -34,6 +34,7 @@ class Prepared:
     shards: int
     written: int
     bytes: int
+    layout: Layout
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,9 @@ def prepare(
     Args:
         source: a data set of image files, as data.root.
         target: a folder that is new or empty, or that was begun from this source. On a cluster all nodes must see it.
-        layout: of the source.
-        splits: the splits to write; splits with the same files are stored once.
+        layout: of the source; instead of the default another one is taken if only that fits (`index.layout_of`).
+        splits: the splits to write. A source without splits is written as the part that is trained on and the one that
+            is held out (see `index`).
         shard_mb: size of a shard in MB (10^6 bytes); it holds at least one item.
         quiet: no progress line.
         verbose: show Ray's own log.
@@ -77,8 +79,10 @@ def prepare(
     root = Path(os.path.abspath(Path(target).expanduser()))
     if is_prepared(Path(source)):
         raise DataError(f"{source}: is a prepared set already; give the folder of the photographs")
+    if "" in splits:
+        raise DataError("splits='': give the names of splits, such as train val")
     with owner.owned(root, remedy="wait until it has ended, or give another target"):
-        return _prepare(source, root, layout, splits, shard_mb, quiet=quiet, verbose=verbose)
+        return _prepare(source, root, layout_of(source, layout), splits, shard_mb, quiet=quiet, verbose=verbose)
 
 
 def _prepare(
@@ -91,8 +95,9 @@ def _prepare(
     quiet: bool,
     verbose: bool,
 ) -> Prepared:
-    labels = "optional" if layout == "cityscapes" else None
-    tables = {split: index(source, split, layout=layout, labels=labels) for split in splits}  # type: ignore[arg-type]
+    labels: Labels | None = "optional" if layout == "cityscapes" else None
+    divided = not _begun_undivided(root)
+    tables = {split: index(source, split, layout=layout, labels=labels, hold_out=divided) for split in splits}
     manifest = Manifest(
         source=os.path.abspath(Path(source).expanduser()),
         layout=layout,
@@ -102,7 +107,7 @@ def _prepare(
     _check_target(root, manifest)
     planned: dict[str, list[_PlannedShard]] = {}
     for split, table in tables.items():
-        # A split with the files of an earlier one, as in a folder without splits, shares its shards.
+        # A split with the files of an earlier one shares its shards: in sets of earlier versions, see `divided`.
         same = next((earlier for earlier in planned if tables[earlier].equals(table)), None)
         planned[split] = planned[same] if same is not None else _planned(split, table, shard_mb)
     wanted = list({shard.file: shard for of_split in planned.values() for shard in of_split}.values())
@@ -118,7 +123,16 @@ def _prepare(
     manifest.model_copy(update={"shards": complete}).save(root / MANIFEST)
     (root / STARTED).unlink(missing_ok=True)
     photographs = sum(len(shard.items) for shard in wanted)
-    return Prepared(root, photographs, len(wanted), written, sum(shard.bytes for shard in done.values()))
+    size = sum(shard.bytes for shard in done.values())
+    return Prepared(root, photographs, len(wanted), written, size, layout)
+
+
+def _begun_undivided(root: Path) -> bool:
+    """Whether an earlier version began this set from a source without splits, all of it as each of its splits."""
+    if not is_prepared(root):
+        return False
+    prints = list(load(root, MANIFEST if (root / MANIFEST).is_file() else STARTED).fingerprints.values())
+    return len(prints) > 1 and len(set(prints)) == 1
 
 
 def _check_target(root: Path, manifest: Manifest) -> None:

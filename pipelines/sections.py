@@ -7,7 +7,7 @@ key is classified once, here.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, create_model, field_validator, model_validator
 
@@ -39,6 +39,7 @@ record      what is written down about the run: labels, log entries, pictures
 LARGEST = 2**31 - 1
 # What takes memory or threads by a number alone: a configuration of somebody else's may say any.
 WIDEST, DEEPEST, LARGEST_CROP, MOST_SAMPLES, MOST_IMAGES, MOST_THREADS = 8192, 1000, 2**14, 2**24, 2**16, 1024
+_NULL = ("none", "null")
 
 
 def setting(default: Any, description: str, *, effect: Effect, code: bool = False, **constraints: Any) -> Any:
@@ -62,7 +63,7 @@ def setting(default: Any, description: str, *, effect: Effect, code: bool = Fals
 
 
 class Section(BaseModel):
-    """What all sections share: no unknown keys, no change after construction, no secrets.
+    """What all sections share: no unknown keys, no change after construction, no secrets; `none` means null.
 
     A configuration is written to files, to MLflow and to Ray's workers, so none that holds a secret can be made.
     """
@@ -70,6 +71,18 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, protected_namespaces=()
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null(cls, given: Any) -> Any:
+        """YAML, and so the command line, reads `null` and `~`; people also write `none` and `None`."""
+        if not isinstance(given, dict):
+            return given
+        may_be_null = {name for name, field in cls.model_fields.items() if type(None) in get_args(field.annotation)}
+        return {
+            name: None if name in may_be_null and isinstance(value, str) and value.lower() in _NULL else value
+            for name, value in given.items()
+        }
 
     @field_validator("*", mode="before")
     @classmethod

@@ -16,11 +16,11 @@ import ray
 
 from pipelines import config as configs
 from pipelines import experiment, tracking
+from pipelines.check import NotReady, check, refuse
 from pipelines.comparison import render
 from pipelines.comparison.rows import Row, RunsError, label, labels, read_rows, read_run
 from pipelines.config import Config, ConfigError
 from pipelines.data import plan, splits
-from pipelines.evaluate import check as check_evaluation
 from pipelines.experiment import resolved
 from pipelines.recipes import recipe, recipes
 from pipelines.runs import checkpoint
@@ -28,8 +28,7 @@ from pipelines.runs.folder import RunFolder
 from pipelines.runs.names import check_name, shortened
 from pipelines.runtime import resources, session
 from pipelines.runtime.progress import Line
-from pipelines.text import one_line
-from pipelines.training import objective
+from pipelines.text import one_line, show
 from pipelines.training.messages import QueueReader, RunProgress
 
 _STOP_SECONDS = 20.0  # that a run has to write its checkpoint after Ctrl-C
@@ -117,7 +116,10 @@ def table(
         ConfigError, InUseError, DataError, SegmenterError, ResourceError, TrackingError: one line each, at the start. A
         run that fails later is in the outcome instead.
     """
-    wanted = runs_of(rows, name=name, seeds=seeds)
+    settled = [splits.settled(row) for row in rows]
+    for text in dict.fromkeys(text for _, said in settled for text in said):
+        show(text)
+    wanted = runs_of([row for row, _ in settled], name=name, seeds=seeds)
     folder = RunFolder.at(RunFolder.of(wanted[0]).path.parent)
     with folder.owned("wait until it has ended, or choose another --name"):
         return _table(wanted, folder, concurrent=concurrent, quiet=quiet, verbose=verbose)
@@ -128,7 +130,7 @@ def _table(
 ) -> Outcome:
     name = folder.path.name
     missing = [config for config in wanted if not is_done(config)]
-    steps = {row: _check(config) for row, config in {label(config): config for config in missing}.items()}
+    steps = _check({label(config): config for config in missing})
     folder.path.mkdir(parents=True, exist_ok=True)
     # The MLflow run of the table; those of its rows are shown below it.
     with tracking.open_run(
@@ -172,12 +174,27 @@ def is_done(config: Config) -> bool:
     return not found.differences(config, "results", "length", "run", "evaluation")
 
 
-def _check(config: Config) -> int:
-    """Check before the first run starts whatever a run of this row will need; gives the steps of its training."""
-    items = splits.training_images(config)
-    check_evaluation(config)
-    objective.check_objective(config)
-    return plan.total_steps(config, items.num_rows)
+def _check(rows: Mapping[str, Config]) -> dict[str, int]:
+    """Check before the first run starts whatever a run of each row will need; gives the steps of its training.
+
+    Raises:
+        NotReady: all reasons, of all rows; a single one is raised as it is.
+    """
+    steps: dict[str, int] = {}
+    reasons: list[Exception] = []
+    said: dict[str, None] = {}
+    for row, config in rows.items():
+        try:
+            ready = check(config, say=lambda line: said.update({line: None}))
+            steps[row] = plan.total_steps(config, ready.training.num_rows)
+        except NotReady as error:
+            reasons += map(ValueError, error.reasons)
+        except (ValueError, OSError) as error:
+            reasons.append(error)
+    refuse(reasons)
+    for line in said:
+        show(line)
+    return steps
 
 
 def _run_all(missing: Sequence[Config], most: int, line: Line, write: Callable[[], object]) -> dict[str, str]:

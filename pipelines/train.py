@@ -10,18 +10,17 @@ import pyarrow as pa
 import ray
 
 from pipelines import tracking
+from pipelines.check import Ready, check
 from pipelines.config import Config
 from pipelines.data import index, plan
-from pipelines.data.splits import training_images
 from pipelines.runs import checkpoint
-from pipelines.runs.folder import RunFolder, named
+from pipelines.runs.folder import RunFolder
 from pipelines.runtime import resources, session
 from pipelines.runtime.progress import Line
 from pipelines.text import show
 from pipelines.training import interrupt, launch
 from pipelines.training.finite import TrainingError
 from pipelines.training.messages import QueueReader, Skipped
-from pipelines.training.objective import check_objective
 from pipelines.training.record import Recorder, Watch
 from pipelines.training.tracked import open_run
 
@@ -60,7 +59,14 @@ class Trained:
         return self.folder.place_of(self.checkpoint.name)
 
 
-def fit(config: Config, *, quiet: bool = False, verbose: bool = False, watch: Watch | None = None) -> Trained:
+def fit(
+    config: Config,
+    *,
+    quiet: bool = False,
+    verbose: bool = False,
+    watch: Watch | None = None,
+    ready: Ready | None = None,
+) -> Trained:
     """Train, or resume the run of this name.
 
     Args:
@@ -68,17 +74,17 @@ def fit(config: Config, *, quiet: bool = False, verbose: bool = False, watch: Wa
         quiet: no progress line.
         verbose: let Ray's own log through.
         watch: called with step and metrics at every log entry.
+        ready: what `check.check` gave for this configuration; None: it is checked here.
 
     Raises:
         ConfigError, InUseError, DataError, ResourceError, TrackingError, RemoteError, TrainingError: each one line.
+        NotReady: several reasons against the run, before anything was started.
         KeyboardInterrupt: Ctrl-C. After the first there is a checkpoint of the last step.
     """
-    config = named(config)
-    folder = RunFolder.of(config)  # checked before the images, which take longer to look at
+    ready = ready or check(config, evaluates=False)
+    config, items, fingerprint = ready.config, ready.training, ready.fingerprint
+    folder = RunFolder.of(config)
     with folder.owned():
-        items = training_images(config)
-        check_objective(config)
-        fingerprint = index.fingerprint(items)
         session.start(cpus=resources.run_cpus(config), verbose=verbose)
         resources.check(config)
         folder.open(config, fingerprint)

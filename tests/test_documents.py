@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import doctest
 import importlib.util
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ import pytest
 from cluster.cli.parser import parser
 from pipelines import config as configs
 from pipelines.recipes import recipes
+from tests.helpers.verbs import verb_names
 
 ROOT = Path(__file__).resolve().parents[1]
 ADDED = {"loss.huber"}  # by following a recipe of d2sm/README.md, which tests/d2sm/test_readme.py does
@@ -34,7 +35,7 @@ EXAMPLES: dict[str, str] = {}  # of a document, all together: a later one goes o
 for _name, _code in blocks("python"):
     if ">>>" in _code:
         EXAMPLES[_name] = f"{EXAMPLES.get(_name, '')}{_code}\n"
-SCRIPTS = [(name, code) for name, code in blocks("python") if "/data/cityscapes" in code]
+SCRIPTS = [(name, code) for name, code in blocks("python") if "/data/cityscapes" in code or '"photos"' in code]
 
 
 def commands() -> list[tuple[str, str]]:
@@ -45,16 +46,6 @@ def commands() -> list[tuple[str, str]]:
         lines = re.findall(r"^(d2sm [a-z-].*)$", joined, re.M) + re.findall(r"`(d2sm [a-z][^`]*)`", joined)
         found += [(relative(path), line.split(" #")[0].strip().removeprefix("d2sm ")) for line in lines]
     return list(dict.fromkeys(found))
-
-
-def verb_names(one: argparse.ArgumentParser, before: str = "") -> set[str]:
-    """Every verb, and verb of a verb, such as "jobs" and "jobs list"."""
-    names = set()
-    for action in one._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for name, inner in action.choices.items():
-                names |= {f"{before}{name}"} | verb_names(inner, f"{before}{name} ")
-    return names
 
 
 def test_the_documents_are_there() -> None:
@@ -83,8 +74,11 @@ def test_examples_run(name: str) -> None:
 def test_scripts_run(
     name: str, code: str, ray_session: None, scenes_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As printed, but for the folder of photographs, and in a folder of its own."""
+    """As printed, but for the folder of Cityscapes, and beside a folder of nothing but photographs."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for path in sorted(scenes_root.rglob("*_leftImg8bit.png")):
+        shutil.copy(path, tmp_path / "photos")
     exec(compile(code.replace("/data/cityscapes", str(scenes_root)), name, "exec"), {"__name__": "example"})
 
 

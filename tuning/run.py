@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ray import tune
@@ -14,7 +14,7 @@ from ray import tune
 from pipelines import config as configs
 from pipelines import parsing
 from pipelines.config import Config
-from pipelines.data import plan
+from pipelines.data import plan, splits
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.trust import TrustError
 from pipelines.runtime import files, private, provenance, resources
@@ -71,7 +71,10 @@ def run(
             one line, and before anything starts.
         KeyboardInterrupt: on Ctrl-C; what was trained and measured is kept.
     """
-    sweep = resolved(sweep)
+    base, said = splits.settled(sweep.base)
+    for line in said:
+        show(line)
+    sweep = resolved(replace(sweep, base=base))
     _check_trusted(sweep, trust)
     with RunFolder.at(sweep.folder).owned("wait until it has ended, or choose another --name"):
         return _run(sweep, concurrent=concurrent, quiet=quiet, verbose=verbose)

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 
 from d2sm.objectives import TERMS
 from pipelines import experiment
+from pipelines.check import NotReady, refuse
+from pipelines.check import check as check_run
 from pipelines.config import Config
 from pipelines.data import splits
-from pipelines.evaluate import check as check_evaluation
 from pipelines.networks.features import check_patch_size
 from pipelines.runs.folder import runs_folder
 from pipelines.runs.names import check_name
-from pipelines.training import objective
 from tuning import search, space
 from tuning.search import Scheduler, Search
 from tuning.space import Point, Space, SpaceError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -126,14 +129,26 @@ def check(sweep: Sweep) -> Candidates:
     """Check everything that can be known before the start.
 
     Raises:
-        SpaceError, ConfigError, DataError, SegmenterError, EvaluationError: one line each.
+        SpaceError, ConfigError, DataError, SegmenterError, EvaluationError: the only reason against it, one line.
+        NotReady: several reasons.
     """
-    space.check(sweep.space, sweep.base)
-    _check_choices(sweep)
-    reason = Reason(sweep.base, splits.training_images(sweep.base))
-    objective.check_objective(sweep.base)
-    if sweep.evaluates:
-        check_evaluation(sweep.base)
+    reasons: list[Exception] = []
+
+    def attempt(check: Callable[[], T]) -> T | None:
+        try:
+            return check()
+        except NotReady as error:
+            reasons.extend(map(ValueError, error.reasons))
+        except (ValueError, OSError) as error:
+            reasons.append(error)
+        return None
+
+    attempt(lambda: space.check(sweep.space, sweep.base))
+    attempt(lambda: _check_choices(sweep))
+    ready = attempt(lambda: check_run(sweep.base, evaluates=sweep.evaluates))
+    refuse(reasons)
+    assert ready is not None  # else there was a reason
+    reason = Reason(sweep.base, ready.training)
     has_range = any(isinstance(domain, space.Range) for domain in sweep.space.values())
     combinations = [] if has_range and sweep.search != "grid" else list(space.grid(sweep.space))
     if sweep.search == "grid":

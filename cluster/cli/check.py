@@ -8,7 +8,7 @@ from cluster.cli.arguments import configuration
 
 
 def run_check(args: argparse.Namespace) -> int:
-    """Ask every node; 1 when something is missing."""
+    """Check this machine and, on a cluster, every node; 1 when something is missing."""
     from cluster.preflight import passes, preflight
 
     config = configuration(args)

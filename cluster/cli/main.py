@@ -15,13 +15,18 @@ from pipelines.text import one_line, redact, show
 
 _ON_RAY = tuple(f"cluster.cli.{verb}" for verb in ("train", "tune", "table", "prepare", "check", "demo"))
 
+_INSTALL = (
+    "every verb needs the packages of the pipeline, the loss alone does not: pip install '.[pipelines]' in a checkout, "
+    "pip install 'd2sm[pipelines]' elsewhere"
+)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb.
 
     Returns:
-        The exit code: the verb's own, else 0; 2 for refused input, after one line on stderr; 130 for Ctrl-C; 141 if
-        whoever read the output has gone.
+        The exit code: the verb's own, else 0; 2 for refused input, after a line for each reason on stderr; 130 for
+        Ctrl-C; 141 if whoever read the output has gone.
     """
     terminal.accept_any_character()
     try:
@@ -59,5 +64,12 @@ def _run(words: Sequence[str], *, loading: bool) -> int:
         if args.verbose:
             show(redact(traceback.format_exc()).rstrip(), file=sys.stderr)
         else:
-            show(f"d2sm: {one_line(error, limit=None)}", file=sys.stderr)
+            for reason in getattr(error, "reasons", [error]):
+                show(f"d2sm: {one_line(reason, limit=None)}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if args.verbose or package in ("", "cluster", "tuning", "pipelines", "d2sm"):
+            raise
+        show(f"d2sm: {package} is not installed; {_INSTALL}", file=sys.stderr)
         return 2

@@ -25,7 +25,7 @@ STORE = "MLflow tracking URI of the registry (default: MLFLOW_TRACKING_URI, else
 EXAMPLES = """
 examples:
   d2sm demo
-  d2sm train --recipe ffdnet_d2sm_cpu data.layout=folder data.root=photos evaluate.segmenter=null train.name=first
+  d2sm train --recipe ffdnet_d2sm_cpu data.root=photos train.name=first
   d2sm denoise noisy.png restored.png --model runs/first --sigma 25
 """
 _Verbs = Any  # argparse's own type for sub-commands is private
@@ -56,14 +56,19 @@ def parser() -> ArgumentParser:
     prepare = _verb(verbs, "prepare", "decode a data set once, so that training reads plain pixels")
     prepare("source", type=Path, help="folder with the photographs, as in data.root")
     prepare("target", type=Path, help="folder to write; run again, the command resumes, or verifies and repairs it")
-    prepare("--layout", default="cityscapes", choices=["cityscapes", "folder", "pairs"], help="(default: cityscapes)")
+    prepare("--layout", default="cityscapes", choices=["cityscapes", "folder", "pairs"],
+            help="(default: cityscapes, or the one that fits)")  # fmt: skip
     prepare("--splits", nargs="+", default=["train", "val"], metavar="SPLIT", help="(default: train val)")
     prepare("--shard-mb", type=float, default=256, metavar="MB", help="size of a file in MB (default: 256)")
     prepare("--quiet", action="store_true", help=QUIET)
 
     train = _verb(verbs, "train", "train a restoration network, evaluate it, and register it if asked")
     _configuration(train, lists=True)
+    train(
+        "--dry-run", action="store_true", help="only check what can be known before; exit code 1 if something is wrong"
+    )
     train("--no-evaluate", action="store_true", help="train only")
+    train("--no-preflight", action="store_true", help="on a cluster: do not ask every node first (see `d2sm check`)")
     train("--quiet", action="store_true", help=QUIET)
     _overrides(train)
 
@@ -172,7 +177,7 @@ def parser() -> ArgumentParser:
     for verb in (listing, logs, wait, stop):
         verb("--address", help=ADDRESS)
 
-    check = _verb(verbs, "check", "ask every node of a cluster whether it has what a run needs")
+    check = _verb(verbs, "check", "check what a run needs before it starts; on a cluster ask every node")
     _configuration(check)
     _overrides(check)
 

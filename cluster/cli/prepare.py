@@ -22,5 +22,5 @@ def run_prepare(args: argparse.Namespace) -> None:
     )
     show(
         f"{done.photographs} photographs, {done.bytes / 1e9:.3g} GB in {done.shards} shards ({done.written} written "
-        f"now, the others verified); to train on them: data.root={done.root} data.layout={args.layout}"
+        f"now, the others verified); to train on them: data.root={done.root} data.layout={done.layout}"
     )

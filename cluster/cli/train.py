@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import textwrap
 
 from cluster.cli.arguments import training_configuration
@@ -10,23 +11,37 @@ from cluster.cli.outcome import print_outcome
 from pipelines.text import show
 
 
-def run_train(args: argparse.Namespace) -> None:
-    """Train, evaluate and register; or list the recipes or the keys."""
+def run_train(args: argparse.Namespace) -> int:
+    """Check, then train, evaluate and register; or only check, or list the recipes or the keys."""
     if args.keys:
         show(_keys())
-        return
+        return 0
     if args.recipes:
         show(_recipes())
-        return
+        return 0
     config = training_configuration(args)
+    if args.dry_run:
+        from cluster.preflight import passes, preflight
+
+        checks = preflight(config, evaluates=not args.no_evaluate, verbose=args.verbose)
+        return 0 if passes(checks) else 1
+    # Before the verb itself is imported, which takes seconds.
+    from pipelines.check import check
+
+    ready = check(config, evaluates=not args.no_evaluate)
+    if os.environ.get("RAY_ADDRESS") and not args.no_preflight:
+        from cluster.preflight import ask_nodes, refuse_failed
+
+        refuse_failed(ask_nodes(ready.config, evaluates=not args.no_evaluate, verbose=args.verbose))
     if args.no_evaluate:
         from pipelines.train import fit
 
-        show(f"checkpoint {fit(config, quiet=args.quiet, verbose=args.verbose).where}")
-        return
+        show(f"checkpoint {fit(ready.config, quiet=args.quiet, verbose=args.verbose, ready=ready).where}")
+        return 0
     from pipelines.experiment import run
 
-    print_outcome(run(config, quiet=args.quiet, verbose=args.verbose))
+    print_outcome(run(ready.config, quiet=args.quiet, verbose=args.verbose, ready=ready))
+    return 0
 
 
 def _keys() -> str:

@@ -109,7 +109,7 @@ TERMS: dict[str, Term] = {
         Term("l1", "d2sm.objectives.pixel:L1", "the mean absolute error", default_weight=1.0, label="L1"),
         Term(
             "d2sm", "d2sm.loss:D2SMLoss", "D2SM; 0 leaves it, its queues and Phi out",
-            weight_key="weight", default_weight=1.0, label="D2SM", uses_phi=True, global_batch=True,
+            weight_key="weight", default_weight=10.0, label="D2SM", uses_phi=True, global_batch=True,
         ),
         Term(
             "adversarial", "d2sm.objectives.adversarial:Adversarial",

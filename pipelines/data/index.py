@@ -11,12 +11,23 @@ from typing import Any, Literal, get_args
 import pyarrow as pa
 
 from pipelines.data import layouts, manifest, shards
+from pipelines.data.held_out import names_of
 from pipelines.data.images import TRAIN_IDS, DataError, ImageError, size_of
+from pipelines.data.layouts import Layout
 from pipelines.text import more
 
-__all__ = ["SCHEMA", "TRAIN_IDS", "DataError", "fingerprint", "index", "skipped_images"]
+__all__ = [
+    "SCHEMA",
+    "TRAIN_IDS",
+    "DataError",
+    "Layout",
+    "fingerprint",
+    "index",
+    "layout_of",
+    "skipped_images",
+    "undivided",
+]
 
-Layout = Literal["cityscapes", "folder", "pairs"]
 Labels = Literal["required", "optional", "ignore"]
 OnBad = Literal["stop", "skip"]
 
@@ -41,13 +52,15 @@ def index(
     layout: Layout = "cityscapes",
     labels: Labels | None = None,
     on_bad: OnBad = "stop",
+    hold_out: bool = True,
 ) -> pa.Table:
     """Find the items of a split, reading the headers of their files only.
 
     Args:
         root: a folder, local or mounted; or one that `d2sm prepare` wrote from such a folder. In that case image, label
             and noisy are places in its shards, and everything else, the fingerprint too, is as from the source.
-        split: folder of the split; a "folder" or "pairs" layout may do without, and is then read as a whole.
+        split: folder of the split. A "folder" or "pairs" root may do without: "val" is then a tenth of its items (see
+            `held_out`), "train" the others, and "" all of them.
         layout: "cityscapes": leftImg8bit/<split>/<city>/*_leftImg8bit.png with
             gtFine/<split>/<city>/*_gtFine_labelIds.png. "folder": all photographs (see `finding`) below root/<split>,
             or below root if that has no splits; no labels. "pairs": clean/ and noisy/ with files of the same names,
@@ -55,6 +68,7 @@ def index(
         labels: "required" (the default for cityscapes), "optional" (null where there is none) or "ignore".
         on_bad: "stop", or "skip" to leave out items with a file whose header or end shows that it cannot be used
             (`skipped_images` lists them). Photographs with names of no layout are left out and listed in any case.
+        hold_out: False takes all items of a root without splits for each of its splits, as earlier versions did.
 
     Returns:
         A table of `SCHEMA`, sorted by name. name is the path below the split without suffix
@@ -74,10 +88,14 @@ def index(
         raise DataError(f"split {split!r} is not the name of a folder; give a plain name, such as train or val")
     if manifest.is_prepared(base):
         wanted = labels or ("required" if layout == "cityscapes" else "ignore")
-        return _table(manifest.items(base, split, layout=layout, labels=wanted), [])
+        rows = manifest.items(base, split, layout=layout, labels=wanted)
+        whole = hold_out and layout != "cityscapes" and manifest.is_undivided(base)
+        kept = names_of(split, [row[0] for row in rows], base) if whole else None
+        return _table([row for row in rows if kept is None or row[0] in kept], [], None if kept is None else len(rows))
     find = {"cityscapes": layouts.cityscapes, "folder": layouts.folder, "pairs": layouts.pairs}[layout]
-    items, left_out = find(base, split, labels or "required")
-    found = sorted(items, key=lambda item: item.name)
+    items, left_out, whole = find(base, split, labels or "required")
+    kept = names_of(split, [item.name for item in items], base) if whole and hold_out else None
+    found = sorted((item for item in items if kept is None or item.name in kept), key=lambda item: item.name)
     with ThreadPoolExecutor(_THREADS) as pool:
         measured = list(pool.map(_size, found))
     good: list[tuple[Any, ...]] = []
@@ -91,7 +109,7 @@ def index(
     if bad and (on_bad == "stop" or not good):
         remedy = "; data.bad_images=skip leaves such images out" if good else f", and no usable image is left in {base}"
         raise DataError(f"{bad[0]['why']}{more(bad)}{remedy}")
-    return _table(good, bad + [_left_out(path, base) for path in left_out])
+    return _table(good, bad + [_left_out(path, base) for path in left_out], None if kept is None else len(items))
 
 
 def _left_out(path: Path, base: Path) -> dict[str, str]:
@@ -104,6 +122,28 @@ def skipped_images(items: pa.Table) -> list[list[str]]:
     """The [name, why] of the images that indexing left out."""
     found = json.loads((items.schema.metadata or {}).get(b"skipped", b"[]"))
     return [[bad["name"], bad["why"]] for bad in found]
+
+
+def undivided(items: pa.Table) -> int | None:
+    """How many items the data set has in all, if it has no splits and these are a part of it; else None."""
+    count = (items.schema.metadata or {}).get(b"undivided")
+    return None if count is None else int(count)
+
+
+def layout_of(root: str | Path, layout: Layout) -> Layout:
+    """The layout of a data set: the given one, unless that is the default, cityscapes, and only another one fits.
+
+    A prepared data set has the layout of its source. Where no layout fits, or the root is one level off, the given one
+    is kept, and reading it then says what is wrong.
+    """
+    path = Path(root).expanduser().absolute()
+    if layout != "cityscapes" or not str(root) or "://" in str(root) or not path.is_dir():
+        return layout
+    if manifest.is_prepared(path):
+        return manifest.layout_of(path) or layout
+    if (path / "gtFine").is_dir() or layouts.one_level_off(path):
+        return layout
+    return layouts.fitting(path) or layout
 
 
 def fingerprint(items: pa.Table) -> str:
@@ -128,10 +168,18 @@ def fingerprint(items: pa.Table) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-def _table(rows: list[tuple[Any, ...]], bad: list[dict[str, str]]) -> pa.Table:
-    """Rows of `SCHEMA` as a table. `bad` becomes metadata: the name, file and reason of each item that was left out."""
+def _table(rows: list[tuple[Any, ...]], bad: list[dict[str, str]], undivided: int | None) -> pa.Table:
+    """Rows of `SCHEMA` as a table, with metadata.
+
+    Args:
+        bad: the name, file and reason of each item that was left out.
+        undivided: of how many items this is a part, where the data set has no splits; None where it has.
+    """
     columns = [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), SCHEMA, strict=True)]
-    return pa.Table.from_arrays(columns, schema=SCHEMA.with_metadata({b"skipped": json.dumps(bad).encode()}))
+    about = {b"skipped": json.dumps(bad).encode()}
+    if undivided is not None:
+        about[b"undivided"] = str(undivided).encode()
+    return pa.Table.from_arrays(columns, schema=SCHEMA.with_metadata(about))
 
 
 def _size(item: layouts.ItemFiles) -> tuple[int, int] | dict[str, str]:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from pipelines.data.finding import ENDINGS, is_photograph, walk
+from pipelines.data.held_out import TRAIN, VAL
 from pipelines.data.images import DataError, Kind
 from pipelines.text import did_you_mean, listed, more
 
+Layout = Literal["cityscapes", "folder", "pairs"]
+
 IMAGE, LABEL = "_leftImg8bit.png", "_gtFine_labelIds.png"
 _SPLITS = {"train", "val", "test"}
+_ALSO_SPLITS = {"training", "valid", "validation", "testing", "dev", "eval", "evaluation"}
 _ANY = " ".join(f"*{ending}" for ending in ENDINGS)
 
 
@@ -34,10 +38,17 @@ class ItemFiles(NamedTuple):
 
 
 class Split(NamedTuple):
-    """What a layout finds of a split: its items, and the photographs whose names the layout has no place for."""
+    """What a layout finds of a split.
+
+    Attributes:
+        items: its items.
+        left_out: the photographs whose names the layout has no place for.
+        undivided: whether the root has no splits; `items` are then those of all splits together.
+    """
 
     items: list[ItemFiles]
     left_out: list[Path]
+    undivided: bool = False
 
 
 def cityscapes(root: Path, split: str, labels: str) -> Split:
@@ -63,23 +74,22 @@ def cityscapes(root: Path, split: str, labels: str) -> Split:
 
 def folder(root: Path, split: str, labels: str) -> Split:
     """All photographs (see `finding`) below root/<split>, or below a root without splits. There are no labels."""
-    fitting = _fitting(root)
-    if fitting in ("cityscapes", "pairs"):
+    if fitting(root) in ("cityscapes", "pairs"):
         raise _wrong_layout(root, "folder", "a folder of nothing but images")
-    base = root / split
+    base, undivided = root / split, False
     if not base.is_dir():
-        base = _without_splits(root, split)
+        base, undivided = _without_splits(root, split), True
     images = _files(base)
     if not images:
         raise _wrong_layout(base, "folder", f"{_ANY} at any depth")
-    return Split([ItemFiles(name, path) for name, path in images.items()], [])
+    return Split([ItemFiles(name, path) for name, path in images.items()], [], undivided)
 
 
 def pairs(root: Path, split: str, labels: str) -> Split:
     """clean/NAME with noisy/NAME, below root/<split> or a root without splits. There are no labels."""
-    base = root / split
-    if not _has_pairs(base):
-        base = _without_splits(root, split) if _has_pairs(root) else base
+    base, undivided = root / split, False
+    if not _has_pairs(base) and _has_pairs(root):
+        base, undivided = _without_splits(root, split), True
     if not _has_pairs(base):
         if splits := [folder.name for folder in _folders(root) if _has_pairs(folder)]:
             one_of("split", split, splits, f" in {root}")
@@ -91,7 +101,7 @@ def pairs(root: Path, split: str, labels: str) -> Split:
         raise DataError(f"{path}: has no partner in {base / other}{more(alone)}; add it or remove the file")
     if not clean:
         raise DataError(f"{base / 'clean'}: holds no {_ANY}; put the clean images there")
-    return Split([ItemFiles(name, path, noisy=noisy[name]) for name, path in clean.items()], [])
+    return Split([ItemFiles(name, path, noisy=noisy[name]) for name, path in clean.items()], [], undivided)
 
 
 def _has_pairs(folder: Path) -> bool:
@@ -100,6 +110,8 @@ def _has_pairs(folder: Path) -> bool:
 
 def open_root(root: str | Path) -> Path:
     """The absolute path of a local folder that is not empty; DataError otherwise."""
+    if not str(root):
+        raise DataError("data.root: is not set; give the folder with the photographs, such as data.root=photos")
     if "://" in str(root):
         raise DataError(f"{root}: only mounted file systems are read; mount it or copy it, and give the path")
     path = Path(os.path.abspath(Path(root).expanduser()))
@@ -139,14 +151,30 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _without_splits(root: Path, split: str) -> Path:
-    """The root itself. With other splits in it, it is refused: `val` must not silently mean all of train and val."""
-    splits = sorted(_SPLITS & {folder.name for folder in _folders(root)})
-    if splits and split:
+    """The root itself. With other splits in it, it is refused: `val` must not silently mean all of train and val.
+
+    So is one with folders that mean splits by other names: they would be taken for mere sub-folders.
+    """
+    names = [folder.name for folder in _folders(root)]
+    if splits := sorted(_SPLITS & set(names)):
         one_of("split", split, splits, f" in {root}")
+    if meant := [name for name in names if name.lower() in _SPLITS | _ALSO_SPLITS]:
+        train = next((name for name in meant if name.lower().startswith("train")), "NAME")
+        val = next((name for name in meant if name != train), "NAME")
+        raise DataError(
+            f"{root}: has no folder {split}/, but {listed(f'{name}/' for name in meant)}; if these are its splits, set "
+            f"data.train_split={train} data.val_split={val}, else rename them"
+        )
+    one_of("split", split, (TRAIN, VAL), f" in {root}, which has no folders of splits")
     return root
 
 
-def _fitting(root: Path) -> str | None:
+def one_level_off(root: Path) -> list[Path]:
+    """The folders around a root that have the Cityscapes layout: one above it, those in it."""
+    return [path for path in (root.parent, *_folders(root)) if (path / "leftImg8bit").is_dir()]
+
+
+def fitting(root: Path) -> Layout | None:
     """The layout that a folder looks like."""
     if (root / "leftImg8bit").is_dir():
         return "cityscapes"
@@ -156,12 +184,12 @@ def _fitting(root: Path) -> str | None:
 
 
 def _wrong_layout(root: Path, layout: str, looked_for: str) -> DataError:
-    near = [path for path in (root.parent, *_folders(root)) if (path / "leftImg8bit").is_dir()]
-    fitting = _fitting(root)
+    near = one_level_off(root)
+    fits = fitting(root)
     if near and layout == "cityscapes":
         remedy = f"give {near[0]} as the root"
-    elif fitting and fitting != layout:
-        remedy = f"data.layout={fitting} fits"
+    elif fits and fits != layout:
+        remedy = f"data.layout={fits} fits"
     else:
         remedy = "no layout fits: see the README for the three that do"
     return DataError(f"{root}: not data.layout={layout}: looked for {looked_for}, found {_listing(root)}; {remedy}")

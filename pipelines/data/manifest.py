@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from pipelines import parsing
 from pipelines.data import shards
 from pipelines.data.images import DataError
-from pipelines.data.layouts import one_of
+from pipelines.data.layouts import Layout, one_of
 from pipelines.runtime import files
 from pipelines.text import more
 
@@ -91,6 +91,25 @@ def load(root: Path, name: str = MANIFEST) -> Manifest:
     if tree.get("version") != VERSION:
         raise DataError(f"{path}: is of version {tree.get('version')}, not {VERSION}; {remedy}")
     return parsing.shaped(tree, Manifest, source=path, error=DataError, remedy=remedy)
+
+
+def layout_of(root: Path) -> Layout | None:
+    """The layout of a set's source; None while the set is not complete.
+
+    Raises:
+        DataError: see `load`.
+    """
+    if not (root / MANIFEST).is_file():
+        return None
+    layout = load(root).layout
+    one_of("layout", layout, get_args(Layout), f" in {root / MANIFEST}")
+    return cast(Layout, layout)
+
+
+def is_undivided(root: Path) -> bool:
+    """Whether an earlier version made the set from a source without splits: all of its splits hold the same items."""
+    stored = list(load(root).shards.values())
+    return len(stored) > 1 and all(each == stored[0] for each in stored)
 
 
 def items(root: Path, split: str, *, layout: str, labels: str) -> list[tuple[Any, ...]]:

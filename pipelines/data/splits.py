@@ -2,33 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pyarrow as pa
 
 from d2sm.objectives import TERMS
 from pipelines.config import Config
 from pipelines.data import plan
+from pipelines.data.held_out import TRAIN, VAL
 from pipelines.data.images import DataError
-from pipelines.data.index import index
+from pipelines.data.index import index, layout_of, skipped_images, undivided
+from pipelines.recipes import recipes
 from pipelines.runtime.progress import slow_stage
+from pipelines.text import more
 
 
-def training_images(config: Config) -> pa.Table:
+def training_images(config: Config, *, hold_out: bool = True) -> pa.Table:
     """Index the images that training reads.
+
+    Args:
+        hold_out: see `index`.
 
     Raises:
         DataError: none, one that cannot be used, one smaller than a crop, fewer crops than a batch, or missing labels.
     """
+    items = index_training(config, hold_out=hold_out)
+    for problem in training_problems(config, items):
+        raise problem
+    return items
+
+
+def index_training(config: Config, *, hold_out: bool = True) -> pa.Table:
+    """The images of the training split, not yet checked against the configuration. Raises DataError."""
     with slow_stage(f"looking at the photographs of {config.data.root}"):
-        items = index(
+        return index(
             config.data.root,
             config.data.train_split,
             layout=config.data.layout,
             labels="optional" if config.data.layout == "cityscapes" else None,
             on_bad=config.data.bad_images,
+            hold_out=hold_out,
         )
-    check_sizes(config, items)
-    check_labels(config, items)
-    return items
 
 
 def evaluation_images(config: Config) -> pa.Table:
@@ -52,24 +66,59 @@ def evaluation_images(config: Config) -> pa.Table:
     return items.slice(0, config.evaluate.limit or items.num_rows)
 
 
+def training_problems(config: Config, items: pa.Table) -> Iterator[DataError]:
+    """Every reason against training on these images; there may be one of each kind."""
+    for check in (check_crops, check_steps, check_labels):
+        try:
+            check(config, items)
+        except DataError as error:
+            yield error
+
+
 def check_sizes(config: Config, items: pa.Table) -> None:
     """Check that every image holds a crop, and an epoch a step.
 
     Raises:
-        DataError: names the first image that is too small, or the number of crops.
+        DataError: see `check_crops` and `check_steps`.
+    """
+    check_crops(config, items)
+    check_steps(config, items)
+
+
+def check_crops(config: Config, items: pa.Table) -> None:
+    """Check that every image holds a crop.
+
+    Raises:
+        DataError: names the first image that is too small.
     """
     size = config.data.crop_size
-    for name, height, width in zip(*(items[c].to_pylist() for c in ("name", "height", "width")), strict=True):
-        if min(height, width) < size:
-            raise DataError(
-                f"data.crop_size={size}: {name} has {width}x{height} pixels, smaller than a crop; lower data.crop_size"
-            )
-    if plan.steps_per_epoch(config, items.num_rows) == 0:
-        crops = items.num_rows * config.data.crops_per_image
+    small = [(name, height, width) for name, height, width in _sizes(items) if min(height, width) < size]
+    if small:
+        name, height, width = small[0]
+        least = min(min(height, width) for _, height, width in small)
         raise DataError(
-            f"train.batch_size={config.train.batch_size}: larger than the {crops} crops of an epoch "
-            f"(data.train_split={config.data.train_split}); lower it, or raise data.crops_per_image"
+            f"data.crop_size={size}: {name} has {width}x{height} pixels{more(small)}, smaller than a crop; lower "
+            f"data.crop_size to {least} or less, or remove such images"
         )
+
+
+def check_steps(config: Config, items: pa.Table) -> None:
+    """Check that the crops of an epoch fill a step.
+
+    Raises:
+        DataError: names the number of crops.
+    """
+    if plan.steps_per_epoch(config, items.num_rows):
+        return
+    crops = items.num_rows * config.data.crops_per_image
+    held = _held_out(items)
+    note = f", since {held} of {undivided(items)} are held out for evaluation" if held else ""
+    raise DataError(
+        f"train.batch_size={config.train.batch_size}: larger than the {crops} crops of an epoch: "
+        f"data.crops_per_image={config.data.crops_per_image} of each of {items.num_rows} images "
+        f"(data.train_split={config.data.train_split}{note}); lower it, or raise data.crops_per_image to "
+        f"{-(-config.train.batch_size // items.num_rows)}"
+    )
 
 
 def check_labels(config: Config, items: pa.Table) -> None:
@@ -82,6 +131,53 @@ def check_labels(config: Config, items: pa.Table) -> None:
     if config.loss.uses_labels and len(missing):
         keys = [f"loss.{TERMS[name].weight_key}=0" for name in config.loss.terms if TERMS[name].uses_labels]
         raise _no_label(config.data.train_split, missing, " ".join(keys))
+
+
+def settled(config: Config) -> tuple[Config, list[str]]:
+    """The configuration as this data set needs it, and a line for each thing that was settled by itself.
+
+    Where `data.layout` has its default and only another layout fits, that one is taken. Where there are no labels, a
+    segmenter that comes from the recipe, and has no weights, is left out: it would have nothing to be compared with.
+
+    Raises:
+        ConfigError: another key does not go with the layout that was found.
+    """
+    said = []
+    layout = layout_of(config.data.root, config.data.layout)
+    if layout != config.data.layout:
+        said.append(f"data.layout={layout}: found by itself, the one that fits {config.data.root}")
+        config = config.replace({"data.layout": layout})
+    evaluate, of_recipe = config.evaluate, recipes().get(config.recipe, Config()).evaluate
+    given = evaluate.segmenter_weights or evaluate.segmenter != of_recipe.segmenter
+    if evaluate.segmenter and layout != "cityscapes" and not given:
+        said.append(
+            f"evaluate.segmenter={evaluate.segmenter}: left out, since there are no labels; PSNR and SSIM are "
+            "measured, and no MIoU"
+        )
+        config = config.replace({"evaluate.segmenter": None})
+    return config, said
+
+
+def held_out_line(config: Config, items: pa.Table) -> str | None:
+    """What to say where the training images are a part of a data set without splits; None for others."""
+    held = _held_out(items)
+    if not held:
+        return None
+    return (
+        f"data.root={config.data.root}: has no {TRAIN}/ and {VAL}/, so {held} of its {undivided(items)} photographs "
+        "are held out of training and used for evaluation"
+    )
+
+
+def _held_out(items: pa.Table) -> int:
+    """How many photographs were held out of these training images."""
+    count = undivided(items)
+    return 0 if count is None else count - items.num_rows - len(skipped_images(items))
+
+
+def _sizes(items: pa.Table) -> Iterator[tuple[str, int, int]]:
+    """(name, height, width) of each item."""
+    return zip(*(items[column].to_pylist() for column in ("name", "height", "width")), strict=True)
 
 
 def _no_label(split: str, missing: pa.ChunkedArray, instead: str) -> DataError:

@@ -153,6 +153,17 @@ class RunFolder:
         self.write_info(fingerprint=fingerprint)
         self.push(self.config_file)
 
+    def check(self, config: Config, fingerprint: str) -> None:
+        """Make sure, without writing anything, that `open` would accept this run.
+
+        Raises:
+            ConfigError: the name belongs to another run.
+        """
+        if self.config_file.exists():
+            saved = configs.load(self.config_file)
+            if saved == config or self.latest() is not None:
+                self._check_same(saved, config, fingerprint)
+
     def _check_same(self, saved: Config, config: Config, fingerprint: str) -> None:
         for key, (before, now) in saved.differences(config, "results", "run").items():
             raise ConfigError(

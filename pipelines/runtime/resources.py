@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
 
-import ray
-
 from pipelines.config import Config
-from pipelines.runtime import private, session
+from pipelines.runtime.cores import logical_cpus
 
 
 class ResourceError(ValueError):
@@ -46,19 +45,38 @@ def workers_on_gpus(config: Config, gpus: float) -> float:
 
 
 def capacity() -> dict[str, float]:
-    """What Ray has, or would have once its autoscaler had started all the nodes that it may start."""
+    """What Ray has, or would have once its autoscaler had started all the nodes that it may start. Ray is up."""
+    import ray
+
+    from pipelines.runtime import private
+
     have, most = ray.cluster_resources(), private.autoscaler_limits()
     return {name: max(have.get(name, 0), most.get(name, 0)) for name in have.keys() | most.keys()}
 
 
-def check(config: Config) -> None:
-    """Make sure that the cluster has what the training and the evaluation of a run reserve. Ray is up.
+def on_this_machine(config: Config) -> dict[str, float] | None:
+    """What Ray has, or will have once it is started here for this run; None where a cluster is yet to be joined."""
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        return capacity()
+    if os.environ.get("RAY_ADDRESS"):
+        return None
+    import torch
+
+    return {"CPU": float(logical_cpus(run_cpus(config))), "GPU": float(torch.cuda.device_count())}
+
+
+def check(config: Config, have: Mapping[str, float] | None = None) -> None:
+    """Make sure that the cluster has what the training and the evaluation of a run reserve.
+
+    Args:
+        have: what there is; None: what Ray has, which is up.
 
     Raises:
         ResourceError: names what is reserved, what Ray has, and the keys that change it.
     """
     least, _ = config.train.workers
-    have, need = capacity(), training_cpus(config, least)
+    have, need = capacity() if have is None else have, training_cpus(config, least)
     if have.get("CPU", 0) < need:
         raise ResourceError(
             f"train.num_workers={least}: at train.cpus_per_worker={config.train.cpus_per_worker:g}, "
@@ -70,16 +88,19 @@ def check(config: Config) -> None:
             f"train.use_gpu=true: {least} workers need {config.train.gpus_per_worker:g} GPU each, but Ray has "
             f"{have.get('GPU', 0):g}; lower train.num_workers or train.gpus_per_worker, or set train.use_gpu=false"
         )
-    check_evaluation(config)
+    check_evaluation(config, have)
 
 
-def check_evaluation(config: Config) -> None:
-    """Make sure that the cluster has what the evaluation of a run reserves. Ray is up.
+def check_evaluation(config: Config, have: Mapping[str, float] | None = None) -> None:
+    """Make sure that the cluster has what the evaluation of a run reserves.
+
+    Args:
+        have: as in `check`.
 
     Raises:
         ResourceError: names what is reserved, what Ray has, and the keys that change it.
     """
-    have, actors = capacity(), config.evaluate.actors
+    have, actors = capacity() if have is None else have, config.evaluate.actors
     if have.get("CPU", 0) < actors:
         raise ResourceError(
             f"evaluate.actors={actors}: each reserves 1 CPU, but Ray has {have.get('CPU', 0):g}; lower it, or join a "
@@ -105,6 +126,10 @@ def runs_that_fit(configs: Sequence[Config], concurrent: int | None, *, verbose:
     """
     if concurrent is not None and concurrent < 1:
         raise ResourceError(f"concurrent={concurrent}: at least 1")
+    import ray
+
+    from pipelines.runtime import session
+
     need = max(map(run_cpus, configs))
     if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
         session.start(cpus=need, verbose=verbose)
@@ -136,6 +161,8 @@ def runs_at_once(config: Config, cpus: float, gpus: float) -> int:
 
 def shortage(config: Config) -> str:
     """What a run's workers are waiting for, and what is free now. Ray is up."""
+    import ray
+
     each, free = worker_resources(config), ray.available_resources()
     least, most = config.train.workers
     count = f"{least} to {most}" if config.train.elastic else f"{most}"
@@ -147,6 +174,8 @@ def oversubscribed(config: Config) -> str | None:
     """A warning if the CPU workers of a node have more threads than it has cores, which slows them all down."""
     if config.train.use_gpu:
         return None
+    import ray
+
     cpus = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
     workers = min(config.train.workers[1], int(cpus / config.train.cpus_per_worker))
     # On a cluster a node's CPUs are its cores. On a single machine Ray may have been started with more.

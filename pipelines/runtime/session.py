@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import sys
 from datetime import datetime
@@ -14,6 +13,7 @@ import ray
 from ray.job_config import JobConfig
 
 from pipelines.runtime import auth, private
+from pipelines.runtime.cores import logical_cpus
 from pipelines.runtime.progress import stage
 from pipelines.text import one_line, redact
 
@@ -45,8 +45,7 @@ def start(*, cpus: float, verbose: bool = False) -> None:
     """Join the cluster at RAY_ADDRESS, or else start Ray on this machine; does nothing if Ray is up already.
 
     Args:
-        cpus: CPUs that will be reserved. Ray on this machine is started with as many, up to twice the cores: a
-            reservation is only a number, and ingest and training take turns.
+        cpus: CPUs that will be reserved. Ray on this machine is started with as many, up to twice the cores.
         verbose: show Ray's own log and warnings.
 
     Raises:
@@ -76,14 +75,12 @@ def start(*, cpus: float, verbose: bool = False) -> None:
         return
     for name, value in SINGLE_MACHINE.items():
         options["runtime_env"]["env_vars"][name] = os.environ.setdefault(name, value)
-    cores = os.cpu_count() or 1
-    logical = max(cores, min(math.ceil(cpus), 2 * cores))
     _check_temporary_folder()
     private.stay_on_loopback()
     if auth.secured() or "RAY_AUTH_MODE" not in os.environ:
         auth.make_token()
     stage("starting Ray on this machine")
-    ray.init(address="local", num_cpus=logical, include_dashboard=False, **options)
+    ray.init(address="local", num_cpus=logical_cpus(cpus), include_dashboard=False, **options)
 
 
 def _check_cluster(address: str) -> None:

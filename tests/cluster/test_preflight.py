@@ -26,4 +26,4 @@ def test_ray_is_told_of_the_actors_of_the_evaluation_too(monkeypatch: pytest.Mon
 
     monkeypatch.setattr("pipelines.runtime.session.start", start)
     with pytest.raises(Started):
-        preflight.preflight(recipe("ffdnet_l1_cpu").replace({"evaluate.actors": 3, "train.num_workers": 1}))
+        preflight.ask_nodes(recipe("ffdnet_l1_cpu").replace({"evaluate.actors": 3, "train.num_workers": 1}))

@@ -204,10 +204,10 @@ def pictures(root: Path, *, pairs: bool) -> Path:
 
 @pytest.mark.parametrize("layout", ["folder", "pairs"])
 def test_the_other_layouts(ray_session: None, tmp_path: Path, layout: str) -> None:
-    """A folder without splits is stored once."""
+    """Their layout is found; a folder without splits is stored as the part that is trained on and the one held out."""
     source = pictures(tmp_path / "source", pairs=layout == "pairs")
-    done = prepare(source, tmp_path / "set", layout=layout, quiet=True)
-    assert (done.photographs, done.shards) == (4, 1)
+    done = prepare(source, tmp_path / "set", quiet=True)
+    assert (done.photographs, done.shards, done.layout) == (4, 2, layout)
     for split in ("train", "val"):
         there, here = (index.index(root, split, layout=layout) for root in (done.root, source))
         assert index.fingerprint(there) == index.fingerprint(here)
@@ -219,6 +219,28 @@ def test_the_other_layouts(ray_session: None, tmp_path: Path, layout: str) -> No
                 np.testing.assert_array_equal(found.noisy, read_rgb(other["noisy"]))
     with pytest.raises(DataError, match=f"data.layout={layout}, not cityscapes"):
         index.index(done.root, "train")
+
+
+def test_an_earlier_versions_set_of_a_folder_without_splits(ray_session: None, tmp_path: Path) -> None:
+    """Its splits share their shards, so one would be evaluated on what it was trained on: a part is held out."""
+    pictures(tmp_path / "source/train", pairs=False)
+    done = prepare(tmp_path / "source", tmp_path / "set", splits=["train"], quiet=True)
+    tree = json.loads((done.root / MANIFEST).read_text())
+    for part in ("shards", "fingerprints"):
+        tree[part]["val"] = tree[part]["train"]
+    (done.root / MANIFEST).write_text(json.dumps(tree))
+    train, val = (index.index(done.root, split, layout="folder") for split in ("train", "val"))
+    whole = index.index(done.root, "val", layout="folder", hold_out=False)
+    assert (train.num_rows, val.num_rows, whole.num_rows) == (3, 1, 4)
+    assert {*train["name"].to_pylist(), *val["name"].to_pylist()} == {*whole["name"].to_pylist()}
+
+
+def test_a_split_without_a_name_is_refused(tmp_path: Path) -> None:
+    """Its shards would lie outside the set."""
+    pictures(tmp_path / "source", pairs=False)
+    with pytest.raises(DataError, match="splits=''"):
+        prepare(tmp_path / "source", tmp_path / "set", splits=[""], quiet=True)
+    assert not (tmp_path / "set").exists()
 
 
 def test_a_complete_set_is_left_as_it_is(made: Prepared, scenes_root: Path) -> None:

@@ -46,9 +46,10 @@ def written(root: Path) -> Photographs:
             write_png(root / f"cityscapes/gtFine/{split}/ulm/{number}_gtFine_labelIds.png", ids)
             write_png(root / f"pairs/{split}/clean/{number}.png", clean)
             write_png(root / f"pairs/{split}/noisy/{number}.png", noisy)
-        photograph = root / f"folder/{number}.jpg"
-        photograph.parent.mkdir(exist_ok=True)
-        Image.fromarray(clean).save(photograph, quality=95)
+        for split in ("train", "val"):
+            photograph = root / f"folder/{split}/{number}.jpg"
+            photograph.parent.mkdir(exist_ok=True, parents=True)
+            Image.fromarray(clean).save(photograph, quality=95)
         found["cityscapes"].append({"clean": clean, "label": TRAIN_IDS[ids]})
         found["pairs"].append({"clean": clean, "noisy": noisy})
         found["folder"].append({"clean": np.asarray(Image.open(photograph))})

@@ -98,7 +98,7 @@ def test_wrong_words(capsys: pytest.CaptureFixture[str]) -> None:
         (["--recipe", "demo", "queue=3"], ["queue: no such key"]),
         (["--recipe", "demo", "loss.queue_size=15"], ["loss.queue_size=15", "16 samples"]),
         (["--recipe", "demo", "train.batch_size=5"], ["train.batch_size=5", "train.num_workers=2"]),
-        (["--recipe", "demo", "data.root=nowhere"], ["nowhere: does not exist"]),
+        (["--recipe", "demo", "data.root=nowhere", "evaluate.segmenter=none"], ["nowhere: does not exist"]),
         (["--recipe", "demo", "data.root=nowhere", "data.layout=cities"], ["data.layout='cities'", "'folder'"]),
     ],
 )
@@ -106,6 +106,9 @@ def test_train_refuses(capsys: pytest.CaptureFixture[str], tmp_path: Path, argv:
     line = refused(capsys, "train", *argv)
     assert all(word in line for word in words), line
     assert not list(tmp_path.iterdir())
+
+
+PAIR = ("noise.sigma=[25]", "noise.draw=list")
 
 
 def test_wrong_data(capsys: pytest.CaptureFixture[str], tmp_path: Path, scenes_root: Path) -> None:
@@ -116,8 +119,10 @@ def test_wrong_data(capsys: pytest.CaptureFixture[str], tmp_path: Path, scenes_r
     (tmp_path / "empty").mkdir()
     assert "is empty" in line(tmp_path / "empty")
     (tmp_path / "odd").mkdir()
-    write_png(tmp_path / "odd" / "a.png", np.zeros((80, 80, 3), np.uint8))
-    assert "data.layout=folder" in line(tmp_path / "odd")
+    for name in "ab":
+        write_png(tmp_path / "odd" / f"{name}.png", np.zeros((80, 80, 3), np.uint8))
+    assert "train.batch_size=4: larger than the 2 crops" in line(tmp_path / "odd")  # as data.layout=folder
+    assert "data.layout=folder fits" in line(tmp_path / "odd", "data.layout=pairs", *PAIR)
     assert "data.layout=cityscapes" in line(scenes_root, "data.layout=folder")
     assert "train" in line(scenes_root, "data.train_split=trian")
     too_large = line(scenes_root, "data.crop_size=128")

@@ -13,8 +13,9 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from pipelines.data.held_out import held_out
 from pipelines.data.images import read_labels, write_png
-from pipelines.data.index import SCHEMA, TRAIN_IDS, DataError, fingerprint, index, skipped_images
+from pipelines.data.index import SCHEMA, TRAIN_IDS, DataError, fingerprint, index, layout_of, skipped_images, undivided
 
 
 def picture(path: Path, height: int = 6, width: int = 8) -> Path:
@@ -231,7 +232,7 @@ def test_folder_takes_all_depths_and_kinds(tmp_path: Path) -> None:
     picture(root / "._b.png")
     Image.new("RGB", (7, 4)).save(root / "a/d.jpeg")
     (root / "notes.txt").write_text("not taken")
-    table = index(root, "train", layout="folder")
+    table = index(root, "", layout="folder")
     assert names(table) == ["a/d", "a/deep/c", "b"]
     assert table["height"].to_pylist() == [4, 6, 3] and table["width"].to_pylist() == [7, 8, 5]
     assert table["label"].null_count == table["noisy"].null_count == 3
@@ -245,6 +246,52 @@ def test_folder_uses_the_split_where_there_is_one(tmp_path: Path) -> None:
     assert names(index(tmp_path, "", layout="folder")) == ["train/a", "val/b"]
     line = refusal(tmp_path, "test", layout="folder")  # not silently all of train and val
     assert "train, val" in line
+
+
+def test_a_root_without_splits_holds_a_part_out(tmp_path: Path) -> None:
+    """By the names alone: "val" is a tenth, at least one, "train" the rest; sub-folders are no splits."""
+    for number in range(24):
+        picture(tmp_path / f"root/{'cats' if number % 2 else 'dogs'}/{number:02}.png")
+    everything = index(tmp_path / "root", "", layout="folder")
+    train, val = (index(tmp_path / "root", split, layout="folder") for split in ("train", "val"))
+    assert len(names(val)) == 2 and sorted([*names(train), *names(val)]) == names(everything)
+    assert (undivided(train), undivided(val), undivided(everything)) == (24, 24, None)
+    assert names(index(tmp_path / "root", "val", layout="folder", hold_out=False)) == names(everything)
+    (tmp_path / "root").rename(tmp_path / "moved")
+    assert names(index(tmp_path / "moved", "val", layout="folder")) == names(val)
+    line = refusal(tmp_path / "moved", "trian", layout="folder")
+    assert "did you mean train?" in line and "no folders of splits" in line
+    kept = held_out([f"{number}" for number in range(100)])
+    assert len(kept) == 10 and kept != held_out([f"{number}" for number in range(100)], seed=1)
+    assert len(kept & held_out([f"{number}" for number in range(110)])) >= 9
+    assert len(held_out(["a", "b"])) == 1
+
+
+def test_a_single_photograph_is_trained_on_or_refused(tmp_path: Path) -> None:
+    picture(tmp_path / "root/a.png")
+    assert names(index(tmp_path / "root", "train", layout="folder")) == ["a"]
+    assert "single photograph" in refusal(tmp_path / "root", "val", layout="folder")
+
+
+@pytest.mark.parametrize(("train", "val"), [("Train", "Val"), ("training", "validation")])
+def test_splits_by_another_name_are_no_mere_folders(tmp_path: Path, train: str, val: str) -> None:
+    picture(tmp_path / train / "a.png")
+    picture(tmp_path / val / "b.png")
+    line = refusal(tmp_path, "train", layout="folder")
+    assert f"{tmp_path}: has no folder train/" in line and f"data.train_split={train} data.val_split={val}" in line
+    assert names(index(tmp_path, val, layout="folder")) == ["b"]
+
+
+def test_the_layout_is_found_where_only_another_one_fits(city: Path, tmp_path: Path) -> None:
+    picture(tmp_path / "flat/a.png")
+    for side in ("clean", "noisy"):
+        picture(tmp_path / "two" / side / "a.png")
+    (tmp_path / "empty").mkdir()
+    assert layout_of(tmp_path / "flat", "cityscapes") == "folder"
+    assert layout_of(tmp_path / "two", "cityscapes") == "pairs"
+    for root in (city, city / "leftImg8bit", tmp_path, tmp_path / "empty", tmp_path / "none", "s3://a/b", ""):
+        assert layout_of(root, "cityscapes") == "cityscapes"  # kept: it fits, or reading it says what is wrong
+    assert layout_of(tmp_path / "two", "folder") == "folder"  # one that was given is kept too
 
 
 def test_linked_folders_are_read_once(tmp_path: Path) -> None:
@@ -270,7 +317,7 @@ def test_pairs(tmp_path: Path, below: str) -> None:
     for side in ("clean", "noisy"):
         picture(base / side / "x/a.png")
         picture(base / side / "b.png")
-    table = index(tmp_path / "root", "val", layout="pairs")
+    table = index(tmp_path / "root", below, layout="pairs")
     assert names(table) == ["b", "x/a"] and table["label"].null_count == 2
     assert table["image"][1].as_py() == str(base / "clean/x/a.png")
     assert table["noisy"][1].as_py() == str(base / "noisy/x/a.png")
@@ -284,9 +331,9 @@ def test_pairs_without_partner_or_of_other_size(tmp_path: Path, side: str) -> No
         picture(tmp_path / name / "a.png")
     alone = picture(tmp_path / side / "b.png")
     other = {"clean": "noisy", "noisy": "clean"}[side]
-    assert f"{alone}: has no partner in {tmp_path / other}" in refusal(tmp_path, "train", layout="pairs")
+    assert f"{alone}: has no partner in {tmp_path / other}" in refusal(tmp_path, "", layout="pairs")
     picture(tmp_path / other / "b.png", 8, 6)
-    assert "b.png: is " in refusal(tmp_path, "train", layout="pairs")
+    assert "b.png: is " in refusal(tmp_path, "", layout="pairs")
 
 
 def test_pairs_with_one_side_missing_or_empty(tmp_path: Path) -> None:

@@ -1,0 +1,263 @@
+"""Check: find out before a run starts whatever can be known of it then, and say all of it at once.
+
+`d2sm train` and `fit` check first; `d2sm train --dry-run` and `d2sm check` do nothing else. Nothing here starts Ray or
+writes a file that stays. What only the nodes of a cluster know is asked by `cluster.preflight`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from pipelines.config import Config, ConfigError
+from pipelines.data import index, plan, splits
+from pipelines.data.images import DataError
+from pipelines.runs.folder import RunFolder, named
+from pipelines.runtime.owner import InUseError
+from pipelines.text import one_line, redact, show
+
+Answer = str | Exception  # of a check: what was found, or a reason against the run
+
+
+class NotReady(ValueError):
+    """Several reasons against a run, in `reasons`; each is one line. A single reason is raised as it is."""
+
+    def __init__(self, *reasons: str) -> None:
+        super().__init__("\n".join(reasons))
+        self.reasons = str(self).split("\n")  # also after pickling, which keeps the text alone
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check: what was found or, if it failed, what is wrong and the remedy."""
+
+    name: str
+    ok: bool
+    answer: str
+
+    def __str__(self) -> str:
+        return f"{'ok    ' if self.ok else 'FAILED'}  {self.name:<10}  {self.answer}"
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A run that nothing speaks against, as far as can be known before it starts.
+
+    Attributes:
+        config: the configuration with what was settled by itself (see `splits.settled`), and with a run name.
+        training: the index of its training images.
+        fingerprint: of these.
+    """
+
+    config: Config
+    training: pa.Table
+    fingerprint: str
+
+
+def check(
+    config: Config,
+    *,
+    evaluates: bool = True,
+    say: Callable[[str], None] = show,
+    tell: Callable[[Check], None] = lambda check: None,
+) -> Ready:
+    """Check everything that a run needs and that can be known without Ray.
+
+    Args:
+        evaluates: whether the run is evaluated, and registered if asked, after its training.
+        say: is told what was settled by itself, a line each.
+        tell: is told each check when it is done, the quick ones first.
+
+    Raises:
+        ConfigError, DataError, SegmenterError, RegistryError, TrackingError, ResourceError, OSError, ValueError: the
+            only reason against the run, one line.
+        InUseError: another process trains or evaluates the run of this name; nothing else is checked then.
+        NotReady: several reasons.
+    """
+    settled: list[str] = []
+    reasons: list[Exception] = []
+    try:
+        config, settled = splits.settled(config)
+        config = named(config)
+    except (ValueError, OSError) as error:
+        reasons.append(error)
+        tell(Check("data", False, one_line(error, None)))
+    try:
+        _refuse_in_use(config)
+    except InUseError as error:  # what is wrong with a run that goes on elsewhere is that one's affair
+        tell(Check("run", False, one_line(error, None)))
+        raise
+    run = _Run(config)
+    for name, answers in run.checks(evaluates):
+        found = list(answers)
+        for answer in found:
+            reasons += [answer] if isinstance(answer, Exception) else []
+            tell(Check(name, not isinstance(answer, Exception), one_line(answer, None)))
+    refuse(reasons)
+    assert run.training is not None  # else there was a reason
+    if line := splits.held_out_line(config, run.training):
+        settled.append(line)
+    for line in settled:
+        say(line)
+    return Ready(config, run.training, run.fingerprint)
+
+
+def refuse(reasons: Sequence[Exception]) -> None:
+    """Raise what was found: nothing for none, a single reason as it is, several as one `NotReady`."""
+    different = {one_line(reason, None): reason for reason in reasons}
+    if len(different) == 1:
+        raise next(iter(different.values()))
+    if different:
+        raise NotReady(*different)
+
+
+def _refuse_in_use(config: Config) -> None:
+    """Raise InUseError if another process trains or evaluates the run of this name."""
+    with suppress(ConfigError, OSError):  # that the folder cannot be used is found by the checks
+        folder = RunFolder.of(config)
+        if folder.uri is None and folder.path.is_dir():
+            with folder.owned():
+                pass
+
+
+class _Run:
+    """The checks of one run; a later one may use what an earlier one found."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.training: pa.Table | None = None
+        self.fingerprint = ""
+
+    def checks(self, evaluates: bool) -> Iterator[tuple[str, Iterable[Answer]]]:
+        """The name and the answers of each check, those first that import little."""
+        yield "data", self._attempts(self._training)
+        if evaluates:
+            yield "evaluation", self._attempts(self._evaluation)
+        yield "run", self._attempts(self._folder)
+        yield "storage", self._attempts(self._storage)
+        yield "tracking", self._attempts(self._tracking)
+        if evaluates and self.config.tracking.register_as:
+            yield "registry", self._attempts(self._registry)
+        yield "weights", self._attempts(self._objective)
+        if evaluates:
+            yield "segmenter", self._attempts(self._segmenter)
+        yield "resources", self._attempts(self._resources)
+
+    def _attempts(self, ask: Callable[[], Iterable[Answer]]) -> Iterator[Answer]:
+        """The answers of a check; an error of bad input is one too."""
+        try:
+            yield from ask()
+        except (ValueError, OSError) as error:
+            yield error
+
+    def _training(self) -> Iterator[Answer]:
+        data = self.config.data
+        known = self._known_fingerprint()
+        items = splits.index_training(self.config)
+        fingerprint = index.fingerprint(items)
+        if known not in ("", fingerprint) and index.undivided(items) is not None:
+            # An earlier version trained on all photographs of a root without splits; such a run goes on with them.
+            whole = splits.index_training(self.config, hold_out=False)
+            if index.fingerprint(whole) == known:
+                items, fingerprint = whole, known
+        self.training, self.fingerprint = items, fingerprint
+        problems = list(splits.training_problems(self.config, items))
+        yield from problems
+        if not problems:
+            steps = plan.total_steps(self.config, items.num_rows)
+            yield (
+                f"{items.num_rows} photographs in {redact(data.root)}, layout {data.layout}, split "
+                f"{data.train_split or 'all'}; {steps} steps"
+            )
+
+    def _known_fingerprint(self) -> str:
+        """That of the run of this name, if there is one on this disk."""
+        try:
+            return str(RunFolder.of(self.config).read_info().get("fingerprint", ""))
+        except (ValueError, OSError):  # the check of the run's folder says so
+            return ""
+
+    def _evaluation(self) -> Iterator[Answer]:
+        items = splits.evaluation_images(self.config)
+        yield f"{items.num_rows} photographs, split {self.config.data.val_split or 'all'}"
+
+    def _folder(self) -> Iterator[Answer]:
+        folder = RunFolder.of(self.config)
+        if self.fingerprint:
+            folder.check(self.config, self.fingerprint)
+        yield folder.place
+
+    def _storage(self) -> Iterator[Answer]:
+        storage = self.config.train.storage
+        if "://" in storage:
+            yield f"{redact(storage)}, opened when the run starts"
+            return
+        top = Path(storage).expanduser().absolute()
+        there = next(folder for folder in (top, *top.parents) if folder.exists())
+        try:
+            with tempfile.TemporaryFile(dir=there):
+                pass
+        except OSError as error:
+            remedy = "make it writable, or give another folder in train.storage"
+            raise OSError(f"train.storage={storage}: {there}: {error.strerror}; {remedy}") from None
+        yield f"{top} can be written"
+
+    def _tracking(self) -> Iterator[Answer]:
+        from pipelines.tracking import store
+
+        uri = store.uri_of(self.config)
+        store.check(uri)
+        yield redact(uri)
+
+    def _registry(self) -> Iterator[Answer]:
+        from pipelines.registry import check_names
+
+        tracking = self.config.tracking
+        check_names(tracking.register_as, tracking.alias)
+        yield f"registered as {tracking.register_as} after the evaluation"
+
+    def _objective(self) -> Iterator[Answer]:
+        from pipelines.training.objective import check_objective
+
+        loss = self.config.loss
+        try:
+            check_objective(self.config)
+        except ValueError as error:
+            if type(error) is not ValueError:
+                raise  # it names its keys
+            raise ConfigError(
+                f"{one_line(error, None)} (the keys are loss.features={loss.features} and loss.features_weights)"
+            ) from None
+        yield f"Phi is {loss.features}" if loss.uses_phi else "no term uses Phi"
+
+    def _segmenter(self) -> Iterator[Answer]:
+        from pipelines import evaluate
+        from pipelines.networks.segmenters import SegmenterError
+        from pipelines.tracking.segmenter import evaluation_segmenter
+
+        name = self.config.evaluate.segmenter
+        try:
+            evaluate.check(self.config)
+        except DataError as error:
+            yield error
+            try:
+                evaluation_segmenter(self.config)
+            except SegmenterError as other:
+                yield SegmenterError(f"evaluate.segmenter={name}: {other}; or set evaluate.segmenter=none")
+            return
+        yield name or "none, so PSNR and SSIM are measured, and no MIoU"
+
+    def _resources(self) -> Iterator[Answer]:
+        from pipelines.runtime import resources
+
+        have = resources.on_this_machine(self.config)
+        if have is None:
+            yield "asked of the cluster when it is joined"
+            return
+        resources.check(self.config, have)
+        yield f"reserves up to {resources.run_cpus(self.config):g} CPU; Ray has {resources.listed(have)}"

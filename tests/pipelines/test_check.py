@@ -1,0 +1,178 @@
+"""Everything that can be known before a run is said before it, all at once, and without Ray."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cluster.cli.main import main
+from pipelines.check import Check, NotReady, check
+from pipelines.config import Config, ConfigError
+from pipelines.data.images import DataError, write_png
+from pipelines.data.index import fingerprint, index
+from pipelines.recipes import recipe
+from pipelines.runs.folder import RunFolder
+from pipelines.runtime import owner
+from tests.conftest import tiny_config
+from tests.helpers.owners import owning
+
+
+def photographs(root: Path, *names: str, side: int = 80) -> Path:
+    for number, name in enumerate(names):
+        pixels = np.random.default_rng(number).integers(0, 256, (side, side, 3), np.uint8)
+        write_png(root / f"{name}.png", pixels)
+    return root
+
+
+@pytest.fixture
+def flat(tmp_path: Path) -> Path:
+    """Ten photographs and nothing else: no splits, no labels."""
+    return photographs(tmp_path / "photos", *(f"p{number}" for number in range(10)))
+
+
+FAULTS: dict[str, tuple[dict[str, Any], str]] = {
+    "crops": ({"data.crop_size": 128}, "data.crop_size=128: p0 has 80x80 pixels .*lower data.crop_size to 80"),
+    "batch": (
+        {"train.batch_size": 100, "loss.queue_size": 100},
+        "train.batch_size=100: larger than the 72 crops .* 1 of 10 are held out .*data.crops_per_image to 12",
+    ),
+    "split": ({"data.val_split": "test"}, "split 'test' is unknown in .*photos.*train, val"),
+    "storage": ({"train.storage": "/dev/null/runs"}, "train.storage=/dev/null/runs: .*writable"),
+    "tracking": ({"tracking.uri": "http://127.0.0.1:9"}, "http://127.0.0.1:9: .*does not answer.*tracking.uri"),
+    "registry": ({"tracking.register_as": "team/net"}, "tracking.register_as='team/net'"),
+    "Phi": ({"loss.features": "vgg19.conv5_4"}, "no weights of vgg19 .*loss.features=vgg19.conv5_4"),
+    "segmenter": ({"evaluate.segmenter": "espnet-camvid"}, "evaluate.segmenter=espnet-camvid: .*evaluate.segmenter=n"),
+    "CPUs": ({"train.cpus_per_worker": 400.0}, "train.cpus_per_worker=400"),
+}
+
+
+def stranger(root: Path, storage: Path, **changes: Any) -> Config:
+    """What somebody types who has nothing but photographs: a recipe for two cores."""
+    return recipe("ffdnet_d2sm_cpu").replace({"data.root": str(root), "train.storage": str(storage), **changes})
+
+
+def test_a_folder_of_photographs_is_enough(flat: Path, tmp_path: Path) -> None:
+    """Its layout is found, a segmenter from the recipe is left out, a part is held out; each is said in a line."""
+    said: list[str] = []
+    checks: list[Check] = []
+    ready = check(stranger(flat, tmp_path / "runs", **{"data.crop_size": 64}), say=said.append, tell=checks.append)
+    assert ready.config.data.layout == "folder" and ready.config.evaluate.segmenter is None
+    assert [line.split(":")[0] for line in said] == [
+        "data.layout=folder", "evaluate.segmenter=espnet-cityscapes", f"data.root={flat}",
+    ]  # fmt: skip
+    assert "1 of its 10 photographs are held out" in said[2]
+    assert ready.training.num_rows == 9 and ready.fingerprint == fingerprint(ready.training)
+    assert all(each.ok for each in checks) and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_each_reason_alone(name: str, flat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "no weights"))
+    changes, pattern = FAULTS[name]
+    base = {"data.crop_size": 64, "train.num_workers": 1}
+    with pytest.raises((ValueError, OSError), match=pattern) as error:
+        check(stranger(flat, tmp_path / "runs", **(base | changes)))
+    assert "\n" not in str(error.value) and not isinstance(error.value, NotReady)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_all_reasons_at_once(flat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "no weights"))
+    everything = {key: value for changes, _ in FAULTS.values() for key, value in changes.items()}
+    with pytest.raises(NotReady) as error:
+        check(stranger(flat, tmp_path / "runs", **({"train.num_workers": 1} | everything)))
+    reasons = error.value.reasons
+    for _, pattern in FAULTS.values():
+        assert sum(bool(re.search(pattern, reason)) for reason in reasons) == 1, pattern
+    assert len(reasons) == len(FAULTS) and pickle.loads(pickle.dumps(error.value)).reasons == reasons
+
+
+def test_the_verb_says_them_all_without_ray(
+    flat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray.init", lambda **_: pytest.fail("Ray was started"))
+    words = ["--recipe", "ffdnet_d2sm_cpu", f"data.root={flat}", f"train.storage={tmp_path}/runs"]
+    wrong = ["data.crop_size=128", "tracking.register_as=a/b", "evaluate.segmenter=espnet-camvid"]
+    assert main(["train", *words, *wrong]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3 and all(line.startswith("d2sm: ") for line in lines)
+    assert main(["train", "--dry-run", *words, *wrong]) == 1
+    out = capsys.readouterr().out
+    assert out.count("FAILED") == 3 and "ok      storage" in out
+    assert main(["train", "--dry-run", *words, "data.crop_size=64", "evaluate.segmenter=none"]) == 0
+    assert "FAILED" not in capsys.readouterr().out
+    assert main(["check", *words, "data.crop_size=64"]) == 0
+    assert not (tmp_path / "runs").exists()
+
+
+def test_wrong_keys_are_all_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--recipe", "demo", "trian.epochs=1", "loss.queue=3"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 2
+    with pytest.raises(ConfigError) as error:
+        Config().replace({"train.epochs": "many", "train.num_workers": "few", "noise.sigma": [9, 1]})
+    assert [reason.split("=")[0] for reason in error.value.reasons] == [
+        "noise.sigma",
+        "train.epochs",
+        "train.num_workers",
+    ]
+
+
+def test_a_segmenter_that_was_asked_for_must_be_usable(flat: Path, tmp_path: Path, scenes_root: Path) -> None:
+    """One from the recipe is left out only where there are no labels."""
+    small = {"data.crop_size": 64}
+    with pytest.raises(ValueError, match="evaluate.segmenter=espnet-cityscapes.*needs weights"):
+        check(stranger(scenes_root, tmp_path / "runs", **small))
+    with pytest.raises(ValueError, match=r"evaluate.segmenter=espnet-cityscapes .*none.pth"):
+        check(stranger(flat, tmp_path / "runs", **small, **{"evaluate.segmenter_weights": "none.pth"}))
+
+
+def test_evaluation_is_checked_only_if_there_is_one(tmp_path: Path) -> None:
+    root = photographs(tmp_path / "one", "only")
+    config = stranger(root, tmp_path / "runs", **{"data.crop_size": 64, "data.crops_per_image": 16})
+    with pytest.raises(DataError, match=rf"{root}: holds a single photograph.*--no-evaluate"):
+        check(config)
+    assert check(config, evaluates=False).training["name"].to_pylist() == ["only"]
+
+
+def test_the_run_of_this_name_is_compared_before_the_start(flat: Path, tmp_path: Path) -> None:
+    config = stranger(flat, tmp_path / "runs", **{"data.crop_size": 64, "train.name": "first"})
+    ready = check(config)
+    RunFolder.of(ready.config).open(ready.config, ready.fingerprint)
+    check(config)
+    photographs(flat, "new1", "new2", "new3")
+    with pytest.raises(ConfigError, match="train.name=first: .*other data"):
+        check(config)
+
+
+def test_a_run_that_goes_on_elsewhere_is_not_ready(
+    flat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner, "_PATIENCE", 0.0)
+    words = ["--recipe", "ffdnet_l1_cpu", f"data.root={flat}", f"train.storage={tmp_path}", "train.name=it"]
+    (tmp_path / "it").mkdir()
+    (tmp_path / "it/run.json").write_text("{}")
+    with owning(tmp_path / "it") as process:
+        assert main(["train", "--dry-run", *words]) == 1
+        assert f"in use by process {process.pid}" in capsys.readouterr().out
+
+
+def test_a_run_of_an_earlier_version_goes_on_with_all_photographs(flat: Path, tmp_path: Path) -> None:
+    """It was trained on those that are now held out."""
+    config = stranger(flat, tmp_path / "runs", **{"data.crop_size": 64, "train.name": "old"})
+    config = check(config).config
+    whole = index(flat, "", layout="folder")
+    RunFolder.of(config).open(config, fingerprint(whole))
+    ready = check(config)
+    assert ready.training.num_rows == 10 and ready.fingerprint == fingerprint(whole)
+
+
+def test_a_tiny_run_on_drawn_streets_is_ready(scenes_root: Path, tmp_path: Path) -> None:
+    """Cityscapes data: nothing is settled by itself."""
+    said: list[str] = []
+    config = tiny_config(scenes_root, tmp_path)
+    assert check(config, say=said.append).config == config and said == []
