@@ -13,25 +13,49 @@ from pipelines.check import Ready, check
 from pipelines.config import Config
 from pipelines.evaluate import evaluate
 from pipelines.inference import pictures
-from pipelines.runs import checkpoint
+from pipelines.runs import checkpoint, evaluations
 from pipelines.runs.folder import RunFolder, runs_folder
 from pipelines.runs.results import RESULTS, Results
+from pipelines.runs.trust import check_config
 from pipelines.runtime.progress import stage
 from pipelines.text import redact
-from pipelines.tracking import store
+from pipelines.tracking import location, store
 from pipelines.tracking.segmenter import evaluation_segmenter
 from pipelines.training import record, tracked
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an experiment leaves behind. `record` is the registered version, if any; `page` the run's in MLflow."""
+    """What an experiment leaves behind.
+
+    Attributes:
+        record: the registered version, if any.
+        page: the run's in MLflow.
+        untracked: what MLflow lacks because it did not answer, and what to do, on one line; "" if it has everything.
+    """
 
     trained: train.Trained
     results: Results
     pictures: list[Path]
     record: registry.Record | None
     page: str
+    untracked: str = ""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What `evaluate_run` leaves behind.
+
+    Attributes:
+        path: of the file with the results.
+        notes: why that is not the results.json of the run, if so; and what is missing in the numbers. A line each.
+        untracked: as in `Outcome`.
+    """
+
+    results: Results
+    path: Path
+    notes: tuple[str, ...]
+    untracked: str = ""
 
 
 def run(
@@ -65,32 +89,47 @@ def run(
 def _run(ready: Ready, *, quiet: bool, verbose: bool, watch: record.Watch | None) -> Outcome:
     trained = train.fit(ready.config, quiet=quiet, verbose=verbose, watch=watch, ready=ready)
     results = evaluate(trained.checkpoint, trained.config, quiet=quiet, verbose=verbose)
+    save_results(trained.folder, results, step=trained.step)  # before anything that may fail
     segmenter = evaluation_segmenter(trained.config)
     stage("drawing pictures, and sending results to MLflow")
     drawn = pictures.draw(trained.checkpoint, trained.config, trained.folder.pictures, segmenter)
-    with tracked.open_run(trained.config, trained.folder) as mlflow_run:
-        save_results(mlflow_run, trained.folder, results, drawn, step=trained.step)
+    trained.folder.push(*drawn)
+    registered = None
+    with tracking.reopen(
+        trained.run_id, uri=trained.uri, run_dir=trained.folder.path, page=_page(trained.folder), step=trained.step
+    ) as mlflow_run:
+        send_results(mlflow_run, trained.folder, results, drawn)
         for name in (checkpoint.MODEL, checkpoint.CONFIG, checkpoint.META):
             mlflow_run.file(trained.checkpoint / name, "model")
-        registered = None
-        if trained.config.tracking.register_as:
+        if trained.config.tracking.register_as and not mlflow_run.away:
             stage(f"registering the model as {trained.config.tracking.register_as}")
             registered = register(trained.checkpoint, trained.config, results, mlflow_run)
-    return Outcome(trained, results, drawn, registered, mlflow_run.page)
+    untracked = _untracked(mlflow_run, trained.folder)
+    if untracked and trained.config.tracking.register_as and not registered:
+        untracked += f"; it also registers the model as {trained.config.tracking.register_as}"
+    return Outcome(trained, results, drawn, registered, mlflow_run.page, untracked)
 
 
-def save_results(
-    mlflow_run: tracking.Run, folder: RunFolder, results: Results, drawn: Sequence[Path], *, step: int
-) -> None:
-    """Put the evaluation of a run's checkpoint of this step, and its pictures, into the run's folder and MLflow."""
+def save_results(folder: RunFolder, results: Results, *, step: int) -> None:
+    """Put the evaluation of a run's checkpoint of this step into the run's folder."""
     results.save(folder.results_file)
     folder.write_info(evaluated=step)
+    folder.push(folder.results_file)
+
+
+def send_results(mlflow_run: tracking.Run, folder: RunFolder, results: Results, drawn: Sequence[Path] = ()) -> None:
+    """Send the results in a folder, and the pictures, to an MLflow run."""
     mlflow_run.results(results.flat())
     mlflow_run.file(folder.results_file)
     mlflow_run.text(results.table(), "results.txt")
     for path in drawn:
         mlflow_run.file(path, "pictures")
-    folder.push(folder.results_file, *drawn)
+
+
+def configuration_of(bundle: Path) -> Config:
+    """The configuration with which a checkpoint or registered model is evaluated: its run's, if it lies in one."""
+    run = RunFolder.at(bundle.parent)
+    return configs.load(run.config_file if run.info_file.exists() else bundle / checkpoint.CONFIG)
 
 
 def evaluate_run(
@@ -101,8 +140,11 @@ def evaluate_run(
     trust: bool = False,
     quiet: bool = False,
     verbose: bool = False,
-) -> tuple[Results, Path]:
-    """Evaluate a model. The numbers of a run's checkpoint also go into the run's folder and MLflow record.
+) -> Evaluated:
+    """Evaluate a model. The numbers of a run's last checkpoint also go into the run's folder and MLflow record.
+
+    Those of other images, noise levels, another segmenter or checkpoint than the run's own (see `runs.evaluations`) go
+    into a folder of their own within the run's, and into an MLflow run of their own below the run's.
 
     Args:
         model: what names a model, see `registry.model_folder`.
@@ -111,24 +153,89 @@ def evaluate_run(
         trust: see `evaluate.evaluate`.
         quiet, verbose: as in `run`.
 
-    Returns:
-        The results and the file they were written to.
-
     Raises:
         InUseError: another process trains or evaluates this run.
+        TrackingError: the MLflow run cannot be found; before anything is measured.
     """
     found = registry.model_folder(model, uri=config.tracking.uri if config else None)
-    folder = RunFolder.at(found.parent)
-    if out is None and folder.info_file.exists():
-        with folder.owned("wait until it has ended, or give --out for a file elsewhere"):
-            results = evaluate(found, config, trust=trust, quiet=quiet, verbose=verbose)
-            with tracked.open_run(configs.load(folder.config_file), folder) as mlflow_run:
-                save_results(mlflow_run, folder, results, [], step=checkpoint.step(found))
-        return results, folder.results_file
-    results = evaluate(found, config, trust=trust, quiet=quiet, verbose=verbose)
-    out = out or Path(RESULTS)
-    results.save(out)
-    return results, out
+    own = configuration_of(found)
+    if config is None:
+        config = own
+        check_config(config, found, given=None, trust=trust, how="trust=True")
+    run = RunFolder.at(found.parent)
+    if out is not None or not run.info_file.exists():
+        path = out or evaluations.free_file(Path(RESULTS))
+        results = evaluate(found, config, trust=trust, quiet=quiet, verbose=verbose)
+        results.save(path)
+        there = (f"{RESULTS} exists here, so the numbers are in {path}",) if path != (out or Path(RESULTS)) else ()
+        return Evaluated(results, path, there)
+    with run.owned("wait until it has ended, or give --out for a file elsewhere"):
+        asked = config.tracking.uri if config.tracking.uri != own.tracking.uri else ""
+        tracked_in = location.find(run, own, asked=asked)
+        if tracked_in.away:
+            stage(f"{tracked_in.away}. The numbers will be on disk first")
+        results = evaluate(found, config, trust=trust, quiet=quiet, verbose=verbose)
+        step = checkpoint.step(found)
+        if differs := evaluations.differences(run, own, config, results, step=step):
+            aside = evaluations.folder_of(run, config, results, step=step)
+            aside.path.mkdir(parents=True, exist_ok=True)
+            save_results(aside, results, step=step)
+            untracked = _track_aside(run, aside, config, results, uri=tracked_in.uri)
+            run.push(aside.path)
+            unchanged = f"{run.results_file} and its MLflow run are unchanged"
+            why = f"not the run's own numbers ({'; '.join(differs)}), so {unchanged}"
+            return Evaluated(results, aside.results_file, (why,), untracked)
+        save_results(run, results, step=step)
+        return Evaluated(results, run.results_file, (), _track_own(run, own, results, uri=tracked_in.uri, step=step))
+
+
+def _track_own(run: RunFolder, own: Config, results: Results, *, uri: str, step: int) -> str:
+    """Add results to the MLflow run of a training, or make it one; gives what is untracked, see `Outcome`."""
+    try:
+        if run_id := run.read_info().get("run_id"):
+            mlflow_run = tracking.reopen(run_id, uri=uri, run_dir=run.path, page=_page(run), step=step)
+        else:
+            mlflow_run = tracked.open_run(own, run, uri=uri)
+        with mlflow_run:
+            send_results(mlflow_run, run, results)
+        if not mlflow_run.away:
+            tracked.note(run, mlflow_run)
+        return _untracked(mlflow_run, run)
+    except tracking.TrackingError as error:
+        return f"not in MLflow: {error}"
+
+
+def _track_aside(run: RunFolder, aside: RunFolder, config: Config, results: Results, *, uri: str) -> str:
+    """Make or continue the MLflow run of an evaluation, below the training's; gives what is untracked."""
+    trained = str(run.read_info().get("run_id", ""))
+    tags = {
+        "d2sm.evaluation_of": trained or run.place,
+        "d2sm.folder": run.place_of(str(aside.path.relative_to(run.path))),
+    }
+    if trained:
+        tags["mlflow.parentRunId"] = trained
+    try:
+        known = aside.read_info().get("run_id")
+        if known and not location.holds(store.prepare(uri), known, uri):
+            known = None  # deleted; or the training's record has moved to another store
+        with tracking.open_run(config, run_dir=aside.path, tags=tags, run_id=known, uri=uri) as mlflow_run:
+            tracked.note(aside, mlflow_run)
+            send_results(mlflow_run, aside, results)
+        return _untracked(mlflow_run, aside)
+    except tracking.TrackingError as error:
+        return f"not in MLflow: {error}; the same command sends the numbers once it answers"
+
+
+def _untracked(mlflow_run: tracking.Run, folder: RunFolder) -> str:
+    if not mlflow_run.unsent:
+        return ""
+    why = f" ({mlflow_run.away})" if mlflow_run.away else ""
+    waiting = f"{mlflow_run.unsent} records wait in {folder.place} for MLflow{why}"
+    return f"{waiting}; the same command sends them once it answers"
+
+
+def _page(folder: RunFolder) -> str:
+    return str(folder.read_info().get("page", ""))
 
 
 def register(folder: Path, config: Config, results: Results, mlflow_run: tracking.Run) -> registry.Record:

@@ -23,7 +23,7 @@ from pipelines.config import Config
 from pipelines.data import plan
 from pipelines.data.splits import training_images
 from pipelines.evaluate import evaluate
-from pipelines.experiment import save_results
+from pipelines.experiment import save_results, send_results
 from pipelines.runs import checkpoint
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.names import check_name
@@ -172,10 +172,11 @@ class Trial(tune.Trainable):
         if not self.settings["evaluates"]:
             return metrics
         results = evaluate(trained.checkpoint, trained.config, quiet=True)
+        save_results(trained.folder, results, step=trained.step)
 
         def send() -> None:
             with open_run(trained.config, trained.folder) as run:
-                save_results(run, trained.folder, results, [], step=trained.step)
+                send_results(run, trained.folder, results)
 
         _retried(send)
         return metrics | results.flat()

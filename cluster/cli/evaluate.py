@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import argparse
 
+from cluster.cli.outcome import warn_untracked
 from pipelines.text import show
 
 
-def run_evaluate(args: argparse.Namespace) -> None:
-    """Measure a model, and say where the results are."""
+def run_evaluate(args: argparse.Namespace) -> int:
+    """Measure a model, and say where the results are; gives 1 if MLflow does not have them yet."""
     from pipelines import config as configs
     from pipelines import registry
-    from pipelines.experiment import evaluate_run
-    from pipelines.runs import checkpoint
+    from pipelines.experiment import configuration_of, evaluate_run
     from pipelines.runs.trust import check_config
 
     changes = configs.parse(args.overrides)
     folder = registry.model_folder(args.model, uri=changes.get("tracking.uri"))
-    config = configs.load(folder / checkpoint.CONFIG).replace(changes)
+    config = configuration_of(folder).replace(changes)
     check_config(config, folder, given=changes, trust=args.trust)
-    results, out = evaluate_run(folder, config, out=args.out, quiet=args.quiet, verbose=args.verbose)
-    show(f"{results.table()}\n\n({results.convention})\n{results.images} images; {out}")
+    done = evaluate_run(folder, config, out=args.out, quiet=args.quiet, verbose=args.verbose)
+    show(f"{done.results.table()}\n\n({done.results.convention})")
+    for note in done.results.notes():
+        show(note)
+    show(f"{done.results.images} images; {done.path}")
+    for note in done.notes:
+        show(note)
+    return warn_untracked(done.untracked)

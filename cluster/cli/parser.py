@@ -103,7 +103,7 @@ def parser() -> ArgumentParser:
 
     evaluate = _verb(verbs, "evaluate", "measure PSNR, SSIM and MIoU of a model")
     evaluate("model", help=MODEL)
-    evaluate("--out", type=Path, help="file for the results (default: results.json in the run's folder, else here)")
+    evaluate("--out", type=Path, help="file for the results, which then go nowhere else (default: in the run's folder)")
     evaluate("--quiet", action="store_true", help=QUIET)
     _trust(evaluate)
     _overrides(evaluate)

@@ -12,7 +12,10 @@ from pipelines.text import show
 
 
 def run_train(args: argparse.Namespace) -> int:
-    """Check, then train, evaluate and register; or only check, or list the recipes or the keys."""
+    """Check, then train, evaluate and register; or only check, or list the recipes or the keys.
+
+    Gives 1 if MLflow does not have all of it yet.
+    """
     if args.keys:
         show(_keys())
         return 0
@@ -40,8 +43,7 @@ def run_train(args: argparse.Namespace) -> int:
         return 0
     from pipelines.experiment import run
 
-    print_outcome(run(ready.config, quiet=args.quiet, verbose=args.verbose, ready=ready))
-    return 0
+    return print_outcome(run(ready.config, quiet=args.quiet, verbose=args.verbose, ready=ready))
 
 
 def _keys() -> str:

@@ -20,7 +20,7 @@ from pipelines.runs import checkpoint, storage
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.results import Results
 from pipelines.runs.trust import is_made_here
-from pipelines.tracking import store
+from pipelines.tracking import location
 
 DIGITS = {"psnr": 2, "ssim": 3, "miou": 3}
 """The metrics of a table in the order of its columns, with the digits shown of each."""
@@ -63,10 +63,10 @@ class FinishedRun:
     def checkpoint(self) -> Path:
         return checkpoint.resolve(self.folder)
 
-    @property
+    @cached_property
     def uri(self) -> str:
         """MLflow's tracking URI. It may hold a password: print `redact(uri)` only."""
-        return store.uri_of(self.config)
+        return location.likely(RunFolder.at(self.folder), self.config)
 
     @property
     def columns(self) -> list[str]:

@@ -8,9 +8,12 @@ Ray's workers no MLflow, ingest tasks no torch.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sqlite3
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -97,6 +100,60 @@ def wrapped(error: BaseException) -> Iterator[BaseException]:
 def newest_steps(run: Run) -> dict[str, int]:
     """The newest step of every metric of an MLflow run, as the run came from the store."""
     return {metric.key: int(metric.step) for metric in run.data.to_proto().metrics}
+
+
+def database_run(database: Path, run_id: str | None) -> str:
+    """Whether an MLflow database in a sqlite file has a run: "active", "deleted", or "" for no. The file is read only.
+
+    Args:
+        run_id: None: "active" if the file is an MLflow database at all.
+    """
+    query = "SELECT lifecycle_stage FROM runs" + (" WHERE run_uuid = ?" if run_id else " LIMIT 1")
+    try:
+        with contextlib.closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True, timeout=30)) as db:
+            found = db.execute(query, (run_id,) if run_id else ()).fetchone()
+    except sqlite3.Error:  # no database, or somebody else's
+        return ""
+    return "active" if run_id is None else str(found[0]) if found else ""
+
+
+_ARTIFACT_COLUMNS = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
+
+
+def artifact_locations(database: Path) -> set[str]:
+    """Where the experiments in a sqlite file of MLflow's keep their artifacts: URIs, absolute.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    try:
+        with contextlib.closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True, timeout=30)) as db:
+            return {str(uri) for (uri,) in db.execute("SELECT artifact_location FROM experiments") if uri}
+    except sqlite3.Error as error:
+        raise OSError(f"{database}: {error}") from None
+
+
+def move_artifacts(database: Path, old: str, new: str) -> None:
+    """Rewrite the beginning of every artifact's URI in a sqlite file of MLflow's, which offers no way to do it.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    try:
+        with contextlib.closing(sqlite3.connect(database, timeout=30)) as db, db:
+            for table, column in _ARTIFACT_COLUMNS:
+                db.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column} || '/', 1, ?) = ?",
+                    (new, len(old) + 1, len(old) + 1, f"{old}/"),
+                )
+    except sqlite3.Error as error:
+        raise OSError(f"{database}: {error}") from None
 
 
 def system_gauges(run_id: str, uri: str) -> tuple[float, Callable[[], dict[str, float]]]:

@@ -44,7 +44,13 @@ _PERMANENT = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST
 
 
 def open_run(
-    config: Config, *, run_dir: Path, tags: Mapping[str, str], run_id: str | None = None, log_config: bool = True
+    config: Config,
+    *,
+    run_dir: Path,
+    tags: Mapping[str, str],
+    run_id: str | None = None,
+    log_config: bool = True,
+    uri: str | None = None,
 ) -> Run:
     """Create an MLflow run, or continue one.
 
@@ -55,12 +61,13 @@ def open_run(
         tags: further tags.
         run_id: of the run to continue. It is RUNNING again, and the steps that it has are not logged twice.
         log_config: False for a run that stands for several trainings: neither parameters nor config.yaml.
+        uri: of the store, absolute; None: that of the configuration.
 
     Raises:
         TrackingError: the store does not answer, the run is not in it, or a value is too long.
     """
     params = _params(config) if log_config else {}
-    uri = store.uri_of(config)
+    uri = uri or store.uri_of(config)
     run_dir.mkdir(parents=True, exist_ok=True)
     client = store.prepare(uri)
     with store.plain_errors(uri, TrackingError):
@@ -69,12 +76,34 @@ def open_run(
         else:
             found = _continued(client, run_id, uri, run_dir)
         changed = _log_params(client, found, params)
-    run = Run(client, found, uri=uri, run_dir=run_dir)
+    run = Run(found.info.run_id, client, found, uri=uri, run_dir=run_dir)
     for key, value in {**provenance(), **changed, **tags}.items():
         run.tag(key, value)
     if log_config:
         run.text(redact(config.dumps()), "config.yaml")
     return run
+
+
+def reopen(run_id: str, *, uri: str, run_dir: Path, page: str, step: int) -> Run:
+    """A run that has ended, to add numbers and files to it: its status, its parameters and its commit stay.
+
+    While the store does not answer, what is added waits in the run's folder. It is sent when the run is opened again.
+
+    Args:
+        run_dir: the run's folder.
+        page: the run's, for as long as the store does not answer.
+        step: of what is added, likewise.
+
+    Raises:
+        TrackingError: the store has no such run.
+    """
+    try:
+        client = store.prepare(uri)
+    except TrackingError as error:
+        return Run(run_id, None, None, uri=uri, run_dir=run_dir, ended=True, page=page, step=step, away=str(error))
+    with store.plain_errors(uri, TrackingError):
+        found = _found(client, run_id, uri, run_dir)
+    return Run(run_id, client, found, uri=uri, run_dir=run_dir, ended=True)
 
 
 def end_runs(uri: str, statuses: Mapping[str, Status], tags: Mapping[str, Mapping[str, str]] | None = None) -> None:
@@ -105,14 +134,29 @@ class Run:
         uri: of the store, with its password: show `redact(uri)` only.
         page: path of the run in MLflow's pages, to be appended to the server's address.
         last_step: the newest step that has metrics, 0 if none; `results` are logged at it.
+        away: why the store did not answer when the run was opened; "" if it did.
+        unsent: how many records could not be sent, once the run is finished.
     """
 
-    def __init__(self, client: MlflowClient, found: MlflowRun, *, uri: str, run_dir: Path) -> None:
-        self.id, self.uri = found.info.run_id, uri
-        self.page = f"#/experiments/{found.info.experiment_id}/runs/{self.id}"
-        self._client, self._run_dir = client, run_dir
+    def __init__(
+        self,
+        run_id: str,
+        client: MlflowClient | None,
+        found: MlflowRun | None,
+        *,
+        uri: str,
+        run_dir: Path,
+        ended: bool = False,
+        page: str = "",
+        step: int = 0,
+        away: str = "",
+    ) -> None:
+        """See `open_run` and `reopen`. Without a client and the run it found, the store does not answer now."""
+        self.id, self.uri, self.away, self.unsent = run_id, uri, away, 0
+        self.page = f"#/experiments/{found.info.experiment_id}/runs/{run_id}" if found else page
+        self._client, self._run_dir, self._ended = client, run_dir, ended
         self._finished = False
-        self._newest = private.newest_steps(found)  # metric -> its newest step
+        self._newest = private.newest_steps(found) if found else {"": step}  # metric -> its newest step
         system_steps = [step for key, step in self._newest.items() if key.startswith("system/")]
         self._system_step = max(system_steps, default=-1)
         self._outbox = Outbox(self._send, run_dir)
@@ -120,7 +164,8 @@ class Run:
             if item["kind"] == "metric":
                 self._newest[item["key"]] = max(self._newest.get(item["key"], 0), item["step"])
         self._stop = threading.Event()
-        threading.Thread(target=self._log_system_metrics, name="system metrics", daemon=True).start()
+        if not ended:
+            threading.Thread(target=self._log_system_metrics, name="system metrics", daemon=True).start()
 
     @property
     def last_step(self) -> int:
@@ -169,7 +214,7 @@ class Run:
         return self._outbox.flush(timeout)
 
     def finish(self, status: Status = "FINISHED", *, timeout: float | None = None) -> None:
-        """End the run; a second call does nothing.
+        """End the run; a second call does nothing. A run that was opened by `reopen` keeps the status it had.
 
         What the server does not take within `timeout` seconds (None: 60, after a failure 15) is kept in the run's
         folder, as a warning says, and sent when the run is continued.
@@ -178,8 +223,10 @@ class Run:
             return
         self._finished = True
         self._stop.set()
-        self._outbox.put([{"kind": "status", "value": status}])
-        self._outbox.close(timeout if timeout is not None else 60.0 if status == "FINISHED" else 15.0)
+        if not self._ended:
+            self._outbox.put([{"kind": "status", "value": status}])
+        patience = 2.0 if self.away else 60.0 if status == "FINISHED" else 15.0
+        self.unsent = self._outbox.close(patience if timeout is None else timeout)
 
     def __enter__(self) -> Self:
         return self
@@ -211,13 +258,14 @@ class Run:
         first = batch[0]
         try:
             store.check(self.uri, timeout=3.0)  # MLflow's own retries need longer to notice that a server is down
+            client = self._client or store.prepare(self.uri)
             if first["kind"] == "status":
-                self._client.set_terminated(self.id, first["value"])
+                client.set_terminated(self.id, first["value"])
             elif first["kind"] == "artifact":
                 path = Path(first["path"])
                 if not path.exists():
                     raise Refused(f"{path} is gone")
-                self._client.log_artifact(self.id, str(path), first["folder"] or None)
+                client.log_artifact(self.id, str(path), first["folder"] or None)
                 shutil.rmtree(path.parent)
             else:
                 metrics = [
@@ -226,7 +274,7 @@ class Run:
                     if item["kind"] == "metric"
                 ]
                 tags = [RunTag(item["key"], item["value"]) for item in batch if item["kind"] == "tag"]
-                self._client.log_batch(self.id, metrics=metrics, tags=tags)
+                client.log_batch(self.id, metrics=metrics, tags=tags)
         except Refused:
             raise
         except MlflowException as error:
@@ -239,8 +287,8 @@ class Run:
     def _why_refused(self, error: Exception) -> str:
         """MLflow's reason, or that the run was deleted meanwhile, with what helps."""
         with contextlib.suppress(Exception):  # the server is away
-            if self._client.get_run(self.id).info.lifecycle_stage != "active":
-                return _deleted(self.id, self.uri, self._run_dir)
+            if self._client and self._client.get_run(self.id).info.lifecycle_stage != "active":
+                return deleted_line(self.id, self.uri, self._run_dir)
         return one_line(error)
 
     def _log_system_metrics(self) -> None:
@@ -296,11 +344,8 @@ def experiment_of(client: MlflowClient, name: str, uri: str) -> str:
                 f"`mlflow experiments restore -x {found.experiment_id}`"
             )
         return str(found.experiment_id)
-    # Artifacts are kept beside a database, not in the folder in which this process runs. A server has its own place.
-    path = store.sqlite_file(uri)
-    artifacts = (path.parent / "mlartifacts").as_uri() if path else None
     try:
-        return str(client.create_experiment(name, artifact_location=artifacts))
+        return str(client.create_experiment(name, artifact_location=store.artifacts_of(uri)))
     except MlflowException:
         if found := client.get_experiment_by_name(name):  # another process has made it in the meantime
             return str(found.experiment_id)
@@ -308,6 +353,12 @@ def experiment_of(client: MlflowClient, name: str, uri: str) -> str:
 
 
 def _continued(client: MlflowClient, run_id: str, uri: str, run_dir: Path) -> MlflowRun:
+    found = _found(client, run_id, uri, run_dir)
+    client.update_run(run_id, status="RUNNING")
+    return found
+
+
+def _found(client: MlflowClient, run_id: str, uri: str, run_dir: Path) -> MlflowRun:
     from mlflow.exceptions import MlflowException
 
     try:
@@ -317,17 +368,16 @@ def _continued(client: MlflowClient, run_id: str, uri: str, run_dir: Path) -> Ml
             raise
         found = None
     if found is not None and found.info.lifecycle_stage != "active":
-        raise TrackingError(_deleted(run_id, uri, run_dir))
+        raise TrackingError(deleted_line(run_id, uri, run_dir))
     if found is None:
         raise TrackingError(
             f"{redact(uri)}: holds no run {run_id}, which {run_dir} was logged to; give the store it was logged to "
             f"with tracking.uri, remove {run_dir / INFO} to begin a new MLflow run, or start under another train.name"
         )
-    client.update_run(run_id, status="RUNNING")
     return found
 
 
-def _deleted(run_id: str, uri: str, run_dir: Path) -> str:
+def deleted_line(run_id: str, uri: str, run_dir: Path) -> str:
     """The line on a run that was deleted, with what helps."""
     command = f"MLFLOW_TRACKING_URI={shlex.quote(redact(uri))} {store.mlflow_program()} runs restore --run-id {run_id}"
     return (

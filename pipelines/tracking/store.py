@@ -23,13 +23,14 @@ from typing import TYPE_CHECKING
 
 from pipelines import secrets
 from pipelines.config import Config
-from pipelines.runtime import files
+from pipelines.runtime import files, private
 from pipelines.text import one_line, redact
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _VARIABLE = "MLFLOW_TRACKING_URI"  # the only place of a URI with a password: nobody else reads a process's environment
+ARTIFACTS = "mlartifacts"  # folder of the artifacts, beside a database
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}  # of the databases that MLflow accepts beside sqlite
 
 
@@ -184,7 +185,34 @@ def prepare(uri: str) -> MlflowClient:
         with FileLock(f"{path}.lock", timeout=120):
             ready = client(uri)
             ready.search_experiments(max_results=1)  # the first request creates the tables
+            _follow_artifacts(path)
         return ready
+
+
+def _follow_artifacts(database: Path) -> None:
+    """Correct the records of a database that was moved or copied together with its artifacts.
+
+    MLflow writes absolute paths of artifacts. Ours lie in a folder beside the database, so the records are right again
+    once they name that folder. Without it there, as for a database that was copied alone, they stay as they are.
+
+    Raises:
+        OSError: the database cannot be written.
+    """
+    beside = database.absolute().parent / ARTIFACTS
+    for location in private.artifact_locations(database):
+        parts = urllib.parse.urlsplit(location)
+        former = Path(urllib.parse.unquote(parts.path))
+        if parts.scheme != "file" or former.name != ARTIFACTS or former == beside:
+            continue
+        if former.exists() and (not beside.exists() or former.samefile(beside)):
+            continue
+        private.move_artifacts(database, location, beside.as_uri())
+
+
+def artifacts_of(uri: str) -> str | None:
+    """Where an experiment of a store keeps its artifacts: beside a database; None: a server has its own place."""
+    path = sqlite_file(uri)
+    return (path.absolute().parent / ARTIFACTS).as_uri() if path else None
 
 
 @contextlib.contextmanager

@@ -5,16 +5,26 @@ from __future__ import annotations
 from pipelines import tracking
 from pipelines.config import Config
 from pipelines.runs.folder import RunFolder
+from pipelines.tracking import location
 
 
-def open_run(config: Config, folder: RunFolder) -> tracking.Run:
-    """The MLflow run of a training; the one it had before if it is resumed."""
+def open_run(config: Config, folder: RunFolder, *, uri: str | None = None) -> tracking.Run:
+    """The MLflow run of a training; the one it had before if it is resumed.
+
+    Args:
+        uri: of the store, absolute; None: that of the configuration.
+    """
     known = folder.read_info()
     tags = {"d2sm.recipe": config.recipe, "d2sm.folder": folder.place}
     if "fingerprint" in known:
         tags["d2sm.data"] = str(known["fingerprint"])
     if config.tracking.parent:
         tags["mlflow.parentRunId"] = config.tracking.parent
-    run = tracking.open_run(config, run_dir=folder.path, tags=tags, run_id=known.get("run_id"))
-    folder.write_info(run_id=run.id, page=run.page)
+    run = tracking.open_run(config, run_dir=folder.path, tags=tags, run_id=known.get("run_id"), uri=uri)
+    note(folder, run)
     return run
+
+
+def note(folder: RunFolder, run: tracking.Run) -> None:
+    """Note in a run's folder which MLflow run is its own, and in which store."""
+    folder.write_info(run_id=run.id, page=run.page, **{location.ENTRY: location.recorded(run.uri, folder)})

@@ -26,10 +26,10 @@ def kept(place: str, *steps: int, keep: int = 2) -> None:
             writer.save(step, **parts(step))
 
 
-def bundle_of(folder: Path, config: Config) -> Path:
+def bundle_of(folder: Path, config: Config, *, step: int = 0) -> Path:
     torch.manual_seed(0)
     weights = build(config.model).state_dict()
-    checkpoint.write(folder, weights=weights, state={}, config=config, meta={"step": 0})
+    checkpoint.write(folder, weights=weights, state={}, config=config, meta={"step": step})
     return folder
 
 

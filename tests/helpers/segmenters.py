@@ -24,3 +24,12 @@ class Brightness(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         steps = torch.linspace(0, 1, 19).view(1, -1, 1, 1)
         return -(image.mean(1, keepdim=True) - steps).abs()
+
+
+def from_file(weights: Path | None) -> nn.Module:
+    """The convolution of `segmenter`, with the number in a file added to its weights."""
+    found = segmenter()
+    with torch.no_grad():
+        for parameter in found.parameters():
+            parameter += float(Path(weights or "").read_text())
+    return found

@@ -114,7 +114,8 @@ def test_a_folder_has_no_labels_so_no_miou(ray_session: None, bundle: Path, scen
     config = checkpoint.load_model(bundle)[1].replace(
         {"data.root": str(photos), "data.layout": "folder", "evaluate.tile": 32, "evaluate.sigmas": [25]}
     )
-    results, path = evaluate_run(bundle, config, out=tmp_path / "results.json", quiet=True)
+    done = evaluate_run(bundle, config, out=tmp_path / "results.json", quiet=True)
+    results, path = done.results, done.path
     assert results.segmenter == ""
     assert results.restored["25"].miou is None
     assert results.restored["25"].psnr > 0

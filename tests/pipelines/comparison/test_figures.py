@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -61,8 +62,9 @@ def test_a_history_that_is_not_there_is_refused(
 ) -> None:
     run = rows[0].runs[0]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/none.db")
+    away = shutil.copytree(run.folder, tmp_path / "runs" / run.folder.name)  # without its store
     with pytest.raises(RunsError, match=r"MLflow run \w+ .*sqlite:.*none\.db; .*MLFLOW_TRACKING_URI"):
-        curves.history(run)
+        curves.history(FinishedRun(away, run.config, run.results, 1, "", run.run_id, ""))
     assert not (tmp_path / "none.db").exists()  # looking makes no store
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     client = store.prepare(run.uri)

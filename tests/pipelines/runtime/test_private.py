@@ -125,13 +125,22 @@ def test_the_reason_within_rays_errors() -> None:
     assert cause(reason) is reason
 
 
-def test_the_newest_step_of_every_metric(tmp_path: Path) -> None:
+def test_the_records_of_a_database(tmp_path: Path) -> None:
     client = store.prepare(f"sqlite:///{tmp_path}/mlflow.db")
     run_id = client.create_run(client.create_experiment("one", artifact_location=tmp_path.as_uri())).info.run_id
     for step in (1, 7):
         client.log_metric(run_id, "loss", 1 / step, step=step)
     client.log_metric(run_id, "lr", 0.1, step=3)
     assert private.newest_steps(client.get_run(run_id)) == {"loss": 7, "lr": 3}
+    database = tmp_path / "mlflow.db"
+    assert private.database_run(database, run_id) == private.database_run(database, None) == "active"
+    assert private.database_run(database, "0" * 32) == private.database_run(tmp_path / "none", None) == ""
+    client.delete_run(run_id)
+    assert private.database_run(database, run_id) == "deleted"
+    assert tmp_path.as_uri() in private.artifact_locations(database)
+    private.move_artifacts(database, tmp_path.as_uri(), "file:///moved")  # (the columns: tracking/test_location.py)
+    assert "file:///moved" in private.artifact_locations(database)
+    assert client.get_run(run_id).info.artifact_uri == f"file:///moved/{run_id}/artifacts"
 
 
 def test_the_machine_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ import pytest
 from pipelines.config import Config
 from pipelines.tracking import store
 from pipelines.tracking.outbox import STAGED, UNSENT
-from pipelines.tracking.run import Run, commit, open_run
+from pipelines.tracking.run import Run, commit, open_run, reopen
 from pipelines.tracking.store import TrackingError, ui_command, uri_of
 from tests.helpers.mlflow_server import Server
 
@@ -319,3 +320,52 @@ def test_a_database_that_is_damaged_or_on_a_full_disk_is_one_line(tmp_path: Path
             open_run(Config().replace({"tracking.uri": uri}), run_dir=tmp_path / "run", tags={})
         assert str(error.value).startswith(f"{uri}: the database is damaged (") and str(error.value).endswith(remedy)
         assert "\n" not in str(error.value)
+
+
+def test_what_is_added_to_an_ended_run_waits_for_the_store(template: Config, tmp_path: Path) -> None:
+    """Also if the run's folder is moved meanwhile; neither the run's status nor its tags change."""
+    folder = tmp_path / "before"
+    with pytest.raises(KeyboardInterrupt), open_run(template, run_dir=folder, tags={"d2sm.recipe": "a"}) as run:
+        run.log(8, {"loss": 1.0})
+        raise KeyboardInterrupt
+    with reopen(run.id, uri="http://127.0.0.1:9", run_dir=folder, page="#/page", step=10) as away:
+        away.results({"psnr.sigma25": 31.5})
+        away.text("numbers", "results.txt")
+    assert "127.0.0.1:9" in away.away and away.unsent == 2 and away.page == "#/page"
+    folder = folder.rename(tmp_path / "after")
+    with reopen(run.id, uri=run.uri, run_dir=folder, page="", step=10) as again:
+        again.results({"ssim.sigma25": 0.9})
+    assert again.away == "" and again.unsent == 0 and list(folder.iterdir()) == []
+    assert points(run, "psnr.sigma25") == [(10, 31.5)] and "results.txt" in names(run)
+    found = store.client(run.uri).get_run(run.id)
+    assert found.info.status == "KILLED" and found.data.tags["d2sm.recipe"] == "a"
+    with pytest.raises(TrackingError, match="holds no run deadbeef"):
+        reopen("deadbeef", uri=run.uri, run_dir=folder, page="", step=0)
+
+
+@pytest.mark.parametrize("name", ["{0}/mine/a.txt", "mlflow-unsent/../../mine/a.txt", "mlflow-unsent/link/a.txt"])
+def test_a_planted_list_of_unsent_files_sends_and_removes_nothing_else(
+    template: Config, tmp_path: Path, name: str
+) -> None:
+    """What it names is sent and its folder removed, and it may come with a stranger's run."""
+    mine, folder = tmp_path / "mine", tmp_path / "run"
+    mine.mkdir()
+    (mine / "a.txt").write_text("secret")
+    (folder / STAGED).mkdir(parents=True)
+    (folder / STAGED / "link").symlink_to(mine)
+    planted = {"kind": "artifact", "path": name.format(tmp_path), "folder": ""}
+    (folder / UNSENT).write_text(json.dumps(planted) + "\n")
+    with suppress(TrackingError), open_run(template, run_dir=folder, tags={}):  # refused, or gone
+        pass
+    assert (mine / "a.txt").read_text() == "secret"
+    assert list((Path(template.train.storage) / "mlartifacts").rglob("a.txt")) == []
+
+
+NO_STEP = '{"kind": "metric", "key": "a", "value": 1, "step": "x", "timestamp": 1}'
+
+
+@pytest.mark.parametrize("line", ["{", "[1]", '{"kind": "tag"}', '{"kind": "else"}', NO_STEP])
+def test_a_damaged_list_of_unsent_records_is_one_line(template: Config, tmp_path: Path, line: str) -> None:
+    (tmp_path / UNSENT).write_text('{"kind": "tag", "key": "a", "value": "b"}\n' + line + "\n")
+    with pytest.raises(TrackingError, match=rf"^{tmp_path / UNSENT}: line 2: [^\n]*; remove the file[^\n]*$"):
+        open_run(template, run_dir=tmp_path, tags={})
