@@ -252,13 +252,7 @@ def register(folder: Path, config: Config, results: Results, mlflow_run: trackin
         run_id=mlflow_run.id,
         uri=mlflow_run.uri,
         alias=config.tracking.alias,
-        results={
-            **results.flat(),
-            "data": results.data,
-            "convention": results.convention,
-            "segmenter": results.segmenter,
-            "split": results.split,
-        },
+        results=registry.numbers_of(results),
     )
 
 

@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines.runs.results import EvaluationError, higher_is_better
+from pipelines.runs.results import EvaluationError, Results, higher_is_better
 from pipelines.text import did_you_mean, listed
 from pipelines.tracking import bundle as bundles
 from pipelines.tracking import registered, store
 from pipelines.tracking.registered import Record, RegistryError, lookup, models
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
     from d2sm.models import Denoiser
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "open_model",
     "promote",
     "register",
+    "register_run",
 ]
 
 _COMPARABLE = ("evaluated_on", "convention")  # tags that must agree before two numbers may be compared
@@ -141,14 +144,65 @@ def register(
         return registered.record_of(client.get_model_version(name, made.version), uri)
 
 
-def check_names(name: str, alias: str = "") -> None:
+def register_run(run: str | Path, name: str, *, alias: str = "", uri: str | None = None) -> Record:
+    """Register the model of a finished run without training it again, as `tracking.register_as` does after a training.
+
+    Args:
+        run: its folder, or its URI.
+        name: of the registered model; made if new.
+        alias: moved to the new version, such as champion.
+        uri: of the store; None or empty: the run's own.
+
+    Returns:
+        The new version; its `run_id` is empty where the store does not hold the run.
+
+    Raises:
+        RunsError: it is no run, or was not trained to its last step and evaluated there.
+        RegistryError, TrackingError: the name or the alias cannot be used, or the store.
+    """
+    from pipelines.comparison.rows import read_run
+
+    check_names(name, alias, asked_by="--as")
+    found = read_run(run)
+    if uri:
+        uri = store.absolute(uri)
+    else:  # a database beside the runs is found where they are now
+        uri = store.uri_of(found.config.replace({"train.storage": str(found.folder.parent)}))
+    client = registered.connect(uri)
+    with store.plain_errors(uri, RegistryError):
+        run_id = found.run_id if found.run_id and _has_run(client, found.run_id) else None
+    results = numbers_of(found.results)
+    return register(found.checkpoint, name=name, run_id=run_id, uri=uri, alias=alias, results=results)
+
+
+def numbers_of(results: Results) -> dict[str, Any]:
+    """An evaluation as `register` takes it."""
+    about = {key: getattr(results, key) for key in ("data", "convention", "segmenter", "split")}
+    return {**results.flat(), **about}
+
+
+def _has_run(client: MlflowClient, run_id: str) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_run(run_id).info.lifecycle_stage == "active"
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return False
+        raise
+
+
+def check_names(name: str, alias: str = "", *, asked_by: str = "tracking.register_as") -> None:
     """Check the name of a registered model, and an alias unless it is empty.
+
+    Args:
+        asked_by: the key or option that gave the name, for the message.
 
     Raises:
         RegistryError: MLflow would not take it, or could not tell it from a version.
     """
-    if not name or re.search(r"[/@:]", name):
-        raise RegistryError(f"tracking.register_as={name!r}: a name without / @ : such as d2sm-ffdnet")
+    if not name.strip() or not name.isprintable() or re.search(r"[/@:]", name):
+        raise RegistryError(f"{asked_by}={name!r}: a name without / @ : such as d2sm-ffdnet")
     if alias:
         _check_alias(alias)
 

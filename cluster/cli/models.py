@@ -1,10 +1,15 @@
-"""The verbs `models list`, `models show`, `models promote` and `models compare`."""
+"""The verbs `models list`, `models show`, `models register`, `models promote` and `models compare`."""
 
 from __future__ import annotations
 
 import argparse
+import shutil
+import textwrap
+from collections.abc import Sequence
 
-from pipelines.text import columns, show
+from pipelines.text import columns, printable, show
+
+_DIGITS = 12  # of a SHA-256 that are shown
 
 
 def run_list(args: argparse.Namespace) -> None:
@@ -29,6 +34,16 @@ def run_show(args: argparse.Namespace) -> None:
     show(columns([[name, str(value)] for name, value in {**facts, **dict(sorted(record.tags.items()))}.items()]))
 
 
+def run_register(args: argparse.Namespace) -> None:
+    """Register the model of a finished run."""
+    from pipelines import registry
+
+    record = registry.register_run(args.folder, args.name, alias=args.alias, uri=args.tracking_uri)
+    show(f"registered {record.name} version {record.version} {' '.join(record.aliases)}".rstrip())
+    if not record.run_id:
+        show("the store does not hold the run that trained it, so the version names none")
+
+
 def run_promote(args: argparse.Namespace) -> None:
     """Point an alias at a version."""
     from pipelines import registry
@@ -38,12 +53,23 @@ def run_promote(args: argparse.Namespace) -> None:
 
 
 def run_compare(args: argparse.Namespace) -> None:
-    """Two versions side by side."""
+    """What differs between two versions, side by side."""
     from pipelines import registry
 
     uri = _uri(args.tracking_uri)
-    rows = registry.compare(registry.lookup(args.a, uri=uri), registry.lookup(args.b, uri=uri))
-    show(columns([list(rows[0]), *([_short(value) for value in row.values()] for row in rows)]))
+    a, b = registry.lookup(args.a, uri=uri), registry.lookup(args.b, uri=uri)
+    rows = [[f"{'':4}", a.label, b.label, "difference"]]
+    alike = 0
+    for row in registry.compare(a, b):
+        if row["a"] == row["b"]:
+            alike += 1
+        elif isinstance(row["difference"], float):
+            rows.append([str(row["what"]), _short(row["a"]), _short(row["b"]), f"{row['difference']:+.4g}"])
+        else:
+            rows.append([str(row["what"]), *(_digest(str(row["what"]), str(row[side])) for side in ("a", "b")), ""])
+    if len(rows) > 1:
+        show(_fitted(rows, shutil.get_terminal_size((120, 24)).columns))
+    show(f"{alike} other tags are the same" if alike else "no tag is the same")
 
 
 def _uri(given: str | None) -> str:
@@ -51,6 +77,28 @@ def _uri(given: str | None) -> str:
     from pipelines.tracking import uri_of
 
     return uri_of(Config().replace({"tracking.uri": given or ""}))
+
+
+def _digest(what: str, value: str) -> str:
+    """The first digits of a checksum; any other value as it is, "-" for none."""
+    return value[:_DIGITS] if what.endswith("sha256") else value or "-"
+
+
+def _fitted(rows: Sequence[Sequence[str]], width: int) -> str:
+    """Four columns as text of this width at most: the two in the middle, the values, are wrapped where they must be."""
+    rows = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    room = max(width - widths[0] - widths[3] - 3 * len("  "), 2 * 8)
+    first, second = widths[1], widths[2]
+    if first + second > room:  # the shorter one keeps its width, if it needs less than half
+        first = min(first, max(room // 2, room - second))
+        second = min(second, room - first)
+    lines = []
+    for what, a, b, difference in rows:
+        cells = [[what], textwrap.wrap(a, first), textwrap.wrap(b, second), [difference]]
+        height = max(map(len, cells))
+        lines += [[cell[n] if n < len(cell) else "" for cell in cells] for n in range(height)]
+    return columns(lines)
 
 
 def _short(value: object) -> str:

@@ -138,10 +138,15 @@ def parser() -> ArgumentParser:
     _trust(figures)
     figures("--quiet", action="store_true", help=QUIET)
 
-    models = _group(verbs, "models", "look up registered models: list, show, promote, compare")
+    models = _group(verbs, "models", "registered models: list, show, register, promote, compare")
     listing = _verb(models, "list", "list all registered models and their versions", "models:run_list")
     show = _verb(models, "show", "show what is recorded of a registered version", "models:run_show")
     show("reference", help="name@alias, name/version, or name for the newest version")
+    register = _verb(models, "register", "register the model of a finished run, without training it again",
+                     "models:run_register")  # fmt: skip
+    register("folder", metavar="RUN", help="a run's folder, or its URI")
+    register("--as", dest="name", required=True, metavar="NAME", help="name of the registered model; made if new")
+    register("--alias", default="", help="alias to set on the new version, such as champion")
     promote = _verb(models, "promote", "point an alias at a version", "models:run_promote")
     promote("reference", help="name/version")
     promote("--alias", default="champion", help="(default: champion)")
@@ -149,7 +154,7 @@ def parser() -> ArgumentParser:
     compare = _verb(models, "compare", "show two versions side by side", "models:run_compare")
     compare("a", help="name@alias or name/version")
     compare("b", help="another")
-    for verb in (listing, show, promote, compare):
+    for verb in (listing, show, register, promote, compare):
         verb("--tracking-uri", help=STORE)
 
     submit = _verb(verbs, "submit", "send a verb to a Ray cluster as a job, and follow its log", "submit:run_submit")
