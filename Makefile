@@ -2,11 +2,12 @@
 # make demo   the whole pipeline on built-in street scenes (installs first)
 # make test   lint, types and the suite            make test-fast   without the slow tests
 # make test-long   what takes minutes: sweeps and jobs that are stopped, killed, lose a node or a server
+# make test-floors   the quick tests with the oldest versions that pyproject.toml allows, in an environment of their own
 # make bench  ratios, side by side, on this machine
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-long test-fast lint bench clean
+.PHONY: install demo test test-long test-fast test-floors lint bench clean
 
 install: .venv/demo
 	@echo "d2sm is installed in .venv; put it on the path with: source .venv/bin/activate"
@@ -22,6 +23,9 @@ test-long: .venv/dev
 
 test-fast: lint
 	$(BIN)/python -m pytest -m "not slow"
+
+test-floors: .venv/floors/installed
+	.venv/floors/bin/python -m pytest -m "not slow and not long"
 
 lint: .venv/dev
 	$(BIN)/ruff check .
@@ -44,6 +48,12 @@ bench: .venv/dev
 	@echo "installing the tools of the tests into .venv"
 	$(BIN)/python -m pip install -c pins.txt -e ".[dev]"
 	@touch $@
+
+.venv/floors/installed: pyproject.toml
+	$(PYTHON) -m venv .venv/floors
+	.venv/floors/bin/python -m pip install --quiet uv
+	.venv/floors/bin/uv pip install --quiet --python .venv/floors --resolution lowest-direct -e ".[dev]"
+	touch $@
 
 clean:
 	rm -rf .venv demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

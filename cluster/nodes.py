@@ -31,6 +31,7 @@ import psutil
 from cluster import constants
 from pipelines import parsing
 from pipelines.runtime import auth, files
+from pipelines.runtime.progress import stage
 
 MARK = "D2SM_CLUSTER_MARK"
 OBJECT_STORE = 512 * 2**20  # bytes for each node; crops are small
@@ -99,6 +100,7 @@ def up(
     down()  # removes what an earlier cluster left behind
     port, dashboard_port = _port(port, "--port"), _port(dashboard_port, "--dashboard-port")
     _secure()
+    stage(f"starting {nodes} Ray nodes on this machine")
     mark = f"d2sm-{secrets.token_hex(4)}"
     state = State(
         mark=mark,
@@ -121,6 +123,7 @@ def add(*, cpus: float = 2) -> State:
         NodesError: none is up, or the node does not start.
     """
     state = _known()
+    stage("starting a Ray node")
     joined = len(alive(state))
     state, process = _node(replace(state, nodes=state.nodes + 1), state.nodes, cpus, [f"--address={state.address}"])
     _until(lambda: len(alive(state)) > joined, {state.nodes - 1: process}, state, "the new node")

@@ -111,7 +111,7 @@ class Config(Section):
 
     def save(self, path: str | Path) -> None:
         """Write the YAML file that `load` reads back."""
-        Path(path).write_text(self.dumps())
+        Path(path).write_text(self.dumps(), encoding="utf-8")
 
     def dumps(self) -> str:
         """The YAML text of this configuration."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import time
 
-from pipelines.runtime.progress import stage
 from pipelines.text import columns, show
 
 
@@ -14,7 +13,6 @@ def run_up(args: argparse.Namespace) -> None:
     from cluster import nodes
 
     since = time.monotonic()
-    stage(f"starting {args.nodes} Ray nodes on this machine")
     state = nodes.up(args.nodes, cpus=args.cpus_per_node, port=args.port, dashboard_port=args.dashboard_port)
     took = time.monotonic() - since
     show(f"{state.nodes} nodes at {state.address} after {took:.0f} s, dashboard {state.dashboard}")
@@ -46,7 +44,6 @@ def run_add(args: argparse.Namespace) -> None:
     """One more worker node."""
     from cluster import nodes
 
-    stage("starting a Ray node")
     state = nodes.add(cpus=args.cpus)
     show(f"{len(nodes.alive(state))} nodes alive at {state.address}")
 

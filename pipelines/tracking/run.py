@@ -206,7 +206,7 @@ class Run:
         folder, _, last = name.rpartition("/")
         path = self._outbox.stage(last)
         with files.naming(path):
-            path.write_text(text)
+            path.write_text(text, encoding="utf-8")
         self._outbox.put([{"kind": "artifact", "path": str(path.absolute()), "folder": folder}])
 
     def flush(self, timeout: float = 10.0) -> bool:

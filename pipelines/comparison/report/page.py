@@ -37,7 +37,7 @@ def html(
     Raises:
         ReportError: more photographs than a page holds.
     """
-    style, script = (Markup((_FOLDER / name).read_text()) for name in ("page.css", "page.js"))
+    style, script = (Markup((_FOLDER / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
     first = rows[0].runs[0]
     runs = [run for row in rows for run in row.runs]
     environment = jinja2.Environment(
