@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from pipelines.runtime import leaving
 from pipelines.text import one_line, show
 
 
@@ -18,6 +19,7 @@ def main(argv: Sequence[str]) -> int:
     from cluster.cli.main import main as run
     from cluster.cli.parser import parser
 
+    leaving.guard()
     cut = list(argv).index("--")
     options, verb = argv[:cut], list(argv[cut + 1 :])
     try:

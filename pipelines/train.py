@@ -123,7 +123,9 @@ def _train(
             if skipped := index.skipped_images(items):
                 recorder(Skipped({image: reason for image, reason in skipped}))
             with QueueReader(recorder, recorder.poll) as reader:
-                stopped = launch.run(config, folder, items, steps, fingerprint, reader.queue, line.say)
+                stopped = launch.run(
+                    config, folder, items, steps, fingerprint, reader.queue, line.say, recorder.at_work
+                )
             metrics = recorder.metrics
         folder.refresh().prune(config.train.keep)
         if folder.skipped_file.exists():

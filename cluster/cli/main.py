@@ -10,7 +10,7 @@ from importlib import import_module
 from cluster.cli import terminal
 from cluster.cli.parser import parser
 from pipelines import secrets
-from pipelines.runtime import auth
+from pipelines.runtime import auth, leaving, native
 from pipelines.text import one_line, redact, show
 
 _ON_RAY = tuple(f"cluster.cli.{verb}" for verb in ("train", "tune", "table", "prepare", "check", "demo"))
@@ -29,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         Ctrl-C; 141 if whoever read the output has gone.
     """
     terminal.accept_any_character()
+    if argv is None:  # the process is this verb's
+        leaving.guard()
     try:
         try:
             return _run(sys.argv[1:] if argv is None else argv, loading=argv is None)
@@ -47,6 +49,8 @@ def _run(words: Sequence[str], *, loading: bool) -> int:
         return 2
     args = parser().parse_args(words)
     module, _, function = args.run.partition(":")
+    if loading and not args.verbose:
+        native.set_aside()
     try:
         # Words given by a caller in Python: loading libraries is that program's own affair.
         with terminal.stages(shown=not getattr(args, "quiet", False), loading=loading):
@@ -55,10 +59,15 @@ def _run(words: Sequence[str], *, loading: bool) -> int:
                 auth.check_cluster()
             run = getattr(import_module(module), function)
             return int(run(args) or 0)
-    except KeyboardInterrupt:
-        show("d2sm: stopped; the last complete checkpoint is kept, and the same command resumes", file=sys.stderr)
-        return 130
+    except (KeyboardInterrupt, SystemExit) as end:
+        if isinstance(end, SystemExit) and not leaving.signalled():  # while Ray starts, its handler raises this
+            raise
+        show(f"d2sm: {leaving.STOPPED}", file=sys.stderr)
+        leaving.said()
+        return leaving.INTERRUPTED
     except (ValueError, OSError) as error:
+        if reason := leaving.why_lost():
+            leaving.leave(1, reason)  # what is left to do at the end would wait for Ray
         if isinstance(error, BrokenPipeError) and terminal.closed_streams():
             raise
         if args.verbose:

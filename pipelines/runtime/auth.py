@@ -149,17 +149,18 @@ def check_answers(address: str, *, timeout: float = 4.0) -> None:
     """
     found: list[str] = []
     # In a thread, since looking up a name may take longer and cannot be interrupted.
-    asking = threading.Thread(target=lambda: found.append(_trouble(address, timeout)), daemon=True)
+    asking = threading.Thread(target=lambda: found.append(trouble(address, timeout)), daemon=True)
     asking.start()
     asking.join(2 * timeout)
-    if trouble := found[0] if found else "no answer":
+    if reason := found[0] if found else "no answer":
         raise AuthError(
-            f"RAY_ADDRESS={address}: no Ray cluster answers there ({trouble}); start it, or correct RAY_ADDRESS, or "
+            f"RAY_ADDRESS={address}: no Ray cluster answers there ({reason}); start it, or correct RAY_ADDRESS, or "
             "unset it to use Ray on this machine alone"
         )
 
 
-def _trouble(address: str, timeout: float) -> str:
+def trouble(address: str, timeout: float) -> str:
+    """Why no Ray cluster answers at host:port, or ""."""
     try:
         host, port = host_of(address), _port(address)
     except ValueError as error:

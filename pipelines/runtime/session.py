@@ -5,14 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
+import time
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from ray.job_config import JobConfig
 
-from pipelines.runtime import auth, private
+from pipelines.runtime import auth, leaving, private
 from pipelines.runtime.cores import logical_cpus
 from pipelines.runtime.progress import stage
 from pipelines.text import one_line, redact
@@ -34,6 +38,8 @@ ENVIRONMENT = {
 SINGLE_MACHINE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_METRICS_ENABLED": "0"}
 
 
+_OWN_PROCESSES = ("gcs_server", "raylet")  # what Ray cannot go on without, as children of the process that started it
+_HEAD_PATIENCE = 30.0  # seconds without an answer from a cluster's head; after 60 Ray ends the process
 _LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107  # bytes of a path
 
 
@@ -56,6 +62,13 @@ def start(*, cpus: float, verbose: bool = False) -> None:
     quiet(verbose=verbose)
     if ray.is_initialized():
         return
+    _start(cpus, verbose)
+    leaving.take_signals()
+    if leaving.active():
+        _watch()
+
+
+def _start(cpus: float, verbose: bool) -> None:
     options: dict[str, Any] = {
         "log_to_driver": verbose,
         "logging_level": "INFO" if verbose else "ERROR",
@@ -81,6 +94,41 @@ def start(*, cpus: float, verbose: bool = False) -> None:
         auth.make_token()
     stage("starting Ray on this machine")
     ray.init(address="local", num_cpus=logical_cpus(cpus), include_dashboard=False, **options)
+
+
+def _watch() -> None:
+    """Leave this process when Ray is lost; Ray itself would end it after a minute with words of its own."""
+    own = [(each, each.name()) for each in psutil.Process().children() if each.name() in _OWN_PROCESSES]
+    address = str(ray.get_runtime_context().gcs_address)
+    remedy = "the last complete checkpoint is kept, and the same command resumes"
+
+    def ended() -> str:
+        for process, name in own:
+            with suppress(psutil.NoSuchProcess):
+                if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                    continue
+            return f"Ray on this machine has ended (its process {name}: killed, or out of memory); {remedy}"
+        return ""
+
+    def away() -> str:
+        since = time.monotonic()
+        while time.monotonic() - since < _HEAD_PATIENCE:
+            if not auth.trouble(address, 2.0):
+                return ""
+            time.sleep(1.0)
+        return f"the head of the Ray cluster at {address} has not answered for {_HEAD_PATIENCE:.0f} s; {remedy}"
+
+    def watch() -> None:
+        while True:
+            time.sleep(1.0 if own else 5.0)
+            if not ray.is_initialized():
+                return
+            if (reason := ended() if own else away()) and ray.is_initialized():
+                leaving.lose(reason)
+                return
+
+    thread = threading.Thread(target=watch, name="watch Ray", daemon=True)
+    thread.start()
 
 
 def _check_cluster(address: str) -> None:

@@ -15,6 +15,8 @@ from typing import Any
 
 import ray
 
+from pipelines.runtime import leaving
+
 _TIMEOUT = 45.0  # seconds the workers have for the checkpoint; `ray job stop` kills the driver after 60
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Kubernetes and Slurm send SIGTERM
 
@@ -54,7 +56,12 @@ class StopRequest:
         return False
 
 
-def run_interruptible(function: Callable[[], object], *, request_stop: Callable[[], None]) -> bool:
+def run_interruptible(
+    function: Callable[[], object],
+    *,
+    request_stop: Callable[[], None],
+    at_work: Callable[[], bool] = lambda: True,
+) -> bool:
     """Call a function that blocks until the run has ended; gives whether a stop was requested meanwhile.
 
     The function runs in a thread, because Ray Train's own handler of Ctrl-C would end the workers without a checkpoint.
@@ -63,9 +70,12 @@ def run_interruptible(function: Callable[[], object], *, request_stop: Callable[
     Args:
         function: ends soon after `request_stop` was called.
         request_stop: called at the first SIGINT or SIGTERM.
+        at_work: whether workers are there that could answer the request.
 
     Raises:
-        Abandoned: at the second signal, or if the function has not returned 45 s after the first.
+        Abandoned: at the second signal, at the first one if no worker is at work, or if the function has not returned
+            45 s after the first.
+        LostError: Ray has ended.
         Exception: what the function raises.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -81,9 +91,12 @@ def run_interruptible(function: Callable[[], object], *, request_stop: Callable[
             errors.append(error)
 
     def on_signal(*_: object) -> None:
+        if reason := leaving.why_lost():
+            raise leaving.LostError(reason)
         signalled.append(time.monotonic())
-        if len(signalled) > 1:
+        if len(signalled) > 1 or not at_work():
             raise Abandoned
+        leaving.grace(_TIMEOUT + 5)
         request_stop()
 
     previous = {number: signal.signal(number, on_signal) for number in _SIGNALS}
@@ -99,4 +112,6 @@ def run_interruptible(function: Callable[[], object], *, request_stop: Callable[
             signal.signal(number, handler)
     if errors:
         raise errors[0]
+    if signalled:
+        leaving.go_on()
     return bool(signalled)

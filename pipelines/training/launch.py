@@ -18,7 +18,7 @@ from pipelines.config import Config
 from pipelines.data import plan, stream
 from pipelines.runs import checkpoint
 from pipelines.runs.folder import RunFolder
-from pipelines.runtime import files, resources, session
+from pipelines.runtime import files, leaving, resources, session
 from pipelines.text import one_line
 from pipelines.tracking.segmenter import segmenter_store
 from pipelines.training import interrupt
@@ -39,6 +39,7 @@ def run(
     fingerprint: str,
     messages: Any,
     say: Callable[[str], None],
+    at_work: Callable[[], bool],
 ) -> bool:
     """Train from the last checkpoint to step `steps`; gives whether Ctrl-C ended it earlier, with a checkpoint.
 
@@ -48,6 +49,7 @@ def run(
         fingerprint: of the images, recorded in the checkpoints.
         messages: handle of the run's `MessageQueue`.
         say: shows a line.
+        at_work: whether workers have begun.
 
     Raises:
         TrainingError: one line.
@@ -76,7 +78,9 @@ def run(
         say(f"{config.train.name}: ends after this step, with a checkpoint; Ctrl-C again leaves at once")
 
     try:
-        stopped = interrupt.run_interruptible(_trainer(task, items).fit, request_stop=request_stop)
+        stopped = interrupt.run_interruptible(_trainer(task, items).fit, request_stop=request_stop, at_work=at_work)
+    except leaving.LostError:
+        raise
     except Exception as error:  # Ray wraps a worker's exception in several layers
         cause = session.cause(error)
         if isinstance(cause, (ValueError, OSError)):

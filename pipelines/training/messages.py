@@ -12,6 +12,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.config import Config
 from pipelines.runs.folder import RunFolder
+from pipelines.runtime import leaving
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,8 @@ class QueueReader:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._ended.set()
+        if leaving.why_lost():  # there is no actor left to read from
+            return
         self._thread.join()
         ray.kill(self.queue)
         if self._error is not None and kind is None:

@@ -60,6 +60,11 @@ class RestartMonitor:
         self._newest: tuple[int, float] | None = None  # the newest step logged, and when
         self._catching_up = False
 
+    @property
+    def running(self) -> bool:
+        """Whether workers have started, and none was reported lost since."""
+        return self._waiting_since is None
+
     def started(self, step: int, workers: int) -> str | None:
         """The line to show when workers begin at a step; none at the run's first start."""
         before, self._workers = self._workers, workers

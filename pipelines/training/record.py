@@ -61,6 +61,10 @@ class Recorder:
             case Progress(step, metrics):
                 self._record_progress(step, metrics)
 
+    def at_work(self) -> bool:
+        """Whether workers have begun, and have not been lost since."""
+        return self.restarts.running
+
     def poll(self) -> None:
         """Between messages: if the cluster has no room for the workers, say what the run is waiting for."""
         if text := self.restarts.waiting():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -16,7 +17,9 @@ from pipelines.runtime.session import SessionError
 ROOT = Path(__file__).resolve().parents[3]
 START = """
 import os, sys
-from pipelines.runtime import session
+from pipelines.runtime import leaving, native, session
+leaving.guard()
+native.set_aside()
 session.start(cpus=1)
 import psutil, ray
 
@@ -36,12 +39,29 @@ print(listening)
 assert listening and listening <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}, listening
 token = os.path.expanduser("~/.ray/auth_token")
 assert os.stat(token).st_mode & 0o777 == 0o600
-print("fine")
+print("fine", flush=True)
+
+@ray.remote
+def forever():
+    import time
+    time.sleep(600)
+
+waiting = forever.remote()
+for process in psutil.Process().children():
+    if process.name() == "gcs_server":
+        process.kill()
+try:
+    ray.get(waiting)
+except leaving.LostError as error:
+    leaving.leave(1, str(error))
 """
 
 
-def test_ray_listens_on_loopback_and_imports_what_this_process_imports(tmp_path: Path) -> None:
-    """Folders and files in the current folder that are called like ours, like torch or like Python's own."""
+def test_ray_on_this_machine(tmp_path: Path) -> None:
+    """It listens on loopback alone; its workers import what this process imports; and killed, it is missed in one line.
+
+    In the current folder are folders and files that are called like ours, like torch and like Python's own.
+    """
     for name in ("pipelines", "cluster", "tuning"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise ImportError('shadowed')")
@@ -56,7 +76,12 @@ def test_ray_listens_on_loopback_and_imports_what_this_process_imports(tmp_path:
     done = subprocess.run(
         [sys.executable, str(script)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=180
     )
-    assert done.returncode == 0 and "fine" in done.stdout, done.stdout + done.stderr[-3000:]
+    assert done.returncode == 1 and "fine" in done.stdout, done.stdout + done.stderr[-3000:]
+    assert re.fullmatch(
+        r"d2sm: Ray on this machine has ended \(its process gcs_server: .*\); the last complete checkpoint is kept, "
+        r"and the same command resumes\n",
+        done.stderr,
+    ), done.stderr[-3000:]
 
 
 def test_a_temporary_folder_whose_path_is_too_long(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

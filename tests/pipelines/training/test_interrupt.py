@@ -43,6 +43,17 @@ def test_a_job_that_does_not_end_is_left(monkeypatch: pytest.MonkeyPatch) -> Non
         interrupt.run_interruptible(lambda: time.sleep(3), request_stop=lambda: None)
 
 
+def test_without_a_worker_once_leaves_at_once() -> None:
+    """Nobody could answer the request, and nothing was trained since the last checkpoint."""
+    press(0.1)
+    since = time.monotonic()
+    with pytest.raises(interrupt.Abandoned):
+        interrupt.run_interruptible(
+            lambda: time.sleep(3), request_stop=lambda: pytest.fail("asked"), at_work=lambda: False
+        )
+    assert time.monotonic() - since < 2
+
+
 def test_a_job_that_is_left_alone() -> None:
     assert interrupt.run_interruptible(lambda: None, request_stop=lambda: None) is False
     with pytest.raises(ValueError, match="its own"):
