@@ -116,6 +116,12 @@ def leave(code: int, line: str = "") -> NoReturn:
     if line and not _state.said:
         with contextlib.suppress(OSError, ValueError, AttributeError):
             os.write(sys.stderr.fileno(), f"d2sm: {line}\n".encode(errors="backslashreplace"))
+    with contextlib.suppress(Exception):  # Ray's processes on this machine, of which some would stay for a while
+        import psutil
+
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                child.kill()
     os._exit(code)
 
 
