@@ -15,7 +15,7 @@ from pipelines.text import one_line, show
 
 def main(argv: Sequence[str]) -> int:
     """Exit code of the verb; 1 when a check failed, and the verb was not started."""
-    from cluster.cli.arguments import configuration
+    from cluster.cli.arguments import configuration, given_keys
     from cluster.cli.main import main as run
     from cluster.cli.parser import parser
 
@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
         if config is not None and verb[0] != "check" and "--no-preflight" not in options:
             from cluster.preflight import passes, preflight
 
-            if not passes(preflight(config, evaluates=_evaluates(args))):
+            if not passes(preflight(config, evaluates=_evaluates(args), given=given_keys(args))):
                 return 1
     except (ValueError, OSError) as error:
         for reason in getattr(error, "reasons", [error]):

@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -29,11 +29,14 @@ _PACKAGES = {
 }  # feature network -> package that holds its weights
 
 
-def preflight(config: Config, *, evaluates: bool = True, verbose: bool = False) -> list[Check]:
+def preflight(
+    config: Config, *, evaluates: bool = True, given: Collection[str] = (), verbose: bool = False
+) -> list[Check]:
     """Check what a run needs: what this machine knows, and on the cluster at RAY_ADDRESS what every node sees.
 
     Args:
         evaluates: whether the run is evaluated after its training.
+        given: keys whose values somebody asked for (see `splits.settled`).
         verbose: show Ray's own log.
 
     Raises:
@@ -41,7 +44,7 @@ def preflight(config: Config, *, evaluates: bool = True, verbose: bool = False) 
     """
     checks: list[Check] = []
     with suppress(ValueError, OSError):  # each is a failed check too
-        config = check(config, evaluates=evaluates, tell=checks.append).config
+        config = check(config, evaluates=evaluates, given=given, tell=checks.append).config
     if not os.environ.get("RAY_ADDRESS"):
         return checks
     # What all nodes see says more than what this machine sees, unless that is wrong already.

@@ -7,7 +7,7 @@ writes a file that stays. What only the nodes of a cluster know is asked by `clu
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +63,7 @@ def check(
     config: Config,
     *,
     evaluates: bool = True,
+    given: Collection[str] = (),
     say: Callable[[str], None] = show,
     tell: Callable[[Check], None] = lambda check: None,
 ) -> Ready:
@@ -70,6 +71,7 @@ def check(
 
     Args:
         evaluates: whether the run is evaluated, and registered if asked, after its training.
+        given: keys whose values somebody asked for (see `splits.settled`).
         say: is told what was settled by itself, a line each.
         tell: is told each check when it is done, the quick ones first.
 
@@ -82,7 +84,7 @@ def check(
     settled: list[str] = []
     reasons: list[Exception] = []
     try:
-        config, settled = splits.settled(config)
+        config, settled = splits.settled(config, given=given)
         config = named(config)
     except (ValueError, OSError) as error:
         reasons.append(error)

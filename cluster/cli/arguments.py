@@ -39,6 +39,11 @@ def configuration(args: argparse.Namespace) -> Config | None:
     return config
 
 
+def given_keys(args: argparse.Namespace) -> set[str]:
+    """The configuration keys that were typed."""
+    return {word.partition("=")[0] for word in getattr(args, "overrides", [])}
+
+
 def training_configuration(args: argparse.Namespace) -> Config:
     """The same for a verb that trains.
 

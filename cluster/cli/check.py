@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from cluster.cli.arguments import configuration
+from cluster.cli.arguments import configuration, given_keys
 
 
 def run_check(args: argparse.Namespace) -> int:
@@ -13,4 +13,4 @@ def run_check(args: argparse.Namespace) -> int:
 
     config = configuration(args)
     assert config is not None  # the parser requires --recipe or --config
-    return 0 if passes(preflight(config, verbose=args.verbose)) else 1
+    return 0 if passes(preflight(config, given=given_keys(args), verbose=args.verbose)) else 1

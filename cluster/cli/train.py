@@ -6,7 +6,7 @@ import argparse
 import os
 import textwrap
 
-from cluster.cli.arguments import training_configuration
+from cluster.cli.arguments import given_keys, training_configuration
 from cluster.cli.outcome import print_outcome
 from pipelines.text import show
 
@@ -22,16 +22,16 @@ def run_train(args: argparse.Namespace) -> int:
     if args.recipes:
         show(_recipes())
         return 0
-    config = training_configuration(args)
+    config, given = training_configuration(args), given_keys(args)
     if args.dry_run:
         from cluster.preflight import passes, preflight
 
-        checks = preflight(config, evaluates=not args.no_evaluate, verbose=args.verbose)
+        checks = preflight(config, evaluates=not args.no_evaluate, given=given, verbose=args.verbose)
         return 0 if passes(checks) else 1
     # Before the verb itself is imported, which takes seconds.
     from pipelines.check import check
 
-    ready = check(config, evaluates=not args.no_evaluate)
+    ready = check(config, evaluates=not args.no_evaluate, given=given)
     if os.environ.get("RAY_ADDRESS") and not args.no_preflight:
         from cluster.preflight import ask_nodes, refuse_failed
 

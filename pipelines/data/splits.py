@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import pyarrow as pa
 
@@ -133,23 +133,26 @@ def check_labels(config: Config, items: pa.Table) -> None:
         raise _no_label(config.data.train_split, missing, " ".join(keys))
 
 
-def settled(config: Config) -> tuple[Config, list[str]]:
+def settled(config: Config, *, given: Collection[str] = ()) -> tuple[Config, list[str]]:
     """The configuration as this data set needs it, and a line for each thing that was settled by itself.
 
     Where `data.layout` has its default and only another layout fits, that one is taken. Where there are no labels, a
     segmenter that comes from the recipe, and has no weights, is left out: it would have nothing to be compared with.
 
+    Args:
+        given: keys whose values somebody asked for, even if they are the defaults; these are kept.
+
     Raises:
         ConfigError: another key does not go with the layout that was found.
     """
     said = []
-    layout = layout_of(config.data.root, config.data.layout)
+    layout = config.data.layout if "data.layout" in given else layout_of(config.data.root, config.data.layout)
     if layout != config.data.layout:
         said.append(f"data.layout={layout}: found by itself, the one that fits {config.data.root}")
         config = config.replace({"data.layout": layout})
     evaluate, of_recipe = config.evaluate, recipes().get(config.recipe, Config()).evaluate
-    given = evaluate.segmenter_weights or evaluate.segmenter != of_recipe.segmenter
-    if evaluate.segmenter and layout != "cityscapes" and not given:
+    asked = "evaluate.segmenter" in given or evaluate.segmenter_weights or evaluate.segmenter != of_recipe.segmenter
+    if evaluate.segmenter and layout != "cityscapes" and not asked:
         said.append(
             f"evaluate.segmenter={evaluate.segmenter}: left out, since there are no labels; PSNR and SSIM are "
             "measured, and no MIoU"

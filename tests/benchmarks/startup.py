@@ -21,7 +21,7 @@ from statistics import median
 from typing import Any
 
 STAGES = (
-    "imported", "images indexed", "loss checked", "Ray up", "MLflow open", "loop entered", "worker built",
+    "imported", "checked", "Ray up", "MLflow open", "loop entered", "worker built",
     "first share", "first step", "trained", "evaluated", "process ends",
 )  # fmt: skip
 
@@ -36,8 +36,7 @@ def child(root: str, storage: str) -> None:
     file = Path(storage) / "stages"
     _mark(file, "imported")
     for name, stage in (
-        ("training_images", "images indexed"),
-        ("check_objective", "loss checked"),
+        ("check", "checked"),
         ("open_run", "MLflow open"),
     ):
         setattr(train, name, _marked(getattr(train, name), file, stage))

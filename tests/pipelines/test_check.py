@@ -127,6 +127,10 @@ def test_a_segmenter_that_was_asked_for_must_be_usable(flat: Path, tmp_path: Pat
     small = {"data.crop_size": 64}
     with pytest.raises(ValueError, match="evaluate.segmenter=espnet-cityscapes.*needs weights"):
         check(stranger(scenes_root, tmp_path / "runs", **small))
+    with pytest.raises(ValueError, match="evaluate.segmenter=espnet-cityscapes.*needs weights"):
+        check(stranger(flat, tmp_path / "runs", **small), given=["evaluate.segmenter"])
+    with pytest.raises(DataError, match="data.layout=folder fits"):
+        check(stranger(flat, tmp_path / "runs", **small), given=["data.layout"], evaluates=False)
     with pytest.raises(ValueError, match=r"evaluate.segmenter=espnet-cityscapes .*none.pth"):
         check(stranger(flat, tmp_path / "runs", **small, **{"evaluate.segmenter_weights": "none.pth"}))
 
