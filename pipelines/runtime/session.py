@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 import threading
 import time
@@ -16,7 +17,7 @@ import psutil
 import ray
 from ray.job_config import JobConfig
 
-from pipelines.runtime import auth, leaving, private
+from pipelines.runtime import auth, files, leaving, private
 from pipelines.runtime.cores import logical_cpus
 from pipelines.runtime.progress import stage
 from pipelines.text import one_line, redact
@@ -34,6 +35,7 @@ ENVIRONMENT = {
     # Workers would otherwise run in a temporary folder, where relative paths mean something else.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
+_RAY_NEEDS = 2**25  # bytes of Ray's temporary folder: a run of minutes writes 4 MiB of logs
 # On a single machine no node can be preempted, and no dashboard shows Ray Train's metrics: two processes less.
 SINGLE_MACHINE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_METRICS_ENABLED": "0"}
 
@@ -148,7 +150,8 @@ def _check_temporary_folder() -> None:
     """Ray keeps its sockets in this folder, and the path of a socket has a limit that Ray meets only while it starts.
 
     Raises:
-        SessionError: the path is too long, or the folder cannot be made or written to.
+        SessionError: the path is too long, the folder cannot be made or written to, or its disk is full: Ray would wait
+            for its own processes, silently.
     """
     names = ("RAY_TMPDIR", "TMPDIR") if sys.platform.startswith("linux") else ("RAY_TMPDIR",)  # as Ray looks
     name = next((name for name in names if os.environ.get(name)), names[0])
@@ -170,6 +173,11 @@ def _check_temporary_folder() -> None:
             f"{name}={folder.parent}: Ray cannot keep its files there ({error.strerror or one_line(error)}); set "
             "RAY_TMPDIR to a folder that can be written"
         ) from None
+    if shutil.disk_usage(folder).free < _RAY_NEEDS:
+        raise SessionError(
+            f"{name}={folder.parent}: {files.free(folder)}, and Ray's own files need {_RAY_NEEDS >> 20} MiB; free some "
+            "space, or set RAY_TMPDIR to a folder on another disk"
+        )
 
 
 def quiet(*, verbose: bool = False) -> None:

@@ -104,3 +104,13 @@ def test_a_temporary_folder_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch,
         monkeypatch.setenv("TMPDIR", file.name)
         with pytest.raises(SessionError, match=f"TMPDIR={file.name}: Ray cannot keep its files there .Not a directory"):
             session._check_temporary_folder()
+
+
+def test_a_temporary_folder_on_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    monkeypatch.setattr(session, "_RAY_NEEDS", 2**60)  # more than any disk has
+    with pytest.raises(SessionError) as error:
+        session._check_temporary_folder()
+    line = str(error.value)
+    assert line.startswith("RAY_TMPDIR=/tmp: ") and " are free, and Ray's own files need " in line and "\n" not in line
+    assert line.endswith("free some space, or set RAY_TMPDIR to a folder on another disk")
