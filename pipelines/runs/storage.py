@@ -13,7 +13,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-import os
 import shutil
 import urllib.parse
 from collections.abc import Iterator
@@ -90,19 +89,13 @@ def copy_of(uri: str) -> Path:
 
     Raises:
         ConfigError: the URI's last part is no plain name, or it holds a secret.
-        RemoteError: the folder cannot be made.
+        OSError: the folder cannot be made.
     """
     _no_secret(uri, asked_by="URI")
     folder = _place_of_copy(uri)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with files.caching(folder):
         if uri_of(folder) != uri:
             files.write_text(folder / SOURCE, uri, shared=True)
-    except OSError as error:
-        raise RemoteError(
-            f"{folder}: the copy of {uri} cannot be kept there ({error.strerror or one_line(error)}); set "
-            "XDG_CACHE_HOME to a folder that can be written"
-        ) from None
     return folder
 
 
@@ -127,8 +120,7 @@ def uri_of(folder: Path) -> str | None:
 def _place_of_copy(uri: str) -> Path:
     name = name_of(uri)
     names.check_name(name, uri)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "d2sm" / hashlib.sha256(uri.encode()).hexdigest()[:12] / name
+    return files.cache() / hashlib.sha256(uri.encode()).hexdigest()[:12] / name
 
 
 def local(place: str | Path) -> Path:

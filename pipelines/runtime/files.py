@@ -117,6 +117,30 @@ def write_text(path: Path, text: str, *, shared: bool = False) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def cache() -> Path:
+    """The folder of this user for what is downloaded, which need not exist."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "d2sm"
+
+
+@contextmanager
+def caching(folder: Path) -> Iterator[None]:
+    """Make a folder of the cache; within the block, errors of writing to it name the remedy.
+
+    Raises:
+        OSError: it cannot be made or written to, as in a read-only home folder.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+            raise
+        raise OSError(
+            f"{folder}: what is downloaded cannot be kept there ({error.strerror}); set XDG_CACHE_HOME to a folder "
+            "that can be written"
+        ) from None
+
+
 def sha256(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal. Raises OSError."""
     with path.open("rb") as file:

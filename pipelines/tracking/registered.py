@@ -67,19 +67,19 @@ class Record:
         """The folder with the model's files on this machine, downloaded at first use and verified each time.
 
         Args:
-            cache: folder for downloads; None: ~/.cache/d2sm/models.
+            cache: folder for downloads; None: ~/.cache/d2sm/models (XDG_CACHE_HOME in place of ~/.cache).
 
         Raises:
             RegistryError: it cannot be downloaded, or differs from what was registered.
         """
         digest, weights = (self._digest(tag) for tag in ("bundle.sha256", "weights.sha256"))
-        folder = (cache or Path.home() / ".cache" / "d2sm" / "models") / digest
+        folder = (cache or files.cache() / "models") / digest
         if folder.is_symlink() or folder.exists():
             if not folder.is_symlink() and not changed_file(folder, digest, weights):
                 return folder
             files.remove(folder)  # damaged on this disk; the store has the original
-        folder.parent.mkdir(parents=True, exist_ok=True)
         with (
+            files.caching(folder.parent),
             files.replacing(folder, shared=True, keep=True) as fresh,
             tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-") as scratch,
         ):

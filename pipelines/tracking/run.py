@@ -279,7 +279,7 @@ class Run:
             raise
         except MlflowException as error:
             if error.error_code not in _PERMANENT:
-                raise TrackingError(one_line(error)) from None
+                raise TrackingError(store.reason(self.uri, str(error))) from None
             raise Refused(self._why_refused(error)) from None
         except Exception as error:
             raise TrackingError(one_line(error)) from None

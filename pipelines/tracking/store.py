@@ -158,8 +158,9 @@ def client(uri: str) -> MlflowClient:
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # it would print the password
     from mlflow import MlflowClient
 
-    for name in ("mlflow.store.db.utils", "mlflow.system_metrics", "mlflow.pyfunc", "alembic"):
+    for name in ("mlflow.system_metrics", "mlflow.pyfunc", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback of each error that it raises
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a warning at each attempt
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
@@ -226,22 +227,22 @@ def plain_errors(uri: str, kind: type[ValueError]) -> Iterator[None]:
     try:
         yield
     except (MlflowException, RequestException, OSError) as error:
-        raise kind(_why(uri, str(error))) from None
+        raise kind(reason(uri, str(error))) from None
     except (SQLAlchemyError, CommandError) as error:  # while MLflow opens the database
-        raise kind(_why(uri, str(getattr(error, "orig", None) or error))) from None
+        raise kind(reason(uri, str(getattr(error, "orig", None) or error))) from None
 
 
-def _why(uri: str, reason: str) -> str:
-    """A store's error on one line; of a database on this machine, what helps."""
+def reason(uri: str, error: str) -> str:
+    """A store's error on one line, without a password; of a database on this machine, with what helps."""
     path = sqlite_file(uri)
-    if path and re.search(r"disk is full|[Nn]o space left", reason):
+    if path and re.search(r"disk is full|[Nn]o space left", error):
         why = f"no space left on the disk of the database ({files.free(path)}); free some space"
-    elif path and re.search(r"not a database|malformed|disk I/O error", reason):
-        why = f"the database is damaged ({one_line(reason, 100)}); copy it back"
-    elif path and "readonly database" in reason:
+    elif path and re.search(r"not a database|malformed|disk I/O error", error):
+        why = f"the database is damaged ({one_line(error, 100)}); copy it back"
+    elif path and "readonly database" in error:
         why = "the database cannot be written"
     else:
-        return f"{redact(uri)}: {one_line(reason)}"
+        return f"{redact(uri)}: {one_line(error)}"
     return f"{redact(uri)}: {why}, or give another store with tracking.uri or MLFLOW_TRACKING_URI"
 
 

@@ -143,3 +143,18 @@ def test_a_file_above_the_limit_of_the_process(tmp_path: Path) -> None:
         f"{tmp_path / 'a'}: would be larger than this process may write (ulimit -f)"
     )
     assert not list(tmp_path.iterdir())
+
+
+def test_a_home_folder_that_cannot_be_written_names_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "home").write_text("a file in its place, which root cannot write to either")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    with pytest.raises(OSError, match="what is downloaded cannot be kept there") as error, files.caching(files.cache()):
+        pass
+    assert str(error.value) == (
+        f"{tmp_path}/home/.cache/d2sm: what is downloaded cannot be kept there (Not a directory); set XDG_CACHE_HOME "
+        "to a folder that can be written"
+    )
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with files.caching(files.cache()):
+        assert (tmp_path / "cache" / "d2sm").is_dir()
