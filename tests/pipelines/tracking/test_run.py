@@ -320,6 +320,7 @@ def test_a_database_that_is_damaged_or_on_a_full_disk_is_one_line(tmp_path: Path
             open_run(Config().replace({"tracking.uri": uri}), run_dir=tmp_path / "run", tags={})
         assert str(error.value).startswith(f"{uri}: the database is damaged (") and str(error.value).endswith(remedy)
         assert "\n" not in str(error.value)
+    assert not logging.getLogger("mlflow.store.db.utils").isEnabledFor(logging.ERROR)  # which would add a traceback
 
 
 def test_what_is_added_to_an_ended_run_waits_for_the_store(template: Config, tmp_path: Path) -> None:
