@@ -121,7 +121,8 @@ class QueueReader:
     """Creates a `MessageQueue` and, while the block runs, hands its messages to `on_message` in order, in a thread.
 
     Args:
-        on_message: called with a message. What it raises ends the thread and is raised where the block ends.
+        on_message: called with a message. What it raises asks the workers to end with a checkpoint, and is raised
+            where the block ends.
         after_poll: called after each look into the queue.
         interval: seconds between two looks.
     """
@@ -170,4 +171,5 @@ class QueueReader:
                 self.after_poll()
             except Exception as error:
                 self._error = error
+                self.queue.request_stop.remote()  # workers would go on for hours, without a log
                 return

@@ -79,3 +79,7 @@ def test_an_error_of_the_receiver_is_raised_where_the_block_ends(ray_session: No
 
     with pytest.raises(ValueError, match="Started"), QueueReader(refuse, interval=0.05) as reader:
         reader.queue.send.remote(MESSAGES[0])
+        end = time.monotonic() + 20
+        while not ray.get(reader.queue.stop_requested.remote()):  # nobody would record what the workers still do
+            assert time.monotonic() < end
+            time.sleep(0.05)
