@@ -257,9 +257,8 @@ def _about_tiff(data: bytes, path: Path) -> tuple[int, About]:
         profile = page.iccprofile
     orientation = tags.get(_ORIENTATION)
     density = _density(tags.get(282), tags.get(283), tags.get(296, 2))
-    return orientation if orientation in range(1, 9) else 1, About(
-        bytes(profile) if profile else None, _tiff_exif(data), density
-    )
+    about = About(bytes(profile) if profile else None, _tiff_exif(data), density)
+    return (orientation, about) if isinstance(orientation, int) and 1 <= orientation <= 8 else (1, about)
 
 
 def _tiff_exif(data: bytes) -> bytes | None:
