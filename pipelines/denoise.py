@@ -30,6 +30,7 @@ from pipelines.data.images import ImageError
 from pipelines.data.photofile import SUFFIXES, Photo, check_fits, check_suffix, pixels_of, read_photo, write_photo
 from pipelines.inference.samples import tensor
 from pipelines.inference.tiling import Tile, restore_pixels, smallest_tile, tile_for_size
+from pipelines.runtime import files
 from pipelines.runtime.progress import Line
 from pipelines.runtime.threads import torch_threads
 from pipelines.text import one_line
@@ -105,7 +106,7 @@ def denoise(
         ImageError: the file cannot be read, or not be written in this format.
         Incomplete: this was so for some files of a folder; the others are written.
     """
-    files, unreadable = _files(source, target, format)
+    found, unreadable = _files(source, target, format)
     if not isinstance(model, nn.Module):
         model = registry.open_model(model, uri=uri, device=device)
     level = add if add is not None else sigma
@@ -116,7 +117,7 @@ def denoise(
     if sigma is not None and model.blind:
         raise DenoiseError(f"sigma={sigma:g}: {type(model).__name__} is blind and estimates the noise; leave it out")
     threads = torch.get_num_threads()
-    parallel = min(len(files), threads if next(model.parameters()).device.type == "cpu" else ON_A_GPU)
+    parallel = min(len(found), threads if next(model.parameters()).device.type == "cpu" else ON_A_GPU)
     job = _Job(model, level, add=add, tile=tile, parallel=parallel, quiet=quiet)
     if isinstance(tile, int) and 0 < tile < (least := smallest_tile(model)):
         job.say_once(
@@ -125,8 +126,8 @@ def denoise(
         )
     with torch_threads(max(1, threads // parallel)):
         if Path(source).is_dir():
-            return _restore_folder(job, Path(source), files, unreadable)
-        return [job.restore(*files[0], show_tiles=True)]
+            return _restore_folder(job, Path(source), found, unreadable)
+        return [job.restore(*found[0], show_tiles=True)]
 
 
 class _Stopped(Exception):
@@ -163,11 +164,10 @@ class _Job:
             restored = Photo(self._restored(photo, read, show_tiles), photo.alpha, photo.about)
             try:
                 write_photo(write, restored)
+            except files.DiskFullError as error:
+                raise DenoiseError(str(error)) from None
             except OSError as error:
-                raise DenoiseError(
-                    f"{write}: cannot be written ({error.strerror}); make room or give another target, and run the "
-                    "same command again"
-                ) from None
+                raise DenoiseError(f"{write}: cannot be written ({error.strerror}); give another target") from None
         return write
 
     def _restored(self, photo: Photo, read: Path, show_tiles: bool) -> NDArray[Any]:

@@ -22,8 +22,9 @@ from PIL import Image
 from pipelines.data import formats
 from pipelines.data.images import ImageError, read_rgb, size_of
 from pipelines.data.photofile import read_photo
-from tests.pipelines.data.test_images import PIXELS, chunk, png_of, put
+from tests.helpers.image_files import chunk, png_of, put
 
+PIXELS = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
 DEEP = np.random.default_rng(1).integers(0, 65536, (37, 53, 4), dtype=np.uint16)
 
 

@@ -15,36 +15,10 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from pipelines.data.images import TRAIN_IDS, ImageError, read_labels, read_rgb, size_of, write_png
+from tests.helpers.image_files import chunk, png_of, put
 
 HEIGHT, WIDTH = 37, 53
 PIXELS = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def png_of(
-    pixels: np.ndarray, *, depth: int = 8, colour: int = 2, interlaced: bool = False, extra: bytes = b""
-) -> bytes:
-    """A PNG by hand, in several IDAT chunks: what Pillow cannot write (16-bit RGB, Adam7, tRNS) included."""
-    big = pixels.astype(">u2") if depth == 16 else pixels
-    passes = [(0, 0, 1, 1)]
-    if interlaced:
-        passes = [
-            (0, 0, 8, 8),
-            (4, 0, 8, 8),
-            (0, 4, 4, 8),
-            (2, 0, 4, 4),
-            (0, 2, 2, 4),
-            (1, 0, 2, 2),
-            (0, 1, 1, 2),
-        ]
-    rows = [b"\0" + row.tobytes() for x, y, dx, dy in passes for row in big[y::dy, x::dx]]
-    packed = zlib.compress(b"".join(rows))
-    header = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], depth, colour, 0, 0, int(interlaced))
-    body = b"".join(chunk(b"IDAT", packed[at : at + 1000]) for at in range(0, len(packed), 1000))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + body + chunk(b"IEND", b"")
 
 
 PNG = png_of(PIXELS)
@@ -55,12 +29,6 @@ def jpeg() -> bytes:
     smooth = np.kron(PIXELS[:8, :9], np.ones((40, 40, 1), np.uint8))
     Image.fromarray(smooth).save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
-
-
-def put(folder: Path, data: bytes, name: str = "street.png") -> Path:
-    path = folder / name
-    path.write_bytes(data)
-    return path
 
 
 def refusal(read: Callable[[Path], object], path: Path) -> str:
@@ -325,6 +293,6 @@ def test_failed_write_leaves_the_former_file(tmp_path: Path, monkeypatch: pytest
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="no space left on its disk"):
         write_png(path, 255 - PIXELS)
     assert np.array_equal(read_rgb(path), PIXELS) and list(tmp_path.iterdir()) == [path]

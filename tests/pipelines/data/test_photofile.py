@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import io
-import resource
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from pipelines.data.images import ImageError
 from pipelines.data.photofile import About, Photo, check_fits, check_suffix, read_photo, write_photo
-from tests.pipelines.data.test_images import chunk, png_of, put
+from tests.helpers.image_files import chunk, full_disk, png_of, put
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 SMOOTH = np.kron(np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8), np.ones((8, 8, 1), np.uint8))
@@ -217,17 +214,6 @@ def test_what_a_format_cannot_hold() -> None:
     for name in ("a.gif", "a", "a.bmp"):
         with pytest.raises(ImageError, match=r"name it a\.png"):
             check_suffix(Path(name))
-
-
-@contextmanager
-def full_disk(size: int) -> Iterator[None]:
-    """A file cannot grow beyond `size` bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_failed_write_leaves_the_former_file_and_nothing_else(tmp_path: Path) -> None:
