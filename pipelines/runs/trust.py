@@ -1,18 +1,21 @@
 """Whether a configuration that was found in a folder or a store may name code to import.
 
-Such a configuration was perhaps written by a stranger. What it says of numbers, names and places is used; a
-`module:callable` in it is imported only if the user named it (key=value on the command line), trusts the folder
-(`--trust`, trust=True), or made the folder here.
+Such a configuration was perhaps written by a stranger. What it says of numbers, names and places is used. A
+`module:callable` in it is imported, and an MLflow server in it is sent the user's password or token, only if the user
+named it (key=value on the command line), trusts the folder (`--trust`, trust=True), or made the folder here.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from pathlib import Path
 
 from pipelines.config import Config, ConfigError, keys_with_code
 from pipelines.networks.segmenters import is_imported
 from pipelines.runtime import provenance
+
+_CREDENTIALS = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD")
 
 
 class TrustError(ConfigError):
@@ -22,7 +25,7 @@ class TrustError(ConfigError):
 def check_config(
     config: Config, source: str | Path, *, given: Collection[str] | None = (), trust: bool = False, how: str = "--trust"
 ) -> None:
-    """Make sure that nothing is imported on the word of a stored configuration.
+    """Make sure that nothing is imported, and no server sent a password, on the word of a stored configuration.
 
     Args:
         config: what was read, with the user's changes.
@@ -32,10 +35,11 @@ def check_config(
         how: to say so, for the message.
 
     Raises:
-        TrustError: a key that the user did not set names code; tells key, value and remedy.
+        TrustError: a key that the user did not set names code or a server; tells key, value and remedy.
     """
     if trust or is_made_here(Path(source)):
         return
+    _check_server(config.tracking.uri, source, given, how)
     for key in keys_with_code():
         value = config.flat()[key]
         if value and key not in (given or ()) and is_imported(value):
@@ -45,6 +49,20 @@ def check_config(
                 f"{key}={value}: {source} asks to import and run this, and was not made here by you; if you know the "
                 f"code, {name_it}trust the folder with {how}{leave_it}"
             )
+
+
+def _check_server(uri: str, source: str | Path, given: Collection[str] | None, how: str) -> None:
+    """Make sure that MLflow's password or token is sent to no server that only a stored configuration names."""
+    sent = next((name for name in _CREDENTIALS if os.environ.get(name)), None)
+    own = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if sent is None or not uri.startswith(("http://", "https://")) or uri.rstrip("/") == own.rstrip("/"):
+        return
+    if "tracking.uri" not in (given or ()):
+        name_it = f"name it yourself, tracking.uri={uri}, or " if given is not None else ""
+        raise TrustError(
+            f"tracking.uri={uri}: {source} names this server, which would be sent your {sent}, and was not made here "
+            f"by you; if you know the server, set MLFLOW_TRACKING_URI to it, {name_it}trust the folder with {how}"
+        )
 
 
 def names_code(config: Config) -> bool:

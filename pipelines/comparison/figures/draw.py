@@ -11,6 +11,7 @@ from pipelines import tracking
 from pipelines.comparison.figures import crops, curves, tsne
 from pipelines.comparison.mlflow_run import log_run
 from pipelines.comparison.rows import read_rows
+from pipelines.runs.trust import check_config
 from pipelines.tracking import store
 
 Figure = Literal["tsne", "comparison", "convergence"]
@@ -47,7 +48,9 @@ def draw_figures(
         RunsError, TrackingError, DataError, SegmenterError, CheckpointError, TrustError: one line each.
     """
     rows = read_rows(folders, trust=trust)
-    uri = rows[0].runs[0].uri
+    first = rows[0].runs[0]
+    check_config(first.config, first.folder, given=None, trust=first.trusted)
+    uri = first.uri
     client = store.prepare(uri)  # before the work: it fails when the store cannot be reached
     files: list[Path] = []
     numbers: dict[str, float] = {}

@@ -14,6 +14,7 @@ from pipelines.comparison.report.figures import figures
 from pipelines.comparison.report.page import html
 from pipelines.comparison.report.pictures import ReportError
 from pipelines.comparison.rows import read_rows
+from pipelines.runs.trust import check_config
 from pipelines.runtime import files
 from pipelines.tracking import store
 
@@ -56,7 +57,9 @@ def write_report(
         raise ReportError(f"--pictures {pictures}: give 0 or more")
     out.parent.mkdir(parents=True, exist_ok=True)
     rows = read_rows(folders, trust=trust)
-    uri = rows[0].runs[0].uri
+    first = rows[0].runs[0]
+    check_config(first.config, first.folder, given=None, trust=first.trusted)
+    uri = first.uri
     client = store.prepare(uri)  # before the work: it fails when the store cannot be reached
     photographs = compared_photographs(rows, count=pictures, quiet=quiet) if pictures else []
     page = html(rows, photographs, figures(rows, quiet=quiet) if with_figures else [], written=datetime.now(UTC))

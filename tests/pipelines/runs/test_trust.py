@@ -20,7 +20,7 @@ from pipelines.registry import open_model, register
 from pipelines.runs import checkpoint
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.results import Results, Score, convention
-from pipelines.runs.trust import TrustError
+from pipelines.runs.trust import TrustError, check_config
 from pipelines.runtime import provenance
 from tests.conftest import tiny_config
 from tests.helpers.checkpoints import bundle_of
@@ -53,14 +53,18 @@ def config(scenes_root: Path, tmp_path: Path) -> Config:
     )  # fmt: skip
 
 
+def written(folder: Path, config: Config) -> Path:
+    """A finished run as somebody else left it."""
+    score = Score(30.0, 0.9, 0.5, {})
+    judge = config.evaluate.segmenter or ""
+    results = Results(1, "val", "x", judge, convention("gaussian"), {"25": score}, {"25": score}, score)
+    return write_run(folder, config, results)
+
+
 @pytest.fixture
 def run(config: Config, tmp_path: Path) -> Path:
     """The folder of a stranger's finished run."""
-    score = Score(30.0, 0.9, 0.5, {})
-    results = Results(1, "val", "x", STRANGE, convention("gaussian"), {"25": score}, {"25": score}, score)
-    folder = write_run(tmp_path / "run", config, results)
-    config.save(folder / checkpoint.CONFIG)
-    return folder
+    return written(tmp_path / "run", config)
 
 
 Words = Callable[[Path], list[str]]
@@ -128,7 +132,8 @@ def test_ones_own_run_is_trusted(config: Config, tmp_path: Path, strange: Path) 
     assert provenance.made_here(tmp_path / "run")
 
 
-def test_a_strangers_run_is_not_ones_own_for_being_resumed(run: Path, config: Config) -> None:
+def test_a_strangers_run_is_not_ones_own_for_being_resumed(run: Path) -> None:
+    config = configs.load(run / checkpoint.CONFIG)
     RunFolder.of(config).open(config, "fingerprint")
     assert not provenance.made_here(run)
 
@@ -140,6 +145,37 @@ def test_what_is_trusted_here_is_trusted_by_the_job(config: Config, tmp_path: Pa
         given = [f"evaluate.segmenter={name}"] if name else []
         words, _ = for_cluster(["train", "--config", str(file), *given])
         assert [word for word in words if word == "--trust"] == wanted
+
+
+SERVER = "http://127.0.0.1:9"  # where nothing listens
+READING = ("evaluate a run", "report", "figures", "train", "tune", "check")
+
+
+@pytest.mark.parametrize("verb", READING)
+def test_no_server_is_sent_a_password_on_a_configurations_word(
+    verb: str, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "s3cr3t")
+    run = written(tmp_path / "run", config.replace({"tracking.uri": SERVER, "evaluate.segmenter": None}))
+    assert main(VERBS[verb](run)) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("d2sm: ")]
+    assert line.startswith(f"d2sm: tracking.uri={SERVER}: ") and "your MLFLOW_TRACKING_TOKEN" in line
+    assert "s3cr3t" not in line and line.count("--trust") == 1
+
+
+def test_a_server_that_the_user_named(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "s3cr3t")
+    named = config.replace({"tracking.uri": SERVER, "evaluate.segmenter": None})
+    with pytest.raises(TrustError, match=f"^tracking.uri={SERVER}: .*MLFLOW_TRACKING_PASSWORD"):
+        check_config(named, tmp_path)
+    check_config(named, tmp_path, given=["tracking.uri"])
+    check_config(named, tmp_path, trust=True)
+    check_config(config.replace({"evaluate.segmenter": None}), tmp_path)  # a file of the user's own disk
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{SERVER}/")
+    check_config(named, tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    monkeypatch.delenv("MLFLOW_TRACKING_PASSWORD")
+    check_config(named, tmp_path)  # there is nothing to send
 
 
 class Planted:
