@@ -168,7 +168,10 @@ def _started(state: State, cpus: float, dashboard_port: int) -> State:
 
 
 def _written(state: State) -> State:
-    path().parent.mkdir(parents=True, exist_ok=True)
+    if "D2SM_CLUSTER" in os.environ:
+        path().parent.mkdir(parents=True, exist_ok=True)
+    else:
+        files.private_folder(path().parent)
     files.write_text(path(), json.dumps(asdict(state), indent=2))
     return state
 

@@ -124,12 +124,14 @@ def cache() -> Path:
 
 @contextmanager
 def caching(folder: Path) -> Iterator[None]:
-    """Make a folder of the cache; within the block, errors of writing to it name the remedy.
+    """Make a folder of the cache, which its owner alone can enter; errors of writing to it name the remedy.
 
     Raises:
         OSError: it cannot be made or written to, as in a read-only home folder.
     """
     try:
+        if folder.is_relative_to(cache()):
+            private_folder(cache())
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
@@ -145,6 +147,16 @@ def sha256(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def private_folder(path: Path) -> Path:
+    """A folder of d2sm's own in the user's home, which its owner alone can enter; made if need be. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir(mode=0o700, exist_ok=True)
+    found = path.stat()
+    if found.st_uid == os.getuid() and found.st_mode & 0o077:  # made by an earlier version
+        path.chmod(0o700)
+    return path
 
 
 def remove(path: Path) -> None:

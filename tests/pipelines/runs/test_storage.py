@@ -169,6 +169,12 @@ def test_a_uri_with_a_secret_is_neither_opened_nor_cached(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_cache_is_its_owners_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert remote.copy_of("memory://bucket/run").is_relative_to(tmp_path / "d2sm")
+    assert (tmp_path / "d2sm").stat().st_mode & 0o777 == 0o700
+
+
 def test_the_normal_uri_of_azure_is_taken() -> None:
     uri = "abfs://container@account.dfs.core.windows.net/runs"
     assert remote.check(uri, asked_by="train.storage") == uri

@@ -158,3 +158,11 @@ def test_a_home_folder_that_cannot_be_written_names_the_remedy(tmp_path: Path, m
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with files.caching(files.cache()):
         assert (tmp_path / "cache" / "d2sm").is_dir()
+
+
+def test_a_folder_of_the_owner_alone(tmp_path: Path) -> None:
+    """Private from the start; one that an earlier version made is closed."""
+    made = files.private_folder(tmp_path / "cache" / "d2sm")
+    assert made.stat().st_mode & 0o777 == 0o700
+    made.chmod(0o755)
+    assert files.private_folder(made).stat().st_mode & 0o777 == 0o700
