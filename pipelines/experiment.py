@@ -13,7 +13,7 @@ from pipelines.check import Ready, check
 from pipelines.config import Config
 from pipelines.evaluate import evaluate
 from pipelines.inference import pictures
-from pipelines.runs import checkpoint, evaluations
+from pipelines.runs import checkpoint, evaluations, names
 from pipelines.runs.folder import RunFolder, runs_folder
 from pipelines.runs.results import RESULTS, Results
 from pipelines.runs.trust import check_config
@@ -128,8 +128,14 @@ def send_results(mlflow_run: tracking.Run, folder: RunFolder, results: Results, 
 
 def configuration_of(bundle: Path) -> Config:
     """The configuration with which a checkpoint or registered model is evaluated: its run's, if it lies in one."""
+    run = _run_of(bundle)
+    return configs.load(run.config_file if run else bundle / checkpoint.CONFIG)
+
+
+def _run_of(bundle: Path) -> RunFolder | None:
+    """The run that a checkpoint belongs to, also if its run.json is lost; None for other folders with a model."""
     run = RunFolder.at(bundle.parent)
-    return configs.load(run.config_file if run.info_file.exists() else bundle / checkpoint.CONFIG)
+    return run if names.is_checkpoint(bundle.name) and run.config_file.exists() else None
 
 
 def evaluate_run(
@@ -162,8 +168,8 @@ def evaluate_run(
     if config is None:
         config = own
         check_config(config, found, given=None, trust=trust, how="trust=True")
-    run = RunFolder.at(found.parent)
-    if out is not None or not run.info_file.exists():
+    run = _run_of(found)
+    if out is not None or run is None:
         path = out or evaluations.free_file(Path(RESULTS))
         results = evaluate(found, config, trust=trust, quiet=quiet, verbose=verbose)
         results.save(path)

@@ -185,6 +185,8 @@ def test_damaged_files_of_a_run(run: RunFolder) -> None:
     run.info_file.write_text("{")
     with pytest.raises((ConfigError, ValueError), match=r"^[^\n]*run\.json: [^\n]*; [^\n]*$"):
         evaluated(run)
+    run.info_file.unlink()  # as the line says
+    assert evaluated(run).path == run.results_file and run.read_info()["evaluated"] == 2
 
 
 def test_no_file_beside_a_model_without_a_run_is_overwritten(
