@@ -23,7 +23,8 @@ def run_evaluate(args: argparse.Namespace) -> int:
     show(f"{done.results.table()}\n\n({done.results.convention})")
     for note in done.results.notes():
         show(note)
-    show(f"{done.results.images} images; {done.path}")
+    count = done.results.images
+    show(f"{count} image{'s' * (count != 1)}; {done.path}")
     for note in done.notes:
         show(note)
     return warn_untracked(done.untracked)

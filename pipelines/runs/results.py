@@ -166,7 +166,7 @@ class Results:
         """What a reader of the numbers has to know beside them, a line each: what is missing, and why."""
         found = []
         if self.skipped:
-            found.append(f"{len(self.skipped)} images skipped (data.bad_images=skip): {listed(self.skipped, 4)}")
+            found.append(f"{len(self.skipped)} skipped (data.bad_images=skip): {listed(self.skipped, 4)}")
         if not self.segmenter:
             found.append("MIoU was not measured: there are no labels, or evaluate.segmenter is not set")
         elif self.clean.miou is None:

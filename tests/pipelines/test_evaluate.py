@@ -336,7 +336,7 @@ def test_unusable_images_stop_an_evaluation_or_are_skipped_and_named(bundle: Pat
     assert results.images == 3 and sorted(results.skipped) == ["ulm/0", "ulm/2", "ulm/4"]
     assert "truncated" in results.skipped["ulm/0"] and "damaged" in results.skipped["ulm/4"]
     assert results.rows == tuple(row for row in expected.rows if row.name not in results.skipped)
-    assert "3 images skipped (data.bad_images=skip): ulm/0, ulm/2, ulm/4" in results.notes()
+    assert "3 skipped (data.bad_images=skip): ulm/0, ulm/2, ulm/4" in results.notes()
     for image in images:
         image.unlink()
     left = city(tmp_path / "left", images=6)
