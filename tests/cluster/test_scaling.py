@@ -9,7 +9,6 @@ from unittest.mock import patch
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -17,6 +16,7 @@ from cluster.scaling import step_bytes
 from d2sm import D2SMLoss
 from d2sm.divergence import Divergence
 from d2sm.models import FFDNet
+from tests.helpers.process_group import start
 
 BATCH, SIDE, PATCH, QUEUE = 4, 32, 16, 48
 LONG = [pytest.mark.slow, pytest.mark.long]
@@ -71,7 +71,7 @@ def worker(rank: int, workers: int, folder: str) -> None:
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=LONG)])
 def test_what_a_step_sends(workers: int, tmp_path: Path) -> None:
-    mp.spawn(worker, args=(workers, str(tmp_path)), nprocs=workers)
+    start(worker, (workers, str(tmp_path)), workers)
     samples = BATCH * (SIDE // PATCH) ** 2 // workers
     for rank in range(workers):
         seen = torch.load(tmp_path / f"{rank}.pt", weights_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,18 @@ from torch import nn
 
 def on_ranks(function: Callable[[int, int], dict[Any, Any]], workers: int, folder: Path) -> list[dict[Any, Any]]:
     """What `function(rank, workers)` returns in each of so many processes, which form a process group."""
-    mp.spawn(_rank, args=(workers, str(folder), function), nprocs=workers)
+    start(_rank, (workers, str(folder), function), workers)
     # Written a moment ago by our own processes; weights_only=False because keys are tuples.
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(workers)]
+
+
+def start(function: Callable[..., None], args: tuple[Any, ...], workers: int) -> None:
+    """Call `function(rank, *args)` in so many processes, and wait for all of them.
+
+    They are forked from a process that has imported torch and nothing else; each would need seconds for that.
+    """
+    multiprocessing.set_forkserver_preload(["torch", "torchvision", "torch.nn.parallel"])
+    mp.start_processes(function, args=args, nprocs=workers, start_method="forkserver")
 
 
 def _rank(rank: int, workers: int, folder: str, function: Callable[[int, int], dict[Any, Any]]) -> None:
