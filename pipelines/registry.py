@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipelines.runs.results import EvaluationError, Results, higher_is_better
+from pipelines.runs.trust import check_servers
 from pipelines.text import did_you_mean, listed
 from pipelines.tracking import bundle as bundles
-from pipelines.tracking import registered, store
+from pipelines.tracking import location, registered, store
 from pipelines.tracking.registered import Record, RegistryError, lookup, models
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
     from d2sm.models import Denoiser
 
 __all__ = [
@@ -144,7 +143,7 @@ def register(
         return registered.record_of(client.get_model_version(name, made.version), uri)
 
 
-def register_run(run: str | Path, name: str, *, alias: str = "", uri: str | None = None) -> Record:
+def register_run(run: str | Path, name: str, *, alias: str = "", uri: str | None = None, trust: bool = False) -> Record:
     """Register the model of a finished run without training it again, as `tracking.register_as` does after a training.
 
     Args:
@@ -152,25 +151,24 @@ def register_run(run: str | Path, name: str, *, alias: str = "", uri: str | None
         name: of the registered model; made if new.
         alias: moved to the new version, such as champion.
         uri: of the store; None or empty: the run's own.
+        trust: send MLflow's password or token to the server that the run names, even if it was not trained here.
 
     Returns:
         The new version; its `run_id` is empty where the store does not hold the run.
 
     Raises:
         RunsError: it is no run, or was not trained to its last step and evaluated there.
-        RegistryError, TrackingError: the name or the alias cannot be used, or the store.
+        RegistryError, TrackingError, TrustError: the name or the alias cannot be used, or the store.
     """
     from pipelines.comparison.rows import read_run
 
     check_names(name, alias, asked_by="--as")
-    found = read_run(run)
-    if uri:
-        uri = store.absolute(uri)
-    else:  # a database beside the runs is found where they are now
-        uri = store.uri_of(found.config.replace({"train.storage": str(found.folder.parent)}))
+    found = read_run(run, trust=trust)
+    if not uri:
+        check_servers(found.config, found.folder, given=None, trust=found.trusted)
+    uri = store.absolute(uri) if uri else found.uri
     client = registered.connect(uri)
-    with store.plain_errors(uri, RegistryError):
-        run_id = found.run_id if found.run_id and _has_run(client, found.run_id) else None
+    run_id = found.run_id if found.run_id and location.holds(client, found.run_id, uri) else None
     results = numbers_of(found.results)
     return register(found.checkpoint, name=name, run_id=run_id, uri=uri, alias=alias, results=results)
 
@@ -179,17 +177,6 @@ def numbers_of(results: Results) -> dict[str, Any]:
     """An evaluation as `register` takes it."""
     about = {key: getattr(results, key) for key in ("data", "convention", "segmenter", "split")}
     return {**results.flat(), **about}
-
-
-def _has_run(client: MlflowClient, run_id: str) -> bool:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return client.get_run(run_id).info.lifecycle_stage == "active"
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return False
-        raise
 
 
 def check_names(name: str, alias: str = "", *, asked_by: str = "tracking.register_as") -> None:

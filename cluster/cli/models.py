@@ -38,7 +38,7 @@ def run_register(args: argparse.Namespace) -> None:
     """Register the model of a finished run."""
     from pipelines import registry
 
-    record = registry.register_run(args.folder, args.name, alias=args.alias, uri=args.tracking_uri)
+    record = registry.register_run(args.folder, args.name, alias=args.alias, uri=args.tracking_uri, trust=args.trust)
     show(f"registered {record.name} version {record.version} {' '.join(record.aliases)}".rstrip())
     if not record.run_id:
         show("the store does not hold the run that trained it, so the version names none")

@@ -146,6 +146,7 @@ def parser() -> ArgumentParser:
                      "models:run_register")  # fmt: skip
     register("folder", metavar="RUN", help="a run's folder, or its URI")
     register("--as", dest="name", required=True, metavar="NAME", help="name of the registered model; made if new")
+    _trust(register)
     register("--alias", default="", help="alias to set on the new version, such as champion")
     promote = _verb(models, "promote", "point an alias at a version", "models:run_promote")
     promote("reference", help="name/version")

@@ -11,8 +11,10 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
+from pipelines import parsing
 from pipelines.config import Config, ConfigError, keys_with_code
 from pipelines.networks.segmenters import is_imported
+from pipelines.runs.folder import INFO
 from pipelines.runtime import provenance
 
 _CREDENTIALS = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD")
@@ -39,7 +41,7 @@ def check_config(
     """
     if trust or is_made_here(Path(source)):
         return
-    _check_server(config.tracking.uri, source, given, how)
+    check_servers(config, source, given=given, how=how)
     for key in keys_with_code():
         value = config.flat()[key]
         if value and key not in (given or ()) and is_imported(value):
@@ -51,18 +53,38 @@ def check_config(
             )
 
 
-def _check_server(uri: str, source: str | Path, given: Collection[str] | None, how: str) -> None:
-    """Make sure that MLflow's password or token is sent to no server that only a stored configuration names."""
+def check_servers(
+    config: Config, source: str | Path, *, given: Collection[str] | None = (), trust: bool = False, how: str = "--trust"
+) -> None:
+    """Make sure that MLflow's password or token is sent to no server that only a stored file names.
+
+    Args:
+        config, source, given, trust, how: see `check_config`.
+
+    Raises:
+        TrustError: a server that the user did not name would be sent it.
+    """
+    source = Path(source)
     sent = next((name for name in _CREDENTIALS if os.environ.get(name)), None)
-    own = os.environ.get("MLFLOW_TRACKING_URI", "")
-    if sent is None or not uri.startswith(("http://", "https://")) or uri.rstrip("/") == own.rstrip("/"):
+    if sent is None or trust or is_made_here(source):
         return
-    if "tracking.uri" not in (given or ()):
-        name_it = f"name it yourself, tracking.uri={uri}, or " if given is not None else ""
-        raise TrustError(
-            f"tracking.uri={uri}: {source} names this server, which would be sent your {sent}, and was not made here "
-            f"by you; if you know the server, set MLFLOW_TRACKING_URI to it, {name_it}trust the folder with {how}"
-        )
+    known = {os.environ.get("MLFLOW_TRACKING_URI", "").rstrip("/")}
+    if "tracking.uri" in (given or ()):
+        known.add(config.tracking.uri.rstrip("/"))
+    for uri in (config.tracking.uri, *(_recorded_store(folder) for folder in (source, source.parent))):
+        if uri.startswith(("http://", "https://")) and uri.rstrip("/") not in known:
+            name_it = f"name it yourself, tracking.uri={uri}, or " if given is not None else ""
+            raise TrustError(
+                f"tracking.uri={uri}: {source} names this server, which would be sent your {sent}, and was not made "
+                f"here by you; if you know the server, set MLFLOW_TRACKING_URI to it, {name_it}trust the folder with "
+                f"{how}"
+            )
+
+
+def _recorded_store(folder: Path) -> str:
+    """The store that a run's run.json names; "" if there is none."""
+    file = folder / INFO
+    return str(parsing.read_json(file, error=TrustError).get("store", "")) if file.is_file() else ""
 
 
 def names_code(config: Config) -> bool:

@@ -83,11 +83,12 @@ VERBS: dict[str, Words] = {
     "train": lambda run: ["train", "--config", str(run / "config.yaml")],
     "tune": lambda run: ["tune", "--config", str(run / "config.yaml"), "--space", "weights", "--trials", "1"],
     "check": lambda run: ["check", "--config", str(run / "config.yaml")],
+    "register": lambda run: ["models", "register", str(run), "--as", "net"],
     "submit": lambda run: ["submit", "--", "train", "--config", str(run / "config.yaml")],
 }
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "register"])
 def test_no_verb_imports_it(verb: str, run: Path, strange: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(VERBS[verb](run)) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("d2sm: ")]
@@ -148,7 +149,7 @@ def test_what_is_trusted_here_is_trusted_by_the_job(config: Config, tmp_path: Pa
 
 
 SERVER = "http://127.0.0.1:9"  # where nothing listens
-READING = ("evaluate a run", "report", "figures", "train", "tune", "check")
+READING = ("evaluate a run", "report", "figures", "train", "tune", "check", "register")
 
 
 @pytest.mark.parametrize("verb", READING)
@@ -161,6 +162,18 @@ def test_no_server_is_sent_a_password_on_a_configurations_word(
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("d2sm: ")]
     assert line.startswith(f"d2sm: tracking.uri={SERVER}: ") and "your MLFLOW_TRACKING_TOKEN" in line
     assert "s3cr3t" not in line and line.count("--trust") == 1
+
+
+def test_a_server_in_run_json_is_not_sent_one_either(
+    run: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "s3cr3t")
+    RunFolder.at(run).write_info(store=SERVER)
+    for place in (run, checkpoint.resolve(run)):
+        with pytest.raises(TrustError, match=f"^tracking.uri={SERVER}: .*MLFLOW_TRACKING_TOKEN"):
+            check_config(config, place, given=["evaluate.segmenter", "tracking.uri"])
+    named = config.replace({"tracking.uri": SERVER})
+    check_config(named, run, given=["evaluate.segmenter", "tracking.uri"])
 
 
 def test_a_server_that_the_user_named(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
