@@ -39,7 +39,7 @@ def bundle(scenes_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def results(ray_session: None, bundle: Path) -> Results:
-    return evaluate(bundle, quiet=True)
+    return evaluate(bundle, trust=True, quiet=True)
 
 
 def by_hand(bundle: Path, root: Path, sigma: float) -> dict[str, float]:
@@ -107,12 +107,12 @@ def test_any_number_of_actors_says_the_same_bit_for_bit(
 
 @pytest.mark.slow
 def test_a_folder_has_no_labels_so_no_miou(ray_session: None, bundle: Path, scenes_root: Path, tmp_path: Path) -> None:
-    photos = tmp_path / "photos"
-    photos.mkdir()
+    photos = tmp_path / "photos" / "val"
+    photos.mkdir(parents=True)
     for path in scenes_root.glob("leftImg8bit/val/*/*.png"):
         shutil.copy(path, photos)
     config = checkpoint.load_model(bundle)[1].replace(
-        {"data.root": str(photos), "data.layout": "folder", "evaluate.tile": 32, "evaluate.sigmas": [25]}
+        {"data.root": str(photos.parent), "data.layout": "folder", "evaluate.tile": 32, "evaluate.sigmas": [25]}
     )
     done = evaluate_run(bundle, config, out=tmp_path / "results.json", quiet=True)
     results, path = done.results, done.path
@@ -139,7 +139,9 @@ def test_an_image_damaged_within_is_one_line(
     with pytest.raises((ImageError, EvaluationError), match=str(bad)) as error:
         evaluate(bundle, config, quiet=True)
     assert "\n" not in str(error.value)
-    assert "Traceback" not in str(error.value)
+    assert "Traceback" not in str(error.value) and "data.bad_images=skip" in str(error.value)
+    results = evaluate(bundle, config.replace({"data.bad_images": "skip"}), quiet=True)  # in an actor, too
+    assert results.images == 1 and "damaged" in next(iter(results.skipped.values()))
 
 
 def refused(bundle: Path, kind: type[Exception], match: str, **changes: Any) -> None:
