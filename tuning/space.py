@@ -97,7 +97,10 @@ def load(name: str) -> Space:
     if not path.is_file():
         raise SpaceError(f"space {name!r}: neither a file nor one of {', '.join(SPACES)}")
     tree = parsing.read_yaml(path, source=f"space {name}", error=SpaceError, remedy="correct it")
-    return parse(tree if tree is not None else {}, f"space {name}")
+    try:
+        return parse(tree if tree is not None else {}, "space")
+    except SpaceError as error:
+        raise SpaceError(f"space {name}: {error}") from None
 
 
 def parse(tree: Any, name: str = "space") -> Space:

@@ -140,10 +140,9 @@ def read_run(folder: str | Path, *, trust: bool = False) -> FinishedRun:
         raise RunsError(f"{run.path}: no run with a complete checkpoint there; give a folder that `d2sm train` wrote")
     meta = checkpoint.meta(last)
     if not meta.get("final"):
-        raise RunsError(
-            f"{run.path}: stopped at step {meta['step']} of {meta['steps']}; train it to its last step first"
-        )
-    info, step = run.read_info(), int(meta["step"])
+        of = f" of {meta['steps']}" if "steps" in meta else ""
+        raise RunsError(f"{run.path}: stopped at step {checkpoint.step(last)}{of}; train it to its last step first")
+    info, step = run.read_info(), checkpoint.step(last)
     if not run.results_file.exists() or info.get("evaluated", step) != step:
         raise RunsError(f"{run.path}: its last step is not evaluated; run `d2sm evaluate {run.path}`")
     return FinishedRun(
@@ -151,7 +150,7 @@ def read_run(folder: str | Path, *, trust: bool = False) -> FinishedRun:
         configs.load(last / checkpoint.CONFIG),
         Results.load(run.results_file),
         step,
-        commit=meta["commit"] + ("+" if meta["dirty"] else ""),
+        commit=meta.get("commit", "") + ("+" if meta.get("dirty") else ""),
         run_id=info.get("run_id", ""),
         page=info.get("page", ""),
         trusted=trust or is_made_here(run.path),

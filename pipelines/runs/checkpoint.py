@@ -26,6 +26,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from d2sm.models import Denoiser
 from d2sm.weights import WeightsError, read_plain, read_safetensors
@@ -35,7 +36,7 @@ from pipelines.config import Config
 from pipelines.networks.models import build
 from pipelines.runs import integrity, names, storage
 from pipelines.runtime import files
-from pipelines.text import more, printable
+from pipelines.text import more, one_line, printable
 
 MODEL, CONFIG, STATE, LOG, META = "model.safetensors", "config.yaml", "state.pt", "log.json", integrity.META
 
@@ -45,6 +46,18 @@ _log = logging.getLogger(__name__)
 
 
 REMEDY = "remove its folder to go on from the checkpoint before it"
+
+
+class _Meta(TypedDict, total=False):
+    """What meta.json says beside the sizes and digests of the files; `integrity` checks these."""
+
+    name: str
+    data: str
+    commit: str
+    dirty: bool
+    steps: int
+    step: int
+    final: bool
 
 
 class CheckpointError(ValueError):
@@ -91,11 +104,14 @@ def meta(folder: Path) -> dict[str, Any]:
         CheckpointError: the folder is no checkpoint or bundle.
     """
     try:
-        return parsing.read_json(folder / META)
-    except parsing.ParseError:
+        found = parsing.read_json(folder / META)
+        parsing.shaped(found, _Meta, source=META)
+    except parsing.ParseError as error:
         raise CheckpointError(
-            f"{folder}: no checkpoint (no readable {META}); give a folder written by `d2sm train`"
+            f"{folder}: no checkpoint (no readable {META}: {one_line(error, 120)}); give a folder written by "
+            "`d2sm train`"
         ) from None
+    return found
 
 
 def step(folder: Path) -> int:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from typing_extensions import TypedDict
+
 from pipelines import config as configs
 from pipelines import parsing
 from pipelines.config import Config, ConfigError
@@ -24,6 +26,13 @@ PICTURES = "pictures"
 
 # What killed writers of earlier versions and earlier versions of Ray Train left in a run's folder.
 _OLD_LEFTOVERS = (f".{INFO}", "checkpoint_manager_snapshot.json")
+
+
+class _Info(TypedDict, total=False):
+    fingerprint: str
+    run_id: str
+    page: str
+    evaluated: int
 
 
 @dataclass(frozen=True)
@@ -186,7 +195,9 @@ class RunFolder:
         if not self.info_file.exists():
             return {}
         remedy = "copy it back, or remove it: the run then goes on with a new MLflow run"
-        return parsing.read_json(self.info_file, error=ConfigError, remedy=remedy)
+        info = parsing.read_json(self.info_file, error=ConfigError, remedy=remedy)
+        parsing.shaped(info, _Info, source=self.info_file, error=ConfigError, remedy=remedy)
+        return info
 
     def write_info(self, **entries: Any) -> None:
         """Add to what is known of the run. Raises ConfigError (see `read_info`) and RemoteError."""
