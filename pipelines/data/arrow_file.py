@@ -23,6 +23,7 @@ _EXTENSION = (
 _DICTIONARIES, _RECORDS = 2, 3  # fields of the footer
 _HEADER = 2  # field of a message
 _COMPRESSION = 3  # field of a record batch
+_MESSAGE = 2**16  # bytes of a message's description that are looked at; ours take less than a thousand
 _BLOCK = 24  # bytes of an entry of the footer: where a message is
 
 
@@ -30,12 +31,12 @@ def unsafe_content(path: str | Path) -> str:
     """Why a file must not be given to Arrow: it is not whole, or of a kind that we never write; "" if it may be."""
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return _unsafe(memoryview(content))
+            return _unsafe(content)
     except (ValueError, struct.error, IndexError):  # an empty file, or an offset that leads out of it
         return "not a whole Arrow file"
 
 
-def _unsafe(content: memoryview) -> str:
+def _unsafe(content: mmap.mmap) -> str:
     end = len(content) - len(_MAGIC) - 4
     if content[: len(_MAGIC)] != _MAGIC or content[-len(_MAGIC) :] != _MAGIC:
         return "not a whole Arrow file"
@@ -43,7 +44,7 @@ def _unsafe(content: memoryview) -> str:
     if not 0 < length <= end:
         return "not a whole Arrow file"
     footer = content[end - length : end]
-    if _EXTENSION in bytes(footer):
+    if _EXTENSION in footer:
         return "has a column of an extension type, which may run code"
     root = _follow(footer, 0)
     if _blocks(footer, root, _DICTIONARIES):
@@ -51,14 +52,14 @@ def _unsafe(content: memoryview) -> str:
     for start in _blocks(footer, root, _RECORDS):
         if content[start : start + 4] != _MARKER:
             return "has records of an older format"
-        message = content[start + 8 :]  # after the marker and the length
+        message = content[start + 8 : start + 8 + _MESSAGE]  # after the marker and the length
         record = _field(message, _follow(message, 0), _HEADER)
         if record is None or _field(message, _follow(message, record), _COMPRESSION) is not None:
             return "has compressed records"
     return ""
 
 
-def _blocks(footer: memoryview, root: int, number: int) -> list[int]:
+def _blocks(footer: bytes, root: int, number: int) -> list[int]:
     """Where the messages begin that a list of the footer names."""
     position = _field(footer, root, number)
     if position is None:
@@ -73,12 +74,12 @@ def _blocks(footer: memoryview, root: int, number: int) -> list[int]:
     return starts
 
 
-def _follow(buffer: memoryview, position: int) -> int:
+def _follow(buffer: bytes, position: int) -> int:
     """The position to which the offset at a position leads."""
     return position + int(struct.unpack_from("<I", buffer, position)[0])
 
 
-def _field(buffer: memoryview, table: int, number: int) -> int | None:
+def _field(buffer: bytes, table: int, number: int) -> int | None:
     """The position of a table's field; None where it is left out."""
     offsets = table - int(struct.unpack_from("<i", buffer, table)[0])
     if offsets < 0:

@@ -189,7 +189,10 @@ def _reader(path: str, changed: int, size: int) -> pa.ipc.RecordBatchFileReader:
     """
     if problem := unsafe_content(path):
         raise DataError(f"{path}: is damaged or no shard ({problem}); {REMEDY}")
-    reader = pa.ipc.open_file(pa.memory_map(path))
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(path))
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path}: is damaged ({one_line(error, 120)}); {REMEDY}") from None
     if not reader.schema.equals(SCHEMA):
         raise DataError(f"{path}: is no shard: its columns are not those that `d2sm prepare` writes; {REMEDY}")
     return reader

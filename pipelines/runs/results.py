@@ -160,7 +160,10 @@ class Results:
             EvaluationError: the file is missing or holds anything else.
         """
         remedy = "`d2sm evaluate` on the run writes it again"
-        return parsing.read_json(path, cls, error=EvaluationError, remedy=remedy, limit=_BYTES)
+        found = parsing.read_json(path, cls, error=EvaluationError, remedy=remedy, limit=_BYTES)
+        if found.noisy.keys() != found.restored.keys():
+            raise EvaluationError(f"{path}: noisy and restored are not of the same noise levels; {remedy}")
+        return found
 
     def notes(self) -> list[str]:
         """What a reader of the numbers has to know beside them, a line each: what is missing, and why."""

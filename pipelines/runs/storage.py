@@ -72,15 +72,24 @@ def check(uri: str, *, asked_by: str) -> str:
     return uri
 
 
+def _split(uri: str) -> urllib.parse.SplitResult:
+    """The parts of a URI. Raises ConfigError: it is none, or holds what no path may."""
+    try:
+        uri.encode()
+        return urllib.parse.urlsplit(uri)
+    except ValueError as error:
+        raise ConfigError(f"{uri}: not a valid URI ({one_line(error, 100)}); correct it") from None
+
+
 def joined(uri: str, *names: str) -> str:
     """A place below a URI; its query (?region=...) stays at the end."""
-    parts = urllib.parse.urlsplit(uri)
+    parts = _split(uri)
     return parts._replace(path="/".join([parts.path.rstrip("/"), *names])).geturl()
 
 
 def name_of(uri: str) -> str:
     """The last part of a URI's path."""
-    parts = urllib.parse.urlsplit(uri)
+    parts = _split(uri)
     return PurePosixPath(parts.path).name or parts.netloc
 
 
@@ -137,7 +146,7 @@ def local(place: str | Path) -> Path:
         folder = copy_of(uri)
         pull(uri, folder)
         return folder
-    parts = urllib.parse.urlsplit(uri)
+    parts = _split(uri)
     run = parts._replace(path=str(PurePosixPath(parts.path).parent)).geturl()
     folder = copy_of(run)
     with _locked(folder):
@@ -233,19 +242,20 @@ def opened(uri: str, *, asked_by: str) -> tuple[FileSystem, str]:
     import pyarrow as pa
     from pyarrow import fs
 
+    _split(uri)  # Arrow takes some that Python cannot take apart
     try:
         system, path = fs.FileSystem.from_uri(uri)
         return system, path.rstrip("/")
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         if "nrecognized filesystem" not in str(error):
             raise ConfigError(f"{asked_by}={uri}: {one_line(error, 200)}") from None
-    except OSError as error:  # a library that is not there
+    except (OSError, ValueError) as error:  # a library that is not there; text that is no URI
         raise ConfigError(f"{asked_by}={uri}: {one_line(error, 200)}") from None
     import fsspec
 
     try:
         found, path = fsspec.url_to_fs(uri)
-    except (ValueError, ImportError) as error:
+    except Exception as error:  # each kind is somebody else's class, which may raise anything
         raise ConfigError(
             f"{asked_by}={uri}: no file system for it ({one_line(error, 200)}); install its fsspec package on every "
             "node, or give s3://, gs:// or a folder"

@@ -13,6 +13,7 @@ import os
 import re
 import shlex
 import socket
+import sqlite3
 import sys
 import urllib.error
 import urllib.parse
@@ -85,7 +86,11 @@ def absolute(uri: str, *, asked_by: str = "tracking.uri") -> str:
     """
     if uri != os.environ.get(_VARIABLE) and (line := secrets.problem(uri, asked_by=asked_by)):
         raise TrackingError(line)
-    scheme = urllib.parse.urlsplit(uri).scheme.split("+")[0]
+    try:
+        scheme = urllib.parse.urlsplit(uri).scheme.split("+")[0]
+        uri.encode()
+    except ValueError as error:
+        raise TrackingError(f"{asked_by}={redact(uri)}: not a valid URI ({one_line(error)}); correct it") from None
     if scheme == "sqlite":
         path = uri.partition(":///")[2].partition("?")[0]
         if not path or path == ":memory:":
@@ -182,12 +187,32 @@ def prepare(uri: str) -> MlflowClient:
             return ready
         from filelock import FileLock
 
+        _check_database(path, uri)
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock", timeout=120):
             ready = client(uri)
             ready.search_experiments(max_results=1)  # the first request creates the tables
             _follow_artifacts(path)
         return ready
+
+
+def _check_database(path: Path, uri: str) -> None:
+    """Make sure that a file, if it is there, is a database: MLflow tries for a minute to open one that is none.
+
+    Raises:
+        TrackingError: it is none, or is damaged.
+    """
+    remedy = "restore it from a copy, or give another with tracking.uri or MLFLOW_TRACKING_URI"
+    if path.exists() and not path.is_file():
+        raise TrackingError(f"{redact(uri)}: not a regular file; {remedy}")
+    if not path.exists():
+        return
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{urllib.parse.quote(str(path))}?mode=ro", uri=True)) as opened:
+            opened.execute("SELECT name, sql FROM sqlite_master").fetchall()
+    except sqlite3.Error as error:
+        if "locked" not in str(error):  # by a process that writes
+            raise TrackingError(f"{redact(uri)}: no database, or damaged ({one_line(error)}); {remedy}") from None
 
 
 def _follow_artifacts(database: Path) -> None:
@@ -228,7 +253,7 @@ def plain_errors(uri: str, kind: type[ValueError]) -> Iterator[None]:
         yield
     except (MlflowException, RequestException, OSError) as error:
         raise kind(reason(uri, str(error))) from None
-    except (SQLAlchemyError, CommandError) as error:  # while MLflow opens the database
+    except (SQLAlchemyError, CommandError, sqlite3.Error) as error:  # while MLflow opens the database
         raise kind(reason(uri, str(getattr(error, "orig", None) or error))) from None
 
 
