@@ -202,9 +202,10 @@ def _check_database(path: Path, uri: str) -> None:
     Raises:
         TrackingError: it is none, or is damaged.
     """
-    remedy = "restore it from a copy, or give another with tracking.uri or MLFLOW_TRACKING_URI"
     if path.exists() and not path.is_file():
-        raise TrackingError(f"{redact(uri)}: not a regular file; {remedy}")
+        raise TrackingError(
+            f"{redact(uri)}: not a regular file; give another store with tracking.uri or MLFLOW_TRACKING_URI"
+        )
     if not path.exists():
         return
     try:
@@ -212,7 +213,7 @@ def _check_database(path: Path, uri: str) -> None:
             opened.execute("SELECT name, sql FROM sqlite_master").fetchall()
     except sqlite3.Error as error:
         if "locked" not in str(error):  # by a process that writes
-            raise TrackingError(f"{redact(uri)}: no database, or damaged ({one_line(error)}); {remedy}") from None
+            raise TrackingError(reason(uri, str(error))) from None
 
 
 def _follow_artifacts(database: Path) -> None:
