@@ -25,7 +25,7 @@ from torch import nn
 
 from d2sm.noise import add_noise, seed_of
 from pipelines import registry
-from pipelines.data.finding import ENDINGS, photographs
+from pipelines.data.finding import ENDINGS, is_foreign, photographs, walk
 from pipelines.data.images import ImageError
 from pipelines.data.photofile import SUFFIXES, Photo, check_fits, check_suffix, pixels_of, read_photo, write_photo
 from pipelines.inference.samples import tensor
@@ -33,7 +33,7 @@ from pipelines.inference.tiling import Tile, restore_pixels, smallest_tile, tile
 from pipelines.runtime import files
 from pipelines.runtime.progress import Line
 from pipelines.runtime.threads import torch_threads
-from pipelines.text import one_line
+from pipelines.text import listed, one_line
 
 Format = Literal["png", "jpg", "tif", "webp", "same"]
 
@@ -209,6 +209,10 @@ def _restore_folder(
             if not job.quiet:
                 line.say(f"skipped: {one_line(text, limit=None)}")
 
+        foreign = [] if job.quiet else list(filter(is_foreign, walk(source, unreadable=lambda *folder: None)))
+        if foreign:
+            names = listed((path.name for path in foreign), 3)
+            line.say(f"left out: {names}: of formats that are not read")
         try:
             for _, why in unreadable:
                 say(why)

@@ -18,10 +18,20 @@ from pipelines.data.images import DataError
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
 """Suffixes of photographs, in lower case."""
 
+_FOREIGN = (
+    *(".heic", ".heif", ".avif", ".jxl", ".jp2", ".gif", ".psd"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"),  # of cameras
+)
+
 
 def is_photograph(path: Path) -> bool:
     """Whether a file's name is that of a photograph."""
     return path.suffix.lower() in ENDINGS and not path.name.startswith(".")
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether a file's name is that of an image in a format that is not read."""
+    return path.suffix.lower() in _FOREIGN and not path.name.startswith(".")
 
 
 def photographs(top: Path, *, unreadable: Callable[[Path, str], None] | None = None) -> list[Path]:

@@ -120,6 +120,16 @@ def test_a_folder_goes_on_after_what_cannot_be_restored(
     )
 
 
+def test_images_of_other_formats_are_not_dropped_without_a_word(
+    model: nn.Module, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("IMG_1.HEIC", "IMG_2.heic", "more/IMG_3.CR2", "more/IMG_4.gif", "._IMG_5.heic"):
+        (photos / name).touch()
+    assert len(denoise(photos, tmp_path / "out", model=model, sigma=15)) == 3
+    said = capsys.readouterr().err
+    assert "left out: IMG_1.HEIC, IMG_2.heic, IMG_3.CR2 and 1 more: of formats that are not read" in said
+
+
 def found(folder: Path) -> list[str]:
     return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
 

@@ -134,6 +134,13 @@ def test_a_small_file_with_enormous_pixels_is_refused_before_decoding(tmp_path: 
     assert psutil.Process().memory_info().rss - before < 50e6 and time.perf_counter() - start < 2
 
 
+def test_a_photograph_of_182_megapixels_is_read(tmp_path: Path) -> None:
+    """More than Pillow opens: its own limit is 179."""
+    Image.new("L", (13_500, 13_500), 7).save(tmp_path / "a.jpg")
+    assert size_of(tmp_path / "a.jpg") == (13_500, 13_500)
+    assert read_photo(tmp_path / "a.jpg").pixels.shape == (13_500, 13_500)
+
+
 def webp_claiming(side: int) -> bytes:
     body = b"VP8X\x0a\0\0\0\0\0\0\0" + 2 * (side - 1).to_bytes(3, "little")
     return b"RIFF" + (4 + len(body)).to_bytes(4, "little") + b"WEBP" + body
