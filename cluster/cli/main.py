@@ -82,3 +82,13 @@ def _run(words: Sequence[str], *, loading: bool) -> int:
             raise
         show(f"d2sm: {package} is not installed; {_INSTALL}", file=sys.stderr)
         return 2
+    except Exception as error:
+        if reason := leaving.why_lost():
+            leaving.leave(1, reason)
+        # Ray's own errors, such as of a machine out of memory: their first line says what happened. One of a task is
+        # the error of our code in it.
+        if args.verbose or type(error).__module__ != "ray.exceptions" or type(error).__name__.startswith("RayTask"):
+            raise
+        why = one_line(str(error).strip().partition("\n")[0] or error)
+        show(f"d2sm: Ray ended the work: {why} (-v shows all of it); {leaving.KEPT}", file=sys.stderr)
+        return 1

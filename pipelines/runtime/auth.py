@@ -14,6 +14,8 @@ import urllib.parse
 from contextlib import suppress
 from pathlib import Path
 
+from pipelines.secrets import problem
+
 _SECURED = ("token", "k8s")  # values of RAY_AUTH_MODE; any other, and none, is without authentication
 
 
@@ -132,6 +134,8 @@ def check_join(address: str) -> None:
     Raises:
         AuthError: it can be reached from other machines, and Ray's token authentication is off.
     """
+    if line := problem(address, asked_by="RAY_ADDRESS"):
+        raise AuthError(line)
     if secured() or (loopback(host_of(address)) and not listens_beyond(address)):
         return
     raise AuthError(

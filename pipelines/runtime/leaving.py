@@ -18,7 +18,8 @@ import threading
 import time
 from typing import NoReturn
 
-STOPPED = "stopped; the last complete checkpoint is kept, and the same command resumes"
+KEPT = "the last complete checkpoint is kept, and the same command resumes"
+STOPPED = f"stopped; {KEPT}"
 INTERRUPTED = 130  # exit code after Ctrl-C
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _UNANSWERED = 5.0  # seconds for the main thread to run its handler, and after a second signal until the end

@@ -102,14 +102,13 @@ def _watch() -> None:
     """Leave this process when Ray is lost; Ray itself would end it after a minute with words of its own."""
     own = [(each, each.name()) for each in psutil.Process().children() if each.name() in _OWN_PROCESSES]
     address = str(ray.get_runtime_context().gcs_address)
-    remedy = "the last complete checkpoint is kept, and the same command resumes"
 
     def ended() -> str:
         for process, name in own:
             with suppress(psutil.NoSuchProcess):
                 if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
                     continue
-            return f"Ray on this machine has ended (its process {name}: killed, or out of memory); {remedy}"
+            return f"Ray on this machine has ended (its process {name}: killed, or out of memory); {leaving.KEPT}"
         return ""
 
     def away() -> str:
@@ -118,7 +117,7 @@ def _watch() -> None:
             if not auth.trouble(address, 2.0):
                 return ""
             time.sleep(1.0)
-        return f"the head of the Ray cluster at {address} has not answered for {_HEAD_PATIENCE:.0f} s; {remedy}"
+        return f"the head of the Ray cluster at {address} has not answered for {_HEAD_PATIENCE:.0f} s; {leaving.KEPT}"
 
     def watch() -> None:
         while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,10 @@ from pipelines import secrets
 from pipelines.config import Config, ConfigError
 from pipelines.secrets import names_secret, problem, redact
 from pipelines.text import one_line
+from pipelines.tracking import store
+from pipelines.train import fit
+from tests.conftest import tiny_config
+from tests.helpers.mlflow_server import Server
 
 PLANTED = "hunter2xyz"
 URIS = {
@@ -193,6 +198,26 @@ def test_no_verb_takes_a_secret(
             assert out == "" and err.count("\n") == 1 and PLANTED not in err, err
             assert err.startswith(f"d2sm: {shown}") and "***" in err
     assert list(tmp_path.iterdir()) == []  # nothing is written, no cache either
+
+
+@pytest.mark.slow
+def test_a_run_leaves_no_secret_behind(
+    ray_session: None, scenes_root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The password of a server, given where it may be given: not in the run, MLflow's records or Ray's logs."""
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "")  # restored at the end
+        monkeypatch.delenv(name)
+    (tmp_path / "server").mkdir()
+    with Server(tmp_path / "server") as server:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri.replace("//", f"//me:{PLANTED}@"))
+        config = tiny_config(scenes_root, tmp_path / "runs", train__num_workers=1, train__max_steps=2)
+        done = fit(config.replace({"tracking.uri": "", "loss.weight": 0}), quiet=True)
+        assert done.uri == server.uri and os.environ["MLFLOW_TRACKING_PASSWORD"] == PLANTED
+        assert store.client(done.uri).get_run(done.run_id).info.status == "FINISHED"
+    logs = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp") / "ray" / "session_latest" / "logs"
+    kept = [path for top in (tmp_path, logs.resolve()) for path in top.rglob("*") if path.is_file()]
+    assert len(kept) > 30 and [path for path in kept if PLANTED.encode() in path.read_bytes()] == []
 
 
 @pytest.mark.parametrize("name", ["DB_PWD", "AZURE_SAS", "MY_AUTH", "HF_TOKEN", "SOME_SECRET", "API_KEY", "WHERE"])

@@ -274,3 +274,21 @@ def test_ctrl_c_ends_the_run_as_killed_and_keeps_the_checkpoint(scenes_root: Pat
     assert last is not None and 2 <= checkpoint.meta(last)["step"] < 10000
     with sqlite3.connect(tmp_path / "mlflow.db") as store:
         assert store.execute("select status from runs").fetchall() == [("KILLED",)]
+
+
+def test_an_error_of_ray_itself_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as of a machine out of memory, whose message has sixty lines."""
+    from ray.exceptions import OutOfMemoryError
+
+    def run_scenes(args: object) -> None:
+        raise OutOfMemoryError("4 worker(s) were killed due to the node running low on memory.\nObject store: ...\n")
+
+    monkeypatch.setattr("cluster.cli.scenes.run_scenes", run_scenes)
+    assert main(["scenes", "streets"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1] == (
+        "d2sm: Ray ended the work: 4 worker(s) were killed due to the node running low on memory. (-v shows all of it)"
+        "; the last complete checkpoint is kept, and the same command resumes"
+    )
