@@ -184,7 +184,7 @@ def test_a_session_refuses_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_which_cluster_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert dashboard.address_of() == f"http://127.0.0.1:{constants.DASHBOARD_PORT}"
-    state = nodes.State("m", "127.0.0.1:1", "http://127.0.0.1:2", "/tmp/none", 1)
+    state = nodes.State("d2sm-0123abcd", "127.0.0.1:1", "http://127.0.0.1:2", "/tmp/d2sm-0123abcd-x", 1)
     nodes._written(state)
     assert nodes.read() == state
     assert dashboard.address_of() == "http://127.0.0.1:2"
@@ -360,7 +360,7 @@ def test_the_code_alone_is_sent(tmp_path: Path) -> None:
         told = subprocess.run(words, cwd=folder, env=os.environ | {"PYTHONPATH": ""}, capture_output=True, text=True)
         assert told.stdout.split() == [commit()[0], __version__]
         files = [path for path in folder.rglob("*") if path.is_file()]
-        assert sum(path.stat().st_size for path in files) < 2**20
+        assert sum(path.stat().st_size for path in files) < 2 * 2**20
         assert not [path for path in files if path.suffix in (".pyc", ".pth", ".png", ".safetensors")]
         assert (folder / "cluster" / "driver.py").exists()
     assert not folder.exists()
