@@ -35,6 +35,7 @@ ENVIRONMENT = {
     # Workers would otherwise run in a temporary folder, where relative paths mean something else.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
+_RAY_STOPS = 2**20  # bytes: with less, a process of Ray that prints a line fails
 _RAY_NEEDS = 2**25  # bytes of Ray's temporary folder: a run of minutes writes 4 MiB of logs
 # On a single machine no node can be preempted, and no dashboard shows Ray Train's metrics: two processes less.
 SINGLE_MACHINE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_METRICS_ENABLED": "0"}
@@ -152,9 +153,7 @@ def _check_temporary_folder() -> None:
         SessionError: the path is too long, the folder cannot be made or written to, or its disk is full: Ray would wait
             for its own processes, silently.
     """
-    names = ("RAY_TMPDIR", "TMPDIR") if sys.platform.startswith("linux") else ("RAY_TMPDIR",)  # as Ray looks
-    name = next((name for name in names if os.environ.get(name)), names[0])
-    folder = Path(os.environ.get(name) or "/tmp").absolute() / "ray"
+    name, folder = _temporary_folder()
     session = f"session_{datetime.now():%Y-%m-%d_%H-%M-%S_%f}_{os.getpid()}"
     length = len(os.fsencode(folder / session / "sockets" / "plasma_store"))
     if length > _LONGEST_SOCKET:
@@ -177,6 +176,29 @@ def _check_temporary_folder() -> None:
             f"{name}={folder.parent}: {files.free(folder)}, and Ray's own files need {_RAY_NEEDS >> 20} MiB; free some "
             "space, or set RAY_TMPDIR to a folder on another disk"
         )
+
+
+def full_disk() -> str:
+    """That Ray on this machine has no space left for its own files, and what helps, on one line; "" if it has."""
+    if os.environ.get("RAY_ADDRESS", "").strip():
+        return ""
+    name, folder = _temporary_folder()
+    try:
+        if shutil.disk_usage(folder).free >= _RAY_STOPS:
+            return ""
+    except OSError:  # it is gone, and Ray ends
+        return ""
+    return (
+        f"{name}={folder.parent}: {files.free(folder)}, and Ray's processes fail without; free some space and the run "
+        "goes on, or end it (Ctrl-C twice) and set RAY_TMPDIR to a folder on another disk"
+    )
+
+
+def _temporary_folder() -> tuple[str, Path]:
+    """Where Ray on this machine keeps its own files, and the variable that says so."""
+    names = ("RAY_TMPDIR", "TMPDIR") if sys.platform.startswith("linux") else ("RAY_TMPDIR",)  # as Ray looks
+    name = next((name for name in names if os.environ.get(name)), names[0])
+    return name, Path(os.environ.get(name) or "/tmp").absolute() / "ray"
 
 
 def quiet(*, verbose: bool = False) -> None:

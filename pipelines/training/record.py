@@ -13,7 +13,7 @@ from pipelines import parsing, tracking
 from pipelines.config import Config
 from pipelines.data import manifest
 from pipelines.runs.folder import RunFolder
-from pipelines.runtime import files, resources
+from pipelines.runtime import files, resources, session
 from pipelines.runtime.progress import Line
 from pipelines.training.messages import Progress, Skipped, Started, WorkersLost
 from pipelines.training.monitors import DataWaitMonitor, RestartMonitor
@@ -40,6 +40,7 @@ class Recorder:
     ) -> None:
         self.config, self.run, self.line, self.watch, self.shown = config, run, line, watch, start
         self.metrics: dict[str, float] = {}
+        self.disk_was_full = False
         self.data_wait, self.restarts = DataWaitMonitor(data_remedy(config)), RestartMonitor()
         self.skipped_file = folder.skipped_file
         self.skipped: dict[str, str] = {}
@@ -66,7 +67,11 @@ class Recorder:
         return self.restarts.running
 
     def poll(self) -> None:
-        """Between messages: if the cluster has no room for the workers, say what the run is waiting for."""
+        """Between messages: if the cluster has no room for the workers, or the disk none for Ray, say so once."""
+        full = session.full_disk()
+        if full and not self.disk_was_full:
+            self._say(full)
+        self.disk_was_full = bool(full)
         if text := self.restarts.waiting():
             with contextlib.suppress(ray.exceptions.RayError):  # the head node may be away too
                 text = f"{text}; {resources.shortage(self.config)}"

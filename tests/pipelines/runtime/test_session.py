@@ -114,3 +114,16 @@ def test_a_temporary_folder_on_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> N
     line = str(error.value)
     assert line.startswith("RAY_TMPDIR=/tmp: ") and " are free, and Ray's own files need " in line and "\n" not in line
     assert line.endswith("free some space, or set RAY_TMPDIR to a folder on another disk")
+
+
+def test_a_disk_that_fills_up_while_ray_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "ray").mkdir()
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert session.full_disk() == ""
+    monkeypatch.setattr(session, "_RAY_STOPS", 2**60)  # more than any disk has
+    line = session.full_disk()
+    assert line.startswith(f"RAY_TMPDIR={tmp_path}: ") and " are free, and Ray's processes fail without" in line
+    assert line.endswith("set RAY_TMPDIR to a folder on another disk") and "\n" not in line
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # the cluster's nodes have disks of their own
+    assert session.full_disk() == ""

@@ -1,0 +1,28 @@
+"""What the driver says while it waits for messages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.runs.folder import RunFolder
+from pipelines.runtime import session
+from pipelines.runtime.progress import Line
+from pipelines.training.record import Recorder
+from tests.helpers.checkpoints import CONFIG
+
+
+def test_a_full_disk_under_ray_is_said_once_until_there_is_space_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    no_run: Any = None  # it is not logged to here
+    recorder = Recorder(CONFIG, no_run, Line("first", 1, quiet=True), RunFolder(tmp_path), start=0, watch=None)
+    said = []
+    for needed in (0, 2**60, 2**60, 0, 2**60):
+        monkeypatch.setattr(session, "_RAY_STOPS", needed)
+        recorder.poll()
+        said.append(capsys.readouterr().err.count("and Ray's processes fail without"))
+    assert said == [0, 1, 0, 0, 1]
