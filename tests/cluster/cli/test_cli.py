@@ -254,7 +254,7 @@ def trained(database: Path) -> bool:
 def test_ctrl_c_ends_the_run_as_killed_and_keeps_the_checkpoint(scenes_root: Path, tmp_path: Path) -> None:
     words = ["train", "--recipe", "demo", "--no-evaluate", f"data.root={scenes_root}", f"train.storage={tmp_path}"]
     words += ["train.name=stopped", "train.epochs=4000", "train.checkpoint_every=10000", "train.log_every=2"]
-    words += ["loss.weight=0"]
+    words += ["loss.weight=0", "train.num_workers=1", "train.batch_size=4", "model.width=8", "model.depth=3"]
     command = [sys.executable, "-c", "import sys; from cluster.cli import main; sys.exit(main())", *words]
     environment = {k: v for k, v in os.environ.items() if k not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:

@@ -129,8 +129,8 @@ def test_if_the_cluster_has_no_room_the_run_prints_what_it_waits_for(
             ray.kill(other)
 
     monkeypatch.setattr(Line, "say", say)
-    done = train.fit(tiny_config(scenes_root, tmp_path, train__name="waits", train__epochs=1))
-    assert done.step == 3
+    done = train.fit(tiny_config(scenes_root, tmp_path, train__name="waits", train__max_steps=1, train__num_workers=1))
+    assert done.step == 1
     (line,) = [text for text in seen if "no worker" in text]
     assert line.startswith("waits: no worker has started for 3 s") and "0.5 CPU" in line and "0 CPU free" in line
 
