@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import pickle
@@ -206,8 +205,11 @@ def test_the_attacks_are_real(kind: str, small: Path, tmp_path: Path) -> None:
         config = "data/constants/model_constants_config.json"
         edit = edited(lambda tree: tree["config"].update({"planted": constant}), config)
         path = changed(path, tmp_path / "listed.pt2", edit)
-    with contextlib.suppress(Exception):  # it may fail afterwards
+    try:  # it may fail afterwards
         torch.export.load(path).module()(torch.rand(1, 3, 16, 24))
+    except Exception as error:
+        if "Unsupported constant type" in str(error):
+            pytest.skip("this version of torch reads no pickled constants")
     assert (tmp_path / "ran").exists()
 
 
