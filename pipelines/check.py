@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -20,6 +21,9 @@ from pipelines.data.images import DataError
 from pipelines.runs.folder import RunFolder, named
 from pipelines.runtime.owner import InUseError
 from pipelines.text import one_line, redact, show
+
+if TYPE_CHECKING:
+    from pipelines.evaluate import Subject
 
 Answer = str | Exception  # of a check: what was found, or a reason against the run
 
@@ -52,11 +56,13 @@ class Ready:
         config: the configuration with what was settled by itself (see `splits.settled`), and with a run name.
         training: the index of its training images.
         fingerprint: of these.
+        subject: of the evaluation; None if there is none.
     """
 
     config: Config
     training: pa.Table
     fingerprint: str
+    subject: Subject | None
 
 
 def check(
@@ -104,9 +110,10 @@ def check(
     assert run.training is not None  # else there was a reason
     if line := splits.held_out_line(config, run.training):
         settled.append(line)
+    settled += run.subject.notes if run.subject else ()
     for line in settled:
         say(line)
-    return Ready(config, run.training, run.fingerprint)
+    return Ready(config, run.training, run.fingerprint, run.subject)
 
 
 def refuse(reasons: Sequence[Exception]) -> None:
@@ -134,6 +141,7 @@ class _Run:
         self.config = config
         self.training: pa.Table | None = None
         self.fingerprint = ""
+        self.subject: Subject | None = None
 
     def checks(self, evaluates: bool) -> Iterator[tuple[str, Iterable[Answer]]]:
         """The name and the answers of each check, those first that import little."""
@@ -244,7 +252,7 @@ class _Run:
 
         name = self.config.evaluate.segmenter
         try:
-            evaluate.check(self.config)
+            self.subject = evaluate.check(self.config)
         except DataError as error:
             yield error
             try:

@@ -24,7 +24,7 @@ from pipelines import registry
 from pipelines.config import Config
 from pipelines.data import index, shards
 from pipelines.data.images import DataError, ImageError, LabelError, read_labels
-from pipelines.data.splits import evaluation_images
+from pipelines.data.splits import evaluated_part_line, evaluation_images
 from pipelines.inference import samples
 from pipelines.inference.pictures import spread
 from pipelines.inference.tiling import tile_for
@@ -180,7 +180,11 @@ def evaluate(
     if config is None:
         config = trained_with
         check_config(config, folder, given=None, trust=trust, how="trust=True")
-    subject = subject or check(config)
+    said: list[str] = []
+    if subject is None:
+        subject = check(config)
+        part = evaluated_part_line(config, subject.items)
+        said = [*([part] if part else []), *subject.notes]
     if uri := segmenter_store(config):
         config = config.replace({"tracking.uri": uri})
     if config.evaluate.actors:
@@ -191,6 +195,8 @@ def evaluate(
     announce = config.evaluate.tile == "auto" and not quiet
     try:
         with Line("evaluate", subject.items.num_rows, quiet=quiet) as line:
+            for text in said:
+                line.say(text)
             for one in measurements(network, config, subject.items):
                 if one["tile"] and announce:
                     announce = False

@@ -88,7 +88,7 @@ def run(
 
 def _run(ready: Ready, *, quiet: bool, verbose: bool, watch: record.Watch | None) -> Outcome:
     trained = train.fit(ready.config, quiet=quiet, verbose=verbose, watch=watch, ready=ready)
-    results = evaluate(trained.checkpoint, trained.config, quiet=quiet, verbose=verbose)
+    results = evaluate(trained.checkpoint, trained.config, subject=ready.subject, quiet=quiet, verbose=verbose)
     save_results(trained.folder, results, step=trained.step)  # before anything that may fail
     segmenter = evaluation_segmenter(trained.config)
     stage("drawing pictures, and sending results to MLflow")

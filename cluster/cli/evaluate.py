@@ -12,12 +12,15 @@ def run_evaluate(args: argparse.Namespace) -> int:
     """Measure a model, and say where the results are; gives 1 if MLflow does not have them yet."""
     from pipelines import config as configs
     from pipelines import registry
+    from pipelines.data import splits
     from pipelines.experiment import configuration_of, evaluate_run
     from pipelines.runs.trust import check_config
 
     changes = configs.parse(args.overrides)
     folder = registry.model_folder(args.model, uri=changes.get("tracking.uri"))
-    config = configuration_of(folder).replace(changes)
+    config, settled = splits.settled(configuration_of(folder).replace(changes), given=changes)
+    for line in settled:
+        show(line)
     check_config(config, folder, given=changes, trust=args.trust)
     done = evaluate_run(folder, config, out=args.out, quiet=args.quiet, verbose=args.verbose)
     show(f"{done.results.table()}\n\n({done.results.convention})")

@@ -172,6 +172,17 @@ def held_out_line(config: Config, items: pa.Table) -> str | None:
     )
 
 
+def evaluated_part_line(config: Config, items: pa.Table) -> str | None:
+    """What to say where the images of an evaluation are a part of a data set without splits; None for others."""
+    count = undivided(items)
+    if count is None:
+        return None
+    return (
+        f"data.root={config.data.root}: has no {TRAIN}/ and {VAL}/, so {items.num_rows} of its {count} photographs are "
+        "evaluated, those that a training there holds out; data.val_split= (empty) takes all"
+    )
+
+
 def _held_out(items: pa.Table) -> int:
     """How many photographs were held out of these training images."""
     count = undivided(items)

@@ -223,6 +223,22 @@ def test_what_an_evaluation_lacks_is_said_before_the_training(
     assert not (tmp_path / "runs" / "tiny").exists()
 
 
+def test_a_folder_without_splits_is_evaluated_in_part(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A line says which part, and how to take all."""
+    for name in "abc":
+        write_png(tmp_path / f"photos/{name}.png", np.full((16, 40, 3), 90, np.uint8))
+    config = checkpoint.load_model(bundle)[1].replace(
+        {"data.root": str(tmp_path / "photos"), "data.layout": "folder", "evaluate.actors": 0}
+    )
+    assert evaluate(bundle, config, quiet=True).images == 1
+    line = capsys.readouterr().err
+    assert f"data.root={tmp_path}/photos: " in line and "1 of its 3 photographs" in line and "data.val_split= " in line
+    assert evaluate(bundle, config.replace({"data.val_split": ""}), quiet=True).images == 3
+    assert "photographs" not in capsys.readouterr().err
+
+
 def test_the_smallest_image_can_be_measured(bundle: Path, scenes_root: Path, tmp_path: Path) -> None:
     """One pixel less is refused (above), since SSIM's window no longer fits."""
     for split in ("train", "val"):
