@@ -66,15 +66,15 @@ TALLIES: dict[str, Tally] = {}
 def counts(request: pytest.FixtureRequest) -> Iterator[None]:
     """Print the counts after the last test."""
     yield
-    out = request.config.get_terminal_writer()
-    out.line()
-    for name, tally in sorted(TALLIES.items()):
-        out.line(
-            f"fuzzed {name:<22} {tally.cases:6} cases, {tally.refused:6} refused in one line, {tally.seconds:6.1f} s "
-            f"(slowest {tally.slowest:.2f} s)"
-        )
+    lines = [
+        f"fuzzed {name:<22} {tally.cases:6} cases, {tally.refused:6} refused in one line, {tally.seconds:6.1f} s "
+        f"(slowest {tally.slowest:.2f} s)"
+        for name, tally in sorted(TALLIES.items())
+    ]
     cases, seconds = sum(t.cases for t in TALLIES.values()), sum(t.seconds for t in TALLIES.values())
-    out.line(f"fuzzed {len(TALLIES)} kinds, {cases} cases, {seconds:.0f} s")
+    capture: Any = request.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():  # else pytest shows it beside a failure only
+        print("", *lines, f"fuzzed {len(TALLIES)} kinds, {cases} cases, {seconds:.0f} s", sep="\n", flush=True)
 
 
 @dataclass(frozen=True)
