@@ -24,6 +24,7 @@ INTERRUPTED = 130  # exit code after Ctrl-C
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _UNANSWERED = 5.0  # seconds for the main thread to run its handler, and after a second signal until the end
 _ANSWERED = 20.0  # seconds from the first signal until the end, unless `grace` gives more
+_CLOSING = 8.0  # seconds for the end of Python, in which Ray ends its processes
 _LOST = 12.0  # seconds from the loss of Ray until the end
 
 
@@ -92,8 +93,9 @@ def go_on() -> None:
 
 
 def said() -> None:
-    """The line that the process ends with is printed."""
+    """The line that the process ends with is printed; what Python and Ray do at the end may take a few seconds more."""
     _state.said = True
+    grace(_CLOSING)
 
 
 def lose(reason: str) -> None:
@@ -154,7 +156,7 @@ def _serve(read: int) -> None:
         elif _state.end is not None and time.monotonic() >= _state.end:
             if _state.lost:
                 leave(1, _state.lost)
-            if _state.signals == 1 and _state.answered:
+            if _state.signals == 1 and _state.answered and not _state.granted:
                 _state.signals, _state.end = 2, time.monotonic() + _ANSWERED - _UNANSWERED
             else:
                 leave(INTERRUPTED, STOPPED)

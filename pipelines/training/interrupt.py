@@ -18,6 +18,7 @@ import ray
 from pipelines.runtime import leaving
 
 _TIMEOUT = 45.0  # seconds the workers have for the checkpoint; `ray job stop` kills the driver after 60
+_CLOSING = 8.0  # seconds to close the MLflow run and Ray after the workers were given up
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Kubernetes and Slurm send SIGTERM
 
 
@@ -95,6 +96,7 @@ def run_interruptible(
             raise leaving.LostError(reason)
         signalled.append(time.monotonic())
         if len(signalled) > 1 or not at_work():
+            leaving.grace(_CLOSING)
             raise Abandoned
         leaving.grace(_TIMEOUT + 5)
         request_stop()

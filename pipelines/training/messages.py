@@ -149,7 +149,9 @@ class QueueReader:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._ended.set()
-        if leaving.why_lost():  # there is no actor left to read from
+        if leaving.why_lost() or (kind is not None and issubclass(kind, KeyboardInterrupt)):
+            # Ray is gone or may not answer; the actor ends with this process.
+            self._thread.join(0.0 if leaving.why_lost() else 2.0)
             return
         self._thread.join()
         ray.kill(self.queue)

@@ -200,7 +200,7 @@ def test_no_verb_takes_a_secret(
     assert list(tmp_path.iterdir()) == []  # nothing is written, no cache either
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_leaves_no_secret_behind(
     ray_session: None, scenes_root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

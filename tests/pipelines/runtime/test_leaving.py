@@ -12,7 +12,7 @@ import pytest
 BEGIN = """
 import ctypes, signal, sys, threading, time
 from pipelines.runtime import leaving
-leaving._UNANSWERED, leaving._ANSWERED, leaving._LOST = 0.5, 1.0, 0.5
+leaving._UNANSWERED, leaving._ANSWERED, leaving._CLOSING, leaving._LOST = 0.5, 1.0, 0.5, 0.5
 leaving.guard()
 
 def stuck():
