@@ -148,7 +148,8 @@ def test_a_registered_model_measures_the_same(
     assert main(words) == 0
     found = json.loads((tmp_path / "results.json").read_text())
     assert found.pop("segmenter") == "tests.fixtures.common:colours"
-    assert alike(found, {key: value for key, value in expected["results"].items() if key != "segmenter"}, exact)
+    wanted = {key: value for key, value in expected["results"].items() if key != "segmenter"}
+    assert alike({key: found[key] for key in wanted}, wanted, exact)  # later versions add keys
 
 
 @pytest.mark.slow
