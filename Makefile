@@ -3,11 +3,11 @@
 # make test   lint, types and the suite            make test-fast   without the slow tests
 # make test-long   what takes minutes: sweeps and jobs that are stopped, killed, lose a node or a server
 # make test-floors   the quick tests with the oldest versions that pyproject.toml allows, in an environment of their own
-# make bench  ratios, side by side, on this machine
+# make bench  ratios, side by side, on this machine       make gpu        what needs a GPU, in 8 minutes
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-long test-fast test-floors lint bench clean
+.PHONY: install demo test test-long test-fast test-floors lint bench gpu clean
 
 install: .venv/demo
 	@echo "d2sm is installed in .venv; put it on the path with: source .venv/bin/activate"
@@ -34,6 +34,9 @@ lint: .venv/dev
 
 bench: .venv/dev
 	$(BIN)/python -m tests.benchmarks
+
+gpu: .venv/dev
+	$(BIN)/python -m tests.gpu
 
 # Markers say which extras are installed; a changed pyproject.toml or pin installs again.
 .venv/demo: pyproject.toml pins.txt

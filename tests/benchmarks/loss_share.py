@@ -37,10 +37,10 @@ def perceptual(phi: Features) -> Loss:
     return loss
 
 
-def d2sm(phi: Features, patch_size: int | None, device: torch.device) -> Loss:
+def d2sm(phi: Features, patch_size: int | None, device: torch.device, crop: int = CROP) -> Loss:
     """With the queue filled by random rows: what they hold costs nothing."""
     matching = D2SMLoss(phi, QUEUE, patch_size).to(device)
-    length = phi.channels * ((patch_size or CROP) // phi.stride) ** 2
+    length = phi.channels * ((patch_size or crop) // phi.stride) ** 2
     for _ in range(QUEUE // 64):
         rows = torch.randn(64, length, device=device)
         matching.matching(restored=rows + 0.3 * torch.randn_like(rows), clean=rows)
@@ -51,10 +51,12 @@ def d2sm(phi: Features, patch_size: int | None, device: torch.device) -> Loss:
     return loss
 
 
-def training_step(model: nn.Module, loss: Loss, device: torch.device) -> Callable[[], None]:
+def training_step(
+    model: nn.Module, loss: Loss, device: torch.device, batch: int = BATCH, crop: int = CROP
+) -> Callable[[], None]:
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
-    clean = torch.rand(BATCH, 3, CROP, CROP, device=device)
-    sigma = torch.full((BATCH,), 25.0, device=device)
+    clean = torch.rand(batch, 3, crop, crop, device=device)
+    sigma = torch.full((batch,), 25.0, device=device)
     noisy = clean + 25 / 255 * torch.randn_like(clean)
 
     def step() -> None:

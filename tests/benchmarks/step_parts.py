@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,6 +28,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from d2sm import divergence, matching
 from d2sm.features import patches
+from d2sm.matching import StatisticsMatching
+from pipelines.config import Config
 from pipelines.data import stream
 from pipelines.recipes import recipe
 from pipelines.training.loop import train_step
@@ -75,10 +78,10 @@ def in_parts(state: TrainState, row: stream.WorkerBatch, clock: Clock, meter: Me
         clock("network, forward")
         x = restored.detach().requires_grad_()
         with meter("Phi of clean"), torch.no_grad():
-            f_y = patches(loss.features(clean), side=loss._side)
+            f_y = patches(loss.features(clean), side=loss._patch_cells)
         clock("Phi of clean")
         with meter("Phi of restored"):
-            f_x = patches(loss.features(x), side=loss._side)
+            f_x = patches(loss.features(x), side=loss._patch_cells)
         clock("Phi of restored")
         rows = f_x.detach().requires_grad_()
         with meter("matching"):
@@ -119,15 +122,40 @@ def peak(device: torch.device, dtype: torch.dtype) -> float:
     return best
 
 
-def shares(name: str, device: torch.device, rounds: int) -> list[list[str]]:
-    """Rows: the parts of a step on one worker with full queues, and how near the machine's peak they come."""
-    config = settings(name, 1, 1, device)
+@dataclass(frozen=True)
+class Measured:
+    """A training step with full queues on one worker.
+
+    Attributes:
+        parts: seconds of each part of the step, with the graph cut between them; medians.
+        flops: operations of the parts that convolve or multiply matrices.
+        whole: seconds of `train_step`; median.
+        best: operations a second that the device was seen to do at best, see `peak`.
+        memory: bytes that torch held at most on a GPU; 0 on a CPU.
+    """
+
+    parts: dict[str, float]
+    flops: dict[str, int]
+    whole: float
+    best: float
+    memory: int
+
+    @property
+    def of_the_peak(self) -> float:
+        """The whole step's operations a second, divided by `best`."""
+        return sum(self.flops.values()) / self.whole / self.best
+
+
+def measure(config: Config, device: torch.device, rounds: int) -> Measured:
+    """Time a step and its parts, in turns."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     with patch("ray.train.torch.get_device", lambda: device), patch("ray.train.torch.prepare_model", lambda m: m):
         state = TrainState(config, 10**6)
     assert state.objective.d2sm is not None
     rows, flops = rows_of(config, 0), {}
-    while state.objective.d2sm.matching.memory.fill < config.loss.queue_size:
-        train_step(state, rows[0], 0)
+    train_step(state, rows[0], 0)  # allocates the queues
+    fill(state.objective.d2sm.matching)
 
     def count(part: str) -> AbstractContextManager[Any]:
         flops[part] = FlopCounterMode(display=False)
@@ -141,22 +169,40 @@ def shares(name: str, device: torch.device, rounds: int) -> list[list[str]]:
         in_parts(state, rows[index % ROWS], clock, lambda _: nullcontext())
         taken.append(clock.parts())
         whole.append(seconds(lambda index=index: train_step(state, rows[index % ROWS], index), device))  # type: ignore[misc]
-    best = peak(device, torch.bfloat16 if config.train.precision == "bf16" else torch.float32)
-    parts = {part: median(time[part] for time in taken) for part in taken[0]}
-    total = sum(parts.values())
+    memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+    return Measured(
+        parts={part: median(time[part] for time in taken) for part in taken[0]},
+        flops={part: counter.get_total_flops() for part, counter in flops.items()},
+        whole=median(whole),
+        best=peak(device, torch.bfloat16 if config.train.precision == "bf16" else torch.float32),
+        memory=memory,
+    )
+
+
+def fill(loss: StatisticsMatching) -> None:
+    """Fill the queues with random rows: what they hold costs nothing."""
+    rings = loss.memory.rings
+    while loss.memory.fill < loss.queue_size:
+        count = min(64, loss.queue_size - loss.memory.fill)
+        clean = torch.randn(count, rings.shape[2], device=rings.device)
+        loss(clean + 0.3 * torch.randn_like(clean), clean)
+
+
+def shares(name: str, device: torch.device, rounds: int) -> list[list[str]]:
+    """Rows: the parts of a step on one worker with full queues, and how near the machine's peak they come."""
+    found = measure(settings(name, 1, 1, device), device, rounds)
+    total, counted = sum(found.parts.values()), sum(found.flops.values())
     made = []
-    for part, passed in parts.items():
-        done = flops[part].get_total_flops() if part in flops else 0
-        speed = [f"{done / 1e9:.3g}", f"{done / passed / 1e9:.3g}", f"{done / passed / best:.0%}"] if done else [""] * 3
-        made.append([part, ms(passed), f"{passed / total:.1%}", *speed])
-    counted = sum(flop.get_total_flops() for flop in flops.values())
-    step = median(whole)
+    for part, passed in found.parts.items():
+        done = found.flops.get(part, 0)
+        speed = [f"{done / 1e9:.3g}", f"{done / passed / 1e9:.3g}", f"{done / passed / found.best:.0%}"]
+        made.append([part, ms(passed), f"{passed / total:.1%}", *(speed if done else [""] * 3)])
     made.append(["parts together", ms(total), "", *[""] * 3])
     made.append(
-        ["train_step, whole", ms(step), "", f"{counted / 1e9:.3g}", f"{counted / step / 1e9:.3g}",
-         f"{counted / step / best:.0%}"]
+        ["train_step, whole", ms(found.whole), "", f"{counted / 1e9:.3g}", f"{counted / found.whole / 1e9:.3g}",
+         f"{found.of_the_peak:.0%}"]
     )  # fmt: skip
-    made.append(["large product or convolution", "", "", "", f"{best / 1e9:.3g}", "100%"])
+    made.append(["large product or convolution", "", "", "", f"{found.best / 1e9:.3g}", "100%"])
     return made
 
 

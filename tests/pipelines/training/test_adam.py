@@ -11,11 +11,11 @@ from torch import nn
 from pipelines.training.adam import adam, load
 from tests.helpers.equality import equal
 
+NEEDS_A_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
-@pytest.mark.parametrize("device, fused", [("cpu", None), ("cuda", True)])
+
+@pytest.mark.parametrize("device, fused", [("cpu", None), pytest.param("cuda", True, marks=NEEDS_A_GPU)])
 def test_fused_on_a_gpu(device: str, fused: bool | None) -> None:
-    if device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("needs a GPU")
     assert adam([nn.Parameter(torch.ones(2, device=device))], lr=0.1, betas=(0.9, 0.99)).defaults["fused"] is fused
 
 

@@ -73,6 +73,7 @@ def test_a_step_reads_nothing(name: str, parts: int, tmp_path: Path, monkeypatch
     assert {number.device for number in numbers.values()} == {meta}
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: copies and noise do not exist on meta")
 @pytest.mark.parametrize("name, parts", CASES)
 def test_a_step_on_a_gpu_waits_for_nothing(

@@ -1,0 +1,132 @@
+"""Trainings and evaluations as a user starts them: start-up, speed, two on one card, resume, precisions."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+
+from pipelines.recipes import recipe
+from pipelines.scenes import write_scenes
+from pipelines.training.loop import train_step
+from pipelines.training.state import TrainState
+from tests.benchmarks.step_parts import fill
+from tests.benchmarks.training import rows_of
+from tests.gpu.options import Options, options
+from tests.gpu.results import record
+
+LITE0 = {"loss.features": "efficientnet_lite0.blocks.4", "data.crop_size": 128, "train.batch_size": 16}
+LEVELS = "[25,35,50]"
+
+
+class Runs:
+    """Commands in a folder of their own, each on its own Ray."""
+
+    def __init__(self, folder: Path, given: Options) -> None:
+        self.folder, self.given = folder, given
+        self.steps = 24 if given.small else 300
+        self.log_every = 4 if given.small else 20
+        self.root = given.data or write_scenes(folder / "scenes", train=24, val=6, height=256, width=384)
+        name = "ffdnet_d2sm_cpu" if given.device.type == "cpu" else "ffdnet_d2sm_gpu"
+        small = {"data.crop_size": 64, "train.batch_size": 4, "model.width": 8, "model.depth": 3, "loss.queue_size": 64}
+        self.config = recipe(name).replace(
+            LITE0 | (small if given.small else {}) | {"train.num_workers": 1, "train.log_every": self.log_every}
+        )
+        self.config.save(folder / "config.yaml")
+
+    def train(self, name: str, *keys: str) -> subprocess.Popen[bytes]:
+        """Start a training."""
+        storage = self.folder / name
+        storage.mkdir(exist_ok=True)
+        keys = (f"train.name={name}", f"train.storage={storage}", f"data.root={self.root}", *keys)
+        keys = ("evaluate.segmenter=null", f"tracking.uri=sqlite:///{storage}/mlflow.db", *keys)
+        return self.start("train", "--config", str(self.folder / "config.yaml"), "--no-evaluate", "--quiet", *keys)
+
+    def start(self, *words: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-m", "cluster.cli", *words], cwd=self.folder, env=os.environ)
+
+    def logged(self, name: str) -> dict[int, tuple[float, float]]:
+        """Step: (time of the entry in seconds, loss)."""
+        with sqlite3.connect(self.folder / name / "mlflow.db") as store:
+            rows = store.execute("select step, timestamp, value from metrics where key = 'loss' order by step")
+            return {step: (stamp / 1e3, value) for step, stamp, value in rows}
+
+    def speed(self, name: str) -> float:
+        """Steps a second, from the third entry of the log to the last."""
+        entries = sorted(self.logged(name).items())[2:]
+        (first, (start, _)), (last, (end, _)) = entries[0], entries[-1]
+        return (last - first) / (end - start)
+
+
+def wait(*processes: subprocess.Popen[bytes]) -> None:
+    for process in processes:
+        if code := process.wait():
+            raise SystemExit(f"{' '.join(map(str, process.args))}: exit code {code}")  # type: ignore[arg-type]
+
+
+def plain(runs: Runs) -> float:
+    """Steps a second of the same step in a plain loop, its crops in memory."""
+    device = runs.given.device
+    with patch("ray.train.torch.get_device", lambda: device), patch("ray.train.torch.prepare_model", lambda m: m):
+        state = TrainState(runs.config.replace({"loss.features_weights": "random"}), 10**6)
+    rows = rows_of(runs.config, 0)
+    train_step(state, rows[0], 0)
+    if state.objective.d2sm is not None:
+        fill(state.objective.d2sm.matching)
+    count = 8 if runs.given.small else 100
+    for _ in range(2):  # the first round warms up
+        start = time.perf_counter()
+        for step in range(count):
+            train_step(state, rows[step % len(rows)], step)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    return count / (time.perf_counter() - start)
+
+
+def main() -> None:
+    given = options(__doc__)
+    with tempfile.TemporaryDirectory(prefix="d2sm-gpu-") as folder:
+        runs = Runs(Path(folder), given)
+        started = time.time()
+        wait(runs.train("first", f"train.max_steps={runs.steps}"))
+        first = min(stamp for step, (stamp, _) in runs.logged("first").items() if step >= runs.log_every)
+        record("runs", f"from the command to step {runs.log_every}, s", first - started)
+        record("runs", "training through Ray, steps a second", runs.speed("first"))
+        record("runs", "Ray Train to a plain loop, steps a second", runs.speed("first") / plain(runs))
+
+        for actors in (0, 1):
+            begun = time.time()
+            out = runs.folder / f"results-{actors}.json"
+            # Always the CPU's judges: without a segmenter PSNR and SSIM alone.
+            keys = [f"evaluate.actors={actors}", f"evaluate.sigmas={LEVELS}", "evaluate.segmenter=null"]
+            wait(runs.start("evaluate", "--out", str(out), "--quiet", str(runs.folder / "first/first"), *keys))
+            count = json.loads(out.read_text())["images"]
+            record("runs", f"evaluate, {count} photographs at 3 levels, actors {actors}: s", time.time() - begun)
+
+        # Side by side on one card, the same crops and noise in two precisions.
+        more = [f"train.max_steps={runs.steps // 2}"]
+        if given.device.type == "cuda":
+            more.append("train.gpus_per_worker=0.5")
+        kinds = ("fp32", "bf16")
+        wait(*(runs.train(kind, *more, f"train.precision={kind}") for kind in kinds))
+        record("runs", "two trainings on one device, steps a second together", sum(runs.speed(kind) for kind in kinds))
+        full, half = (runs.logged(kind) for kind in kinds)
+        differences = [abs(half[step][1] - loss) / loss for step, (_, loss) in full.items()]
+        record("runs", "bf16 against fp32: largest relative difference of a logged loss", max(differences))
+
+        begun = time.time()
+        wait(runs.train("first", f"train.max_steps={runs.steps + runs.log_every}"))
+        record("runs", f"resume for {runs.log_every} steps: s", time.time() - begun)
+        record("runs", "steps logged after the resume", max(runs.logged("first")))
+
+
+if __name__ == "__main__":
+    main()
