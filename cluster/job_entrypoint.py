@@ -19,7 +19,6 @@ def main(argv: Sequence[str]) -> int:
     from cluster.cli.main import main as run
     from cluster.cli.parser import parser
 
-    leaving.guard()
     cut = list(argv).index("--")
     options, verb = argv[:cut], list(argv[cut + 1 :])
     try:
@@ -45,4 +44,5 @@ def _evaluates(args: argparse.Namespace) -> bool:
 
 
 if __name__ == "__main__":
+    leaving.guard()  # not in `main`, whose caller may be a program of its own
     sys.exit(main(sys.argv[1:]))
