@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-
-from cluster.job_entrypoint import main
+from cluster.job_entrypoint import run_process
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_process()

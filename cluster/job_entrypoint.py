@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from pipelines.runtime import leaving
 from pipelines.text import one_line, show
@@ -43,6 +44,11 @@ def _evaluates(args: argparse.Namespace) -> bool:
     return not getattr(args, "no_evaluate", False)
 
 
-if __name__ == "__main__":
-    leaving.guard()  # not in `main`, whose caller may be a program of its own
+def run_process() -> NoReturn:
+    """Run this process's words, and end it. The guard is here, because a caller of `main` may have other work to do."""
+    leaving.guard()
     sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    run_process()

@@ -189,7 +189,7 @@ def check_names(name: str, alias: str = "", *, asked_by: str = "tracking.registe
         RegistryError: MLflow would not take it, or could not tell it from a version.
     """
     if not name.strip() or not name.isprintable() or re.search(r"[/@:]", name):
-        raise RegistryError(f"{asked_by}={name!r}: the registry takes no /, @ or : in a name; give one such as d2sm-ffdnet")
+        raise RegistryError(f"{asked_by}={name!r}: a name holds no /, @ or :; give one such as d2sm-ffdnet")
     if alias:
         _check_alias(alias)
 

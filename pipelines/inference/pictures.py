@@ -21,6 +21,7 @@ from pipelines.runs import checkpoint
 
 _GAP = 6  # white pixels between two images
 _LABEL = 15  # pixels: the size of the labels' font, smaller where the images are narrow
+LABELS = _LABEL + 7  # pixels: the height of the line of labels
 
 
 def draw(bundle: Path, config: Config, folder: Path, segmenter: nn.Module | None) -> list[Path]:
@@ -78,7 +79,7 @@ def labelled(picture: NDArray[np.uint8], labels: list[str]) -> NDArray[np.uint8]
     fits = (width - 2 * _GAP) / max(font.getlength(label) for label in labels)
     if fits < 1:
         font = ImageFont.load_default(max(7.0, _LABEL * fits))  # a smaller one could not be read
-    strip = Image.new("RGB", (picture.shape[1], _LABEL + 7), "white")
+    strip = Image.new("RGB", (picture.shape[1], LABELS), "white")
     for column, label in enumerate(labels):
         ImageDraw.Draw(strip).text((column * width + 2, 3), label, fill="black", font=font)
     return np.concatenate([np.asarray(strip), picture])

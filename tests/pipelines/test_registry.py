@@ -111,7 +111,7 @@ def test_a_version_says_what_it_is(first: Record) -> None:
     expected = {
         "recipe": "demo",
         "backbone": "ffdnet width=8 depth=3",
-        "objective": "1 L1 + 1 D2SM",
+        "objective": "1 L1 + 10 D2SM",
         "phi": "vgg19.conv5_4",
         "segmenter": "espnet-camvid",
         "commit": "abc123",

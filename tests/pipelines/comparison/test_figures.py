@@ -193,7 +193,7 @@ def test_queue_sizes_side_by_side_and_bad_input(
     folders: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     both = map(str, folders[2:])
-    assert main(["figures", *both, "--only", "convergence", "--out", str(tmp_path)]) == 0
+    assert main(["figures", "--trust", *both, "--only", "convergence", "--out", str(tmp_path)]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["convergence.png", "convergence.svg"]
     text = (tmp_path / "convergence.svg").read_text()
     for shown in ("queue_size=512 (1 seed)", "queue_size=1024 (1 seed)", "D2SM loss relative to queue_size=512, %"):

@@ -18,7 +18,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
 
 def item(root: Path, layout: str) -> dict[str, object]:
-    return index(root, "val", layout=layout).to_pylist()[0]
+    return index(root, "val", layout=layout, hold_out=False).to_pylist()[0]
 
 
 def test_each_level_is_seeded_by_the_name(tmp_path: Path) -> None:
