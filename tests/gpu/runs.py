@@ -32,7 +32,7 @@ class Runs:
 
     def __init__(self, folder: Path, given: Options) -> None:
         self.folder, self.given = folder, given
-        self.steps = 24 if given.small else 300
+        self.steps = 24 if given.small else 600
         self.log_every = 4 if given.small else 20
         self.root = given.data or write_scenes(folder / "scenes", train=24, val=6, height=256, width=384)
         name = "ffdnet_d2sm_cpu" if given.device.type == "cpu" else "ffdnet_d2sm_gpu"
