@@ -223,10 +223,26 @@ class RunFolder:
             shutil.rmtree(folder)
         return left
 
-    def prune(self, keep: int) -> None:
-        """Remove all but the newest complete checkpoints, on this disk and at the URI. Raises RemoteError."""
+    def prune(self, keep: int, intact: set[str] | None = None) -> None:
+        """Remove all but the newest complete checkpoints, on this disk and at the URI.
+
+        Args:
+            keep: how many stay.
+            intact: names of checkpoints that this process wrote or has found complete; others that are found so are
+                added. Those named are not read again, since the digests of a large one take seconds.
+
+        Raises:
+            RemoteError: the URI cannot be read or written.
+        """
+        known = set() if intact is None else intact
+
+        def is_complete(name: str) -> bool:
+            if name not in known and checkpoint.is_complete(self.path / name):
+                known.add(name)
+            return name in known
+
         found = [folder.name for folder in names.checkpoints(self.path)]
-        for name in names.outdated(found, lambda name: checkpoint.is_complete(self.path / name), keep):
+        for name in names.outdated(found, is_complete, keep):
             shutil.rmtree(self.path / name)
         if self.uri:
             storage.prune(self.uri, keep)

@@ -30,6 +30,7 @@ class CheckpointWriter:
 
     def __init__(self, folder: RunFolder, keep: int) -> None:
         self.folder, self.keep = folder, keep
+        self._intact: set[str] = set()  # names of checkpoints, see RunFolder.prune
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
 
@@ -85,8 +86,9 @@ class CheckpointWriter:
             # A folder of this name does not count, or training would have resumed from it.
             with files.replacing(path / name, temporary=path / f".{name}") as unfinished:
                 checkpoint.write(unfinished, **parts)
+            self._intact.add(name)
             self.folder.push(path / name)
-            self.folder.prune(self.keep)
+            self.folder.prune(self.keep, self._intact)
         except Exception as error:
             self._error = error
 

@@ -12,6 +12,7 @@ import torch
 from pipelines.runs import checkpoint
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.writer import CheckpointWriter, copied
+from pipelines.runtime import files
 from tests.helpers.checkpoints import kept, parts
 
 
@@ -41,6 +42,23 @@ def test_the_newest_stay_and_parts_of_a_killed_writer_go(tmp_path: Path) -> None
     (tmp_path / ".step-00000001").mkdir()
     kept(str(tmp_path), 1, 2, 3, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
+
+
+def test_checkpoints_that_stay_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each file is read once for its digest, when it is written; one that was there before, once more."""
+    kept(str(tmp_path), 1)
+    read: list[str] = []
+    sha256 = files.sha256
+
+    def counted(path: Path) -> str:
+        read.append(path.parent.name)
+        return sha256(path)
+
+    monkeypatch.setattr(files, "sha256", counted)
+    kept(str(tmp_path), 2, 3, 4, keep=4)
+    assert {name: read.count(name) for name in read} == {
+        "step-00000001": 4, ".step-00000002": 4, ".step-00000003": 4, ".step-00000004": 4,
+    }  # fmt: skip
 
 
 def test_an_incomplete_one_of_the_same_step_is_replaced(tmp_path: Path) -> None:
