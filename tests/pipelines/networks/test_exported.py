@@ -7,6 +7,7 @@ import json
 import pickle
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -205,11 +206,10 @@ def test_the_attacks_are_real(kind: str, small: Path, tmp_path: Path) -> None:
         config = "data/constants/model_constants_config.json"
         edit = edited(lambda tree: tree["config"].update({"planted": constant}), config)
         path = changed(path, tmp_path / "listed.pt2", edit)
-    try:  # it may fail afterwards
-        torch.export.load(path).module()(torch.rand(1, 3, 16, 24))
-    except Exception as error:
-        if "Unsupported constant type" in str(error):
+        if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13):
             pytest.skip("this version of torch reads no pickled constants")
+    with suppress(Exception):  # it may fail afterwards
+        torch.export.load(path).module()(torch.rand(1, 3, 16, 24))
     assert (tmp_path / "ran").exists()
 
 
