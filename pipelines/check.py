@@ -141,6 +141,7 @@ class _Run:
         self.config = config
         self.training: pa.Table | None = None
         self.fingerprint = ""
+        self.evaluation: pa.Table | None = None
         self.subject: Subject | None = None
 
     def checks(self, evaluates: bool) -> Iterator[tuple[str, Iterable[Answer]]]:
@@ -193,7 +194,7 @@ class _Run:
             return ""
 
     def _evaluation(self) -> Iterator[Answer]:
-        items = splits.evaluation_images(self.config)
+        self.evaluation = items = splits.evaluation_images(self.config)
         yield f"{items.num_rows} photographs, split {self.config.data.val_split or 'all'}"
 
     def _folder(self) -> Iterator[Answer]:
@@ -251,16 +252,17 @@ class _Run:
         from pipelines.tracking.segmenter import evaluation_segmenter
 
         name = self.config.evaluate.segmenter
-        try:
-            self.subject = evaluate.check(self.config)
-        except DataError as error:
-            yield error
+        if self.evaluation is not None:
             try:
-                evaluation_segmenter(self.config)
-            except SegmenterError as other:
-                yield SegmenterError(f"evaluate.segmenter={name}: {other}; or set evaluate.segmenter=none")
-            return
-        yield name or "none, so PSNR and SSIM are measured, and no MIoU"
+                self.subject = evaluate.check(self.config, self.evaluation)
+                yield name or "none, so PSNR and SSIM are measured, and no MIoU"
+                return
+            except DataError as error:
+                yield error
+        try:  # without images to measure, the segmenter alone
+            evaluation_segmenter(self.config)
+        except SegmenterError as other:
+            yield SegmenterError(f"evaluate.segmenter={name}: {other}; or set evaluate.segmenter=none")
 
     def _resources(self) -> Iterator[Answer]:
         from pipelines.runtime import resources

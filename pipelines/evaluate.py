@@ -65,8 +65,11 @@ class Subject:
     notes: tuple[str, ...]
 
 
-def check(config: Config) -> Subject:
+def check(config: Config, images: pa.Table | None = None) -> Subject:
     """Check what the evaluation of a configuration needs: its images, labels and segmenter. Starts nothing.
+
+    Args:
+        images: what `splits.evaluation_images` gave for this configuration; None: they are looked for here.
 
     Raises:
         DataError: no such split, no images, labels that are missing or no label ids, or an image too small to be
@@ -74,7 +77,7 @@ def check(config: Config) -> Subject:
         SegmenterError: the segmenter, or its weights, cannot be loaded.
         EvaluationError: no GPU for an evaluation in this process.
     """
-    items, skipped = _large_enough(config, evaluation_images(config))
+    items, skipped = _large_enough(config, evaluation_images(config) if images is None else images)
     segmenter = None
     if config.evaluate.segmenter:
         try:
