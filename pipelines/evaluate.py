@@ -10,28 +10,26 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 import ray
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from d2sm import metrics
-from d2sm.inference import restore
 from pipelines import registry
 from pipelines.config import Config
 from pipelines.data import index, shards
 from pipelines.data.images import DataError, ImageError, LabelError, read_labels
 from pipelines.data.splits import evaluated_part_line, evaluation_images
-from pipelines.inference import samples
+from pipelines.inference.measuring import SKIPPED, Measurement, Measurer, confusion_of, score
 from pipelines.inference.pictures import spread
-from pipelines.inference.tiling import tile_for
 from pipelines.networks import segmenters
 from pipelines.networks.segmenters import SegmenterError
 from pipelines.runs import checkpoint
-from pipelines.runs.results import EvaluationError, ImageRow, ImageScore, Results, Score, convention
+from pipelines.runs.results import EvaluationError, ImageRow, ImageScore, Results, convention
 from pipelines.runs.trust import check_config
 from pipelines.runtime import resources, session
 from pipelines.runtime.progress import Line
@@ -219,41 +217,19 @@ def evaluate(
     return _summary(config, found, subject)
 
 
-SKIPPED = "skipped"
-
-
-class Measurement(TypedDict):
-    """What was measured of one version of one image.
-
-    kind is "clean", "noisy" or "restored"; level is the noise level's name, "" for clean. psnr and ssim compare it with
-    the clean image, and are nan for that itself. confusion holds the counts of `metrics.confusion`, flat; all are 0
-    without label or segmenter. tile is the side of the tiles it was restored in, 0 for a whole image. An image that
-    cannot be read has one measurement, of the kind `SKIPPED`: why says what is wrong with it.
-    """
-
-    name: str
-    kind: str
-    level: str
-    tile: int
-    psnr: float
-    ssim: float
-    confusion: list[int]
-    why: str
-
-
 def measurements(network: nn.Module, config: Config, items: pa.Table) -> Iterator[Measurement]:
     """Measure every version of every image, image after image, in the order in which they are done."""
     if not config.evaluate.actors:
         with torch_threads(config.evaluate.threads):
-            evaluator = _Evaluator(network, config)
+            measurer = _measurer(network, config)
             for item in items.to_pylist():
-                yield from evaluator.measure(item)
+                yield from measurer.item(item)
         return
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     context.raise_original_map_exception = True  # Ray would otherwise pass on the text of an error alone
     pool = ray.data.from_arrow([items.slice(i, 1) for i in range(items.num_rows)]).map_batches(
-        _Evaluator,
+        _Actor,
         fn_constructor_kwargs={"network": network, "config": config},
         batch_size=1,
         batch_format="numpy",
@@ -265,64 +241,25 @@ def measurements(network: nn.Module, config: Config, items: pa.Table) -> Iterato
         yield cast(Measurement, row)
 
 
-class _Evaluator:
-    """An actor: it loads the network and the segmenter once and measures one image at a time."""
+class _Actor:
+    """An actor of Ray Data: it loads the segmenter once and measures one image at a time."""
 
     def __init__(self, network: nn.Module, config: Config) -> None:
-        evaluate = config.evaluate
-        torch.set_num_threads(evaluate.threads)
-        self.device = torch.device("cuda" if evaluate.use_gpu else "cpu")
-        self.config, self.model = config, network.to(self.device)
-        segmenter = evaluation_segmenter(config)
-        self.segmenter = segmenter.to(self.device) if segmenter else None
-        # Actors that share the memory of this machine, or of this GPU.
-        actors = max(1, evaluate.actors)
-        self.sharing = min(actors, int(1 // config.train.gpus_per_worker)) if evaluate.use_gpu else actors
+        torch.set_num_threads(config.evaluate.threads)
+        self.measurer = _measurer(network, config)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
         """Measure a batch of one item, as Ray Data hands it over."""
-        found = self.measure({column: values[0] for column, values in batch.items()})
+        found = self.measurer.item({column: values[0] for column, values in batch.items()})
         return {key: [one[key] for one in found] for key in Measurement.__annotations__}  # type: ignore[literal-required]
 
-    def measure(self, item: Mapping[str, Any]) -> list[Measurement]:
-        """Measure the clean image, and for each noise level the noisy and the restored one."""
-        try:
-            sample = samples.load(self.config, item, labels=self.segmenter is not None)
-        except ImageError as error:
-            if self.config.data.bad_images == "stop" or isinstance(error, LabelError):
-                raise
-            nan, why = float("nan"), str(error)
-            return [
-                Measurement(
-                    name=item["name"], kind=SKIPPED, level="", tile=0, psnr=nan, ssim=nan, confusion=[0], why=why
-                )
-            ]
-        similarity = metrics.Similarity(sample.clean[0])
 
-        def measured(kind: str, level: str, image: Tensor, tile: int | None = None) -> Measurement:
-            image, compare = image.clamp(0, 1), kind != "clean"
-            confusion = torch.zeros(len(metrics.CLASSES), len(metrics.CLASSES), dtype=torch.int64)
-            if sample.label is not None and self.segmenter is not None:
-                seen = segmenters.classes(self.segmenter, image.to(self.device))[0].cpu()
-                confusion = metrics.confusion(seen, sample.label)
-            return {
-                "name": sample.name,
-                "kind": kind,
-                "level": level,
-                "tile": tile or 0,
-                "psnr": metrics.psnr(image[0], sample.clean[0]) if compare else float("nan"),
-                "ssim": similarity(image[0]) if compare else float("nan"),
-                "confusion": confusion.flatten().tolist(),
-                "why": "",
-            }
-
-        found = [measured("clean", "", sample.clean)]
-        for level, sigma, noisy in sample.noisy:
-            tile = tile_for(self.model, noisy, self.config.evaluate.tile, sharing=self.sharing)
-            restored = restore(self.model, noisy.to(self.device), sigma, tile=tile).cpu()
-            found.append(measured("noisy", level, noisy))
-            found.append(measured("restored", level, restored, tile))
-        return found
+def _measurer(network: nn.Module, config: Config) -> Measurer:
+    evaluate, actors = config.evaluate, max(1, config.evaluate.actors)
+    # Actors that share the memory of this machine, or of this GPU.
+    sharing = min(actors, int(1 // config.train.gpus_per_worker)) if evaluate.use_gpu else actors
+    device = torch.device("cuda" if evaluate.use_gpu else "cpu")
+    return Measurer(config, network, evaluation_segmenter(config), device=device, sharing=sharing)
 
 
 def _summary(config: Config, found: Sequence[Measurement], subject: Subject) -> Results:
@@ -340,26 +277,10 @@ def _summary(config: Config, found: Sequence[Measurement], subject: Subject) -> 
     levels.sort(key=lambda level: float(level) if level != "pair" else 0)
     segmented = bool(subject.segmenter)
 
-    def confusion(chosen: Sequence[Measurement]) -> Tensor:
-        counts = np.sum([one["confusion"] for one in chosen], axis=0)
-        return torch.tensor(counts).view(len(metrics.CLASSES), len(metrics.CLASSES))
-
-    def score(kind: str, level: str) -> Score:
-        of_it = [one for one in found if one["kind"] == kind and one["level"] == level]
-        counts = confusion(of_it)
-        iou = dict(zip(metrics.CLASSES, metrics.iou(counts).tolist(), strict=True))
-        compared = kind != "clean"
-        return Score(
-            psnr=float(np.mean([one["psnr"] for one in of_it])) if compared else None,
-            ssim=float(np.mean([one["ssim"] for one in of_it])) if compared else None,
-            miou=metrics.miou(counts) if segmented else None,
-            iou=iou if segmented else {},
-        )
-
     def row(name: str, of_it: Sequence[Measurement]) -> ImageRow:
         scores: dict[str, dict[str, ImageScore]] = {"clean": {}, "noisy": {}, "restored": {}}
         for one in of_it:
-            miou = metrics.miou(confusion([one])) if segmented else None
+            miou = metrics.miou(confusion_of([one])) if segmented else None
             scores[one["kind"]][one["level"]] = ImageScore(one["psnr"], one["ssim"], miou)
         noisy, restored = ({level: scores[kind][level] for level in levels} for kind in ("noisy", "restored"))
         return ImageRow(name, noisy, restored, scores["clean"][""])
@@ -372,9 +293,9 @@ def _summary(config: Config, found: Sequence[Measurement], subject: Subject) -> 
         data=index.fingerprint(measured) if damaged else subject.data,
         segmenter=subject.segmenter,
         convention=convention(config.noise.degradation),
-        noisy={level: score("noisy", level) for level in levels},
-        restored={level: score("restored", level) for level in levels},
-        clean=score("clean", ""),
+        noisy={level: score(found, "noisy", level, segmented=segmented) for level in levels},
+        restored={level: score(found, "restored", level, segmented=segmented) for level in levels},
+        clean=score(found, "clean", "", segmented=segmented),
         weights=subject.weights,
         skipped={**subject.skipped, **damaged},
         rows=rows,
