@@ -7,6 +7,7 @@ Networks and their layers, in the order in which they run (named as torchvision'
 * ``alexnet``: conv1, relu1, pool1, conv2, relu2, pool2, conv3, relu3, conv4, relu4, conv5, relu5, pool5.
 * ``efficientnet_lite0``: conv_stem, bn1 (and its ReLU6), blocks.0 ... blocks.6. blocks.4: stride 16, 112 ch.
 * ``squeezenet1_0``: conv1, relu1, pool1, fire2, fire3, fire4, pool4, fire5 ... fire8, pool8, fire9.
+* ``squeezenet1_1``: conv1, relu1, pool1, fire2, fire3, pool3, fire4, fire5, pool5, fire6 ... fire9.
 """
 
 from __future__ import annotations
@@ -258,6 +259,7 @@ def installed_weights(network: str) -> Path:
         "vgg16": "vgg16-397923af.pth",
         "alexnet": "alexnet-owt-7be5be79.pth",
         "squeezenet1_0": "squeezenet1_0-b66bff10.pth",
+        "squeezenet1_1": "squeezenet1_1-b8a52dc0.pth",
     }[network]
     path = Path(torch.hub.get_dir()) / "checkpoints" / file
     if not path.is_file():
@@ -301,10 +303,12 @@ def _alexnet() -> Built:
     return whole, dict(zip(names, whole.features, strict=True)), IMAGENET
 
 
-def _squeezenet() -> Built:
-    whole = _torchvision("squeezenet1_0")
-    names = ["conv1", "relu1", "pool1", "fire2", "fire3", "fire4", "pool4"]
-    names += ["fire5", "fire6", "fire7", "fire8", "pool8", "fire9"]
+def _squeezenet(name: str, pooled: Sequence[int]) -> Built:
+    """Version 1.0 or 1.1, which differ in the fire modules that are followed by pooling."""
+    whole = _torchvision(name)
+    names = ["conv1", "relu1", "pool1"]
+    for index in range(2, 10):
+        names += [f"fire{index}"] + ([f"pool{index}"] if index in pooled else [])
     return whole, dict(zip(names, whole.features, strict=True)), IMAGENET
 
 
@@ -321,5 +325,6 @@ NETWORKS: dict[str, Callable[[], Built]] = {
     "vgg16": partial(_vgg, "vgg16"),
     "alexnet": _alexnet,
     "efficientnet_lite0": _lite0,
-    "squeezenet1_0": _squeezenet,
+    "squeezenet1_0": partial(_squeezenet, "squeezenet1_0", (4, 8)),
+    "squeezenet1_1": partial(_squeezenet, "squeezenet1_1", (3, 5)),
 }

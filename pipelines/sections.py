@@ -221,10 +221,14 @@ class Loss(_Weights):
         (), "layers of Phi's network to compare; empty: the layer of loss.features", effect="results"
     )
     contextual_bandwidth: float = setting(0.5, "bandwidth h of the contextual loss", effect="results", gt=0)
-    lpips_trunk: Literal["vgg16", "alexnet"] = setting(
+    lpips_trunk: Literal["vgg16", "alexnet", "squeezenet1_1"] = setting(
         "vgg16", "network whose features LPIPS compares", effect="results"
     )
-    lpips_heads: str | None = setting(None, "file with LPIPS's published linear layers for this trunk", effect="place")
+    lpips_heads: str | None = setting(
+        None,
+        "file with LPIPS's linear layers for this trunk; null: the published ones, which torchmetrics holds",
+        effect="place",
+    )
     lpips_weights: str | None = setting(
         None, "file with the trunk's weights; null: torchvision's cache", effect="place"
     )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from d2sm import D2SMLoss
 from d2sm.objectives import LPIPS, TERMS, Adversarial, Contextual, CrossEntropy, Perceptual, Term
-from pipelines.config import Config, ConfigError
+from pipelines.config import Config
 from pipelines.networks.features import check_patch_size
 from pipelines.sections import Loss
 from pipelines.tracking.segmenter import load_segmenter, segmenter_store
@@ -137,12 +137,6 @@ def _contextual(config: Loss) -> Contextual:
 
 
 def _lpips(config: Loss) -> LPIPS:
-    if not config.lpips_heads:
-        file = {"vgg16": "vgg.pth", "alexnet": "alex.pth"}[config.lpips_trunk]
-        raise ConfigError(
-            f"loss.lpips={config.terms['lpips']:g}: needs LPIPS's linear heads; give loss.lpips_heads=FILE (its "
-            f"authors publish {file} for {config.lpips_trunk})"
-        )
     return LPIPS(config.lpips_heads, config.lpips_trunk, weights=config.lpips_weights)
 
 

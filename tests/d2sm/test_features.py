@@ -63,6 +63,7 @@ def write(path: Path, state: object) -> Path:
         ("squeezenet1_0.conv1", 2, 96),
         ("squeezenet1_0.fire8", 8, 512),
         ("squeezenet1_0.fire9", 16, 512),
+        ("squeezenet1_1.fire5", 8, 256),
     ],
 )
 def test_stride_and_channels(name: str, stride: int, channels: int) -> None:

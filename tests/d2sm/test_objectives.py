@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torchmetrics.functional.image import lpips as torchmetrics_lpips
 
 from d2sm import metrics
 from d2sm.features import features
@@ -23,7 +26,7 @@ from d2sm.objectives import (
     Perceptual,
     SSIMLoss,
 )
-from d2sm.objectives.lpips import CHANNELS, LAYERS
+from d2sm.objectives.lpips import CHANNELS, LAYERS, Trunk, installed_heads
 from d2sm.objectives.segmentation import ABSENT
 from tests.helpers.objectives import images, write_heads
 
@@ -108,7 +111,47 @@ def test_lpips_has_a_gradient_where_all_channels_are_zero(heads: Path) -> None:
     assert restored.grad is not None and torch.isfinite(restored.grad).all()
 
 
-@pytest.mark.parametrize("trunk", ["vgg16", "alexnet"])
+@pytest.mark.parametrize(("trunk", "net"), [("vgg16", "vgg"), ("alexnet", "alex"), ("squeezenet1_1", "squeeze")])
+def test_lpips_is_that_of_torchmetrics(trunk: Trunk, net: str) -> None:
+    """The same random trunk in both, the published heads in both: values and gradients to 1e-6."""
+    loss = LPIPS(trunk=trunk, weights="random")
+    theirs: Any = torchmetrics_lpips._LPIPS(net=net, pnet_rand=True)
+    own = [part for part in loss.layers.modules() if isinstance(part, nn.Conv2d)]
+    others = [part for part in theirs.net.modules() if isinstance(part, nn.Conv2d)]
+    for a, b in zip(own, others[: len(own)], strict=True):
+        b.load_state_dict(a.state_dict())
+    restored, clean = images(2, 96, 112)
+    x, y = (restored.clone().requires_grad_() for _ in range(2))
+    found, wanted = loss.distances(x, clean), theirs(y, clean, normalize=True).flatten()
+    assert wanted.min() > 1e-3
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+    assert loss(x, clean).item() == pytest.approx(wanted.mean().item(), abs=1e-6)
+    loss(x, clean).backward()
+    wanted.mean().backward()
+    assert x.grad is not None and y.grad is not None and y.grad.norm() > 1e-4
+    assert (x.grad - y.grad).norm() < 1e-6 * y.grad.norm().clamp(min=1)
+
+
+def test_lpips_reads_its_heads_without_importing_the_package_that_holds_them() -> None:
+    code = (
+        "import sys; from d2sm.objectives.lpips import _read, installed_heads; "
+        "_read(installed_heads('alexnet'), 'alexnet'); print('torchmetrics' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]
+
+
+def test_lpips_without_the_package_of_its_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.delitem(sys.modules, "torchmetrics", raising=False)
+    with pytest.raises(ValueError, match=r"heads: .*vgg16 .*pip install torchmetrics.*vgg\.pth") as error:
+        installed_heads("vgg16")
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="trunk='vgg19'.*squeezenet1_1"):
+        LPIPS(trunk="vgg19", weights="random")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("trunk", ["vgg16", "alexnet", "squeezenet1_1"])
 def test_lpips_trunks_have_the_channels_of_their_heads(trunk: Any) -> None:
     assert [features(f"{trunk}.{layer}", weights="random").channels for layer in LAYERS[trunk]] == list(CHANNELS[trunk])
 

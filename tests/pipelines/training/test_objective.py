@@ -109,7 +109,7 @@ def test_perceptual_and_contextual_stand_at_phis_layer_unless_told() -> None:
 @pytest.mark.parametrize(
     "weights, words",
     [
-        ({"lpips": 1}, r"loss.lpips=1: needs LPIPS's linear heads; give loss.lpips_heads=FILE .*vgg.pth for vgg16"),
+        ({"lpips": 1}, "features: no weights of vgg16 at .*vgg16-397923af.pth"),
         ({"lpips": 1, "lpips_heads": "/none.pth"}, "/none.pth cannot be read"),
         ({"perceptual": 1, "perceptual_layers": ["conv5_4"]}, "squeezenet1_0 has no layer 'conv5_4'"),
         ({"cross_entropy": 1, "segmenter": "espnet-camvid"}, "segmenter espnet-camvid needs weights"),
