@@ -19,7 +19,7 @@ ROOMS = (
     "config", "networks", "runtime", "data", "scenes", "runs", "inference", "tracking", "training", "comparison",
     "verbs",
 )  # fmt: skip
-CONFIG = ("config", "sections", "recipes", "secrets", "text", "parsing")
+CONFIG = ("config", "sections", "recipes", "secrets", "text", "parsing", "callables")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 HEAVY = {"ray", "mlflow", "pandas", "pydantic", "skimage", "timm"}

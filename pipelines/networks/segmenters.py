@@ -8,7 +8,6 @@ does. Registered networks ("models:/name@alias") are loaded by `pipelines.tracki
 from __future__ import annotations
 
 import hashlib
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from d2sm.metrics import CLASSES
 from d2sm.models import ESPNet
 from d2sm.objectives.segmentation import ABSENT
 from d2sm.weights import WeightsError, read_safetensors, read_state_dict
+from pipelines.callables import import_callable, is_imported
 from pipelines.text import did_you_mean, more, one_line
 
 _MOST_BLOCKS = 64  # of an ESPNet, of each kind; the published ones have 2 and 8
@@ -90,11 +90,6 @@ def fingerprint(segmenter: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def is_imported(name: str) -> bool:
-    """Whether a segmenter's name is Python to import, "module:callable", which runs whatever it says."""
-    return ":" in name and "/" not in name
 
 
 def load(name: str, *, weights: str | Path | None = None, resize: bool = True) -> nn.Module:
@@ -215,14 +210,7 @@ def _state(name: str, path: Path) -> dict[str, Tensor]:
 
 
 def _imported(name: str, path: Path | None) -> nn.Module:
-    module_name, _, attribute = name.partition(":")
-    try:
-        build = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise SegmenterError(f"segmenter={name!r} cannot be imported: {one_line(error)}") from error
-    if not callable(build):
-        raise SegmenterError(f"segmenter={name!r} is a {type(build).__name__}: needs a callable")
-    segmenter = build(weights=path)
+    segmenter = import_callable(name, asked_by=f"segmenter={name!r}", error=SegmenterError)(weights=path)
     if not isinstance(segmenter, nn.Module):
         raise SegmenterError(f"segmenter={name!r} returned a {type(segmenter).__name__}: needs a torch module")
     return checked(name, segmenter.eval())

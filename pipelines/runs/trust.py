@@ -12,8 +12,8 @@ from collections.abc import Collection
 from pathlib import Path
 
 from pipelines import parsing
+from pipelines.callables import is_imported
 from pipelines.config import Config, ConfigError, keys_with_code
-from pipelines.networks.segmenters import is_imported
 from pipelines.runs.folder import INFO
 from pipelines.runtime import provenance
 

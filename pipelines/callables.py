@@ -1,0 +1,45 @@
+"""Python that a configuration names: "module:callable", imported when it is needed.
+
+Whether a configuration that somebody else wrote may name any is decided by `pipelines.runs.trust`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from pipelines.text import one_line
+
+
+def is_imported(name: object) -> bool:
+    """Whether a name is Python to import, "module:callable", which runs whatever it says."""
+    return isinstance(name, str) and ":" in name and "/" not in name
+
+
+def import_callable(name: str, *, asked_by: str, error: type[ValueError]) -> Callable[..., Any]:
+    """Import what a name stands for.
+
+    Its module is looked for where Python looks, and in the current folder last, as Ray's workers do.
+
+    Args:
+        name: "module:callable".
+        asked_by: the beginning of the message, such as "model.name=mine:network".
+        error: type of the error.
+
+    Raises:
+        error: it cannot be imported, or is nothing to call. One line.
+    """
+    module_name, _, attribute = name.partition(":")
+    if (here := os.getcwd()) not in sys.path and "" not in sys.path:
+        sys.path.append(here)
+    try:
+        found = getattr(importlib.import_module(module_name), attribute)
+    except Exception as reason:  # somebody else's module may raise anything
+        remedy = "correct the name, or put the folder of its module on PYTHONPATH"
+        raise error(f"{asked_by} cannot be imported: {one_line(reason)}; {remedy}") from reason
+    if not callable(found):
+        raise error(f"{asked_by} is a {type(found).__name__}: needs a callable")
+    return found
