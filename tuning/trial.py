@@ -119,7 +119,7 @@ class Trial(tune.Trainable):
         """Save the trial's position and a copy of its run's checkpoint, which the run itself will remove in time."""
         position = {"number": self.number, "name": self.name, "rung": self.rung}
         (Path(checkpoint_dir) / "place.json").write_text(json.dumps(position))
-        last = checkpoint.resolve(self.folder / self.name)
+        last = _last(self.folder / self.name)
         shutil.copytree(last, Path(checkpoint_dir) / last.name)
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
@@ -133,7 +133,7 @@ class Trial(tune.Trainable):
         # Another trial's: a new run of this trial begins with that checkpoint.
         generation = 1 + sum(1 for _ in self.folder.glob(f"{trial_name(self.number)}-from-*"))
         self.name = f"{trial_name(self.number)}-from-{position['name'].split('-')[0]}-{generation}"
-        last, run_dir = checkpoint.resolve(checkpoint_dir), self.folder / self.name
+        last, run_dir = _last(Path(checkpoint_dir)), self.folder / self.name
         run_dir.mkdir(parents=True)
         self.configuration().save(run_dir / checkpoint.CONFIG)
         shutil.copytree(last, run_dir / last.name)
@@ -180,6 +180,11 @@ class Trial(tune.Trainable):
 
         _retried(send)
         return metrics | results.flat()
+
+
+def _last(folder: Path) -> Path:
+    """The checkpoint to train on from, which need not be the best one. Raises CheckpointError: there is none."""
+    return checkpoint.latest(folder) or checkpoint.resolve(folder)  # which says why there is none
 
 
 def _retried(action: Callable[[], T]) -> T:

@@ -132,7 +132,9 @@ def read_run(folder: str | Path, *, trust: bool = False) -> FinishedRun:
 
     Raises:
         RemoteError: the URI cannot be read.
-        RunsError: not a run's folder, not trained to its last step, or not evaluated there.
+        RunsError: not a run's folder, not trained to its last step, or not evaluated there (at its best step, if
+            `train.best` selects it).
+        CheckpointError: the checkpoint of the best step is missing.
     """
     run = RunFolder.at(folder if storage.is_uri(folder) else Path(folder).expanduser().absolute()).refresh()
     last = run.latest()
@@ -142,9 +144,12 @@ def read_run(folder: str | Path, *, trust: bool = False) -> FinishedRun:
     if not meta.get("final"):
         of = f" of {meta['steps']}" if "steps" in meta else ""
         raise RunsError(f"{run.path}: stopped at step {checkpoint.step(last)}{of}; train it to its last step first")
-    info, step = run.read_info(), checkpoint.step(last)
+    selected = run.selected()
+    assert selected is not None  # there is a last one
+    info, step = run.read_info(), checkpoint.step(selected)
     if not run.results_file.exists() or info.get("evaluated", step) != step:
-        raise RunsError(f"{run.path}: its last step is not evaluated; run `d2sm evaluate {run.path}`")
+        which = "last step" if selected == last else f"best step, {step},"
+        raise RunsError(f"{run.path}: its {which} is not evaluated; run `d2sm evaluate {run.path}`")
     return FinishedRun(
         run.path,
         configs.load(last / checkpoint.CONFIG),

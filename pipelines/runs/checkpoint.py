@@ -4,7 +4,8 @@
     config.yaml         the configuration of the run
     state.pt            what training resumes from: weights, EMA, optimizer, schedule, queues, random generators
     log.json            the latest log entries, and the running sums of the next one
-    meta.json           step, epoch, commit, fingerprint of the data, and size and SHA-256 of every other file
+    meta.json           step, epoch, commit, fingerprint of the data, the best checkpoint so far (`train.best`), and
+                        size and SHA-256 of every other file
 
 A checkpoint is complete when every file has the size and the digest that meta.json names; one written before there were
 digests, when the sizes agree. model.safetensors, config.yaml and meta.json make a bundle: enough to use the model, and
@@ -35,6 +36,7 @@ from pipelines import parsing
 from pipelines.config import Config
 from pipelines.networks.models import build
 from pipelines.runs import integrity, names, storage
+from pipelines.runs.best import Best
 from pipelines.runtime import files
 from pipelines.text import more, one_line, printable
 
@@ -58,6 +60,7 @@ class _Meta(TypedDict, total=False):
     steps: int
     step: int
     final: bool
+    best: Best
 
 
 class CheckpointError(ValueError):
@@ -161,6 +164,39 @@ def latest(run_dir: Path) -> Path | None:
     return None
 
 
+def best(folder: Path) -> Best | None:
+    """The best checkpoint up to this one by `train.best`, as its meta.json names it; None: training selects none.
+
+    Raises:
+        CheckpointError: the folder is no checkpoint.
+    """
+    return Best.named_in(meta(folder), folder / META, CheckpointError)
+
+
+def selected(run_dir: Path) -> Path | None:
+    """The checkpoint in a run's folder whose weights are the run's model; None: there is none.
+
+    It is the last complete one or, if training selects by `train.best`, the best that the last one names. That is
+    downloaded if the folder is the copy of a run at a URI and lacks it.
+
+    Raises:
+        CheckpointError: the best one is missing or damaged.
+        RemoteError: it cannot be downloaded.
+    """
+    last = latest(run_dir)
+    if last is None or (named := best(last)) is None or named.name == last.name:
+        return last
+    folder = run_dir / named.name
+    if not is_complete(folder) and (uri := storage.uri_of(run_dir)):
+        storage.local(storage.joined(uri, named.name))
+    if why := fault(folder):
+        raise CheckpointError(
+            f"{folder}: the best checkpoint ({named}) cannot be used ({why}); copy it back, or remove the later ones, "
+            "to train again from before it"
+        )
+    return folder
+
+
 def damaged(run_dir: Path) -> str:
     """The checkpoints in a run's folder that do not count, and why, in one line; "": all do."""
     faults = ((folder.name, fault(folder)) for folder in reversed(names.checkpoints(run_dir)))
@@ -185,7 +221,7 @@ def log(folder: Path) -> dict[str, Any]:
 
 
 def resolve(path: str | Path) -> Path:
-    """A checkpoint on this disk: that of a folder, or the last complete one of a run's folder; either may be a URI.
+    """A checkpoint on this disk: that of a folder, or of a run's folder the `selected` one; either may be a URI.
 
     Raises:
         CheckpointError: there is none.
@@ -194,7 +230,7 @@ def resolve(path: str | Path) -> Path:
     folder = storage.local(path)
     if (folder / META).exists():
         return folder
-    found = latest(folder)
+    found = selected(folder)
     if found is None:
         why = f" ({faults})" if (faults := damaged(folder)) else ""
         raise CheckpointError(

@@ -1,8 +1,8 @@
 """Whether the numbers of an evaluation are a run's own, and where they are kept if not.
 
-A run's results.json holds what the table, the figures and the report compare: the numbers of its last step, on the
-images, at the noise levels and with the segmenter of its configuration. An evaluation that differs in one of these has
-a folder of its own, in the folder `EVALUATIONS` of the run.
+A run's results.json holds what the table, the figures and the report compare: the numbers of its last step (of its best
+one, if `train.best` selects it), on the images, at the noise levels and with the segmenter of its configuration. An
+evaluation that differs in one of these has a folder of its own, in the folder `EVALUATIONS` of the run.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ def differences(run: RunFolder, own: Config, config: Config, results: Results, *
         step: of the checkpoint that was evaluated.
     """
     found = []
-    last = run.latest()
-    newest = checkpoint.step(last) if last else step
-    if step != newest:
-        found.append(f"step {step}, the run's last is {newest}")
+    selected = run.selected()
+    own_step = checkpoint.step(selected) if selected else step
+    if step != own_step:
+        which = "last" if selected == run.latest() else "best"
+        found.append(f"step {step}, the run's {which} is {own_step}")
     mine, asked = own.flat(), config.flat()
     noise = [key for key in _NOISE if mine[key] != asked[key] and (key != "noise.sigma" or own.data.layout == "pairs")]
     for key in [*own.differences(config, "evaluation"), *noise]:

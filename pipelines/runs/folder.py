@@ -16,7 +16,7 @@ from typing_extensions import TypedDict
 from pipelines import config as configs
 from pipelines import parsing
 from pipelines.config import Config, ConfigError
-from pipelines.runs import checkpoint, lease, names, storage
+from pipelines.runs import best, checkpoint, lease, names, storage
 from pipelines.runs.results import RESULTS
 from pipelines.runtime import files, owner, provenance
 
@@ -33,6 +33,7 @@ class _Info(TypedDict, total=False):
     run_id: str
     page: str
     evaluated: int
+    best: best.Best
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ class RunFolder:
             )
 
     def read_info(self) -> dict[str, Any]:
-        """What is known of the run beside its configuration: fingerprint, run_id, page, evaluated (a step).
+        """What is known of the run beside its configuration: fingerprint, run_id, page, evaluated (a step), best.
 
         Raises:
             ConfigError: the file is damaged.
@@ -205,8 +206,12 @@ class RunFolder:
         self.push(self.info_file)
 
     def latest(self) -> Path | None:
-        """The last complete checkpoint on this disk."""
+        """The last complete checkpoint on this disk, to train on from."""
         return checkpoint.latest(self.path)
+
+    def selected(self) -> Path | None:
+        """The checkpoint whose weights are the run's model, see `checkpoint.selected`."""
+        return checkpoint.selected(self.path)
 
     def sweep(self) -> list[Path]:
         """Remove what killed writers left; gives the unfinished checkpoints among it.
@@ -224,7 +229,7 @@ class RunFolder:
         return left
 
     def prune(self, keep: int, intact: set[str] | None = None) -> None:
-        """Remove all but the newest complete checkpoints, on this disk and at the URI.
+        """Remove all but the newest complete checkpoints and the best ones they name, on this disk and at the URI.
 
         Args:
             keep: how many stay.
@@ -242,7 +247,9 @@ class RunFolder:
             return name in known
 
         found = [folder.name for folder in names.checkpoints(self.path)]
-        for name in names.outdated(found, is_complete, keep):
+        for name in names.outdated(
+            found, is_complete, keep, lambda kept: best.names_of(checkpoint.meta(self.path / name) for name in kept)
+        ):
             shutil.rmtree(self.path / name)
         if self.uri:
             storage.prune(self.uri, keep)

@@ -79,7 +79,9 @@ def checkpoints(run_dir: Path) -> list[Path]:
     return [path for path in _folders(run_dir) if is_checkpoint(path.name)]
 
 
-def outdated(found: Sequence[str], is_complete: Callable[[str], bool], keep: int) -> list[str]:
+def outdated(
+    found: Sequence[str], is_complete: Callable[[str], bool], keep: int, best_of: Callable[[Sequence[str]], set[str]]
+) -> list[str]:
     """The checkpoints to remove so that the newest complete ones stay; none as long as no complete one is there.
 
     One that is newer than all complete ones stays too: it is being written, or is damaged and may be mended.
@@ -88,9 +90,11 @@ def outdated(found: Sequence[str], is_complete: Callable[[str], bool], keep: int
         found: the names of all.
         is_complete: whether the one of this name is; asked from the newest on, until enough are found.
         keep: how many stay.
+        best_of: the best ones that those which stay name, and which stay too (`best.names_of`).
     """
     kept = list(islice(filter(is_complete, sorted(found, reverse=True)), keep))
-    return [name for name in found if kept and name < kept[0] and name not in kept]
+    stay = {*kept, *best_of(kept)}
+    return [name for name in found if kept and name < kept[0] and name not in stay]
 
 
 def unfinished(run_dir: Path) -> list[Path]:

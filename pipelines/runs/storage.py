@@ -24,7 +24,7 @@ from filelock import FileLock
 
 from pipelines import parsing, secrets
 from pipelines.config import ConfigError
-from pipelines.runs import integrity, names
+from pipelines.runs import best, integrity, names
 from pipelines.runtime import files
 from pipelines.text import one_line
 
@@ -203,7 +203,16 @@ def prune(uri: str, keep: int) -> None:
         RemoteError: it cannot be written.
     """
     _, steps = _listed(uri)
-    outdated = names.outdated(steps, lambda step: isinstance(_inspected(joined(uri, step)), _Listed), keep)
+    complete: dict[str, _Listed] = {}
+
+    def is_complete(step: str) -> bool:
+        if isinstance(there := _inspected(joined(uri, step)), _Listed):
+            complete[step] = there
+        return step in complete
+
+    outdated = names.outdated(
+        steps, is_complete, keep, lambda kept: best.names_of(complete[step].meta for step in kept)
+    )
     with _reaching(uri) as (system, path):
         for step in outdated:
             system.delete_dir(f"{path}/{step}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from pipelines.config import Config, ConfigError, load
 from pipelines.runs import checkpoint, storage
 from pipelines.runs.folder import RunFolder, named, runs_folder
 from pipelines.runs.names import check_name, shortened
-from tests.helpers.checkpoints import CONFIG, bundle_of
+from tests.helpers.checkpoints import CONFIG, bundle_of, with_best
 
 NAMED = CONFIG.replace({"train.name": "run"})
 
@@ -126,6 +127,36 @@ def test_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     folder.prune(2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000010", "step-00000100"]
     assert folder.latest() == tmp_path / "step-00000100"
+
+
+def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path: Path) -> None:
+    """Of each one that is kept, so that every one of them is enough to go on from."""
+    with_best(tmp_path, (10, 10), (20, 20), (30, 20), (40, 20), (50, 50), (60, 50))
+    folder = RunFolder(tmp_path)
+    folder.prune(3)
+    assert sorted(path.name[-2:] for path in tmp_path.iterdir()) == ["20", "40", "50", "60"]
+    folder.prune(1)
+    assert sorted(path.name[-2:] for path in tmp_path.iterdir()) == ["50", "60"]
+    assert folder.latest() == tmp_path / "step-00000060" and folder.selected() == tmp_path / "step-00000050"
+    assert checkpoint.resolve(tmp_path) == tmp_path / "step-00000050"  # what `denoise --model` takes
+
+
+def test_a_best_checkpoint_that_is_gone_is_no_other_one(tmp_path: Path) -> None:
+    with_best(tmp_path, (10, 10), (20, 10))
+    damage(tmp_path / "step-00000010")
+    with pytest.raises(checkpoint.CheckpointError) as error:
+        RunFolder(tmp_path).selected()
+    assert "step-00000010: the best checkpoint (psnr.sigma25 20.1000 at step 10)" in str(error.value)
+    assert "copy it back" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("entry", [7, {"metric": "psnr.sigma25"}, {"metric": "x", "step": 10**9, "value": 1.0}])
+def test_a_best_entry_of_a_stranger_is_one_line(tmp_path: Path, entry: Any) -> None:
+    bundle_of(tmp_path / "step-00000020", CONFIG, step=20, best=entry)
+    RunFolder(tmp_path).prune(1)
+    with pytest.raises(checkpoint.CheckpointError, match=r"meta\.json") as error:
+        checkpoint.resolve(tmp_path)
+    assert "\n" not in str(error.value)
 
 
 def damage(folder: Path) -> None:

@@ -54,6 +54,19 @@ def test_a_checkpoint_goes_there_and_comes_back(place: str) -> None:
         checkpoint.resolve(remote.joined(place, "step-00000010"))  # train.keep=2
 
 
+def test_the_best_one_stays_there_and_is_fetched_where_the_model_is_asked_for(place: str) -> None:
+    kept(place, 10, 20, 30, keep=1, best=10)
+    _, steps = remote._listed(place)
+    assert sorted(steps) == ["step-00000010", "step-00000030"]
+    forget(place)
+    folder = RunFolder.at(place).refresh()
+    last = folder.latest()
+    assert last is not None and last.name == "step-00000030"
+    assert not (folder.path / "step-00000010").exists()  # pulled when it is needed
+    model, _ = checkpoint.load_model(checkpoint.resolve(place))
+    assert all(bool((tensor == 10).all()) for tensor in model.state_dict().values())
+
+
 def test_half_written_ones_do_not_count_and_are_swept(place: str) -> None:
     kept(place, 10)
     files, path = remote.opened(place, asked_by="it")
