@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import ray.data
 from numpy.typing import NDArray
 
 from d2sm.degradations import DEGRADATIONS
@@ -32,6 +31,7 @@ from pipelines.data.items import open_image
 from pipelines.runtime import private
 
 if TYPE_CHECKING:
+    import ray.data
     import torch
     from torch import Tensor
 
@@ -54,6 +54,8 @@ def stream(config: Config, items: pa.Table, first_step: int = 0, *, workers: int
         first_step: from 0.
         workers: number of workers; None: the most that are configured.
     """
+    import ray.data
+
     context = ray.data.DataContext.get_current().copy()
     context.target_max_block_size = 1  # every row is a block of its own, so that single rows are dealt to the workers
     context.execution_options.preserve_order = True

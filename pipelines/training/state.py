@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ray.train.torch
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -29,6 +29,7 @@ class TrainState:
         config: the run.
         steps_per_epoch: for the learning rate schedule.
         store_uri: see `Objective`.
+        device: where it trains, by itself; None: on the device of this Ray Train worker, beside the other workers.
 
     Attributes:
         network: the backbone; its weights are trained.
@@ -41,10 +42,12 @@ class TrainState:
         ema: exponential moving average of the network's weights; None with `train.ema=0`.
     """
 
-    def __init__(self, config: Config, steps_per_epoch: int, *, store_uri: str = "") -> None:
+    def __init__(
+        self, config: Config, steps_per_epoch: int, *, store_uri: str = "", device: torch.device | None = None
+    ) -> None:
         train = config.train
         self.config, self.steps_per_epoch = config, steps_per_epoch
-        self.device = ray.train.torch.get_device()
+        self.device, wrap = (device, _alone) if device is not None else _ray_worker()
         torch.manual_seed(train.seed)
         self.network = build(config.model).to(self.device).to(memory_format=torch.channels_last)
         if train.recompute:
@@ -53,7 +56,7 @@ class TrainState:
         module = TrainingModule(self.network, estimate=config.loss.uses_estimate)
         if train.compile:
             module.compile(fullgraph=True, dynamic=False)  # in place, which keeps the names of the weights
-        self.model: nn.Module = ray.train.torch.prepare_model(module)
+        self.model = wrap(module)
         # channels_last for Phi too, because restored images arrive in that layout.
         objective = Objective(config.loss, store_uri=store_uri)
         self.objective = objective.to(self.device).to(memory_format=torch.channels_last).train()
@@ -114,6 +117,17 @@ class TrainState:
         for group in self.optimizer.param_groups:
             group["initial_lr"], group["lr"] = lr, lr * lr_factor(self.config.train, step, self.steps_per_epoch)
         return step
+
+
+def _ray_worker() -> tuple[torch.device, Callable[[nn.Module], nn.Module]]:
+    """The device of this Ray Train worker, and what wraps its network in DistributedDataParallel if it is not alone."""
+    import ray.train.torch
+
+    return ray.train.torch.get_device(), ray.train.torch.prepare_model
+
+
+def _alone(module: nn.Module) -> nn.Module:
+    return module
 
 
 def lr_factor(train: Train, step: int, steps_per_epoch: int) -> float:

@@ -14,13 +14,12 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 
 from pipelines.config import Config
-from pipelines.training.loop import train_step
 from pipelines.training.state import TrainState
+from pipelines.training.step import train_step
 from tests.benchmarks.timing import interleaved, machine, ms, table
 from tests.benchmarks.training import rows_of
 
@@ -40,8 +39,7 @@ def state_and_row(way: str, crop: int, batch: int, features: str, device: torch.
         | {"loss.features": features, "loss.features_weights": "random"}
         | changes
     )
-    with patch("ray.train.torch.get_device", lambda: device), patch("ray.train.torch.prepare_model", lambda m: m):
-        return TrainState(config, 10**6), rows_of(config, 0)[0]
+    return TrainState(config, 10**6, device=device), rows_of(config, 0)[0]
 
 
 def held(device: torch.device, *, most: bool) -> float:

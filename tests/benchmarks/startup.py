@@ -1,14 +1,17 @@
-"""Where the first half minute of a small run goes: seconds from the start of the process to each stage.
+"""Where the first half minute of a small run goes: seconds from the command to each stage, and CPU by process.
 
-    python -m tests.benchmarks.startup [--against CHECKOUT] [--rounds 3]
+    python -m tests.benchmarks.startup [--against CHECKOUT] [--rounds 3] [--steps 20]
 
-Two training workers, three steps, evaluation in one actor, built-in scenes, EfficientNet-Lite0 as Phi, an MLflow store
-that is new each time. `--against`: the same of another checkout of this project, in turn, with the ratio of the totals.
+Two training workers, 20 steps, evaluation in one actor, built-in scenes, EfficientNet-Lite0 as Phi, an MLflow store
+that is new each time. The CPU seconds (user and system) are those that each process had used when the last step ended;
+other work on the machine disturbs them less than the time that passed. `--against`: the same of another checkout of
+this project, in turn, with the ratios.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -20,13 +23,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import psutil
+
 STAGES = (
     "imported", "checked", "Ray up", "MLflow open", "loop entered", "worker built",
-    "first share", "first step", "trained", "evaluated", "process ends",
+    "first share", "first step", "last step", "trained", "evaluated", "process ends",
 )  # fmt: skip
+SAMPLING = 0.1  # seconds between two looks at the processes
 
 
-def child(root: str, storage: str) -> None:
+def child(root: str, storage: str, steps: int) -> None:
     """One run, its stages written to a file as they are passed; in a process of its own."""
     from pipelines import evaluate, train
     from pipelines.recipes import recipe
@@ -48,8 +54,8 @@ def child(root: str, storage: str) -> None:
             with open(file, "a") as out:
                 out.write(json.dumps([stage, time.time()]) + "\n")
 
-        def built(*args: Any) -> Any:
-            state = build(*args)
+        def built(*args: Any, **kwargs: Any) -> Any:
+            state = build(*args, **kwargs)
             mark("worker built")
             return state
 
@@ -57,6 +63,8 @@ def child(root: str, storage: str) -> None:
             mark("first share")
             numbers = step(*args)
             mark("first step")
+            if args[2] == steps - 1:
+                mark("last step")
             return numbers
 
         mark("loop entered")
@@ -68,8 +76,9 @@ def child(root: str, storage: str) -> None:
     config = recipe("ffdnet_d2sm_cpu").replace(
         {
             "data.root": root, "data.crop_size": 64, "train.storage": storage, "train.name": "tiny",
-            "train.max_steps": 3, "train.log_every": 1, "evaluate.actors": 1, "evaluate.segmenter": None,
-            "loss.queue_size": 64, "tracking.uri": f"sqlite:///{storage}/mlflow.db",
+            "train.max_steps": steps, "train.epochs": steps, "train.log_every": 5,
+            "evaluate.actors": 1, "evaluate.segmenter": None, "loss.queue_size": 64,
+            "tracking.uri": f"sqlite:///{storage}/mlflow.db",
         }
     )  # fmt: skip
     trained = train.fit(config, quiet=True)
@@ -92,30 +101,76 @@ def _mark(file: Path, stage: str) -> None:
         out.write(json.dumps([stage, time.time()]) + "\n")
 
 
-def stages(checkout: Path, root: str) -> dict[str, float]:
-    """Seconds from the start to the first time that each stage is passed."""
+Processes = dict[str, tuple[int, float]]  # kind: how many, and their CPU seconds together
+
+
+def stages(checkout: Path, root: str, steps: int) -> tuple[dict[str, float], Processes]:
+    """Seconds from the start to the first time that each stage is passed; and the processes at the last step."""
     with tempfile.TemporaryDirectory(prefix="d2sm-bench-") as storage:
-        command = [sys.executable, __file__, "--child", root, storage]
+        command = [sys.executable, __file__, "--child", root, storage, str(steps)]
         started = time.time()
         environment = {**os.environ, "PYTHONPATH": str(checkout), "RAY_worker_niceness": "0"}
-        subprocess.run(command, check=True, env=environment, cwd=checkout, stdout=subprocess.DEVNULL)
+        run = subprocess.Popen(command, env=environment, cwd=checkout, stdout=subprocess.DEVNULL)
+        file, seen, at_last_step = Path(storage) / "stages", dict[tuple[int, float], tuple[str, float]](), None
+        while run.poll() is None:
+            look(run.pid, seen)
+            if at_last_step is None and file.is_file() and '"last step"' in file.read_text():
+                at_last_step = by_kind(seen)
+            time.sleep(SAMPLING)
         ended = time.time()
+        if run.returncode:
+            raise SystemExit(f"the run failed with exit code {run.returncode}")
         passed: dict[str, float] = {}
-        for line in (Path(storage) / "stages").read_text().splitlines():
+        for line in file.read_text().splitlines():
             stage, moment = json.loads(line)
             passed.setdefault(stage, moment - started)
     passed["process ends"] = ended - started
-    return passed
+    return passed, at_last_step or {}
+
+
+def look(pid: int, seen: dict[tuple[int, float], tuple[str, float]]) -> None:
+    """Note what a process and all below it are called, and the CPU seconds that each has used."""
+    try:
+        below = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    for process in below:
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            words, times = process.cmdline(), process.cpu_times()
+            kind = "driver" if process.pid == pid else kind_of(words, process.name())
+            key, used = (process.pid, process.create_time()), times.user + times.system
+            if kind == "ray::IDLE" and key in seen:  # what it did before
+                kind = seen[key][0]
+            seen[key] = kind, used
+
+
+def kind_of(words: list[str], name: str) -> str:
+    """What a process of Ray is: "ray::TrainController", "raylet", the script of a helper."""
+    first = words[0] if words else name
+    if first.startswith("ray::"):
+        return first.partition(".")[0].partition("(")[0].partition(" ")[0]
+    script = next((word for word in words[1:] if word.endswith(".py")), first)
+    return Path(script).name
+
+
+def by_kind(seen: dict[tuple[int, float], tuple[str, float]]) -> Processes:
+    found: Processes = {}
+    for kind, used in seen.values():
+        count, total = found.get(kind, (0, 0.0))
+        found[kind] = count + 1, total + used
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--against", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        child(*args.child)
+        root, storage, steps = args.child
+        child(root, storage, int(steps))
         return
     import torch
 
@@ -123,27 +178,55 @@ def main() -> None:
     from tests.benchmarks.timing import machine, table
 
     checkouts = {"here": Path.cwd()} | ({"there": args.against.absolute()} if args.against else {})
-    seen: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
+    seen: dict[str, list[tuple[dict[str, float], Processes]]] = {name: [] for name in checkouts}
     with tempfile.TemporaryDirectory(prefix="d2sm-bench-") as folder:
-        root = write_scenes(Path(folder) / "scenes", train=12, val=2, height=128, width=256)
+        root = str(write_scenes(Path(folder) / "scenes", train=12, val=2, height=128, width=256))
         for _ in range(args.rounds):
             for name, checkout in checkouts.items():
-                seen[name].append(stages(checkout, str(root)))
-    print(f"{machine(torch.device('cpu'))}; medians of {args.rounds}; two workers, three steps, two images\n")
+                seen[name].append(stages(checkout, root, args.steps))
+    print(f"{machine(torch.device('cpu'))}; medians of {args.rounds}; two workers, {args.steps} steps, two images\n")
     rows, last = [], dict.fromkeys(checkouts, 0.0)
     for stage in STAGES:
         row = [stage]
         for name, found in seen.items():
-            now = median(one[stage] for one in found)
+            now = median(passed[stage] for passed, _ in found)
             row += [f"{now:.1f}", f"{now - last[name]:.1f}"]
             last[name] = now
         rows.append(row)
-    header = ["passed", *(word for name in checkouts for word in (f"{name}, s", "after the one before"))]
-    print(table(header, rows))
+    columns = [word for name in checkouts for word in (f"{name}, s", "after the one before")]
+    print(table(["passed", *columns], rows))
+    columns = [word for name in checkouts for word in (f"{name}, processes", "CPU s")]
+    print("\n" + table(["at the last step", *columns], processes(seen)))
     if args.against:
-        for stage in ("first step", "process ends"):
-            ratios = [a[stage] / b[stage] for a, b in zip(seen["here"], seen["there"], strict=True)]
-            print(f"{stage}: here {median(ratios):.2f} of there ({min(ratios):.2f} to {max(ratios):.2f})")
+        for what, value in (
+            ("last step, s", lambda one: one[0]["last step"]),
+            ("process ends, s", lambda one: one[0]["process ends"]),
+            ("CPU s at the last step", lambda one: sum(used for _, used in one[1].values())),
+        ):
+            ratios = [value(a) / value(b) for a, b in zip(seen["here"], seen["there"], strict=True)]
+            print(f"{what}: here {median(ratios):.2f} of there ({min(ratios):.2f} to {max(ratios):.2f})")
+
+
+def processes(seen: dict[str, list[tuple[dict[str, float], Processes]]]) -> list[list[str]]:
+    """Rows: the kinds of processes, how many and their CPU seconds (medians), the most expensive first."""
+    kinds = sorted(
+        {kind for found in seen.values() for _, by in found for kind in by},
+        key=lambda kind: -max(by.get(kind, (0, 0.0))[1] for found in seen.values() for _, by in found),
+    )
+    rows = []
+    for kind in kinds:
+        row = [kind]
+        for found in seen.values():
+            each = [by.get(kind, (0, 0.0)) for _, by in found]
+            row += [f"{median(count for count, _ in each):.0f}", f"{median(used for _, used in each):.1f}"]
+        rows.append(row)
+    total = ["together"]
+    for found in seen.values():
+        total += [
+            f"{median(sum(count for count, _ in by.values()) for _, by in found):.0f}",
+            f"{median(sum(used for _, used in by.values()) for _, by in found):.1f}",
+        ]
+    return [*rows, total]
 
 
 if __name__ == "__main__":

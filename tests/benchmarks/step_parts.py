@@ -32,8 +32,8 @@ from d2sm.matching import StatisticsMatching
 from pipelines.config import Config
 from pipelines.data import stream
 from pipelines.recipes import recipe
-from pipelines.training.loop import train_step
 from pipelines.training.state import TrainState
+from pipelines.training.step import train_step
 from tests.benchmarks.timing import machine, ms, seconds, table
 from tests.benchmarks.training import ROWS, rows_of, settings
 
@@ -150,8 +150,7 @@ def measure(config: Config, device: torch.device, rounds: int) -> Measured:
     """Time a step and its parts, in turns."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    with patch("ray.train.torch.get_device", lambda: device), patch("ray.train.torch.prepare_model", lambda m: m):
-        state = TrainState(config, 10**6)
+    state = TrainState(config, 10**6, device=device)
     assert state.objective.d2sm is not None
     rows, flops = rows_of(config, 0), {}
     train_step(state, rows[0], 0)  # allocates the queues

@@ -10,14 +10,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from unittest.mock import patch
 
 import torch
 
 from pipelines.recipes import recipe
 from pipelines.scenes import write_scenes
-from pipelines.training.loop import train_step
 from pipelines.training.state import TrainState
+from pipelines.training.step import train_step
 from tests.benchmarks.step_parts import fill
 from tests.benchmarks.training import rows_of
 from tests.gpu.options import Options, options
@@ -75,8 +74,7 @@ def wait(*processes: subprocess.Popen[bytes]) -> None:
 def plain(runs: Runs) -> float:
     """Steps a second of the same step in a plain loop, its crops in memory."""
     device = runs.given.device
-    with patch("ray.train.torch.get_device", lambda: device), patch("ray.train.torch.prepare_model", lambda m: m):
-        state = TrainState(runs.config.replace({"loss.features_weights": "random"}), 10**6)
+    state = TrainState(runs.config.replace({"loss.features_weights": "random"}), 10**6, device=device)
     rows = rows_of(runs.config, 0)
     train_step(state, rows[0], 0)
     if state.objective.d2sm is not None:

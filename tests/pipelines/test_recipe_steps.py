@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from pipelines.recipes import recipes
-from pipelines.training.loop import train_step
 from pipelines.training.state import TrainState
+from pipelines.training.step import train_step
 from tests.helpers.objectives import write_heads
 from tests.helpers.training_steps import share, small
 

@@ -12,9 +12,9 @@ import torch
 from pipelines.config import Config
 from pipelines.data import index, stream
 from pipelines.recipes import recipe, recipes
-from pipelines.training.loop import train_step
 from pipelines.training.objective import Objective
 from pipelines.training.state import TrainState
+from pipelines.training.step import train_step
 from tests.helpers.objectives import write_heads
 
 ROWS = [name for name in recipes() if name.endswith("_cpu")]

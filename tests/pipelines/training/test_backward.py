@@ -12,9 +12,9 @@ from torch import Tensor
 
 from pipelines.config import Config, ConfigError
 from pipelines.training.backward import split
-from pipelines.training.loop import train_step
 from pipelines.training.objective import Objective
 from pipelines.training.state import TrainState
+from pipelines.training.step import train_step
 from tests.helpers.networks import stirred
 from tests.helpers.training_steps import CROPS, OBJECTIVES, batch, config, rows_are_tensors
 

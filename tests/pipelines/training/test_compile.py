@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from pipelines.config import Config, ConfigError
-from pipelines.training.loop import train_step
 from pipelines.training.state import TrainState
+from pipelines.training.step import train_step
 
 TINY = {"model.width": 8, "model.depth": 3, "loss.weight": 0, "train.batch_size": 2}
 

@@ -14,8 +14,8 @@ from pipelines.config import Config
 from pipelines.runs import checkpoint
 from pipelines.training.discriminator import DiscriminatorOptimizer
 from pipelines.training.finite import TrainingError
-from pipelines.training.loop import train_step
 from pipelines.training.state import TrainState
+from pipelines.training.step import train_step
 from tests.helpers.equality import equal
 from tests.helpers.training_steps import share, small
 

@@ -18,10 +18,10 @@ from pipelines.config import Config
 from pipelines.data.stream import worker_slice
 from pipelines.training.discriminator import DiscriminatorOptimizer
 from pipelines.training.log import Log
-from pipelines.training.loop import train_step
 from pipelines.training.messages import Message, Progress
 from pipelines.training.objective import Objective
 from pipelines.training.state import TrainState
+from pipelines.training.step import train_step
 from tests.helpers.process_group import batch_of, on_ranks, slice_of, small_network, small_phi
 from tests.helpers.training_steps import rows_are_tensors
 

@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pipelines.config import Config
-from pipelines.training.loop import train_step
 from pipelines.training.state import TrainState
+from pipelines.training.step import train_step
 from tests.helpers.training_steps import OBJECTIVES, SIDE, batch, config, rows_are_tensors
 
 ALL = OBJECTIVES | {"sadnet": {"model.name": "sadnet", "loss.features": "efficientnet_lite0.bn1"}}

@@ -12,8 +12,8 @@ import pytest
 from pipelines.config import Config
 from pipelines.runs import checkpoint
 from pipelines.sections import Train
-from pipelines.training.loop import train_step
 from pipelines.training.state import TrainState, lr_factor
+from pipelines.training.step import train_step
 from tests.helpers.equality import equal
 from tests.helpers.training_steps import batch, config, rows_are_tensors
 

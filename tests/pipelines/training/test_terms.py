@@ -15,8 +15,8 @@ from d2sm.objectives import TERMS
 from pipelines import config as configs
 from pipelines.config import Config, ConfigError
 from pipelines.tracking import bundle
-from pipelines.training.loop import train_step
 from pipelines.training.state import TrainState
+from pipelines.training.step import train_step
 from tests.helpers.objectives import write_heads
 from tests.helpers.training_steps import CROPS, SIDE, batch, rows_are_tensors
 
