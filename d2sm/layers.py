@@ -1,4 +1,4 @@
-"""Phi at several layers at once, for the objectives that compare feature maps and not their statistics."""
+"""Phi at several layers at once, of one network or of several."""
 
 from __future__ import annotations
 
@@ -9,43 +9,44 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from d2sm.features import Features, features, layer_names
+from d2sm.features import Features, at_layers, split
 from d2sm.frozen import FrozenWrapper
 from d2sm.images import check_pair
 
 
 class Layers(FrozenWrapper):
-    """(B, 3, H, W) RGB in [0, 1] to the maps (B, C, h, w) of several layers, shallow to deep, in one pass, float32.
+    """(B, 3, H, W) RGB in [0, 1] to the maps (B, C, h, w) of several layers, in one pass of each network, float32.
 
     Args:
-        network: "vgg19", "efficientnet_lite0", ... as in `d2sm.features`.
-        layers: names of its layers, in any order.
+        network: "vgg19", "timm:resnet50", ... as in `d2sm.features`; or networks with their layers (`Features`).
+        layers: names of its layers, in any order. Their maps come shallow to deep. With `Features`: the full names of
+            their layers, in the order in which the maps come; none: all, shallow to deep.
         weights: as in `features.features`.
+
+    Attributes:
+        layers: name, stride and channels of each map.
 
     Raises:
         ValueError: unknown network or layer, no layer, or weights that are missing or do not fit.
     """
 
-    def __init__(self, network: str, layers: Sequence[str], *, weights: str | Path | None = None) -> None:
-        order = layer_names(network, layers)
-        if not layers:
-            raise ValueError(f"layers: none of {network}; name one or more, such as {order[-1]}")
-        self.indices = frozenset(map(order.index, layers))
-        phi = features(f"{network}.{order[max(self.indices)]}", weights=weights)
-        for module in phi.modules():
-            if isinstance(getattr(module, "inplace", None), bool):
-                # An in-place ReLU would overwrite the map of the layer before it.
-                module.inplace = False  # type: ignore[assignment]
-        super().__init__(phi)
+    def __init__(
+        self, network: str | Sequence[Features], layers: Sequence[str] = (), *, weights: str | Path | None = None
+    ) -> None:
+        if isinstance(network, str):
+            phis, names = [at_layers(network, layers, weights=weights)], []
+        else:
+            phis, names = list(network), list(layers)
+        found = {layer.name: (index, layer) for index, layer in enumerate(each for phi in phis for each in phi.layers)}
+        chosen = [found[name] for name in names or found]
+        super().__init__(phis[0] if len(phis) == 1 else nn.ModuleList(phis))
+        self.order = [index for index, _ in chosen]
+        self.layers = tuple(layer for _, layer in chosen)
 
     def forward_chunk(self, images: Tensor) -> list[Tensor]:
-        phi = cast(Features, self.network)
-        maps, x = [], phi.normalised(images)
-        for index, layer in enumerate(cast(nn.Sequential, phi.net)):
-            x = layer(x)
-            if index in self.indices:
-                maps.append(x.float())
-        return maps
+        phis = self.network if isinstance(self.network, nn.ModuleList) else [self.network]
+        maps = [each for phi in phis for each in cast(Features, phi).maps(images)]
+        return [maps[index].float() for index in self.order]
 
     def of_both(self, restored: Tensor, clean: Tensor) -> list[tuple[Tensor, Tensor]]:
         """The maps of both images, layer by layer; gradient flows through those of `restored` alone.
@@ -57,3 +58,25 @@ class Layers(FrozenWrapper):
         with torch.no_grad():
             of_clean = self(clean)
         return list(zip(self(restored), of_clean, strict=True))
+
+
+def phi(names: Sequence[str], *, weights: Sequence[str | Path | None] = ()) -> Features | Layers:
+    """Phi at named layers, such as "vgg19.conv5_4", each network built once: one layer's map, or a list of maps.
+
+    Args:
+        weights: of the network of each name, see `features.features`; none: the installed ones.
+
+    Raises:
+        ValueError: as `features.features`; a layer that is named twice, or two files for one network.
+    """
+    networks: dict[str, list[str]] = {}
+    files: dict[str, str | Path | None] = {}
+    for name, file in zip(names, weights or [None] * len(names), strict=True):
+        network, layer = split(name)
+        if layer in networks.setdefault(network, []):
+            raise ValueError(f"features: {name} is named twice; name each layer once")
+        if files.setdefault(network, file) != file:
+            raise ValueError(f"weights: {files[network]} and {file} for {network}; give one file for each network")
+        networks[network].append(layer)
+    built = [at_layers(network, layers, weights=files[network]) for network, layers in networks.items()]
+    return built[0] if len(names) == 1 else Layers(built, names)

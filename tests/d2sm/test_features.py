@@ -14,7 +14,7 @@ import torchvision
 from PIL import Image
 from torch import Tensor, nn
 
-import d2sm.features
+from d2sm import feature_networks, feature_weights
 from d2sm.features import Features, features, patches, wrap
 
 VGG_NAMES = [
@@ -104,10 +104,10 @@ def test_lite0_calls_the_cat_a_cat() -> None:
     skimage_data = pytest.importorskip("skimage.data")
     photo = torch.from_numpy(skimage_data.chelsea()).permute(2, 0, 1)[None].float() / 255
     photo = nn.functional.interpolate(photo, size=(224, 224), mode="bilinear", antialias=True)
-    full: Any = d2sm.features._lite0()[0]
-    path = d2sm.features.installed_weights("efficientnet_lite0")
+    full: Any = feature_networks._lite0()[0]
+    path = feature_networks.installed_weights("efficientnet_lite0")
     full.load_state_dict(
-        d2sm.features._match(d2sm.features._read(path), full.state_dict(), path), strict=True, assign=True
+        feature_weights.match(feature_weights.read(path), full.state_dict(), path), strict=True, assign=True
     )
     full.eval()
     phi = features("efficientnet_lite0.blocks.6")
@@ -126,7 +126,7 @@ def test_lite0_scale_is_the_one_its_weights_expect(shared: Path) -> None:
     images = photos.permute(0, 3, 1, 2).float() / 255
     stem, last = features("efficientnet_lite0.conv_stem"), features("efficientnet_lite0.bn1").net
     norm = last.get_submodule("1")
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in d2sm.features.IMAGENET)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in feature_networks.IMAGENET)
     with torch.no_grad():
         maps = stem(images), stem.net((images - mean) / std)
     here, imagenet = (((m.var((0, 2, 3)) / norm.running_var).log().median().exp().item()) for m in maps)
