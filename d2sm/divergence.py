@@ -28,11 +28,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from d2sm.compiling import Compiling
 from d2sm.distributed import gather_rows, sum_over_workers
 
 Divergence = Literal["kl", "inverse_kl", "jsd"]
@@ -41,12 +42,16 @@ _TINY = torch.finfo(torch.float64).tiny
 _FEW, _LONG, _PIECES = 64, 32768, 32  # measured on an H100: tests/benchmarks/README.md, "On a GPU"
 
 
-def kernel(rows: Tensor, queues: Tensor) -> Tensor:
-    """k of every row with every stored row, restored and clean: (2, N, D), (2, n, D) -> (2, N, n) float64, >= EPS."""
+def cosines(rows: Tensor, queues: Tensor) -> Tensor:
+    """Unit rows times every stored row, restored and clean: (2, N, D), (2, n, D) -> (2, N, n)."""
     if queues.dtype == rows.dtype:
-        cosines = _cosines(queues, rows).mT
-    else:  # a queue stored in half precision is converted first: products in 8 bits of mantissa would be too coarse
-        cosines = torch.cat([_cosines(chunk.to(rows.dtype), rows) for chunk in queues.split(512, dim=1)], dim=1).mT
+        return _cosines(queues, rows).mT
+    # A queue stored in half precision is converted first: products in 8 bits of mantissa would be too coarse.
+    return torch.cat([_cosines(chunk.to(rows.dtype), rows) for chunk in queues.split(512, dim=1)], dim=1).mT
+
+
+def kernel(cosines: Tensor) -> Tensor:
+    """k of cosines, in float64: >= EPS."""
     return cosines.double().add_(1).div_(2).clamp_(min=EPS)
 
 
@@ -87,6 +92,8 @@ class KLDivergence(nn.Module):
         self.inverse = inverse
         self.register_buffer("sums", torch.zeros(3, queue_size, dtype=torch.float64))  # S_j, T_j, C_j
         self.sums: Tensor
+        self.compiling = Compiling()
+        self._steady = False  # whether the last update was of full queues, and replaced as many samples as entered
 
     def update(self, k: Tensor, k_leaving: Tensor, new: Tensor, own: Tensor) -> None:
         """Replace the samples that leave by those that enter.
@@ -96,15 +103,15 @@ class KLDivergence(nn.Module):
             k_leaving: (2, at most N, n) kernels of the samples that they replace.
             new, own: (M,), (N,) indices of all ranks' and of this rank's new samples in the queue.
         """
-        entering = self._contributions(k)  # (3, N, n)
-        change = entering.sum(1) - self._contributions(k_leaving).sum(1)
-        # Columns of replaced samples are not updated incrementally: zero them, then let the rank that owns the new
-        # sample write the full sum.
-        change.index_fill_(1, new, 0)  # an assigned number would be copied from the host, which then waits
-        change[:, own] = entering.sum(2)
+        self._steady = k.shape == k_leaving.shape and k.shape[2] == self.sums.shape[1]
+        change = self.compiling(_change, k, k_leaving, new, own, self.inverse, steady=self._steady)
         self.sums = self.sums.to(change.device)
         self.sums.index_fill_(1, new, 0)
         self.sums[:, : change.shape[1]] += sum_over_workers(change)
+
+    def compile(self, *_: Any, **options: Any) -> None:
+        """Compile the arithmetic on kernels of full queues; `options` are those of torch.compile."""
+        self.compiling.compile(**options)
 
     def value(self, n: int) -> Tensor:
         """L over the n columns: a float64 scalar."""
@@ -114,17 +121,8 @@ class KLDivergence(nn.Module):
 
     def gradient(self, k: Tensor, own: Tensor) -> Tensor:
         """dL/ds between this rank's new samples and all samples: (N, n) float64."""
-        kx, ky = k
-        s, t, c = self.sums[:, : k.shape[2]]
-        if self.inverse:  # g = -Q/P, whose mean under P is -1
-            ratio = ky / kx.clamp(min=EPS)
-            by_column = (1 - ratio * (s / t)) / s
-            by_row = (1 - ratio * (s / t)[own, None]) / s[own, None]
-        else:  # g = log(P/Q) + 1, of which what depends on the column alone cancels
-            log_ratio = _log_ratio(k)
-            by_column = (log_ratio - c / s) / s
-            by_row = (log_ratio - (c / s)[own, None]) / s[own, None]
-        return torch.where(kx > EPS, (by_column + by_row) / 2, 0)  # 0 where the kernel is clamped, and on the diagonal
+        n = k.shape[2]
+        return self.compiling(_gradient, k, self.sums[:, :n], own, self.inverse, steady=self._steady)
 
     @contextmanager
     def unchanged(self, new: Tensor) -> Iterator[None]:
@@ -136,10 +134,37 @@ class KLDivergence(nn.Module):
         finally:
             self.sums = sums
 
-    def _contributions(self, k: Tensor) -> Tensor:
-        """What each pair adds to S, T and C: (3, N, n)."""
-        c = -k[1] * _log_ratio(k) if self.inverse else k[0] * _log_ratio(k)
-        return torch.cat([k, c[None]])
+
+def _change(k: Tensor, k_leaving: Tensor, new: Tensor, own: Tensor, inverse: bool) -> Tensor:
+    """What this rank adds to S, T and C of all columns (arguments as in `KLDivergence.update`): (3, n)."""
+    entering = _contributions(k, inverse)  # (3, N, n)
+    change = entering.sum(1) - _contributions(k_leaving, inverse).sum(1)
+    # Columns of replaced samples are not updated incrementally: zero them, then let the rank that owns the new sample
+    # write the full sum.
+    change.index_fill_(1, new, 0)  # an assigned number would be copied from the host, which then waits
+    change[:, own] = entering.sum(2)
+    return change
+
+
+def _contributions(k: Tensor, inverse: bool) -> Tensor:
+    """What each pair adds to S, T and C: (3, N, n)."""
+    c = -k[1] * _log_ratio(k) if inverse else k[0] * _log_ratio(k)
+    return torch.cat([k, c[None]])
+
+
+def _gradient(k: Tensor, sums: Tensor, own: Tensor, inverse: bool) -> Tensor:
+    """dL/ds between this rank's new samples and all samples, from their kernels and the sums (3, n): (N, n)."""
+    kx, ky = k
+    s, t, c = sums
+    if inverse:  # g = -Q/P, whose mean under P is -1
+        ratio = ky / kx.clamp(min=EPS)
+        by_column = (1 - ratio * (s / t)) / s
+        by_row = (1 - ratio * (s / t)[own, None]) / s[own, None]
+    else:  # g = log(P/Q) + 1, of which what depends on the column alone cancels
+        log_ratio = _log_ratio(k)
+        by_column = (log_ratio - c / s) / s
+        by_row = (log_ratio - (c / s)[own, None]) / s[own, None]
+    return torch.where(kx > EPS, (by_column + by_row) / 2, 0)  # 0 where the kernel is clamped, and on the diagonal
 
 
 class JSDivergence(nn.Module):
@@ -156,6 +181,9 @@ class JSDivergence(nn.Module):
         super().__init__()
         self.register_buffer("kernels", torch.zeros(2, queue_size, queue_size, dtype=torch.float64))
         self.kernels: Tensor
+
+    def compile(self, *_: Any, **__: Any) -> None:
+        """Nothing is compiled: the sums over whole matrices are few large kernels."""
 
     def update(self, k: Tensor, k_leaving: Tensor, new: Tensor, own: Tensor) -> None:
         """Replace the samples that leave by those that enter (arguments as in `KLDivergence`)."""

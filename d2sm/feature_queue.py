@@ -49,6 +49,11 @@ class FeatureQueue(nn.Module):
         """Q^Y: (n, D)."""
         return self.filled[1]
 
+    @property
+    def is_full(self) -> bool:
+        """Whether every row holds a sample: n = q."""
+        return self.fill == self.queue_size
+
     def next_indices(self, count: int) -> Tensor:
         """Row indices that the next `count` samples are written to: empty rows, then the oldest. (count,) int64."""
         return (torch.arange(count, device=self.rings.device) + self.position) % self.queue_size

@@ -39,6 +39,10 @@ class FrozenNetwork(nn.Module):
         """The maps of one chunk of images."""
         raise NotImplementedError
 
+    def compile(self, *_: Any, **options: Any) -> None:
+        """Compile `forward_chunk`, in place; `options` are those of torch.compile."""
+        self.forward_chunk = torch.compile(self.forward_chunk, **options)  # type: ignore[method-assign]
+
     def train(self, mode: bool = True) -> Self:
         """Stays in eval mode whatever `mode` is: a parent's .train() changes neither BatchNorm nor dropout here."""
         return super().train(False)

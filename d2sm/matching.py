@@ -10,8 +10,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from d2sm.compiling import Compiling
 from d2sm.distributed import gather_rows, world_size
-from d2sm.divergence import Divergence, JSDivergence, KLDivergence, kernel
+from d2sm.divergence import Divergence, JSDivergence, KLDivergence, cosines, kernel
 from d2sm.feature_queue import FeatureQueue
 
 Reduction = Literal["mean", "sum"]
@@ -81,6 +82,7 @@ class StatisticsMatching(nn.Module):
             self.divergence = JSDivergence(queue_size)
         else:
             self.divergence = KLDivergence(queue_size, inverse=divergence == "inverse_kl")
+        self.compiling = Compiling()
 
     def forward(self, restored: Tensor, clean: Tensor) -> Tensor:
         """Add the new samples to the queues and compare.
@@ -102,7 +104,7 @@ class StatisticsMatching(nn.Module):
 
     def _step(self, restored: Tensor, clean: Tensor, needs_gradient: bool) -> tuple[Tensor, Tensor | None]:
         """The value and its gradient by `restored`, which is computed at once because the queues move on."""
-        rows, inverse_norm = _unit(torch.stack([restored, clean]))  # (2, N, D)
+        rows, inverse_norm = self.compiling(_unit, restored, clean)  # (2, N, D)
         count, queue = rows.shape[1], self.memory
 
         # The rows of all ranks, (2, M, D), among them this rank's.
@@ -125,8 +127,8 @@ class StatisticsMatching(nn.Module):
 
             # Kernels of this rank's rows that enter and leave, in one product: reading the queue dominates its cost.
             compared = torch.cat([entering, leaving], dim=1).to(rows.dtype)
-            k, k_leaving = kernel(compared, queue.filled).tensor_split([count], dim=1)
-            k.scatter_(2, own.expand(2, -1)[..., None], 0)  # i != j
+            found, steady = cosines(compared, queue.filled), leaving.shape == rows.shape and queue.is_full
+            k, k_leaving = self.compiling(_kernels, found, own, count, steady=steady)
 
             # (2), (1): the column sums and the value.
             self.divergence.update(k, k_leaving, new, own)
@@ -138,12 +140,18 @@ class StatisticsMatching(nn.Module):
             if not needs_gradient:
                 return value, None
 
-            # dL/dx through the cosines, then through the normalisation: its part along the row does not count.
             by_cosine = (self.divergence.gradient(k, own) * (scale * world_size())).to(x.dtype)
             by_unit = _product(by_cosine, queue.restored)
-            along = torch.linalg.vecdot(x, by_unit)[:, None]
-            by_row = torch.addcmul(by_unit, x, along, value=-1) * inverse_norm[0]
-            return value, by_row.to(restored.dtype)
+            return value, self.compiling(_through_norm, by_unit, x, inverse_norm[0], restored.dtype)
+
+    def compile(self, *_: Any, **options: Any) -> None:
+        """Compile the arithmetic between the products, in place; `options` are those of torch.compile.
+
+        While the queues are being filled their shapes change at every step, so all that depends on them is compiled for
+        full queues alone. For "jsd" its sums over whole matrices are not compiled.
+        """
+        self.compiling.compile(**options)
+        self.divergence.compile(**options)
 
     @contextmanager
     def _unchanged(self, count: int) -> Iterator[None]:
@@ -167,12 +175,26 @@ class _WithGradient(torch.autograd.Function):
         return upstream.to(gradient.dtype) * gradient, None, None
 
 
-def _unit(rows: Tensor) -> tuple[Tensor, Tensor]:
+def _unit(restored: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
     """Unit rows in float32 or wider, and inverse norms; a zero row stays zero and gets a zero gradient."""
+    rows = torch.stack([restored, clean])
     rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
     norm = rows.norm(dim=-1, keepdim=True)
     inverse = torch.where(norm > torch.finfo(rows.dtype).tiny, 1 / norm, 0)
     return rows * inverse, inverse
+
+
+def _kernels(found: Tensor, own: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Of cosines: the kernels of the `count` rows that enter, 0 where one meets itself, and of those that leave."""
+    k, k_leaving = kernel(found).tensor_split([count], dim=1)
+    k.scatter_(2, own.expand(2, -1)[..., None], 0)
+    return k, k_leaving
+
+
+def _through_norm(by_unit: Tensor, x: Tensor, inverse_norm: Tensor, dtype: torch.dtype) -> Tensor:
+    """dL/dx through the normalisation: the part of the gradient that lies along the row does not count."""
+    along = torch.linalg.vecdot(x, by_unit)[:, None]
+    return (torch.addcmul(by_unit, x, along, value=-1) * inverse_norm).to(dtype)
 
 
 def _product(by_cosine: Tensor, queue: Tensor) -> Tensor:

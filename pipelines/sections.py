@@ -317,7 +317,9 @@ class Train(Section):
     recompute: bool = setting(
         False, "activation checkpointing: recompute activations in the backward pass, to save memory", effect="speed"
     )
-    compile: bool = setting(False, "torch.compile the network", effect="speed")
+    compile: bool = setting(
+        False, "torch.compile the network, Phi and the arithmetic of D2SM's matching", effect="speed"
+    )
     num_workers: int | tuple[int, int] = setting(
         1,
         "Ray Train workers; [min, max]: elastic, goes on with fewer when a node is lost and grows again",

@@ -19,15 +19,14 @@ splits, and the discriminator's spectral norms would be updated once a micro-bat
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from d2sm.frozen import FrozenNetwork
-from pipelines.config import ConfigError
 from pipelines.sections import Train
 
 Outputs = tuple[Tensor, Tensor | None]  # restored (B, 3, H, W), and the estimate of the noise if the network gives one
@@ -53,11 +52,8 @@ def forward(model: nn.Module, noisy: Tensor, sigma: Tensor, train: Train) -> Out
 
     Args:
         model: (noisy, sigma) -> `Outputs`; under DistributedDataParallel or not.
-
-    Raises:
-        ConfigError: `train.compile` is set and the network cannot be compiled here.
     """
-    with autocast(noisy.device, train), _compile_errors() if train.compile else nullcontext():
+    with autocast(noisy.device, train):
         restored, estimate = model(noisy, sigma)
     return restored.to(torch.promote_types(restored.dtype, torch.float32)), estimate
 
@@ -102,17 +98,3 @@ def limit_chunks(objective: nn.Module, size: int) -> None:
 
 def _no_sync(model: nn.Module) -> AbstractContextManager[None]:
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
-
-
-@contextmanager
-def _compile_errors() -> Iterator[None]:
-    """An error of torch.compile in one line. The run stops: it never goes on with a network that is not compiled."""
-    from torch._dynamo.exc import TorchDynamoException  # takes a second to import
-
-    try:
-        yield
-    except TorchDynamoException as error:
-        raise ConfigError(
-            f"train.compile=true: the network cannot be compiled here ({str(error).strip().splitlines()[0][:200]}); "
-            "set train.compile=false"
-        ) from error

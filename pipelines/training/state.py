@@ -17,6 +17,8 @@ from pipelines.runs import checkpoint
 from pipelines.sections import Train
 from pipelines.text import one_line
 from pipelines.training.adam import adam, load
+from pipelines.training.batches import Loader
+from pipelines.training.compiled import compile_step
 from pipelines.training.discriminator import DiscriminatorOptimizer
 from pipelines.training.ema import EMA
 from pipelines.training.objective import Objective
@@ -32,6 +34,7 @@ class TrainState:
         device: where it trains, by itself; None: on the device of this Ray Train worker, beside the other workers.
 
     Attributes:
+        load: makes the tensors of a row of the stream.
         network: the backbone; its weights are trained.
         model: `network` as a step calls it, (noisy, sigma) -> (restored, estimate or None), compiled and wrapped in
             DistributedDataParallel as configured.
@@ -48,18 +51,19 @@ class TrainState:
         train = config.train
         self.config, self.steps_per_epoch = config, steps_per_epoch
         self.device, wrap = (device, _alone) if device is not None else _ray_worker()
+        self.load = Loader(config, self.device)
         torch.manual_seed(train.seed)
         self.network = build(config.model).to(self.device).to(memory_format=torch.channels_last)
         if train.recompute:
             checkpoint_activations(self.network)
         self.ema = EMA(self.network, train.ema) if train.ema else None
         module = TrainingModule(self.network, estimate=config.loss.uses_estimate)
-        if train.compile:
-            module.compile(fullgraph=True, dynamic=False)  # in place, which keeps the names of the weights
-        self.model = wrap(module)
         # channels_last for Phi too, because restored images arrive in that layout.
         objective = Objective(config.loss, store_uri=store_uri)
         self.objective = objective.to(self.device).to(memory_format=torch.channels_last).train()
+        if train.compile:
+            compile_step(module, self.objective)
+        self.model = wrap(module)
         self.optimizer = adam(self.network.parameters(), lr=train.lr, betas=train.betas)
         self.schedule = LambdaLR(self.optimizer, lambda step: lr_factor(train, step, steps_per_epoch))
         adversarial = self.objective.adversarial

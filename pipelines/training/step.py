@@ -13,6 +13,7 @@ from pipelines.training.backward import (
     limit_chunks,
     split,
 )
+from pipelines.training.compiled import compile_errors
 from pipelines.training.finite import check
 from pipelines.training.state import TrainState
 
@@ -28,28 +29,29 @@ def train_step(state: TrainState, row: stream.WorkerBatch, step: int, rank_weigh
         rank_weight: see `Objective.forward`.
 
     Raises:
+        ConfigError: `train.compile` is set and the step cannot be compiled here.
         TrainingError: a loss is not finite (on the CPU; on a GPU the log finds it at its next entry).
     """
-    train, degradation = state.config.train, state.config.noise.degradation
-    clean, noisy, sigma = stream.to_tensors(row, state.device, degradation)  # the noise is added here
-    labels = stream.labels(row, state.device)
+    train = state.config.train
+    clean, noisy, sigma, labels = state.load(row)  # the noise is added here
     state.optimizer.zero_grad(set_to_none=True)
 
     # Forward and backward. With micro-batches (`train.accumulate`) the backward pass of the loss ends at the restored
     # images, and a second one goes through the network, with no_sync until the last micro-batch: see backward.py.
     micro_batches = split(noisy, sigma, train.accumulate)
-    if len(micro_batches) == 1:
-        restored, estimate = forward(state.model, noisy, sigma, train)
-    else:
-        restored, estimate = forward_without_graph(state.model, micro_batches, train)
-        limit_chunks(state.objective, len(micro_batches[0][0]))
-    with autocast(state.device, train):
-        loss, losses = state.objective(
-            restored, clean, sigma=sigma, estimate=estimate, labels=labels, rank_weight=rank_weight
-        )
-    loss.backward()
-    if len(micro_batches) > 1:
-        backward_through_network(state.model, micro_batches, (restored, estimate), train)
+    with compile_errors(train):
+        if len(micro_batches) == 1:
+            restored, estimate = forward(state.model, noisy, sigma, train)
+        else:
+            restored, estimate = forward_without_graph(state.model, micro_batches, train)
+            limit_chunks(state.objective, len(micro_batches[0][0]))
+        with autocast(state.device, train):
+            loss, losses = state.objective(
+                restored, clean, sigma=sigma, estimate=estimate, labels=labels, rank_weight=rank_weight
+            )
+        loss.backward()
+        if len(micro_batches) > 1:
+            backward_through_network(state.model, micro_batches, (restored, estimate), train)
     if state.device.type == "cpu":
         check(losses, f"step {step}")
 

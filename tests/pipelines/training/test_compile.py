@@ -1,40 +1,84 @@
-"""train.compile: the same step and the same names of weights; where it cannot be had, one line and no other way."""
+"""train.compile: the same steps as eager, compiled once; where it cannot be had, one line and no other way."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
-from pipelines.config import Config, ConfigError
+from pipelines.config import ConfigError
 from pipelines.training.state import TrainState
 from pipelines.training.step import train_step
+from tests.helpers.training_steps import CROPS, SIDE, config
 
-TINY = {"model.width": 8, "model.depth": 3, "loss.weight": 0, "train.batch_size": 2}
+CPU = torch.device("cpu")
+STEPS = 8  # the queues of 24 samples are full after five
 
 
-def built(**changes: Any) -> TrainState:
-    return TrainState(Config().replace(TINY | {f"train.{key}": value for key, value in changes.items()}), 10)
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def built(name: str, folder: Path, **changes: Any) -> TrainState:
+    return TrainState(config(name, folder, **{f"train.{key}": value for key, value in changes.items()}), 10, device=CPU)
+
+
+def row(step: int, crops: int = CROPS) -> dict[str, Any]:
+    random = np.random.default_rng(step)
+    return {
+        "clean": random.integers(0, 256, (crops, SIDE, SIDE, 3), np.uint8),
+        "sigma": np.linspace(10, 50, crops, dtype=np.float32),
+        "seed": np.arange(crops) + 100 * step,
+        "label": random.integers(0, 19, (crops, SIDE, SIDE), np.uint8),
+    }
+
+
+def compare(plain: TrainState, compiled: TrainState, steps: int = STEPS) -> list[int]:
+    """Run both; gives the number of graphs compiled after each step."""
+    assert compiled.state_dict()["model"].keys() == plain.state_dict()["model"].keys()
+    graphs = []
+    for step in range(steps):
+        wanted, seen = train_step(plain, row(step), step), train_step(compiled, row(step), step)
+        torch.testing.assert_close(seen, wanted, rtol=1e-4, atol=1e-6)
+        graphs.append(counters["stats"]["unique_graphs"])
+    torch.testing.assert_close(compiled.network.state_dict(), plain.network.state_dict(), rtol=1e-4, atol=1e-6)
+    return graphs
+
+
+@pytest.mark.parametrize("name", ["d2sm", pytest.param("all", marks=pytest.mark.slow)])
+def test_steps_are_equal_and_compiled_once(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As graphs of torch's own operators, so that no compiler is needed."""
+    monkeypatch.setattr("pipelines.training.compiled.BACKEND", "aot_eager")
+    graphs = compare(built(name, tmp_path), built(name, tmp_path, compile=True))
+    assert 0 < graphs[0] == graphs[3] < graphs[5] == graphs[-1], "full queues add graphs once; no step compiles again"
+
+
+def test_micro_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three of two, two and one crops: two shapes."""
+    monkeypatch.setattr("pipelines.training.compiled.BACKEND", "aot_eager")
+    graphs = compare(built("d2sm", tmp_path, accumulate=3), built("d2sm", tmp_path, accumulate=3, compile=True), 7)
+    assert graphs[5] == graphs[-1]
 
 
 @pytest.mark.long
-def test_a_compiled_network(without_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_by_inductor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch._inductor.config as inductor  # some seconds
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
-    row = {"clean": pixels, "sigma": np.array([10, 40], np.float32), "seed": np.arange(2)}
     with inductor.patch({"cpp.cxx": (None, str(tmp_path / "none"))}):
         with pytest.raises(ConfigError, match=r"train.compile=true: .*compiler.*set train.compile=false") as error:
-            train_step(built(compile=True), row, 0)
+            train_step(built("d2sm", tmp_path, compile=True), row(0), 0)
         assert "\n" not in str(error.value)
     torch._dynamo.reset()
-    plain, compiled = built(), built(compile=True)
-    assert compiled.state_dict()["model"].keys() == plain.state_dict()["model"].keys()
-    for step in range(2):
-        wanted, seen = train_step(plain, row, step), train_step(compiled, row, step)
-        torch.testing.assert_close(seen, wanted, rtol=1e-5, atol=1e-7)
-    torch.testing.assert_close(compiled.network.state_dict(), plain.network.state_dict(), rtol=1e-4, atol=1e-6)
+    counters.clear()
+    graphs = compare(built("d2sm", tmp_path), built("d2sm", tmp_path, compile=True))
+    assert graphs[5] == graphs[-1]

@@ -73,6 +73,25 @@ def test_a_step_reads_nothing(name: str, parts: int, tmp_path: Path, monkeypatch
     assert {number.device for number in numbers.values()} == {meta}
 
 
+def test_a_compiled_step_reads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled whole: a number read in the middle would break the graph, which is an error; and meta tensors have none.
+
+    Inductor's own kernels read nothing back, so the graphs of torch's operators stand for them.
+    """
+    meta = torch.device("meta")
+    monkeypatch.setattr("pipelines.training.compiled.BACKEND", "aot_eager")
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    rows_are_tensors(monkeypatch)
+    row: Any = {key: tensor.to(meta) for key, tensor in batch(0, torch.float32).items()}
+    config = settings("d2sm", tmp_path, 1).replace({"train.compile": True})
+    state = TrainState(config, steps_per_epoch=10, device=meta)
+    assert state.objective.d2sm is not None
+    state.objective.d2sm._range_checked = True
+    for step in range(8):
+        numbers = train_step(state, row, step)
+    assert {number.device for number in numbers.values()} == {meta}
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: copies and noise do not exist on meta")
 @pytest.mark.parametrize("name, parts", CASES)
