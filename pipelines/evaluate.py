@@ -1,7 +1,7 @@
 """Evaluate a model: PSNR, SSIM and MIoU of its restored images, beside those of the noisy and of the clean ones.
 
-Actors of Ray Data read the images of the evaluation split and measure one at a time; with evaluate.actors=0 this
-process does it. `check` finds out before a training whether the evaluation after it can be done.
+Actors of Ray read the images of the evaluation split and measure one at a time; with evaluate.actors=0 this process
+does it. `check` finds out before a training whether the evaluation after it can be done.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
-import ray
 import torch
 from torch import nn
 
@@ -24,6 +23,7 @@ from pipelines.config import Config
 from pipelines.data import index, shards
 from pipelines.data.images import DataError, ImageError, LabelError, read_labels
 from pipelines.data.splits import evaluated_part_line, evaluation_images
+from pipelines.inference import pool
 from pipelines.inference.measuring import SKIPPED, Measurement, Measurer, confusion_of, score
 from pipelines.inference.pictures import spread
 from pipelines.networks import segmenters
@@ -33,7 +33,6 @@ from pipelines.runs.results import EvaluationError, ImageRow, ImageScore, Result
 from pipelines.runs.trust import check_config
 from pipelines.runtime import resources, session
 from pipelines.runtime.progress import Line
-from pipelines.runtime.threads import torch_threads
 from pipelines.text import one_line
 from pipelines.tracking.segmenter import evaluation_segmenter, segmenter_store
 
@@ -87,10 +86,11 @@ def check(config: Config, images: pa.Table | None = None) -> Subject:
                 f"evaluate.segmenter={config.evaluate.segmenter}{weights}: {error}; correct the keys, or evaluate "
                 "without MIoU: evaluate.segmenter=null"
             ) from error
-    if config.evaluate.use_gpu and not config.evaluate.actors and not torch.cuda.is_available():
+    here = config.evaluate.actors == 0 or (config.evaluate.actors is None and not resources.on_a_cluster())
+    if config.evaluate.use_gpu and here and not torch.cuda.is_available():
         raise EvaluationError(
-            "evaluate.use_gpu=true with evaluate.actors=0: torch finds no GPU here; set evaluate.use_gpu=false, or "
-            "evaluate.actors=1 on a cluster with GPUs"
+            "evaluate.use_gpu=true: torch finds no GPU here; set evaluate.use_gpu=false, or join a cluster with GPUs "
+            "(RAY_ADDRESS) and leave evaluate.actors=null"
         )
     segmented = segmenter is not None and items["label"].null_count < items.num_rows
     return Subject(
@@ -188,9 +188,7 @@ def evaluate(
         said = [*([part] if part else []), *subject.notes]
     if uri := segmenter_store(config):
         config = config.replace({"tracking.uri": uri})
-    if config.evaluate.actors:
-        session.start(cpus=config.evaluate.actors + 1, verbose=verbose)
-        resources.check_evaluation(config)
+    config = _with_actors(config, subject.items.num_rows, verbose=verbose)
     found: list[Measurement] = []
     done: set[str] = set()
     announce = config.evaluate.tile == "auto" and not quiet
@@ -217,45 +215,37 @@ def evaluate(
     return _summary(config, found, subject)
 
 
+def _with_actors(config: Config, images: int, *, verbose: bool) -> Config:
+    """The configuration with the number of actors that is used; Ray is up if there are any. Raises ResourceError."""
+    asked = config.evaluate.actors
+    if asked is None and resources.on_a_cluster():
+        session.start(cpus=1, verbose=verbose)
+    actors = resources.evaluation_actors(config, images)
+    if actors:
+        session.start(cpus=actors + 1, verbose=verbose)
+        resources.check_evaluation(config)
+    return config.replace({"evaluate.actors": actors})
+
+
 def measurements(network: nn.Module, config: Config, items: pa.Table) -> Iterator[Measurement]:
     """Measure every version of every image, image after image, in the order in which they are done."""
-    if not config.evaluate.actors:
-        with torch_threads(config.evaluate.threads):
-            measurer = _measurer(network, config)
-            for item in items.to_pylist():
-                yield from measurer.item(item)
-        return
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = context.print_on_execution_start = False
-    context.raise_original_map_exception = True  # Ray would otherwise pass on the text of an error alone
-    pool = ray.data.from_arrow([items.slice(i, 1) for i in range(items.num_rows)]).map_batches(
-        _Actor,
-        fn_constructor_kwargs={"network": network, "config": config},
-        batch_size=1,
-        batch_format="numpy",
-        compute=ray.data.ActorPoolStrategy(size=config.evaluate.actors),
-        num_cpus=1,
-        num_gpus=config.train.gpus_per_worker if config.evaluate.use_gpu else 0,
-    )
-    for row in pool.iter_rows():
-        yield cast(Measurement, row)
-
-
-class _Actor:
-    """An actor of Ray Data: it loads the segmenter once and measures one image at a time."""
-
-    def __init__(self, network: nn.Module, config: Config) -> None:
-        torch.set_num_threads(config.evaluate.threads)
-        self.measurer = _measurer(network, config)
-
-    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
-        """Measure a batch of one item, as Ray Data hands it over."""
-        found = self.measurer.item({column: values[0] for column, values in batch.items()})
-        return {key: [one[key] for one in found] for key in Measurement.__annotations__}  # type: ignore[literal-required]
+    evaluate, rows = config.evaluate, items.to_pylist()
+    if not evaluate.actors:
+        found = pool.here(_measurer(network, config), rows, threads=evaluate.threads)
+    else:
+        found = pool.by_actors(
+            partial(_measurer, network, config),
+            rows,
+            actors=evaluate.actors,
+            gpus=config.train.gpus_per_worker if evaluate.use_gpu else 0,
+            threads=evaluate.threads,
+        )
+    for of_item in found:
+        yield from of_item
 
 
 def _measurer(network: nn.Module, config: Config) -> Measurer:
-    evaluate, actors = config.evaluate, max(1, config.evaluate.actors)
+    evaluate, actors = config.evaluate, max(1, config.evaluate.actors or 0)
     # Actors that share the memory of this machine, or of this GPU.
     sharing = min(actors, int(1 // config.train.gpus_per_worker)) if evaluate.use_gpu else actors
     device = torch.device("cuda" if evaluate.use_gpu else "cpu")

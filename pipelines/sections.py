@@ -392,8 +392,12 @@ class Evaluate(Section):
         code=True,
     )
     segmenter_weights: str | None = setting(None, "file with the segmenter's weights", effect="place")
-    actors: int = setting(
-        1, "evaluation actors; 0 evaluates in the driver process", effect="speed", ge=0, le=MOST_THREADS
+    actors: int | None = setting(
+        None,
+        "evaluation actors; 0 evaluates in the driver process; null: as many as suit the machine or cluster",
+        effect="speed",
+        ge=0,
+        le=MOST_THREADS,
     )
     threads: int = setting(1, "torch threads of an evaluation actor", effect="speed", ge=1, le=MOST_THREADS)
     use_gpu: bool = setting(False, "evaluate on GPUs (see train.gpus_per_worker)", effect="speed")

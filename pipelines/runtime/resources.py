@@ -13,6 +13,9 @@ from collections.abc import Mapping, Sequence
 from pipelines.config import Config
 from pipelines.runtime.cores import logical_cpus
 
+_FEW_CORES = 2  # of a machine on which the start of actors takes as long as they save
+_IMAGES_AN_ACTOR = 8  # at least: it starts in the time in which it measures a few
+
 
 class ResourceError(ValueError):
     """A run reserves more than the cluster has. One line."""
@@ -36,7 +39,47 @@ def training_cpus(config: Config, workers: int | None = None) -> float:
 
 def run_cpus(config: Config) -> float:
     """CPUs that a run reserves at most, while it trains or while it evaluates."""
-    return max(training_cpus(config), float(config.evaluate.actors))
+    actors = config.evaluate.actors
+    return max(training_cpus(config), 1.0 if actors is None else float(actors))
+
+
+def on_a_cluster() -> bool:
+    """Whether this process has joined, or is to join, a cluster, or runs on one as a task or an actor."""
+    if os.environ.get("RAY_ADDRESS", "").strip():
+        return True
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized()) and (_in_a_worker() or len(ray.nodes()) > 1)
+
+
+def evaluation_actors(config: Config, images: int) -> int:
+    """How many actors an evaluation has; 0: it is done in this process. Ray is up if this is `on_a_cluster`.
+
+    As many as are configured. Where none are, a GPU of this machine is used by this process, which saves the start of
+    further ones, and so are the CPUs of a small machine. A larger one has an actor for each core, a cluster one for
+    each of its CPUs or GPUs, as long as each has some images; and a trial of a sweep, which shares them, one.
+
+    Args:
+        images: that are evaluated.
+    """
+    if config.evaluate.actors is not None:
+        return config.evaluate.actors
+    if on_a_cluster():
+        if _in_a_worker():
+            return 1
+        have = capacity()
+        on_gpus = workers_on_gpus(config, have.get("GPU", 0)) if config.evaluate.use_gpu else math.inf
+        return int(max(1, min(have.get("CPU", 0), on_gpus, images // _IMAGES_AN_ACTOR)))
+    cores = os.cpu_count() or 1
+    if config.evaluate.use_gpu or cores <= _FEW_CORES:
+        return 0
+    actors = min(cores, images // _IMAGES_AN_ACTOR)
+    return actors if actors > 1 else 0
+
+
+def _in_a_worker() -> bool:
+    import ray
+
+    return ray.is_initialized() and ray.get_runtime_context().get_actor_id() is not None
 
 
 def workers_on_gpus(config: Config, gpus: float) -> float:
@@ -100,7 +143,12 @@ def check_evaluation(config: Config, have: Mapping[str, float] | None = None) ->
     Raises:
         ResourceError: names what is reserved, what Ray has, and the keys that change it.
     """
-    have, actors = capacity() if have is None else have, config.evaluate.actors
+    have = capacity() if have is None else have
+    actors, fewer = config.evaluate.actors, "lower evaluate.actors"
+    if actors is None:
+        if not on_a_cluster():
+            return  # as many as there is room for, or none
+        actors, fewer = 1, "join a cluster with GPUs (RAY_ADDRESS)"
     if have.get("CPU", 0) < actors:
         raise ResourceError(
             f"evaluate.actors={actors}: each reserves 1 CPU, but Ray has {have.get('CPU', 0):g}; lower it, or join a "
@@ -109,7 +157,7 @@ def check_evaluation(config: Config, have: Mapping[str, float] | None = None) ->
     if config.evaluate.use_gpu and workers_on_gpus(config, have.get("GPU", 0)) < actors:
         raise ResourceError(
             f"evaluate.use_gpu=true: {actors} actors (evaluate.actors) need {config.train.gpus_per_worker:g} GPU each, "
-            f"but Ray has {have.get('GPU', 0):g}; lower evaluate.actors, or set evaluate.use_gpu=false"
+            f"but Ray has {have.get('GPU', 0):g}; {fewer}, or set evaluate.use_gpu=false"
         )
 
 
@@ -154,8 +202,8 @@ def runs_at_once(config: Config, cpus: float, gpus: float) -> int:
     fit = [cpus / run_cpus(config)]
     if config.train.use_gpu:
         fit.append(workers_on_gpus(config, gpus) / config.train.workers[1])
-    if config.evaluate.use_gpu and config.evaluate.actors:
-        fit.append(workers_on_gpus(config, gpus) / config.evaluate.actors)
+    if config.evaluate.use_gpu and config.evaluate.actors != 0:
+        fit.append(workers_on_gpus(config, gpus) / (config.evaluate.actors or 1))
     return int(min(fit)) if min(fit) < math.inf else 10**6
 
 

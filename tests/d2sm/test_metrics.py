@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 
-from d2sm.metrics import CLASSES, COLOURS, Similarity, confusion, iou, miou, psnr, ssim
+from d2sm.metrics import CLASSES, COLOURS, Similarity, _psnr_in_torch, confusion, iou, miou, psnr, ssim
 
 
 @pytest.fixture
@@ -56,6 +56,29 @@ def test_ssim_is_that_of_scikit_image(size: tuple[int, int]) -> None:
         )
         assert ssim(restored, clean) == pytest.approx(wanted, abs=1e-12)  # float64, another order of sums
         assert similarity(restored) == ssim(restored, clean)
+
+
+def test_what_a_gpu_computes_is_the_same_up_to_float64() -> None:
+    """Its bands of rows and its sums, on this CPU, against scikit-image."""
+    draw = np.random.default_rng(4)
+    clean = torch.from_numpy(draw.random((3, 150, 97), np.float32))
+    restored = (clean + 0.1 * torch.from_numpy(draw.standard_normal(clean.shape, np.float32))).clamp(0, 1)
+    for rows in (1, 64, 4096):
+        found = Similarity(clean, rows=rows)(restored)
+        assert found == pytest.approx(ssim(restored, clean), abs=1e-12)
+    assert _psnr_in_torch(restored.double(), clean.double()) == pytest.approx(psnr(restored, clean), abs=1e-9)
+    assert _psnr_in_torch(clean, clean) == math.inf
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_measures_as_the_cpu_does() -> None:
+    clean = torch.rand(3, 375, 500, generator=torch.Generator().manual_seed(0))
+    restored = (clean + 0.1 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
+    assert psnr(restored.cuda(), clean.cuda()) == pytest.approx(psnr(restored, clean), abs=1e-9)
+    assert ssim(restored.cuda(), clean.cuda()) == pytest.approx(ssim(restored, clean), abs=1e-12)
+    label, seen = torch.randint(0, 19, (375, 500)), torch.randint(0, 19, (375, 500))
+    assert torch.equal(confusion(seen.cuda(), label.cuda()).cpu(), confusion(seen, label))
 
 
 def test_psnr_is_the_definition(pair: tuple[NDArray[np.float64], NDArray[np.float64]]) -> None:

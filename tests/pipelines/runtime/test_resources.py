@@ -68,7 +68,7 @@ def having(monkeypatch: pytest.MonkeyPatch, **have: float) -> None:
         ({"train.num_workers": 4}, ["train.num_workers=4", "train.data_cpus=1", "5 CPUs", "Ray has 4"]),
         ({"train.use_gpu": True}, ["train.use_gpu=true", "1 GPU", "Ray has 0"]),
         ({"evaluate.actors": 5}, ["evaluate.actors=5", "Ray has 4"]),
-        ({"evaluate.use_gpu": True}, ["evaluate.use_gpu=true", "Ray has 0"]),
+        ({"evaluate.use_gpu": True, "evaluate.actors": 1}, ["evaluate.use_gpu=true", "Ray has 0"]),
     ],
 )
 def test_a_run_that_does_not_fit_is_refused(
@@ -105,3 +105,32 @@ def test_what_the_workers_are_waiting_for(monkeypatch: pytest.MonkeyPatch) -> No
     assert resources.shortage(config) == (
         "waiting for 1 to 2 workers with 1 CPU and 0.5 GPU each; Ray has 0 CPU and 1 GPU free"
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "cores", "images", "actors"),
+    [
+        ({}, 2, 500, 0),
+        ({}, 16, 500, 16),
+        ({}, 16, 51, 6),
+        ({}, 16, 8, 0),
+        ({"evaluate.use_gpu": True}, 16, 500, 0),
+        ({"evaluate.actors": 3}, 2, 8, 3),
+    ],
+)
+def test_how_many_actors_suit_a_machine(
+    changes: dict[str, Any], cores: int, images: int, actors: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setattr(resources, "on_a_cluster", lambda: False)
+    assert resources.evaluation_actors(Config().replace(changes), images) == actors
+
+
+def test_how_many_actors_suit_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    having(monkeypatch, CPU=64.0, GPU=2.0)
+    monkeypatch.setattr("ray.nodes", lambda: [{}, {}])
+    assert resources.on_a_cluster()
+    assert resources.evaluation_actors(Config(), 500) == 62  # one for each eighth image
+    assert resources.evaluation_actors(Config().replace({"evaluate.use_gpu": True}), 500) == 2
+    monkeypatch.setattr(resources, "_in_a_worker", lambda: True)  # such as a trial of a sweep
+    assert resources.evaluation_actors(Config(), 500) == 1

@@ -1,0 +1,88 @@
+"""Measuring many items: here, or in actors of Ray; either way the next item is read while one is measured."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import ray
+import torch
+
+from pipelines.inference.measuring import Measurement, Measurer
+from pipelines.runtime.threads import torch_threads
+
+Items = Sequence[Mapping[str, Any]]
+
+_IN_FLIGHT = 2  # items of an actor: one is measured, one is read
+_RESTARTS = 3  # of an actor whose node is lost, and of what it was measuring
+
+
+def here(measurer: Measurer, items: Items, *, threads: int) -> Iterator[list[Measurement]]:
+    """Measure the items in this process, in their order.
+
+    Args:
+        threads: torch threads.
+
+    Raises:
+        ImageError, DataError: see `Measurer.load`.
+    """
+    with torch_threads(threads), ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,)) as ahead:
+        coming = ahead.submit(measurer.load, items[0]) if items else None
+        for number in range(len(items)):
+            assert coming is not None
+            loaded = coming.result()
+            coming = ahead.submit(measurer.load, items[number + 1]) if number + 1 < len(items) else None
+            yield measurer.measure(loaded)
+
+
+def by_actors(
+    build: Callable[[], Measurer], items: Items, *, actors: int, gpus: float, threads: int
+) -> Iterator[list[Measurement]]:
+    """Measure the items in actors of Ray, which is up; gives them in the order in which they are done.
+
+    Args:
+        build: makes the measurer of an actor. It holds the network, so it is stored once for all actors.
+        actors: how many; each reserves a CPU.
+        gpus: that each reserves.
+        threads: torch threads of an actor.
+
+    Raises:
+        RayError: as the cause of what an actor raised.
+    """
+    # In a list, since Ray warns of stored arguments of an actor that restarts: they may be gone by then. This process
+    # holds the reference as long as there are actors.
+    stored = [ray.put(build)]
+    options = {"num_cpus": 1, "num_gpus": gpus, "max_restarts": _RESTARTS, "max_task_retries": _RESTARTS}
+    # Not in the placement group of whoever asks, which has no room for them.
+    make = ray.remote(_Actor).options(**options, scheduling_strategy="SPREAD", max_concurrency=_IN_FLIGHT)
+    pool = [make.remote(stored, threads) for _ in range(min(actors, len(items)))]
+    waiting = iter(items)
+    at_work: dict[ray.ObjectRef[list[Measurement]], Any] = {}
+    for actor, item in zip(pool * _IN_FLIGHT, waiting, strict=False):
+        at_work[actor.measure.remote(item)] = actor
+    while at_work:
+        (done, *_), _ = ray.wait(list(at_work), num_returns=1)
+        actor = at_work.pop(done)
+        for item in itertools.islice(waiting, 1):
+            at_work[actor.measure.remote(item)] = actor
+        yield ray.get(done)
+    # The actors end with this function's references to them, when what they are at is done.
+
+
+class _Actor:
+    """An actor of Ray: it measures one item, and reads the next one meanwhile."""
+
+    def __init__(self, stored: Sequence[ray.ObjectRef[Callable[[], Measurer]]], threads: int) -> None:
+        torch.set_num_threads(threads)
+        build = ray.get(stored[0])
+        self.threads, self.measurer, self.one_at_a_time = threads, build(), threading.Lock()
+
+    def measure(self, item: Mapping[str, Any]) -> list[Measurement]:
+        """Called by `_IN_FLIGHT` threads."""
+        torch.set_num_threads(self.threads)
+        loaded = self.measurer.load(item)
+        with self.one_at_a_time:
+            return self.measurer.measure(loaded)

@@ -1,0 +1,92 @@
+"""Measuring many items: the same in this process and in actors, whatever becomes of one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.data.images import ImageError, write_png
+from pipelines.data.splits import evaluation_images
+from pipelines.inference import pool
+from pipelines.inference.measuring import Measurement, Measurer
+from pipelines.networks.models import build
+from pipelines.runtime import session
+from tests.conftest import tiny_config
+from tests.helpers.checkpoints import bundle_of
+
+CPU = torch.device("cpu")
+
+
+def photographs(root: Path, count: int = 5) -> Path:
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        write_png(root / f"val/{number}.png", rng.integers(0, 256, (24, 32, 3), np.uint8))
+    return root
+
+
+def measurer_of(root: Path, *, dies_at: str = "", mark: str = "") -> Measurer:
+    config = tiny_config(root, root, data__layout="folder")
+    torch.manual_seed(0)
+    return Dying(dies_at, Path(mark), config, build(config.model).eval(), None, device=CPU)
+
+
+class Dying(Measurer):
+    """A measurer whose process ends at an item, the first time."""
+
+    def __init__(self, dies_at: str, mark: Path, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.dies_at, self.mark = dies_at, mark
+
+    def load(self, item: Mapping[str, Any]) -> Any:
+        if item["name"] == self.dies_at and not self.mark.exists():
+            self.mark.touch()
+            os._exit(1)
+        return super().load(item)
+
+
+def by_name(found: list[list[Measurement]]) -> dict[str, str]:
+    return {of_item[0]["name"]: str(of_item) for of_item in found}
+
+
+@pytest.mark.slow
+def test_actors_measure_what_this_process_does_also_if_one_dies(ray_session: None, tmp_path: Path) -> None:
+    root = photographs(tmp_path)
+    items = evaluation_images(tiny_config(root, root, data__layout="folder")).to_pylist()
+    wanted = by_name(list(pool.here(measurer_of(root), items, threads=1)))
+    assert list(wanted) == ["0", "1", "2", "3", "4"]
+    for dies_at in ("", "2"):
+        made = partial(measurer_of, root, dies_at=dies_at, mark=str(tmp_path / "died"))
+        assert by_name(list(pool.by_actors(made, items, actors=2, gpus=0, threads=1))) == wanted
+    assert (tmp_path / "died").exists()
+    (root / "val/3.png").write_bytes(b"no image")
+    with pytest.raises(Exception) as error:
+        list(pool.by_actors(partial(measurer_of, root), items, actors=2, gpus=0, threads=1))
+    assert isinstance(session.cause(error.value), ImageError)
+
+
+def test_no_items(tmp_path: Path) -> None:
+    assert list(pool.here(measurer_of(photographs(tmp_path)), [], threads=1)) == []
+
+
+@pytest.mark.slow
+def test_ray_has_nothing_to_say_about_a_large_network(tmp_path: Path) -> None:
+    """Its native code writes to the process's stderr itself, past Python's loggers."""
+    root = photographs(tmp_path / "photos", 2)
+    config = tiny_config(root, tmp_path, data__layout="folder", model__width=96, model__depth=12)  # 3.5 MB
+    bundle = bundle_of(tmp_path / "step-00000000", config)
+    words = ["evaluate", str(bundle), "--out", str(tmp_path / "out.json"), "--quiet", "evaluate.actors=1"]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run(
+        [sys.executable, "-m", "cluster.cli", *words], capture_output=True, text=True, timeout=300, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stderr.splitlines() if not line.startswith("d2sm: ")] == []
