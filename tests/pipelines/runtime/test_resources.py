@@ -57,6 +57,8 @@ def test_how_many_runs_fit(changes: dict[str, Any], cpus: float, gpus: float, co
 def having(monkeypatch: pytest.MonkeyPatch, **have: float) -> None:
     """Ray is up, and has so much."""
     monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.setattr("ray.nodes", lambda: [{}])
+    monkeypatch.setattr(resources, "_in_a_worker", lambda: False)
     monkeypatch.setattr("ray.cluster_resources", lambda: have)
     monkeypatch.setattr("ray.available_resources", lambda: {**have, "CPU": 0.0})
     monkeypatch.setattr("pipelines.runtime.private.autoscaler_limits", lambda: {})
