@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ def read_plain(path: str | Path) -> Any:
     Raises:
         WeightsError: the file is missing or damaged, or holds anything else.
     """
-    _check_file(Path(path))
+    check_file(Path(path))
     try:
         _check_size(Path(path))
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -40,7 +42,7 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str
     """
     from safetensors import safe_open
 
-    _check_file(Path(path))
+    check_file(Path(path))
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
@@ -62,8 +64,21 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     return state
 
 
-def _check_file(path: Path) -> None:
-    """A pipe would be waited for."""
+def fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """16 hex digits over the names and values of weights, whatever file or registry they came from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def check_file(path: Path) -> None:
+    """Make sure that this is a regular file that can be reached; a pipe would be waited for.
+
+    Raises:
+        WeightsError: it is not.
+    """
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as error:

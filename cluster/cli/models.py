@@ -1,4 +1,4 @@
-"""The verbs `models list`, `models show`, `models register`, `models promote` and `models compare`."""
+"""The verbs `models list`, `models show`, `models register`, `models import`, `models promote`, `models compare`."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ def run_list(args: argparse.Namespace) -> None:
     rows = [["model", "version", "aliases", "recipe", "psnr.sigma25", "miou.sigma25"]]
     for record in registry.models(_uri(args.tracking_uri)):
         numbers = [_short(record.tags.get(name)) for name in ("psnr.sigma25", "miou.sigma25")]
-        rows.append(
-            [record.name, str(record.version), " ".join(record.aliases), record.tags.get("recipe", ""), *numbers]
-        )
+        recipe = "imported" if "imported.form" in record.tags else record.tags.get("recipe", "")
+        rows.append([record.name, str(record.version), " ".join(record.aliases), recipe, *numbers])
     show(columns(rows) if len(rows) > 1 else "no registered models")
 
 
@@ -42,6 +41,24 @@ def run_register(args: argparse.Namespace) -> None:
     show(f"registered {record.name} version {record.version} {' '.join(record.aliases)}".rstrip())
     if not record.run_id:
         show("the store does not hold the run that trained it, so the version names none")
+
+
+def run_import(args: argparse.Namespace) -> None:
+    """Register weights that others publish."""
+    from pipelines.import_weights import import_weights
+
+    done = import_weights(
+        args.file, args.name, alias=args.alias, source=args.source, licence=args.licence, uri=args.tracking_uri
+    )
+    record = done.record
+    show(f"registered {record.name} version {record.version} {' '.join(record.aliases)}".rstrip())
+    facts = {
+        "form": done.form,
+        "network": record.tags["backbone"],
+        "weights": f"{record.tags['weights.fingerprint']}{f', {done.known}' if done.known else ''}",
+        **{key: record.tags[f"imported.{key}"] for key in ("convention", "source", "licence")},
+    }
+    show(columns([[name, value] for name, value in facts.items()]))
 
 
 def run_promote(args: argparse.Namespace) -> None:

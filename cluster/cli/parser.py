@@ -138,7 +138,7 @@ def parser() -> ArgumentParser:
     _trust(figures)
     figures("--quiet", action="store_true", help=QUIET)
 
-    models = _group(verbs, "models", "registered models: list, show, register, promote, compare")
+    models = _group(verbs, "models", "registered models: list, show, register, import, promote, compare")
     listing = _verb(models, "list", "list all registered models and their versions", "models:run_list")
     show = _verb(models, "show", "show what is recorded of a registered version", "models:run_show")
     show("reference", help="name@alias, name/version, or name for the newest version")
@@ -148,6 +148,14 @@ def parser() -> ArgumentParser:
     register("--as", dest="name", required=True, metavar="NAME", help="name of the registered model; made if new")
     _trust(register)
     register("--alias", default="", help="alias to set on the new version, such as champion")
+    imports = _verb(models, "import", "register weights that others publish: FFDNet's for colour, or a file of d2sm",
+                    "models:run_import")  # fmt: skip
+    imports("file", type=Path, help="KAIR's ffdnet_color.pth, the authors' ffdnet_color.mat, ffdnet-pytorch's "
+            "net_rgb.pth, or weights of a d2sm network (.safetensors, .pth)")  # fmt: skip
+    imports("--as", dest="name", required=True, metavar="NAME", help="name of the registered model; made if new")
+    imports("--alias", default="", help="alias to set on the new version, such as published")
+    imports("--source", default="", metavar="TEXT", help="where the file is from, such as its URL; recorded as a tag")
+    imports("--licence", default="", metavar="TEXT", help="of the weights (default: no licence stated)")
     promote = _verb(models, "promote", "point an alias at a version", "models:run_promote")
     promote("reference", help="name/version")
     promote("--alias", default="champion", help="(default: champion)")
@@ -155,7 +163,7 @@ def parser() -> ArgumentParser:
     compare = _verb(models, "compare", "show two versions side by side", "models:run_compare")
     compare("a", help="name@alias or name/version")
     compare("b", help="another")
-    for verb in (listing, show, register, promote, compare):
+    for verb in (listing, show, register, imports, promote, compare):
         verb("--tracking-uri", help=STORE)
 
     submit = _verb(verbs, "submit", "send a verb to a Ray cluster as a job, and follow its log", "submit:run_submit")

@@ -7,7 +7,6 @@ does. Registered networks ("models:/name@alias") are loaded by `pipelines.tracki
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from d2sm.metrics import CLASSES
 from d2sm.models import ESPNet
 from d2sm.objectives.segmentation import ABSENT
 from d2sm.weights import WeightsError, read_safetensors, read_state_dict
+from d2sm.weights import fingerprint as weights_fingerprint
 from pipelines.callables import import_callable, is_imported
 from pipelines.text import did_you_mean, more, one_line
 
@@ -84,12 +84,8 @@ def classes(segmenter: nn.Module, image: Tensor) -> Tensor:
 
 
 def fingerprint(segmenter: nn.Module) -> str:
-    """16 hex digits over the names and values of a segmenter's weights, whatever file or registry they came from."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(segmenter.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+    """That of a segmenter's weights, see `d2sm.weights.fingerprint`."""
+    return weights_fingerprint(segmenter.state_dict())
 
 
 def load(name: str, *, weights: str | Path | None = None, resize: bool = True) -> nn.Module:

@@ -90,7 +90,7 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     config.save(folder / CONFIG)
     try:
-        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in weights.items()}, folder / MODEL)
+        save_weights(weights, folder / MODEL)
         torch.save(dict(state), folder / STATE)
     except (SafetensorError, RuntimeError) as error:  # a full disk is "iostream error" to torch
         if shutil.disk_usage(folder).free < _FULL:
@@ -98,6 +98,27 @@ def write(
         raise OSError(f"{folder}: a checkpoint cannot be written ({str(error)[:100]})") from None
     (folder / LOG).write_text(json.dumps(log or {}))
     (folder / META).write_text(integrity.sealed(meta, folder, (MODEL, CONFIG, STATE, LOG)))
+
+
+def write_bundle(folder: Path, *, weights: Mapping[str, Tensor], config: Config, meta: Mapping[str, Any]) -> None:
+    """Write what is enough to use a model, and nothing to resume a training from, into a new folder.
+
+    Args:
+        weights: of the model.
+        meta: what meta.json says beside the sizes.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    folder.mkdir()
+    config.save(folder / CONFIG)
+    save_weights(weights, folder / MODEL)
+    (folder / META).write_text(integrity.sealed(meta, folder, (MODEL, CONFIG)))
+
+
+def save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Write weights as safetensors. Raises SafetensorError, OSError."""
+    save_file({name: tensor.detach().contiguous().cpu() for name, tensor in weights.items()}, path)
 
 
 def meta(folder: Path) -> dict[str, Any]:
@@ -250,12 +271,9 @@ def load_model(folder: Path) -> tuple[Denoiser, Config]:
     """
     if not (folder / MODEL).exists() or not (folder / CONFIG).exists():
         raise CheckpointError(f"{folder}: holds no {MODEL} with {CONFIG}; give a checkpoint of `d2sm train`")
-    _verify(folder, MODEL, CONFIG)
+    _verify(folder, CONFIG)
     config = configs.load(folder / CONFIG)
-    try:
-        weights, _ = read_safetensors(folder / MODEL)
-    except WeightsError as error:
-        raise CheckpointError(f"{folder / MODEL}: is damaged ({error}); copy it again") from None
+    weights = read_weights(folder)
     with torch.device("meta"):  # without memory: the configuration may name a larger network than its weights are of
         described = build(config.model)
     shapes = {name: tensor.shape for name, tensor in described.state_dict().items()}
@@ -269,6 +287,21 @@ def load_model(folder: Path) -> tuple[Denoiser, Config]:
     model = build(config.model)
     fill(model, weights, folder / MODEL)
     return model.eval().to(memory_format=torch.channels_last), config
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights of the model of a checkpoint or bundle.
+
+    Raises:
+        CheckpointError: they are missing or damaged.
+    """
+    if not (folder / MODEL).exists():
+        raise CheckpointError(f"{folder}: holds no {MODEL}; give a checkpoint of `d2sm train`")
+    _verify(folder, MODEL)
+    try:
+        return read_safetensors(folder / MODEL)[0]
+    except WeightsError as error:
+        raise CheckpointError(f"{folder / MODEL}: is damaged ({error}); copy it again") from None
 
 
 def load_state(folder: Path) -> dict[str, Any]:

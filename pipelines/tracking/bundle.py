@@ -14,6 +14,7 @@ import numpy as np
 from d2sm import __version__
 from d2sm.models import BACKBONES
 from d2sm.objectives import TERMS
+from d2sm.weights import fingerprint
 from pipelines import config as configs
 from pipelines.runs import checkpoint
 from pipelines.runtime import files
@@ -54,6 +55,7 @@ def upload(
         _copy(bundle, copy)
         config = configs.load(copy / "config.yaml")
         tags = describe(config, checkpoint.meta(copy))
+        tags["weights.fingerprint"] = fingerprint(checkpoint.read_weights(copy))
         tags["weights.sha256"] = files.sha256(copy / "model.safetensors")
         tags["bundle.sha256"] = files.sha256(copy / CHECKSUMS)
         _save_model(copy, model, config, example)
@@ -81,10 +83,14 @@ def describe(config: configs.Config, meta: dict[str, object]) -> dict[str, str]:
         meta: its meta.json.
     """
     terms, model = config.loss.terms, config.model
+    imported = meta.get("imported")
     options = "".join(f" {option}={getattr(model, option)}" for option in BACKBONES[model.name].options)
+    backbone = f"{model.name}{options}"
+    if isinstance(imported, dict):  # `pipelines.import_weights` wrote it: nothing is known of the training
+        return {"backbone": backbone, **{f"imported.{key}": str(value) for key, value in imported.items()}}
     return {
         "recipe": config.recipe,
-        "backbone": f"{model.name}{options}",
+        "backbone": backbone,
         "objective": " + ".join(f"{weight:g} {TERMS[name].label}" for name, weight in terms.items()),
         "phi": config.loss.features if config.loss.uses_phi else "",
         "segmenter": config.evaluate.segmenter or "",
