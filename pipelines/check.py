@@ -19,6 +19,7 @@ from pipelines.config import Config, ConfigError
 from pipelines.data import index, plan, splits
 from pipelines.data.images import DataError
 from pipelines.runs.folder import RunFolder, named
+from pipelines.runs.results import level_title
 from pipelines.runtime.owner import InUseError
 from pipelines.text import one_line, redact, show
 
@@ -149,6 +150,7 @@ class _Run:
         yield "data", self._attempts(self._training)
         if evaluates:
             yield "evaluation", self._attempts(self._evaluation)
+        yield "degrade", self._attempts(self._degradation)
         yield "run", self._attempts(self._folder)
         yield "storage", self._attempts(self._storage)
         yield "tracking", self._attempts(self._tracking)
@@ -196,6 +198,13 @@ class _Run:
     def _evaluation(self) -> Iterator[Answer]:
         self.evaluation = items = splits.evaluation_images(self.config)
         yield f"{items.num_rows} photographs, split {self.config.data.val_split or 'all'}"
+
+    def _degradation(self) -> Iterator[Answer]:
+        from pipelines.data import degradation
+
+        degradation.check(self.config)
+        what = "photographed pairs" if self.config.data.layout == "pairs" else self.config.degradation
+        yield f"{what}; measured at {', '.join(map(level_title, self.config.level_names))}"
 
     def _folder(self) -> Iterator[Answer]:
         folder = RunFolder.of(self.config)

@@ -16,13 +16,31 @@ import yaml
 from pydantic import BaseModel, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
+from d2sm import chain
+from d2sm.chain import Chain
 from d2sm.models import BACKBONES
 from d2sm.objectives import TERMS
 from pipelines import parsing, secrets
 
 # Runs pickled by earlier versions name Train, Evaluate and Tracking as classes of this module.
-from pipelines.sections import Data, Effect, Evaluate, Loss, Model, Noise, Section, Tracking, Train, setting
+from pipelines.sections import (
+    Data,
+    Degrade,
+    Effect,
+    Evaluate,
+    Loss,
+    Model,
+    Noise,
+    Section,
+    Tracking,
+    Train,
+    setting,
+)
 from pipelines.text import did_you_mean, one_line
+
+PAIR = "pair"  # the name of the level of photographed pairs
+# Keys of earlier versions: the value that changed nothing, and where another one is to be written now.
+_FORMER = {"noise.degradation": ("gaussian", "degrade.chain")}
 
 
 class ConfigError(ValueError):
@@ -39,6 +57,7 @@ class Config(Section):
     recipe: str = setting("", "name of the recipe that this configuration started from", effect="record")
     data: Data = Data()
     noise: Noise = Noise()
+    degrade: Degrade = Degrade()
     model: Model = Model()
     loss: Loss = Loss()
     train: Train = Train()
@@ -53,11 +72,7 @@ class Config(Section):
                 f"loss.patch_size={self.loss.patch_size}: does not divide data.crop_size={self.data.crop_size}; change "
                 "one of them"
             )
-        if self.data.layout == "pairs" and len(set(self.noise.sigma)) > 1:
-            raise ValueError(
-                f"noise.sigma={list(self.noise.sigma)}: data.layout=pairs has one noise level, which the network is "
-                "told; give it, such as noise.sigma=[25] noise.draw=list"
-            )
+        self._check_degradation()
         for name, weight in self.loss.terms.items():
             key = f"loss.{TERMS[name].weight_key}"
             if TERMS[name].uses_estimate and not BACKBONES[self.model.name].estimates_noise:
@@ -77,6 +92,56 @@ class Config(Section):
                 f"(train.batch_size x patches per crop); raise it, or raise loss.patch_size"
             )
         return self
+
+    def _check_degradation(self) -> None:
+        """One key says what degrades, one at which levels it is measured; pairs are degraded already."""
+        noise, evaluate, given = self.noise, self.evaluate, self.degrade.chain
+        if given and noise != Noise():
+            raise ValueError(
+                f"noise.sigma={list(noise.sigma)}: degrade.chain={given} says what degrades; put noise:LOW..HIGH there"
+            )
+        if given and evaluate.sigmas != Evaluate().sigmas:
+            raise ValueError(
+                f"evaluate.sigmas={list(evaluate.sigmas)}: with degrade.chain={given} the levels are those of "
+                f"evaluate.levels, such as [{self.degradation.fixed_levels()[-1]}]"
+            )
+        if self.data.layout != "pairs":
+            return
+        for key, value in (("degrade.chain", given), ("evaluate.levels", evaluate.levels)):
+            if value:
+                shown = value if isinstance(value, str) else f"[{', '.join(value)}]"
+                raise ValueError(f"{key}={shown}: the images of data.layout=pairs are degraded already; leave it out")
+        backbone = BACKBONES.get(self.model.name)
+        told = [name for name in self.loss.terms if "sigma" in TERMS[name].inputs]
+        if len(set(noise.sigma)) > 1 and (told or (backbone and not backbone.blind)):
+            blind = " or ".join(entry.name for entry in BACKBONES.values() if entry.blind)
+            what = f"loss.{TERMS[told[0]].weight_key}" if told else f"model.name={self.model.name}"
+            raise ValueError(
+                f"noise.sigma={list(noise.sigma)}: data.layout=pairs has one noise level, which {what} is told; give "
+                "it, such as noise.sigma=[25] noise.draw=list"
+                + ("" if told else f", or take a network that needs none, model.name={blind}")
+            )
+
+    @property
+    def degradation(self) -> Chain:
+        """What degrades the crops of training: `degrade.chain`, or without one Gaussian noise of `noise.sigma`."""
+        if self.degrade.chain:
+            return chain.parse(self.degrade.chain)
+        return chain.noise(self.noise.sigma, self.noise.draw)
+
+    @property
+    def levels(self) -> tuple[Chain, ...]:
+        """The fixed chains at which an evaluation measures, in order; those of images that are no pairs."""
+        if self.evaluate.levels is not None:
+            return tuple(map(chain.parse, self.evaluate.levels))
+        if self.degrade.chain:
+            return self.degradation.fixed_levels()
+        return tuple(chain.noise([sigma]) for sigma in self.evaluate.sigmas)
+
+    @property
+    def level_names(self) -> tuple[str, ...]:
+        """Their names in results: "25", "jpeg10", ...; "pair" for pairs."""
+        return (PAIR,) if self.data.layout == "pairs" else tuple(level.name for level in self.levels)
 
     @property
     def samples_per_step(self) -> int:
@@ -134,6 +199,7 @@ def load(path: str | Path, *, given: bool = False) -> Config:
     if not isinstance(tree, dict):
         raise ConfigError(f"{source}: holds no sections; {remedy}")
     try:
+        tree = _without_former(tree)
         for key, value in _leaves(tree, ""):
             check_key(key)
             if given and (line := secrets.problem(value, asked_by=key)):
@@ -141,6 +207,20 @@ def load(path: str | Path, *, given: bool = False) -> Config:
         return from_tree(tree if given else _without_secrets(tree))
     except ConfigError as error:
         raise ConfigError(*(f"{source}: {reason}" for reason in error.reasons)) from None
+
+
+def _without_former(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections without the keys of earlier versions. Raises ConfigError for a value that is written otherwise now."""
+    found = dict(tree)
+    for key, (default, now) in _FORMER.items():
+        section, _, name = key.partition(".")
+        if not isinstance(found.get(section), Mapping) or name not in found[section]:
+            continue
+        value = found[section][name]
+        if value != default:
+            raise ConfigError(f"{key}={value}: is written as {now} now, such as {now}={value}:0..75")
+        found[section] = {other: kept for other, kept in found[section].items() if other != name}
+    return found
 
 
 def _without_secrets(tree: Any) -> Any:
@@ -230,6 +310,8 @@ def check_key(key: str) -> None:
     known = keys()
     if key in known:
         return
+    if key in _FORMER:
+        raise ConfigError(f"{key}: no such key any more; {_FORMER[key][1]} says what degrades")
     last = key.rsplit(".", 1)[-1]
     candidates = [k for k in known if k.rsplit(".", 1)[-1] == last] or known
     hint = did_you_mean(key, candidates, cutoff=0.0)

@@ -20,7 +20,7 @@ from torch import nn
 from d2sm import metrics
 from pipelines import registry
 from pipelines.config import Config
-from pipelines.data import index, shards
+from pipelines.data import degradation, index, shards
 from pipelines.data.images import DataError, ImageError, LabelError, read_labels
 from pipelines.data.splits import evaluated_part_line, evaluation_images
 from pipelines.inference import pool
@@ -29,7 +29,7 @@ from pipelines.inference.pictures import spread
 from pipelines.networks import segmenters
 from pipelines.networks.segmenters import SegmenterError
 from pipelines.runs import checkpoint
-from pipelines.runs.results import EvaluationError, ImageRow, ImageScore, Results, convention
+from pipelines.runs.results import EvaluationError, ImageRow, ImageScore, Results, convention, in_order
 from pipelines.runs.trust import check_config
 from pipelines.runtime import resources, session
 from pipelines.runtime.progress import Line
@@ -69,11 +69,13 @@ def check(config: Config, images: pa.Table | None = None) -> Subject:
         images: what `splits.evaluation_images` gave for this configuration; None: they are looked for here.
 
     Raises:
+        DegradationError: a degradation of the configuration cannot be used.
         DataError: no such split, no images, labels that are missing or no label ids, or an image too small to be
             measured.
         SegmenterError: the segmenter, or its weights, cannot be loaded.
         EvaluationError: no GPU for an evaluation in this process.
     """
+    degradation.check(config)
     items, skipped = _large_enough(config, evaluation_images(config) if images is None else images)
     segmenter = None
     if config.evaluate.segmenter:
@@ -264,7 +266,7 @@ def _summary(config: Config, found: Sequence[Measurement], subject: Subject) -> 
         raise EvaluationError(f"none of {subject.items.num_rows} images can be read: {next(iter(damaged.values()))}")
     found = sorted(found, key=lambda one: (one["name"], one["kind"], one["level"]))
     levels = list(dict.fromkeys(one["level"] for one in found if one["kind"] == "restored"))
-    levels.sort(key=lambda level: float(level) if level != "pair" else 0)
+    levels = in_order(levels, config.level_names)
     segmented = bool(subject.segmenter)
 
     def row(name: str, of_it: Sequence[Measurement]) -> ImageRow:
@@ -282,7 +284,7 @@ def _summary(config: Config, found: Sequence[Measurement], subject: Subject) -> 
         split=config.data.val_split,
         data=index.fingerprint(measured) if damaged else subject.data,
         segmenter=subject.segmenter,
-        convention=convention(config.noise.degradation),
+        convention=convention(config.levels),
         noisy={level: score(found, "noisy", level, segmented=segmented) for level in levels},
         restored={level: score(found, "restored", level, segmented=segmented) for level in levels},
         clean=score(found, "clean", "", segmented=segmented),

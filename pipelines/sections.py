@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, create_model, field_validator, model_validator
 
+from d2sm.chain import Chain, ChainError, parse
 from d2sm.degradations import DEGRADATIONS
 from d2sm.models import BACKBONES
 from d2sm.objectives import TERMS
@@ -18,10 +19,8 @@ from pipelines import secrets
 
 if TYPE_CHECKING:
     BackboneName = str
-    DegradationName = str
 else:
     BackboneName = Literal[tuple(BACKBONES)]
-    DegradationName = Literal[tuple(DEGRADATIONS)]
 
 Effect = Literal["results", "length", "run", "evaluation", "speed", "place", "record"]
 """What another value of a key changes:
@@ -42,14 +41,17 @@ WIDEST, DEEPEST, LARGEST_CROP, MOST_SAMPLES, MOST_IMAGES, MOST_THREADS = 8192, 1
 _NULL = ("none", "null")
 
 
-def setting(default: Any, description: str, *, effect: Effect, code: bool = False, **constraints: Any) -> Any:
+def setting(
+    default: Any, description: str, *, effect: Effect, code: bool | Literal["chain"] = False, **constraints: Any
+) -> Any:
     """A field of a section.
 
     Args:
         default: its value unless configured.
         description: for `d2sm train --keys` and error messages.
         effect: what another value changes.
-        code: whether the value may name Python to import (`module:callable`); see `pipelines.runs.trust`.
+        code: whether the value may name Python to import: as `module:callable`, or ("chain") as steps of a chain of
+            degradations; see `pipelines.runs.trust`.
         constraints: of the value, as pydantic has them: ge, gt, le, lt, min_length. A whole number with `ge` alone is
             at most `LARGEST`, so that no library's integers overflow.
     """
@@ -123,14 +125,8 @@ class Data(Section):
 
 
 class Noise(Section):
-    """How clean images become noisy ones, and how the noise levels of training are drawn."""
+    """The levels of Gaussian noise in training, where `degrade.chain` names no other degradation."""
 
-    degradation: DegradationName = setting(
-        "gaussian",
-        "degradation in training and evaluation: "
-        + ", ".join(f"{entry.name} ({entry.summary})" for entry in DEGRADATIONS.values()),
-        effect="results",
-    )
     sigma: tuple[float, ...] = setting(
         (0.0, 75.0),
         "standard deviation on the scale 0..255: the two ends of a uniform distribution, or a list to draw from",
@@ -148,6 +144,33 @@ class Noise(Section):
                 "or noise.draw=list"
             )
         return self
+
+
+class Degrade(Section):
+    """How clean images become degraded ones, where that is not by Gaussian noise alone."""
+
+    chain: str = setting(
+        "",
+        "steps and their levels, such as blur:0.5..3+noise:0..50+jpeg:30/60/90; empty: noise of noise.sigma; steps: "
+        + ", ".join(f"{entry.name} ({entry.summary}; {entry.unit})" for entry in DEGRADATIONS.values())
+        + ", or module:callable",
+        effect="results",
+        code="chain",
+    )
+
+    @model_validator(mode="after")
+    def _chain(self) -> Self:
+        if self.chain:
+            _parsed("degrade.chain", self.chain)
+        return self
+
+
+def _parsed(key: str, text: str) -> Chain:
+    """A chain from a key's value. Raises ValueError with the key."""
+    try:
+        return parse(text)
+    except ChainError as error:
+        raise ValueError(f"{key}={text}: {error}") from None
 
 
 class Model(Section):
@@ -385,6 +408,14 @@ class Evaluate(Section):
     sigmas: tuple[float, ...] = setting(
         (25.0, 35.0, 50.0), "noise levels on the scale 0..255", effect="evaluation", min_length=1
     )
+    levels: tuple[str, ...] | None = setting(
+        None,
+        "degradations at which is measured, each at fixed levels and written as degrade.chain, such as "
+        "[jpeg:10, blur:2+noise:10]; null: evaluate.sigmas, or three levels of degrade.chain from mild to strong",
+        effect="evaluation",
+        code="chain",
+        min_length=1,
+    )
     segmenter: str | None = setting(
         None,
         "espnet-cityscapes, espnet-camvid, espnet-scenes, module:callable or models:/name@alias; null: no MIoU",
@@ -416,6 +447,23 @@ class Evaluate(Section):
     def _levels(self) -> Self:
         if min(self.sigmas) < 0 or max(self.sigmas) > 255:
             raise ValueError(f"evaluate.sigmas={list(self.sigmas)}: give one or more numbers from 0 to 255")
+        names: set[str] = set()
+        for text in self.levels or ():
+            chain = _parsed("evaluate.levels", text)
+            if not chain.is_fixed:
+                raise ValueError(
+                    f"evaluate.levels={text}: is measured at fixed levels; give one number a step, such as "
+                    f"{chain.fixed_levels()[-1]}"
+                )
+            if chain.name in names:
+                raise ValueError(
+                    f"evaluate.levels={text}: another level has the name {chain.name} too; give one of them"
+                )
+            names.add(chain.name)
+        if self.levels is not None and self.sigmas != type(self).model_fields["sigmas"].default:
+            raise ValueError(
+                f"evaluate.sigmas={list(self.sigmas)}: evaluate.levels says what is measured; put noise:LEVEL there"
+            )
         return self
 
 

@@ -18,6 +18,7 @@ from pipelines.data import splits
 from pipelines.networks.features import check_patch_size
 from pipelines.runs.folder import runs_folder
 from pipelines.runs.names import check_name
+from pipelines.runs.results import metric_name
 from tuning import search, space
 from tuning.search import Scheduler, Search
 from tuning.space import Point, Space, SpaceError
@@ -177,9 +178,8 @@ def _check_choices(sweep: Sweep) -> None:
     if not sweep.metrics:
         raise SpaceError("metrics: name at least one")
     names = ["psnr", "ssim", *(["miou"] if sweep.base.evaluate.segmenter else [])]
-    sigmas = [f"{sigma:g}" for sigma in sweep.base.evaluate.sigmas]
-    levels = ["pair"] if sweep.base.data.layout == "pairs" else sigmas
-    known = [*sweep.trained, *(f"{name}.sigma{level}" for name in names for level in levels)]
+    levels = sweep.base.level_names
+    known = [*sweep.trained, *(metric_name(name, level) for name in names for level in levels)]
     for metric in sweep.metrics:
         if metric not in known:
             hint = "; for MIoU set evaluate.segmenter" if metric.startswith("miou") else ""

@@ -28,6 +28,7 @@ class Backbone:
         name: by which a configuration chooses it (`model.name`).
         target: its class, as "module:class".
         summary: a few words for help texts.
+        blind: whether it needs no sigma.
         options: arguments of its constructor that a configuration may set (`model.<option>`).
         estimates_noise: whether it also has `with_estimate`, which gives an estimate of the noise beside the restored
             image, for the objectives that need one.
@@ -36,6 +37,7 @@ class Backbone:
     name: str
     target: str
     summary: str
+    blind: bool = False
     options: tuple[str, ...] = ()
     estimates_noise: bool = False
 
@@ -48,8 +50,8 @@ BACKBONES: dict[str, Backbone] = {
     backbone.name: backbone
     for backbone in (
         Backbone("ffdnet", "d2sm.models.ffdnet:FFDNet", "needs sigma", options=("width", "depth")),
-        Backbone("cbdnet", "d2sm.models.cbdnet:CBDNet", "blind, estimates the noise", estimates_noise=True),
-        Backbone("sadnet", "d2sm.models.sadnet:SADNet", "blind"),
+        Backbone("cbdnet", "d2sm.models.cbdnet:CBDNet", "blind, estimates the noise", blind=True, estimates_noise=True),
+        Backbone("sadnet", "d2sm.models.sadnet:SADNet", "blind", blind=True),
     )
 }
 

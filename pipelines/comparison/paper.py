@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pipelines.config import Config
+from pipelines.runs.results import metric_name
 
 _Numbers = tuple[float, float, float]
 _TABLE_1: dict[str, tuple[_Numbers, _Numbers, _Numbers]] = {  # sigma 25, 35, 50
@@ -40,6 +41,8 @@ def published(config: Config) -> Mapping[str, float]:
 
     A reduced recipe (`_gpu`, `_cpu`) gets the numbers of the full one: same objective, but other data, size and length.
     """
+    if not config.degradation.is_noise:
+        return {}
     row = config.recipe.removesuffix("_cpu").removesuffix("_gpu")
     levels: Mapping[str, _Numbers] = {}
     if row in _TABLE_1:
@@ -47,7 +50,7 @@ def published(config: Config) -> Mapping[str, float]:
     elif row in _TABLE_2:
         levels = {"25": _TABLE_2[row]}
     return {
-        f"{metric}.sigma{level}": value
+        metric_name(metric, level): value
         for level, numbers in levels.items()
         for metric, value in zip(("psnr", "ssim", "miou"), numbers)
     }

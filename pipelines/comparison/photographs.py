@@ -25,11 +25,11 @@ NOISY, CLEAN = "noisy", "clean"
 
 @dataclass(frozen=True)
 class ComparedPhotograph:
-    """A photograph at one noise level, in several versions: "noisy", each row by its short name, "clean".
+    """A photograph at one level, in several versions: "noisy", each row by its short name, "clean".
 
     Attributes:
         name: as in the evaluation.
-        level: of the noise, such as "35"; "pair" for photographed noise.
+        level: of its degradation, as in results: "35", "jpeg10", "pair".
         images: (H, W, 3) uint8, clamped, by version, in the order above.
         classes: (H, W) train ids that the segmenter gives, by version; empty without a segmenter.
     """
@@ -43,7 +43,7 @@ class ComparedPhotograph:
 def compared_photographs(
     rows: Sequence[Row], *, count: int, segmented: bool = True, quiet: bool = True
 ) -> list[ComparedPhotograph]:
-    """Photographs spread over the evaluation split, at its middle noise level, restored by each row's first seed.
+    """Photographs spread over the evaluation split, at its middle level, restored by each row's first seed.
 
     Noise, photographs and segmenter are those of the evaluation, which is the same for all rows (`rows.read_rows`
     checks it). Their paths are taken from the first row's configuration.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.comparison.rows import DIGITS, FinishedRun, Row, common_changes, labels
+from pipelines.runs.results import level_title, metric_name
 from pipelines.runtime import files
 from pipelines.text import columns, markdown, markdown_code, printable, redact
 from pipelines.tracking.store import ui_command
@@ -32,7 +33,7 @@ def cells(rows: Sequence[Row]) -> list[list[str]]:
         return []
     first = rows[0].runs[0]
     levels = list(first.results.restored)
-    found = [["PSNR dB / SSIM / MIoU", "seeds", "steps", *(f"sigma {level}" for level in levels)]]
+    found = [["PSNR dB / SSIM / MIoU", "seeds", "steps", *map(level_title, levels)]]
     noisy = {name.removeprefix("noisy."): x for name, x in first.metrics.items() if name.startswith("noisy.")}
     found.append(["noisy", "", "", *(_values(level, noisy.get) for level in levels)])
     for row, name in zip(rows, labels([row.config for row in rows]), strict=True):
@@ -131,10 +132,10 @@ def _in_all(rows: Sequence[Row]) -> str:
 
 
 def _values(level: str, mean: _Lookup, deviation: _Lookup | None = None) -> str:
-    """A cell: PSNR / SSIM / MIoU at a noise level, each with its standard deviation where there is one."""
+    """A cell: PSNR / SSIM / MIoU at a level, each with its standard deviation where there is one."""
     parts = []
     for metric in DIGITS:
-        name = f"{metric}.sigma{level}"
+        name = metric_name(metric, level)
         spread = deviation(name) if deviation else None
         parts.append(_number(mean(name), metric) + ("" if spread is None else f" ±{_number(spread, metric)}"))
     return " / ".join(parts)
@@ -144,7 +145,7 @@ def _gains(level: str, row: Row, over: Row) -> str:
     """A cell: the differences to another row, signed."""
     parts = []
     for metric in DIGITS:
-        mean, deviation = row.gain(over, f"{metric}.sigma{level}") or (None, None)
+        mean, deviation = row.gain(over, metric_name(metric, level)) or (None, None)
         sign = "" if mean is None else "+" if mean >= 0 else "-"
         part = sign + _number(None if mean is None else abs(mean), metric)
         parts.append(part + ("" if deviation is None else f" ±{_number(deviation, metric)}"))

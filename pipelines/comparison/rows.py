@@ -18,7 +18,7 @@ from pipelines.config import Config
 from pipelines.recipes import recipes
 from pipelines.runs import checkpoint, storage
 from pipelines.runs.folder import RunFolder
-from pipelines.runs.results import Results
+from pipelines.runs.results import Results, metric_name
 from pipelines.runs.trust import is_made_here
 from pipelines.tracking import location
 
@@ -71,7 +71,7 @@ class FinishedRun:
     @property
     def columns(self) -> list[str]:
         """The metrics of a table's row, in order: psnr.sigma25, ssim.sigma25, miou.sigma25, psnr.sigma35, ..."""
-        return [f"{metric}.sigma{level}" for level in self.results.restored for metric in DIGITS]
+        return [metric_name(metric, level) for level in self.results.restored for metric in DIGITS]
 
     @cached_property
     def metrics(self) -> Mapping[str, float]:

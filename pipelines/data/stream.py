@@ -1,11 +1,11 @@
-"""From the plan to the workers: Ray Data decodes images, cuts crops and streams them as uint8; a worker adds the noise.
+"""From the plan to the workers: Ray Data decodes images, cuts crops and streams them as uint8; a worker degrades them.
 
 A run is one streaming pass. A row of the stream holds one worker's crops of one step, and the order of the rows is
 preserved, so with W workers row k goes to worker k mod W, which checks that it did. An ingest task decodes each of its
 images once and cuts all crops of its steps from it; of images in shards it reads only the crops' pixel rows. Either way
 the crops are the same.
 
-The noise is added in the worker, because uint8 crops are a quarter of the size of noisy float32 ones.
+Crops are degraded in the worker, because uint8 crops are a quarter of the size of noisy float32 ones.
 
 Ingest tasks import this module, so it imports torch only in the functions that workers call: without torch the process
 of a task starts sooner and takes less memory.
@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from d2sm.degradations import DEGRADATIONS
+from d2sm.chain import Chain
 from pipelines.config import Config
 from pipelines.data import plan, shards
 from pipelines.data.images import DataError, ImageError, Pixels
@@ -45,9 +45,10 @@ def stream(config: Config, items: pa.Table, first_step: int = 0, *, workers: int
     """The run from `first_step` to its end: the batch of worker 0 for a step, that of worker 1, and so on.
 
     Columns, for b crops a row: step, rank, count (int64), clean (b, h, w, 3) uint8, noisy likewise (pairs only),
-    label (b, h, w) uint8 (only if an objective needs labels), sigma (b,) float32, seed (b,) int64, and skipped, a JSON
-    list of [name, why]. b is batch_size / workers, rounded up, so that all rows have one shape; the first `count` crops
-    are the worker's own (`trim`), since an elastic number of workers does not always divide the batch.
+    label (b, h, w) uint8 (only if an objective needs labels), sigma (b,) float32, seed (b,) int64, levels (b, steps)
+    float32 (only with degrade.chain), and skipped, a JSON list of [name, why]. b is batch_size / workers, rounded up,
+    so that all rows have one shape; the first `count` crops are the worker's own (`trim`), since an elastic number of
+    workers does not always divide the batch.
 
     Args:
         items: index of the training images.
@@ -148,7 +149,8 @@ def cut_crops(config: Config, items: pa.Table, crops: pa.Table) -> tuple[dict[st
         crops: rows of `plan.epoch_table`.
 
     Returns:
-        Columns clean (with noisy for pairs, with label if needed), sigma and seed; and [name, why] of the skipped.
+        Columns clean (with noisy for pairs, with label if needed), sigma, seed and levels (see `stream`); and [name,
+        why] of the skipped.
 
     Raises:
         ImageError, DataError: an image that cannot be read.
@@ -175,6 +177,8 @@ def cut_crops(config: Config, items: pa.Table, crops: pa.Table) -> tuple[dict[st
             crop = image[top : top + size, left : left + size]
             cut[column][number] = crop[:, ::-1] if row["flip"] else crop
     drawn = {"sigma": crops["sigma"].to_numpy(), "seed": crops["seed"].to_numpy()}
+    if levels := [crops[name].to_numpy() for name in crops.column_names if name.startswith(plan.LEVEL)]:
+        drawn["levels"] = np.stack(levels, axis=1)
     return {"clean": cut.pop("image"), **drawn, **cut}, skipped
 
 
@@ -205,13 +209,13 @@ def skipped_files(text: str) -> list[list[str]]:
     return list(json.loads(text))
 
 
-def to_tensors(batch: WorkerBatch, device: torch.device, degradation: str) -> tuple[Tensor, Tensor, Tensor]:
+def to_tensors(batch: WorkerBatch, device: torch.device, chain: Chain) -> tuple[Tensor, Tensor, Tensor]:
     """A worker's batch as the network takes it.
 
     Args:
         batch: a row of the stream after `trim`.
         device: of the worker.
-        degradation: entry of `d2sm.degradations` that makes the noisy crops (noise.degradation). Pairs have theirs.
+        chain: of degradations, that of the configuration. Pairs are degraded already.
 
     Returns:
         clean and noisy (b, 3, h, w) in channels-last memory, and sigma (b,).
@@ -220,8 +224,13 @@ def to_tensors(batch: WorkerBatch, device: torch.device, degradation: str) -> tu
     clean = _as_images(batch["clean"], device)
     if "noisy" in batch:  # a photographed pair, whose true noise level is not known
         return clean, _as_images(batch["noisy"], device), sigma
-    degrade = DEGRADATIONS[degradation].load()
-    return clean, degrade(clean, sigma=sigma, seeds=batch["seed"].tolist()), sigma
+    seeds = batch["seed"].tolist()
+    if "levels" not in batch:
+        return clean, chain.degraded(clean, levels=sigma[:, None], seeds=seeds), sigma
+    import torch
+
+    levels = torch.from_numpy(batch["levels"].copy())  # on the CPU, where most steps need their numbers
+    return clean, chain.degraded(clean, levels=levels, seeds=seeds), sigma
 
 
 def labels(batch: WorkerBatch, device: torch.device) -> Tensor | None:

@@ -18,6 +18,7 @@ from pipelines.inference import samples
 from pipelines.inference.tiling import tile_for
 from pipelines.networks import segmenters
 from pipelines.runs import checkpoint
+from pipelines.runs.results import level_key, level_title
 
 _GAP = 6  # white pixels between two images
 _LABEL = 15  # pixels: the size of the labels' font, smaller where the images are narrow
@@ -25,7 +26,7 @@ LABELS = _LABEL + 7  # pixels: the height of the line of labels
 
 
 def draw(bundle: Path, config: Config, folder: Path, segmenter: nn.Module | None) -> list[Path]:
-    """Write `evaluate.pictures` pictures of the evaluation split, at its middle noise level.
+    """Write `evaluate.pictures` pictures of the evaluation split, at its middle level.
 
     Args:
         bundle: folder of a checkpoint.
@@ -33,7 +34,7 @@ def draw(bundle: Path, config: Config, folder: Path, segmenter: nn.Module | None
         segmenter: draws the segmentation; None: there is none.
 
     Returns:
-        The files written, NAME_sigmaLEVEL.png.
+        The files written, such as NAME_sigma35.png (see `level_key`).
     """
     model = checkpoint.load_model(bundle)[0]
     folder.mkdir(parents=True, exist_ok=True)
@@ -45,10 +46,9 @@ def draw(bundle: Path, config: Config, folder: Path, segmenter: nn.Module | None
             continue
         level, sigma, noisy = sample.shown
         restored = restore(model, noisy, sigma, tile=tile_for(model, noisy, config.evaluate.tile))
-        path = folder / f"{sample.name.replace('/', '-')}_sigma{level}.png"
-        taken = "photographed noise" if level == "pair" else f"sigma {level}"
+        path = folder / f"{sample.name.replace('/', '-')}_{level_key(level)}.png"
         images = {
-            f"noisy, {taken}, {_psnr(noisy, sample.clean)}": noisy,
+            f"noisy, {level_title(level)}, {_psnr(noisy, sample.clean)}": noisy,
             f"restored by {type(model).__name__}, {_psnr(restored, sample.clean)}": restored,
             "clean": sample.clean,
         }

@@ -11,9 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from d2sm.degradations import DEGRADATIONS
 from d2sm.noise import seed_of
-from pipelines.config import Config
+from pipelines.config import PAIR, Config
 from pipelines.data.images import ImageError
 from pipelines.data.items import read
 
@@ -22,8 +21,8 @@ class Noisy(NamedTuple):
     """A noisy version of a photograph.
 
     Attributes:
-        level: name of its noise level in results: "25", or "pair" for a photographed noisy image.
-        sigma: the noise level that a network is told, in units of 0..255.
+        level: name of its level in results: "25", "jpeg10", or "pair" for a photographed noisy image.
+        sigma: of its noise, which a network is told, in units of 0..255; 0 without noise.
         image: (1, 3, H, W), not clipped.
     """
 
@@ -39,7 +38,7 @@ class Sample:
     Attributes:
         name: of the item.
         clean: (1, 3, H, W) float32 in [0, 1].
-        noisy: one for each of `evaluate.sigmas`, or for a pair the photographed one alone.
+        noisy: one for each level (`Config.levels`), or for a pair the photographed one alone.
         label: (H, W) uint8 train ids, 255 to be ignored; None if there is no label map.
     """
 
@@ -50,12 +49,12 @@ class Sample:
 
     @property
     def shown(self) -> Noisy:
-        """The version that pictures and figures show: the middle noise level."""
+        """The version that pictures and figures show: the middle level."""
         return self.noisy[len(self.noisy) // 2]
 
 
 def load(config: Config, item: Mapping[str, Any], *, labels: bool = False) -> Sample:
-    """Read an item and degrade it at each noise level, seeded by the item's name.
+    """Read an item and degrade it at each level, seeded by the item's name.
 
     Args:
         item: a row of the index.
@@ -67,13 +66,12 @@ def load(config: Config, item: Mapping[str, Any], *, labels: bool = False) -> Sa
     photograph = read(item, labels=labels)
     name, clean = item["name"], tensor(photograph.clean)
     if photograph.noisy is not None:
-        noisy = [Noisy("pair", config.noise.sigma[0], tensor(photograph.noisy))]
+        noisy = [Noisy(PAIR, config.noise.sigma[0], tensor(photograph.noisy))]
     else:
-        levels = torch.tensor(config.evaluate.sigmas)
-        degrade, seeds = DEGRADATIONS[config.noise.degradation].load(), [seed_of(name)]
+        seeds = [seed_of(name)]
         noisy = [
-            Noisy(f"{sigma:g}", sigma, degrade(clean, sigma=torch.tensor([sigma]), seeds=seeds))
-            for sigma in levels.tolist()
+            Noisy(chain.name, chain.sigma, chain.degraded(clean, levels=torch.tensor([chain.level]), seeds=seeds))
+            for chain in config.levels
         ]
     label = None if photograph.label is None else torch.from_numpy(photograph.label)
     return Sample(name, clean, noisy, label)

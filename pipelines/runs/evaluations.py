@@ -1,7 +1,7 @@
 """Whether the numbers of an evaluation are a run's own, and where they are kept if not.
 
 A run's results.json holds what the table, the figures and the report compare: the numbers of its last step (of its best
-one, if `train.best` selects it), on the images, at the noise levels and with the segmenter of its configuration. An
+one, if `train.best` selects it), on the images, at the levels and with the segmenter of its configuration. An
 evaluation that differs in one of these has a folder of its own, in the folder `EVALUATIONS` of the run.
 """
 
@@ -17,11 +17,12 @@ from pipelines.data import index, splits
 from pipelines.data.images import DataError, ImageError
 from pipelines.runs import checkpoint
 from pipelines.runs.folder import RunFolder
-from pipelines.runs.results import EvaluationError, Results
+from pipelines.runs.results import EvaluationError, Results, level_key
 
 EVALUATIONS = "evaluations"
-_NAMED_LEVELS = 4  # noise levels that the name of a folder lists
-_NOISE = ("noise.degradation", "noise.sigma", "data.layout")  # keys of training that evaluation reads too
+_NAME = 80  # characters for the levels in the name of a folder
+_NAMED_LEVELS = 4  # levels that the name of a folder lists
+_NOISE = ("degrade.chain", "noise.sigma", "data.layout")  # keys of training that evaluation reads too
 
 
 def differences(run: RunFolder, own: Config, config: Config, results: Results, *, step: int) -> list[str]:
@@ -65,8 +66,10 @@ def folder_of(run: RunFolder, config: Config, results: Results, *, step: int) ->
     told = list(config.noise.sigma) if config.data.layout == "pairs" else levels  # what the network is told
     what = [results.data, results.split, results.convention, results.segmenter, results.weights, step, told]
     digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:8]
-    named = "-".join(levels) if len(levels) <= _NAMED_LEVELS else f"{len(levels)}levels"
-    name = f"{results.split[:40]}-{results.images}images-sigma{named}-{digest}".lstrip(".-")
+    named = "-".join(map(level_key, levels)).replace("-sigma", "-")  # "sigma25-50"
+    if len(levels) > _NAMED_LEVELS or len(named) > _NAME:
+        named = f"{'sigma' * named.startswith('sigma')}{len(levels)}levels"
+    name = f"{results.split[:40]}-{results.images}images-{named}-{digest}".lstrip(".-")
     return RunFolder(run.path / EVALUATIONS / name)
 
 

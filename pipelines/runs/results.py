@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from d2sm.degradations import DEGRADATIONS
+from d2sm.chain import Chain
 from d2sm.objectives import TERMS
 from pipelines import parsing
+from pipelines.config import PAIR
 from pipelines.runtime import files
 from pipelines.text import columns, did_you_mean, listed
 
@@ -27,7 +28,10 @@ RESULTS = "results.json"
 _BYTES = 2**27  # of the largest file that is read: 100,000 images at three noise levels
 
 _METRICS = ("psnr", "ssim", "miou")
-# Metrics that are not measured at a noise level, by name: whether a larger value is the better one.
+_SIGMA = r"\d+(?:\.\d+)?(?:e[+-]\d+)?"  # the name of a level of Gaussian noise alone: 25, 12.5
+# A level as a part of a metric's name, see `level_key`.
+_LEVEL_KEY = rf"sigma(?:{PAIR}|{_SIGMA})|[A-Za-z_]\w*?{_SIGMA}(?:-[A-Za-z_]\w*?{_SIGMA})*"
+# Metrics that are not measured at a level, by name: whether a larger value is the better one.
 _LARGER_IS_BETTER = {
     "clean.miou": True,
     "loss": False,
@@ -39,11 +43,46 @@ _LARGER_IS_BETTER = {
 }
 
 
-def convention(degradation: str) -> str:
-    """How numbers are taken of images with this degradation, an entry of `d2sm.degradations`."""
-    if degradation == "gaussian":
+def convention(levels: Iterable[Chain]) -> str:
+    """How numbers are taken of images that are degraded so."""
+    levels = list(levels)
+    if all(chain.is_noise for chain in levels):
         return CONVENTION
-    return _CONVENTION.format(noise=f"{DEGRADATIONS[degradation].summary} ({degradation}) of level sigma")
+    return _CONVENTION.format(noise="degraded by " + ", or by ".join(dict.fromkeys(c.summary for c in levels)))
+
+
+def level_key(level: str) -> str:
+    """A level as names of metrics, files and folders have it: "sigma25", "sigmapair", "jpeg10", "blur2-noise10".
+
+    Args:
+        level: its name in results: "25", "pair", "jpeg10", "blur2+noise10".
+    """
+    # MLflow takes no "+" in the name of a metric.
+    return f"sigma{level}" if _is_sigma(level) or level == PAIR else level.replace("+", "-")
+
+
+def metric_name(metric: str, level: str) -> str:
+    """The name of a metric at a level, in MLflow, tables and sweeps: "psnr.sigma25", "psnr.blur2-noise10"."""
+    return f"{metric}.{level_key(level)}"
+
+
+def level_title(level: str) -> str:
+    """A level as people read it: "sigma 25", "photographed noise", "jpeg10"."""
+    if level == PAIR:
+        return "photographed noise"
+    return f"sigma {level}" if _is_sigma(level) else level
+
+
+def in_order(levels: Iterable[str], wanted: Iterable[str]) -> list[str]:
+    """Names of levels in the order of results: Gaussian noise by sigma, then the others as they were `wanted`."""
+    places = {level: place for place, level in enumerate(wanted)}
+    return sorted(
+        levels, key=lambda level: (0, float(level)) if _is_sigma(level) else (1, places.get(level, len(places)))
+    )
+
+
+def _is_sigma(level: str) -> bool:
+    return re.fullmatch(_SIGMA, level) is not None
 
 
 class EvaluationError(ValueError):
@@ -76,7 +115,7 @@ class ImageRow:
 
     Attributes:
         name: in the evaluation split.
-        noisy, restored: by noise level, as in `Results`.
+        noisy, restored: by level, as in `Results`.
         clean: its MIoU.
     """
 
@@ -88,7 +127,7 @@ class ImageRow:
 
 @dataclass(frozen=True)
 class Score:
-    """The numbers of noisy, restored or clean images at one noise level. None as in `ImageScore`.
+    """The numbers of noisy, restored or clean images at one level. None as in `ImageScore`.
 
     Attributes:
         psnr, ssim: against the clean images, the mean over all images; None for the clean images themselves.
@@ -116,7 +155,7 @@ class Results:
         data: fingerprint of the images.
         segmenter: that gave the MIoU; "" without MIoU.
         convention: how the numbers were taken, see the function `convention`.
-        noisy, restored: by noise level: "25", or "pair" for real pairs.
+        noisy, restored: by level: "25", "jpeg10", ..., or "pair" for real pairs.
         clean: the ceiling of MIoU.
         weights: fingerprint of the segmenter's weights; "" without MIoU, and in files of earlier versions.
         skipped: the images left out as unusable (data.bad_images=skip): name -> why.
@@ -136,12 +175,15 @@ class Results:
     rows: tuple[ImageRow, ...] = ()
 
     def flat(self) -> dict[str, float]:
-        """What was measured, by its name in MLflow: psnr.sigma25 (restored), noisy.psnr.sigma25, clean.miou."""
+        """What was measured, by its name in MLflow: psnr.sigma25 (restored), noisy.psnr.sigma25, clean.miou.
+
+        See `metric_name`.
+        """
         found = {}
         for prefix, by_level in (("", self.restored), ("noisy.", self.noisy)):
             for level, score in by_level.items():
                 for name in _METRICS:
-                    found[f"{prefix}{name}.sigma{level}"] = getattr(score, name)
+                    found[prefix + metric_name(name, level)] = getattr(score, name)
         found["clean.miou"] = self.clean.miou
         return {name: value for name, value in found.items() if value is not None}
 
@@ -162,7 +204,7 @@ class Results:
         remedy = "`d2sm evaluate` on the run writes it again"
         found = parsing.read_json(path, cls, error=EvaluationError, remedy=remedy, limit=_BYTES)
         if found.noisy.keys() != found.restored.keys():
-            raise EvaluationError(f"{path}: noisy and restored are not of the same noise levels; {remedy}")
+            raise EvaluationError(f"{path}: noisy and restored are not of the same levels; {remedy}")
         return found
 
     def notes(self) -> list[str]:
@@ -176,23 +218,22 @@ class Results:
             found.append("MIoU has no value: all pixels of the labels are void")
         for kind, by_level in (("noisy", self.noisy), ("restored", self.restored)):
             if same := [level for level, score in by_level.items() if score.psnr is None]:
-                found.append(
-                    f"PSNR of the {kind} images is infinite at sigma {', '.join(same)}: an image equals its clean one"
-                )
+                at = ", ".join(map(level_title, same))
+                found.append(f"PSNR of the {kind} images is infinite at {at}: an image equals its clean one")
         return found
 
     def line(self) -> str:
-        """PSNR / SSIM / MIoU of the restored images by noise level, on one line."""
-        return ", ".join(f"sigma {level} {_cell(score)}" for level, score in self.restored.items())
+        """PSNR / SSIM / MIoU of the restored images by level, on one line."""
+        return ", ".join(f"{level_title(level)} {_cell(score)}" for level, score in self.restored.items())
 
     def table(self, title: str = "restored") -> str:
-        """The numbers as text: a row each for noisy, restored and clean images, a column for each noise level.
+        """The numbers as text: a row each for noisy, restored and clean images, a column for each level.
 
         Args:
             title: of the row of the restored images.
         """
         levels = list(self.restored)
-        rows = [["PSNR dB / SSIM / MIoU", *(f"sigma {level}" for level in levels)]]
+        rows = [["PSNR dB / SSIM / MIoU", *map(level_title, levels)]]
         for name, by_level in (("noisy", self.noisy), (title, self.restored)):
             rows.append([name, *(_cell(by_level[level]) for level in levels)])
         rows.append(["clean (ceiling)", *([f"- / - / {_number(self.clean.miou, 3)}"] * len(levels))])
@@ -211,7 +252,7 @@ def higher_is_better(metric: str) -> bool:
     """Whether a larger value of a metric is the better one.
 
     Args:
-        metric: as it is logged: "psnr.sigma25", "noisy.ssim.sigma50", "miou.sigmapair", "clean.miou", "loss.d2sm",
+        metric: as it is logged: "psnr.sigma25", "noisy.ssim.jpeg10", "miou.sigmapair", "clean.miou", "loss.d2sm",
             "gradient_norm", "distance.L1" or "kl.L1" (of the t-SNE figure), ...; "best." may stand before it.
 
     Raises:
@@ -220,7 +261,7 @@ def higher_is_better(metric: str) -> bool:
     name = metric.removeprefix("best.")
     if name in _LARGER_IS_BETTER:
         return _LARGER_IS_BETTER[name]
-    if re.fullmatch(r"(noisy\.)?(psnr|ssim|miou)\.sigma(pair|\d+(\.\d+)?)", name):
+    if re.fullmatch(rf"(noisy\.)?(psnr|ssim|miou)\.({_LEVEL_KEY})", name):
         return True
     if re.fullmatch(r"(distance|kl)\..+", name):
         return False

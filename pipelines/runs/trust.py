@@ -10,10 +10,12 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any, cast
 
+from d2sm.chain import parse
 from pipelines import parsing
 from pipelines.callables import is_imported
-from pipelines.config import Config, ConfigError, keys_with_code
+from pipelines.config import Config, ConfigError, keys, keys_with_code
 from pipelines.runs.folder import INFO
 from pipelines.runtime import provenance
 
@@ -44,11 +46,13 @@ def check_config(
     check_servers(config, source, given=given, how=how)
     for key in keys_with_code():
         value = config.flat()[key]
-        if value and key not in (given or ()) and is_imported(value):
-            name_it = f"name it yourself, {key}={value}, or " if given is not None else ""
-            leave_it = f"; {key}=null leaves it out" if given is not None else ""
+        if key not in (given or ()) and _imports(key, value):
+            shown = value if isinstance(value, str) else f"[{', '.join(value)}]"
+            name_it = f"name it yourself, {key}={shown}, or " if given is not None else ""
+            nothing = "" if keys()[key].annotation is str else "null"
+            leave_it = f"; {key}={nothing} leaves it out" if given is not None else ""
             raise TrustError(
-                f"{key}={value}: {source} asks to import and run this, and was not made here by you; if you know the "
+                f"{key}={shown}: {source} asks to import and run this, and was not made here by you; if you know the "
                 f"code, {name_it}trust the folder with {how}{leave_it}"
             )
 
@@ -89,7 +93,16 @@ def _recorded_store(folder: Path) -> str:
 
 def names_code(config: Config) -> bool:
     """Whether a key of a configuration is a `module:callable`."""
-    return any(value and is_imported(value) for value in map(config.flat().get, keys_with_code()))
+    values = config.flat()
+    return any(_imports(key, values[key]) for key in keys_with_code())
+
+
+def _imports(key: str, value: Any) -> bool:
+    """Whether the value of such a key, a text or a list of texts, names code."""
+    texts = [text for text in (value if isinstance(value, list) else [value]) if text]
+    if cast("dict[str, Any]", keys()[key].json_schema_extra)["code"] == "chain":
+        return any(parse(text).imports for text in texts)
+    return any(map(is_imported, texts))
 
 
 def is_made_here(place: Path) -> bool:

@@ -52,5 +52,5 @@ class Loader:
         return batch
 
     def _load(self, row: stream.WorkerBatch) -> Batch:
-        clean, noisy, sigma = stream.to_tensors(row, self.device, self.config.noise.degradation)
+        clean, noisy, sigma = stream.to_tensors(row, self.device, self.config.degradation)
         return Batch(clean, noisy, sigma, stream.labels(row, self.device))

@@ -33,7 +33,7 @@ def train_step(state: TrainState, row: stream.WorkerBatch, step: int, rank_weigh
         TrainingError: a loss is not finite (on the CPU; on a GPU the log finds it at its next entry).
     """
     train = state.config.train
-    clean, noisy, sigma, labels = state.load(row)  # the noise is added here
+    clean, noisy, sigma, labels = state.load(row)  # they are degraded here
     state.optimizer.zero_grad(set_to_none=True)
 
     # Forward and backward. With micro-batches (`train.accumulate`) the backward pass of the loss ends at the restored

@@ -94,7 +94,7 @@ def stream(config: Config, items: pa.Table) -> Batches:
     """What a training worker does."""
     (shard,) = data.stream(config, items).streaming_split(1, equal=True)
     for batch in shard.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=2):
-        yield data.to_tensors({name: column[0] for name, column in batch.items()}, CPU, "gaussian")
+        yield data.to_tensors({name: column[0] for name, column in batch.items()}, CPU, config.degradation)
 
 
 def rate(batches: Batches, ahead: int) -> tuple[float, float]:

@@ -35,13 +35,13 @@ def in_the_worker(config: Config, items: pa.Table) -> int:
     received = 0
     for batch in data.stream(config, items).iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=2):
         received += batch["clean"].nbytes
-        data.to_tensors({name: column[0] for name, column in batch.items()}, CPU, "gaussian")
+        data.to_tensors({name: column[0] for name, column in batch.items()}, CPU, config.degradation)
     return received
 
 
 def noise(batch: data.Row) -> data.Row:
     """The other way: the noisy crops are made in the ingest task."""
-    _, noisy, _ = data.to_tensors({name: column[0] for name, column in batch.items()}, CPU, "gaussian")
+    _, noisy, _ = data.to_tensors({name: column[0] for name, column in batch.items()}, CPU, Config().degradation)
     return {**batch, "noisy": noisy.contiguous().numpy()[None]}
 
 

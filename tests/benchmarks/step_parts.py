@@ -71,7 +71,7 @@ def in_parts(state: TrainState, row: stream.WorkerBatch, clock: Clock, meter: Me
     loss, half = state.objective.d2sm, state.config.train.precision == "bf16"
     assert loss is not None
     with torch.autocast(state.device.type, torch.bfloat16, enabled=half):
-        clean, noisy, sigma = stream.to_tensors(row, state.device, state.config.noise.degradation)
+        clean, noisy, sigma = stream.to_tensors(row, state.device, state.config.degradation)
         clock("crops to tensors, noise")
         with meter("network, forward"):
             restored = state.model(noisy, sigma)[0].float()

@@ -118,7 +118,7 @@ def plain(rank: int, config: Config, gate: Gate, device: str) -> None:
     objective = Objective(config.loss).to(where).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.Adam(network.parameters(), lr=config.train.lr)
     for row in gate.turns(rank, rows_of(config, rank), where):
-        clean, noisy, sigma = stream.to_tensors(row, where, config.noise.degradation)
+        clean, noisy, sigma = stream.to_tensors(row, where, config.degradation)
         with torch.autocast(where.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
             restored, estimate = model(noisy, sigma)
             loss, _ = objective(restored=restored.float(), clean=clean, sigma=sigma, estimate=estimate)

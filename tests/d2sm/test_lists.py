@@ -23,6 +23,7 @@ from d2sm.objectives import LPIPS, TERMS, Contextual, CrossEntropy, Perceptual
 from tests.helpers.networks import stirred
 from tests.helpers.objectives import images, write_heads
 
+RANDOM = ("noise", "noise_clip", "poisson", "motion", "haze")  # degradations in which something is drawn
 PHI = ("squeezenet1_0.fire3", "squeezenet1_0", ("fire3",))
 
 
@@ -139,6 +140,7 @@ def test_backbones_keep_the_contract(name: str) -> None:
     assert all(isinstance(value, int) and value > 0 for value in (network.stride, network.receptive_field))
     assert network.bytes_per_pixel > 0
     assert set(entry.options) <= set(inspect.signature(entry.load()).parameters)
+    assert entry.blind == network.blind
     assert entry.estimates_noise == hasattr(network, "with_estimate")
     for size in ((1, 1), (33, 17), (16, 16)):
         noisy = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(1))
@@ -160,12 +162,18 @@ def test_backbones_keep_the_contract(name: str) -> None:
 
 @pytest.mark.parametrize("name", DEGRADATIONS)
 def test_degradations_depend_on_an_images_seed_alone(name: str) -> None:
-    degrade = DEGRADATIONS[name].load()
-    clean, sigma = images(4)[1], torch.tensor([10.0, 20.0, 30.0, 40.0])
-    noisy = degrade(clean, sigma=sigma, seeds=[4, 3, 2, 1])
-    assert noisy.shape == clean.shape and not torch.equal(noisy, clean)
-    assert torch.equal(degrade(clean[2:], sigma=sigma[2:], seeds=[2, 1]), noisy[2:])
-    assert not torch.equal(degrade(clean, sigma=sigma, seeds=[5, 3, 2, 1])[0], noisy[0])
+    entry, clean = DEGRADATIONS[name], images(4)[1]
+    degrade, level = entry.load(), torch.tensor([2.0, 4.0, 6.0, 8.0])
+    assert entry.low <= 2 and entry.high >= 8 and entry.unit and entry.summary
+    before = clean.clone()
+    degraded = degrade(clean, level=level, seeds=[4, 3, 2, 1])
+    assert degraded.shape == clean.shape and degraded.dtype == clean.dtype and degraded.isfinite().all()
+    assert not torch.equal(degraded, clean) and torch.equal(clean, before)
+    assert torch.equal(degrade(clean, level=level, seeds=[4, 3, 2, 1]), degraded)
+    assert torch.equal(degrade(clean[2:], level=level[2:], seeds=[2, 1]), degraded[2:])
+    others = degrade(clean, level=level, seeds=[5, 3, 2, 1])
+    assert torch.equal(others[1:], degraded[1:])
+    assert name not in RANDOM or not torch.equal(others[0], degraded[0])
 
 
 def test_the_lists_load_no_torch() -> None:

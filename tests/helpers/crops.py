@@ -12,6 +12,8 @@ from PIL import Image
 from pipelines.config import Config
 from pipelines.data import plan, stream
 
+_COLUMNS = ("clean", "sigma", "seed", "levels")
+
 
 def steps(config: Config, items: pa.Table, first: int = 0) -> list[dict[str, np.ndarray]]:
     """The batches of all workers, put together; checks that each got its own parts in order."""
@@ -20,7 +22,7 @@ def steps(config: Config, items: pa.Table, first: int = 0) -> list[dict[str, np.
     for worker, rows in enumerate(got):
         assert [(int(row["step"]), int(row["rank"])) for row in rows] == [(step, worker) for step in wanted]
     return [
-        {name: np.concatenate([row[name] for row in parts]) for name in ("clean", "sigma", "seed")}
+        {name: np.concatenate([row[name] for row in parts]) for name in _COLUMNS if name in parts[0]}
         for parts in zip(*got, strict=True)
     ]
 
@@ -28,6 +30,7 @@ def steps(config: Config, items: pa.Table, first: int = 0) -> list[dict[str, np.
 def same(a: list[dict[str, np.ndarray]], b: list[dict[str, np.ndarray]]) -> None:
     assert len(a) == len(b)
     for one, other in zip(a, b, strict=True):
+        assert one.keys() == other.keys()
         for name in one:
             np.testing.assert_array_equal(one[name], other[name])
 
@@ -48,7 +51,9 @@ def reference(config: Config, items: pa.Table) -> list[dict[str, np.ndarray]]:
             crop = pixels[top : top + size, left : left + size]
             crops.append(crop[:, ::-1] if row["flip"] else crop)
         sigma, seed = (np.array([row[name] for row in rows]) for name in ("sigma", "seed"))
-        batches.append({"clean": np.stack(crops), "sigma": sigma.astype(np.float32), "seed": seed})
+        levels = [[row[name] for name in table.column_names if name.startswith(plan.LEVEL)] for row in rows]
+        batch = {"clean": np.stack(crops), "sigma": sigma.astype(np.float32), "seed": seed}
+        batches.append(batch | ({"levels": np.array(levels, np.float32)} if levels[0] else {}))
     return batches
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from d2sm.noise import seed_of
-from d2sm.uniform_noise import add_uniform_noise
+from d2sm.uniform_noise import uniform_noise
 from pipelines import experiment
 from pipelines.data.splits import evaluation_images
 from pipelines.inference import samples
@@ -25,18 +25,18 @@ from tests.conftest import tiny_config
 
 root, storage = map(Path, sys.argv[1:])
 config = tiny_config(
-    root, storage, noise__degradation="uniform", noise__sigma=[25], noise__draw="list", loss__weight=0,
-    model__width=24, train__max_steps=1, train__log_every=1, train__num_workers=1, evaluate__sigmas=[25],
+    root, storage, degrade__chain="uniform:25", loss__weight=0,
+    model__width=24, train__max_steps=1, train__log_every=1, train__num_workers=1,
     evaluate__pictures=0,
 )
 outcome = experiment.run(config, quiet=True)
 errors = []
 for item in evaluation_images(config).to_pylist():
     clean = samples.load(config, item).clean
-    noisy = add_uniform_noise(clean, sigma=torch.tensor([25.0]), seeds=[seed_of(item["name"])]).clamp(0, 1)
+    noisy = uniform_noise(clean, level=torch.tensor([25.0]), seeds=[seed_of(item["name"])]).clamp(0, 1)
     errors.append((noisy - clean).square().mean().item())
 print(json.dumps({"l1": outcome.trained.metrics["loss.l1"], "errors": errors,
-                  "psnr": outcome.results.noisy["25"].psnr, "convention": outcome.results.convention}))
+                  "psnr": outcome.results.noisy["uniform25"].psnr, "convention": outcome.results.convention}))
 """
 
 

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipelines.config import Config, ConfigError, keys, load, parse
+from pipelines.config import Config, ConfigError, from_tree, keys, load, parse
 
 
 def test_every_key_is_explained() -> None:
@@ -123,7 +124,38 @@ def test_it_is_frozen() -> None:
         ({"train.num_workers": 0}, ["train.num_workers=0", "from 1 on"]),
         ({"train.num_workers": [4, 2]}, ["train.num_workers=[4, 2]", "[min, max]"]),
         ({"train.num_workers": [2, 20]}, ["train.num_workers=[2, 20]", "train.batch_size=16"]),
-        ({"data.layout": "pairs"}, ["noise.sigma", "pairs"]),
+        (
+            {"data.layout": "pairs"},
+            ["noise.sigma=[0.0, 75.0]", "pairs", "model.name=ffdnet", "model.name=cbdnet or sadnet"],
+        ),
+        (
+            {"data.layout": "pairs", "model.name": "cbdnet", "loss.noise_asymmetry": 1},
+            ["noise.sigma=[0.0, 75.0]", "loss.noise_asymmetry is told"],
+        ),
+        ({"degrade.chain": "jpg:10..60"}, ["degrade.chain=jpg:10..60", "did you mean jpeg?"]),
+        ({"degrade.chain": "blur:1+jpeg:0..60"}, ["degrade.chain=blur:1+jpeg:0..60", "'jpeg:0..60'", "from 1 to 100"]),
+        ({"degrade.chain": 5}, ["degrade.chain=5", "string"]),
+        ({"degrade.chain": "jpeg:10", "noise.sigma": [0, 50]}, ["noise.sigma=[0.0, 50.0]", "degrade.chain=jpeg:10"]),
+        (
+            {"degrade.chain": "jpeg:9", "evaluate.sigmas": [25]},
+            ["evaluate.sigmas=[25.0]", "evaluate.levels", "[jpeg:9]"],
+        ),
+        ({"evaluate.levels": ["jpeg:10..60"]}, ["evaluate.levels=jpeg:10..60", "fixed levels", "jpeg:22"]),
+        ({"evaluate.levels": ["jpg:10"]}, ["evaluate.levels=jpg:10", "did you mean jpeg?"]),
+        ({"evaluate.levels": ["noise:5", "noise:5.0"]}, ["evaluate.levels=noise:5.0", "the name 5 too"]),
+        ({"evaluate.levels": ["a.b:f:1", "b.c:f:1"]}, ["evaluate.levels=b.c:f:1", "the name f1 too"]),
+        ({"evaluate.levels": []}, ["evaluate.levels=[]", "at least 1"]),
+        ({"evaluate.levels": "jpeg:10"}, ["evaluate.levels='jpeg:10'", "tuple"]),
+        ({"evaluate.levels": ["noise:5"], "evaluate.sigmas": [5]}, ["evaluate.sigmas=[5.0]", "evaluate.levels"]),
+        (
+            {"data.layout": "pairs", "model.name": "sadnet", "degrade.chain": "jpeg:10"},
+            ["degrade.chain=jpeg:10", "data.layout=pairs", "degraded already"],
+        ),
+        (
+            {"data.layout": "pairs", "model.name": "sadnet", "evaluate.levels": ["jpeg:10", "blur:2"]},
+            ["evaluate.levels=[jpeg:10, blur:2]", "data.layout=pairs", "degraded already"],
+        ),
+        ({"noise.degradation": "gaussian"}, ["noise.degradation", "degrade.chain"]),
         ({"model.name": "unet"}, ["model.name='unet'", "'ffdnet', 'cbdnet' or 'sadnet'"]),
         ({"model.name": "sadnet", "model.width": 32}, ["model.width=32", "model.name=sadnet", "96"]),
         ({"model.name": "cbdnet", "model.depth": 8}, ["model.depth=8", "model.name=cbdnet", "12"]),
@@ -218,3 +250,33 @@ def test_a_bad_override_is_one_line(text: str) -> None:
         Config().replace(parse([text]))
     assert "\n" not in str(error.value)
     assert text.partition("=")[0] in str(error.value)
+
+
+def test_the_degradations_of_training_and_of_evaluation() -> None:
+    config = Config()
+    assert str(config.degradation) == "noise:0..75" and config.level_names == ("25", "35", "50")
+    listed = config.replace({"noise.sigma": [15, 25], "noise.draw": "list", "evaluate.sigmas": [12.5, 5]})
+    assert str(listed.degradation) == "noise:15/25" and listed.level_names == ("12.5", "5")
+    jpeg = config.replace({"degrade.chain": "jpeg:10..60"})
+    assert jpeg.level_names == ("jpeg48", "jpeg35", "jpeg22")
+    levels = parse(["degrade.chain=blur:0.5..3+noise:0..50", "evaluate.levels=[blur:2+noise:10, noise:25, jpeg:10]"])
+    both = config.replace(levels)
+    assert str(both.degradation) == "blur:0.5..3+noise:0..50" and both.level_names == ("blur2+noise10", "25", "jpeg10")
+    assert from_tree(both.model_dump(mode="json")) == both
+    for model in ("cbdnet", "sadnet"):  # blind: they need no level
+        pairs = config.replace({"data.layout": "pairs", "model.name": model, "loss.weight": 0})
+        assert pairs.level_names == ("pair",)
+
+
+def test_a_configuration_of_before_the_chain_loads(tmp_path: Path) -> None:
+    """Until then the degradation was a key of the section noise, and Gaussian noise its only value."""
+    tree = Config().model_dump(mode="json")
+    del tree["degrade"], tree["evaluate"]["levels"]
+    tree["noise"]["degradation"] = "gaussian"
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    assert load(path) == Config()
+    tree["noise"]["degradation"] = "uniform"
+    path.write_text(yaml.safe_dump(tree))
+    with pytest.raises(ConfigError, match="noise.degradation=uniform: .*degrade.chain=uniform:0..75"):
+        load(path)

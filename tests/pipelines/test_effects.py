@@ -28,7 +28,7 @@ from tuning.space import SpaceError
 EFFECTS: dict[Effect, set[str]] = {
     "length": {"train.max_steps"},
     "run": {"train.name", "train.seed"},
-    "evaluation": {"data.val_split", "evaluate.sigmas", "evaluate.segmenter", "evaluate.limit"},
+    "evaluation": {"data.val_split", "evaluate.sigmas", "evaluate.levels", "evaluate.segmenter", "evaluate.limit"},
     "speed": {
         "data.bad_images", "train.accumulate", "train.recompute", "train.compile", "train.num_workers",
         "train.use_gpu", "train.cpus_per_worker", "train.gpus_per_worker", "train.threads", "train.data_cpus",
@@ -45,7 +45,8 @@ EFFECTS: dict[Effect, set[str]] = {
 }  # fmt: skip
 # Another valid value, where the default does not suggest one.
 VALUES: dict[str, Any] = {
-    "recipe": "ffdnet_l1", "noise.sigma": [5.0, 50.0], "model.name": "sadnet", "train.betas": [0.5, 0.9],
+    "recipe": "ffdnet_l1", "noise.sigma": [5.0, 50.0], "degrade.chain": "jpeg:10..60", "evaluate.levels": ["jpeg:10"],
+    "model.name": "sadnet", "train.betas": [0.5, 0.9],
     "train.max_steps": 5, "train.clip": 1.0, "train.ema": 0.5, "train.gpus_per_worker": 0.5, "evaluate.sigmas": [15.0],
     "train.halve_at": [8], "loss.patch_size": 32, "evaluate.limit": 1, "evaluate.tile": 64, "evaluate.actors": 3,
 }  # fmt: skip

@@ -50,7 +50,7 @@ def loss_on(state: TrainState, held_out: list[stream.WorkerBatch]) -> float:
     objective = Objective(state.config.loss)
     total = 0.0
     for row in held_out:
-        clean, noisy, sigma = stream.to_tensors(row, state.device, "gaussian")
+        clean, noisy, sigma = stream.to_tensors(row, state.device, state.config.degradation)
         restored, estimate = state.model(noisy, sigma)
         labels = stream.labels(row, state.device)
         _, parts = objective(restored=restored, clean=clean, sigma=sigma, estimate=estimate, labels=labels)

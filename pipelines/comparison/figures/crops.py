@@ -24,6 +24,7 @@ from pipelines.comparison.figures import style
 from pipelines.comparison.photographs import CLEAN, NOISY, ComparedPhotograph, compared_photographs
 from pipelines.comparison.rows import Row
 from pipelines.inference.samples import tensor
+from pipelines.runs.results import level_title
 
 GAIN = 4  # by which errors are amplified: an error of 32 of 255 or more is drawn black or white
 _PHOTOGRAPHS, _FIGURES = 12, 3  # photographs that are searched, and those of them that are drawn
@@ -95,7 +96,7 @@ def _figure(crop: Crop) -> Figure:
     clean = crop.of(photograph.images[CLEAN])
     for column, (name, whole) in enumerate(photograph.images.items()):
         image = crop.of(whole)
-        heading = "\n".join(textwrap.wrap(f"{name}, {_level(photograph)}" if name == NOISY else name, 18))
+        heading = "\n".join(textwrap.wrap(f"{name}, {level_title(photograph.level)}" if name == NOISY else name, 18))
         if name != CLEAN:
             heading += f"\n{metrics.psnr(tensor(image)[0], tensor(clean)[0]):.2f} dB"
         _show(grid[0, column], image, heading)
@@ -130,15 +131,11 @@ def _show(axes: Axes, image: NDArray[np.uint8], title: str) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _level(photograph: ComparedPhotograph) -> str:
-    return "photographed noise" if photograph.level == "pair" else f"sigma {photograph.level}"
-
-
 def _caption(crop: Crop) -> str:
     photograph = crop.photograph
     place = (
-        f"{photograph.name}, {_level(photograph)}. Crop of {crop.side} x {crop.side} pixels with its top left corner "
-        f"at row {crop.top}, column {crop.left}, "
+        f"{photograph.name}, {level_title(photograph.level)}. Crop of {crop.side} x {crop.side} pixels with its top "
+        f"left corner at row {crop.top}, column {crop.left}, "
     )
     compared = "between settings" if len(photograph.images) > 3 else "from the clean photograph"
     if photograph.classes:

@@ -15,6 +15,7 @@ from pipelines.comparison.photographs import ComparedPhotograph
 from pipelines.comparison.report import pictures, tables
 from pipelines.comparison.report.figures import Figure
 from pipelines.comparison.rows import DIGITS, Row, short_names
+from pipelines.runs.results import level_title
 
 LIMIT = 10_000_000
 """Characters that a page may have."""
@@ -58,6 +59,7 @@ def html(
         runs=runs,
         recipes=list(dict.fromkeys(run.config.recipe or "none" for run in runs)),
         commits=list(dict.fromkeys(run.commit for run in runs)),
+        level_name=level_title,
         columns=first.columns,
         metrics=DIGITS,
         number=tables.number,

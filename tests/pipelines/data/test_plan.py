@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -53,6 +56,49 @@ def test_the_table_of_today_is_that_of_tomorrow() -> None:
     table = plan.epoch_table(config_of(each=2, shuffle=2), 3, 7)
     assert table["item"].to_pylist() == [2, 1, 1, 2, 0, 0]
     assert table["seed"].to_pylist()[:2] == [786126673502731525, 7649834302839706298]
+
+
+@pytest.mark.parametrize(
+    "noise, digest",
+    [({}, "6a1c847a2c98c6c3"), ({"noise__sigma": [15, 25, 50], "noise__draw": "list"}, "b66ff8803d164017")],
+)
+def test_the_default_table_is_that_of_before_the_chain(noise: dict[str, object], digest: str) -> None:
+    """Known answers, computed by the code of commit 0b06cc2."""
+    table = plan.epoch_table(config_of(each=3, shuffle=4, train__seed=5, **noise), 10, 2)
+    found = hashlib.sha256()
+    for name in ("item", "left", "top", "flip", "sigma", "seed"):
+        found.update(np.ascontiguousarray(table[name].to_numpy()).tobytes())
+    assert table.schema.equals(plan.SCHEMA) and found.hexdigest()[:16] == digest
+
+
+def test_a_chain_adds_a_column_of_levels_a_step_and_changes_no_other() -> None:
+    default = plan.epoch_table(config_of(), 50, 3)
+    one, two, three = (
+        plan.epoch_table(config_of(degrade__chain=text), 50, 3)
+        for text in ("noise:0..75", "noise:0..75+jpeg:10..90", "noise:0..75+jpeg:10..90+blur:1/2")
+    )
+    assert three.schema.names == [*plan.SCHEMA.names, "level0", "level1", "level2"]
+    for table in (one, two, three):
+        assert table.select(plan.SCHEMA.names).equals(default)
+    assert one["level0"].equals(default["sigma"]) and two["level1"].equals(three["level1"])
+    columns = [three[f"level{step}"].to_numpy() for step in range(3)]
+    assert columns[1].min() >= 10 and columns[1].max() <= 90 and (columns[1] % 1 == 0).all()
+    assert set(columns[2]) == {1, 2}
+    assert abs(np.corrcoef(columns)[np.triu_indices(3, 1)]).max() < 0.35  # of 100 crops
+
+
+def test_a_network_is_told_the_noise_of_a_chain_and_0_without() -> None:
+    behind = plan.epoch_table(config_of(degrade__chain="jpeg:10..90+noise:5..20"), 50, 0)
+    assert behind["sigma"].equals(behind["level1"]) and behind["sigma"].to_numpy().min() >= 5
+    assert set(plan.epoch_table(config_of(degrade__chain="jpeg:10..90"), 50, 0)["sigma"].to_pylist()) == {0.0}
+
+
+def test_levels_of_steps_share_no_draws_over_seeds_epochs_and_places() -> None:
+    chain = "blur:0..9+blur:0..9+blur:0..9"
+    configs = [config_of(degrade__chain=chain, train__seed=seed) for seed in (0, 1)]
+    tables = [plan.epoch_table(config, 50, epoch) for config in configs for epoch in (0, 1)]
+    levels = [table[f"level{step}"].to_pylist() for table in tables for step in range(3)]
+    assert len({value for column in levels for value in column}) > 0.999 * 12 * 100
 
 
 def test_epochs_and_seeds_share_no_draws() -> None:

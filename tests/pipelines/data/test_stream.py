@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import shutil
@@ -47,6 +48,8 @@ def test_the_workers_get_the_crops_of_the_plan(
     other = config.replace({"data.shuffle_images": 6, "train.num_workers": 4})
     same(steps(other, items, first=2), reference(other, items)[2:])
     same(steps(config.replace({"train.num_workers": [1, 3]}), items, first=3), expected[3:])  # shares of 1, 1, 2 crops
+    chain = config.replace({"degrade.chain": "blur:0..3+jpeg:10..90", "train.num_workers": 2})
+    same(steps(chain, items, first=2), reference(chain, items)[2:])
 
 
 @given(batch=st.integers(1, 300), workers=st.integers(1, 64))
@@ -69,7 +72,7 @@ def test_noise_does_not_depend_on_the_share(scenes_root: Path, items: pa.Table, 
     def noisy(workers: int) -> torch.Tensor:
         config = tiny_config(scenes_root, tmp_path, train__num_workers=workers)
         rows = [{k: v[0] for k, v in row.items()} for row in prepared(config, items, 0, 2)]
-        return torch.cat([stream.to_tensors(row, CPU, "gaussian")[1] for row in rows])
+        return torch.cat([stream.to_tensors(row, CPU, config.degradation)[1] for row in rows])
 
     assert torch.equal(noisy(1), noisy(2))
     assert torch.equal(noisy(1), noisy(4))
@@ -79,12 +82,47 @@ def test_noise_does_not_depend_on_the_share(scenes_root: Path, items: pa.Table, 
 def test_noise_has_the_level_of_the_plan(scenes_root: Path, items: pa.Table, tmp_path: Path) -> None:
     config = tiny_config(scenes_root, tmp_path, train__num_workers=1)
     (row,) = prepared(config, items, 0, 1)
-    clean, noisy, sigma = stream.to_tensors({name: column[0] for name, column in row.items()}, CPU, "gaussian")
+    clean, noisy, sigma = stream.to_tensors({name: column[0] for name, column in row.items()}, CPU, config.degradation)
     assert (clean.dtype, clean.min() >= 0, clean.max() <= 1) == (torch.float32, True, True)
     found = (noisy - clean).std(dim=(1, 2, 3)) * 255
     # 12,288 samples a crop: the standard deviation is known to 1 / sqrt(2 n) = 0.64 %; five of these.
     torch.testing.assert_close(found, sigma, rtol=0.032, atol=0)
     assert noisy.max() > 1 or noisy.min() < 0  # not clipped
+
+
+CHAIN = "blur:0..3+motion:0..9+haze:0..2+poisson:50..500+noise:0..50+noise_clip:0..20+jpeg:10..90"
+
+
+def test_every_degradation_is_the_same_for_any_share(scenes_root: Path, items: pa.Table, tmp_path: Path) -> None:
+    def degraded(workers: int, chain: str) -> tuple[torch.Tensor, ...]:
+        config = tiny_config(scenes_root, tmp_path, train__num_workers=workers, degrade__chain=chain)
+        rows = [{k: v[0] for k, v in row.items()} for row in prepared(config, items, 0, 2)]
+        parts = [stream.to_tensors(row, CPU, config.degradation) for row in rows]
+        return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+
+    one, two, four = (degraded(workers, CHAIN) for workers in (1, 2, 4))
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(one, two, four, strict=True))
+    clean, noisy, sigma = one
+    assert noisy.shape == clean.shape == (8, 3, 64, 64) and not torch.equal(noisy, clean)
+    assert len(set(sigma.tolist())) == 8 and sigma.max() < 54  # of two steps of noise
+    assert torch.equal(clean, degraded(1, "")[0])  # the crops themselves stay where they are
+    for known, alone in zip(degraded(1, ""), degraded(2, "noise:0..75"), strict=True):
+        assert torch.equal(known, alone)
+
+
+def test_tensors_of_the_default_are_those_of_before_the_chain() -> None:
+    """A known answer, computed by the code of commit 0b06cc2 (torch 2.13, x86-64)."""
+    config = Config().replace(
+        {"data.crops_per_image": 3, "data.shuffle_images": 4, "train.batch_size": 4, "train.seed": 5, "loss.weight": 0}
+    )
+    table = plan.epoch_table(config, 10, 2).slice(0, 4)
+    clean = np.random.Generator(np.random.Philox(1)).integers(0, 256, (4, 20, 28, 3), dtype=np.uint8)
+    row = {"clean": clean, "sigma": table["sigma"].to_numpy(), "seed": table["seed"].to_numpy()}
+    digests = [
+        hashlib.sha256(np.ascontiguousarray(tensor.numpy()).tobytes()).hexdigest()[:16]
+        for tensor in stream.to_tensors(row, CPU, config.degradation)
+    ]
+    assert digests == ["5836110fe67aef59", "0ff1a22ddb58f24c", "b128bf5bb2613084"]
 
 
 def test_an_image_is_read_once_a_task(
@@ -228,7 +266,7 @@ def test_pairs_are_cut_at_the_same_place_and_get_no_more_noise(tmp_path: Path) -
     rows = prepared(config, table, 0, 2)
     for row in rows:
         share = {name: column[0] for name, column in row.items()}
-        clean, noisy, sigma = stream.to_tensors(share, CPU, "gaussian")
+        clean, noisy, sigma = stream.to_tensors(share, CPU, config.degradation)
         difference = (noisy - clean) * 255
         assert (sigma == 25).all()
         torch.testing.assert_close(

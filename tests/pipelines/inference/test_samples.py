@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from d2sm.chain import parse
 from d2sm.noise import add_noise, seed_of
 from pipelines.config import Config
 from pipelines.data.images import write_png
@@ -32,6 +33,20 @@ def test_each_level_is_seeded_by_the_name(tmp_path: Path) -> None:
         assert torch.equal(noisy, add_noise(sample.clean, sigma=torch.tensor([sigma]), seeds=[seed_of("a")]))
         assert noisy.min() < 0  # not clipped
     assert sample.shown is sample.noisy[1]
+
+
+def test_a_chain_is_done_at_each_level_by_the_name(tmp_path: Path) -> None:
+    write_png(tmp_path / "a.png", PIXELS)
+    levels = ["jpeg:10", "blur:2+noise:10", "noise:25", "noise_clip:50"]
+    config = Config().replace({"evaluate.levels": levels, "data.layout": "folder"})
+    sample = samples.load(config, item(tmp_path, "folder"))
+    names = [("jpeg10", 0), ("blur2+noise10", 10), ("25", 25), ("noise_clip50", 50)]
+    assert [(level, sigma) for level, sigma, _ in sample.noisy] == names
+    for text, noisy in zip(levels, sample.noisy, strict=True):
+        chain = parse(text)
+        expected = chain.degraded(sample.clean, levels=torch.tensor([chain.level]), seeds=[seed_of("a")])
+        assert torch.equal(noisy.image, expected) and not torch.equal(expected, sample.clean)
+    assert torch.equal(sample.noisy[2].image, add_noise(sample.clean, sigma=torch.tensor([25.0]), seeds=[seed_of("a")]))
 
 
 def test_a_pair_has_the_photographed_noise_and_the_configured_sigma(tmp_path: Path) -> None:

@@ -9,16 +9,25 @@ from typing import Any
 
 import pytest
 import torch
+from mlflow.utils.validation import validate_param_and_metric_name
 
+from d2sm.chain import parse
 from d2sm.objectives import TERMS
+from pipelines.config import Config
 from pipelines.runs.results import (
+    CONVENTION,
     RESULTS,
     EvaluationError,
     ImageRow,
     ImageScore,
     Results,
     Score,
+    convention,
     higher_is_better,
+    in_order,
+    level_key,
+    level_title,
+    metric_name,
 )
 from pipelines.training.log import Log
 from tests.helpers.finished_runs import results
@@ -54,11 +63,14 @@ def test_the_direction_of_every_metric() -> None:
     assert trained >= {*LOSSES, "data_wait"}
     for name in ("distance.noisy", "kl.D2SM weight=2.5", "best.loss.d2sm"):  # logged by the t-SNE figure and a sweep
         assert not higher_is_better(name)
+    for level in ("jpeg10", "blur2+noise10", "noise_clip12.5", "25", "pair"):
+        assert higher_is_better(metric_name("psnr", level)) and higher_is_better(metric_name("noisy.miou", level))
     assert higher_is_better("best.miou.sigmapair") and higher_is_better("psnr.sigma2.5")
 
 
 @pytest.mark.parametrize(
-    "name", ["lr", "psnr", "psnr.sigma", "psnr.l1", "loss.psnr", "lpips.sigma25", "miou_sigma25", ""]
+    "name",
+    ["lr", "psnr", "psnr.sigma", "psnr.jpeg", "psnr.blur-noise10", "loss.psnr", "lpips.sigma25", "miou_sigma25", ""],
 )
 def test_a_metric_without_a_direction_is_refused(name: str) -> None:
     with pytest.raises(EvaluationError, match=f"^metric {name}: ") as caught:
@@ -125,3 +137,45 @@ def test_a_file_of_an_earlier_version_with_nan_is_read(tmp_path: Path) -> None:
     found = Results.load(tmp_path / RESULTS)
     assert found.noisy["25"].psnr is None and found.clean.miou is None and found.rows == ()
     assert found.restored == results().restored
+
+
+@pytest.mark.parametrize(
+    "level, key, title",
+    [
+        ("25", "sigma25", "sigma 25"),
+        ("12.5", "sigma12.5", "sigma 12.5"),
+        ("1e-05", "sigma1e-05", "sigma 1e-05"),
+        ("pair", "sigmapair", "photographed noise"),
+        ("jpeg10", "jpeg10", "jpeg10"),
+        ("blur2+noise10", "blur2-noise10", "blur2+noise10"),
+    ],
+)
+def test_a_level_has_one_name_in_metrics_and_one_for_people(level: str, key: str, title: str) -> None:
+    assert (level_key(level), level_title(level), metric_name("psnr", level)) == (key, title, f"psnr.{key}")
+    assert validate_param_and_metric_name(metric_name("psnr", level))
+
+
+def test_levels_are_in_order() -> None:
+    assert in_order({"50", "5", "25"}, ["25", "50", "5"]) == ["5", "25", "50"]
+    assert in_order({"blur2+noise10", "jpeg5", "jpeg10", "30"}, ["jpeg10", "jpeg5", "30", "blur2+noise10"]) == [
+        "30", "jpeg10", "jpeg5", "blur2+noise10",
+    ]  # fmt: skip
+
+
+def test_the_convention_says_how_images_were_degraded() -> None:
+    assert convention(Config().levels) == CONVENTION
+    assert convention(map(parse, ["noise:5", "noise:9"])) == CONVENTION
+    found = convention(map(parse, ["jpeg:10", "jpeg:40", "blur:2+noise:10", "my.own:fog:3"]))
+    assert found.startswith(
+        "RGB in [0, 1]; degraded by JPEG with 4:2:0 chroma (jpeg), or by Gaussian blur (blur), then additive Gaussian "
+        "noise, not clipped (noise), or by the function my.own:fog (my.own:fog), seeded by file name; restored"
+    )
+
+
+def test_levels_have_their_names_in_tables_and_lines() -> None:
+    score = Score(30.0, 0.9, None, {})
+    by_level = {"25": score, "jpeg10": score, "blur2+noise10": score}
+    found = replace(results(), noisy=by_level, restored=by_level)
+    assert found.line() == "sigma 25 30.00 / 0.900 / -, jpeg10 30.00 / 0.900 / -, blur2+noise10 30.00 / 0.900 / -"
+    assert "sigma 25" in found.table() and "blur2+noise10" in found.table()
+    assert {"psnr.sigma25", "psnr.jpeg10", "noisy.ssim.blur2-noise10"} <= found.flat().keys()

@@ -19,7 +19,7 @@ from pipelines.evaluate import evaluate
 from pipelines.registry import open_model, register
 from pipelines.runs import checkpoint
 from pipelines.runs.folder import RunFolder
-from pipelines.runs.results import Results, Score, convention
+from pipelines.runs.results import CONVENTION, Results, Score
 from pipelines.runs.trust import TrustError, check_config
 from pipelines.runtime import provenance
 from tests.conftest import tiny_config
@@ -57,7 +57,7 @@ def written(folder: Path, config: Config) -> Path:
     """A finished run as somebody else left it."""
     score = Score(30.0, 0.9, 0.5, {})
     judge = config.evaluate.segmenter or ""
-    results = Results(1, "val", "x", judge, convention("gaussian"), {"25": score}, {"25": score}, score)
+    results = Results(1, "val", "x", judge, CONVENTION, {"25": score}, {"25": score}, score)
     return write_run(folder, config, results)
 
 
@@ -220,4 +220,24 @@ def test_a_sweep_of_a_stranger_is_not_unpickled(kind: str, config: Config, tmp_p
 
 def test_the_keys_that_may_name_code() -> None:
     """Whatever else is imported for a configuration is an entry of a list in d2sm, not a name in a file."""
-    assert configs.keys_with_code() == ("loss.segmenter", "evaluate.segmenter")
+    assert configs.keys_with_code() == ("degrade.chain", "loss.segmenter", "evaluate.levels", "evaluate.segmenter")
+
+
+@pytest.mark.parametrize(
+    "key, value", [("degrade.chain", f"blur:2+{STRANGE}:1"), ("evaluate.levels", ["jpeg:10", f"{STRANGE}:1"])]
+)
+def test_a_degradation_of_a_stranger_is_not_imported(
+    key: str, value: object, config: Config, tmp_path: Path, strange: Path
+) -> None:
+    asked = Config().replace({key: value, "data.root": config.data.root})
+    shown = value if isinstance(value, str) else f"jpeg:10, {STRANGE}:1"
+    with pytest.raises(TrustError, match=rf"^{key}=.*--trust") as caught:
+        check_config(asked, tmp_path / "run")
+    assert str(shown) in str(caught.value) and not strange.exists()
+    check_config(asked, tmp_path / "run", given=[key])
+    check_config(asked, tmp_path / "run", trust=True)
+
+
+def test_degradations_of_the_list_need_no_trust(tmp_path: Path) -> None:
+    check_config(Config().replace({"degrade.chain": "blur:1..2+jpeg:10..60"}), tmp_path / "run")
+    check_config(Config().replace({"evaluate.levels": ["jpeg:10", "blur:2+noise:10"]}), tmp_path / "run")
