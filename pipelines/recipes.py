@@ -8,6 +8,8 @@ Those of LPIPS, and of the perceptual and the adversarial loss on VGG, are guess
 
 A suffix names a reduced row: `_gpu` for one GPU, `_cpu` for two CPU cores, with a Phi whose weights a Python package
 brings and a small FFDNet. CBDNet and SADNet have one size, so their `_cpu` rows train on smaller crops, and less.
+
+Other degradations than the paper's are recipes of these two kinds alone, such as `jpeg_d2sm_cpu`.
 """
 
 from __future__ import annotations
@@ -89,6 +91,22 @@ _DEMO: dict[str, Any] = {
 }
 _D2SM: dict[str, Any] = {"loss.weight": 10.0}
 _D2SM_BESIDE_MSE: dict[str, Any] = {"loss.weight": 0.5}  # the gradient of the squared error is smaller than that of L1
+# By name: what a network is trained against, its chain, and the levels at which it is measured.
+_DEGRADATIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "noise_clip": ("the noise of 8-bit files", "noise_clip:0..75", ("noise_clip:25", "noise_clip:35", "noise_clip:50")),
+    "poisson": ("a sensor's noise", "poisson:10..200", ("poisson:100", "poisson:30", "poisson:10")),
+    "jpeg": ("JPEG of quality 10 to 60", "jpeg:10..60", ("jpeg:40", "jpeg:20", "jpeg:10")),
+    "blur": ("Gaussian blur", "blur:0.5..3", ("blur:1", "blur:2", "blur:3")),
+    "motion": ("motion blur", "motion:3..15", ("motion:5", "motion:9", "motion:15")),
+    "sr2": ("downsampling by 2", "downsample:2", ("downsample:2",)),
+    "sr4": ("downsampling by 4", "downsample:4", ("downsample:4",)),
+    "haze": ("synthetic haze", "haze:0.5..3", ("haze:1", "haze:2", "haze:3")),
+    "photo": (
+        "blur, noise and JPEG together",
+        "blur:0..1.5+noise_clip:0..30+jpeg:30..95",
+        ("blur:0.5+noise_clip:10+jpeg:80", "blur:1+noise_clip:20+jpeg:50"),
+    ),
+}
 _INTERNAL: dict[str, Any] = {"loss.patch_size": 128, "loss.queue_size": 4096}
 _INTERNAL_GPU: dict[str, Any] = {"loss.patch_size": 64, "loss.queue_size": 4096}
 _INTERNAL_CPU: dict[str, Any] = {"loss.patch_size": 32, "loss.queue_size": 1152}
@@ -96,13 +114,17 @@ _INTERNAL_CPU: dict[str, Any] = {"loss.patch_size": 32, "loss.queue_size": 1152}
 
 @cache
 def catalogue() -> Mapping[str, Recipe]:
-    """Every recipe by name: the paper's rows, the same reduced for one GPU and for two CPU cores, and the demo."""
+    """Every recipe by name: the paper's rows, the same reduced for one GPU and for two CPU cores, other degradations
+    so reduced, and the demo.
+    """
     rows = _table_1() | _table_2()
     found = dict(rows)
     for name, row in rows.items():
         found[f"{name}_gpu"] = _for_one_gpu(row)
     for name, row in rows.items():
         found[f"{name}_cpu"] = _for_two_cores(row)
+    for name, row in _other_degradations().items():
+        found[f"{name}_gpu"], found[f"{name}_cpu"] = _for_one_gpu(row), _for_two_cores(row)
     demo = found["ffdnet_d2sm_cpu"].config.replace(_DEMO)
     found["demo"] = Recipe("what `d2sm demo` trains: a small FFDNet with L1 and D2SM on drawn street scenes", demo)
     return {name: Recipe(one.description, one.config.replace({"recipe": name})) for name, one in found.items()}
@@ -176,6 +198,15 @@ def _table_2() -> dict[str, Recipe]:
         "ffdnet_inverse_kl": internal.derived(", inverse KL divergence", {"loss.divergence": "inverse_kl"}),
         "ffdnet_jsd": internal.derived(", Jensen-Shannon divergence", jsd),
         "ffdnet_gan": Recipe("FFDNet with L1 and an adversarial loss on Phi's features", gan),
+    }
+
+
+def _other_degradations() -> dict[str, Recipe]:
+    """FFDNet with D2SM against each other degradation; it is told the noise's sigma, 0 where there is no noise."""
+    d2sm = _table_1()["ffdnet_d2sm"]
+    return {
+        f"{name}_d2sm": d2sm.derived(f", against {what}", {"degrade.chain": chain, "evaluate.levels": levels})
+        for name, (what, chain, levels) in _DEGRADATIONS.items()
     }
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from d2sm.degradations import DEGRADATIONS
+from d2sm.models import BACKBONES
 from pipelines.config import Config, ConfigError, load
 from pipelines.recipes import descriptions, recipe, recipes
 
@@ -23,7 +25,8 @@ def test_what_the_names_promise(name: str) -> None:
     terms = config.loss.terms
     assert ("d2sm" in terms) == ("d2sm" in row or row in ("demo", "ffdnet_inverse_kl", "ffdnet_jsd"))
     assert (config.loss.patch_size is not None) == ("internal" in row or config.loss.divergence != "kl")
-    assert config.model.name == (row.partition("_")[0] if row != "demo" else "ffdnet")
+    backbone = row.partition("_")[0]
+    assert config.model.name == (backbone if backbone in BACKBONES else "ffdnet")
     small = name.endswith("_cpu") or name == "demo"
     assert config.train.use_gpu != small
     full = (config.model.width, config.model.depth) == (Config().model.width, Config().model.depth)
@@ -77,13 +80,29 @@ def test_every_row_of_the_tables(suffix: str) -> None:
 @pytest.mark.parametrize("suffix", ["_gpu", "_cpu"])
 def test_reduced_rows_differ_as_the_rows_do(suffix: str) -> None:
     """By the same keys, but for the loss's own sizes, which follow Phi and the crop."""
-    for name in (name for name in recipes() if name.endswith(suffix)):
+    for name in (name for name in recipes() if name.endswith(suffix) and name.removesuffix(suffix) in recipes()):
         base = "ffdnet_l1" if name.startswith("ffdnet") else f"{name.partition('_')[0]}_own"
         rows, reduced = (
             (recipe(f"{base}{s}").flat(), recipe(name.removesuffix(suffix) + s).flat()) for s in ("", suffix)
         )
         full, small = ({key for key in a if a[key] != b[key]} for a, b in (rows, reduced))
         assert full - {"recipe"} == small - {"recipe", "loss.lpips_trunk"}
+
+
+@pytest.mark.parametrize("suffix", ["_gpu", "_cpu"])
+def test_there_is_a_recipe_for_every_degradation(suffix: str) -> None:
+    """Each differs from the row against noise by its chain, and by the levels at which it is measured."""
+    others = [name for name in recipes() if name.endswith(suffix) and name.removesuffix(suffix) not in recipes()]
+    steps = {step.degradation.name for name in others for step in recipe(name).degradation.steps}
+    assert steps == DEGRADATIONS.keys() - {"noise"}
+    for name in others:
+        row, config = recipe(f"ffdnet_d2sm{suffix}").flat(), recipe(name)
+        differ = {key for key, value in config.flat().items() if row[key] != value}
+        assert differ == {"recipe", "degrade.chain", "evaluate.levels"} and not config.degradation.is_noise
+        for level in config.levels:  # within what is trained on
+            for step, trained in zip(level.steps, config.degradation.steps, strict=True):
+                assert step.degradation == trained.degradation
+                assert min(trained.levels) <= step.levels[0] <= max(trained.levels)
 
 
 def test_the_demo_fits_two_cores_and_needs_no_download() -> None:
