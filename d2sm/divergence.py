@@ -2,6 +2,8 @@
 
     s_ij = Q_i . Q_j                        cosine of two unit rows
     k_ij = (s_ij + 1) / 2                   kernel, in [0, 1]; clamped at EPS so that its logarithm exists
+    k_ij = exp((s_ij - 1) / tau)            the other kernel, with a temperature tau; clamped at FLOOR. P and Q are
+                                            those of exp(s_ij / tau): a constant factor cancels
     S_j  = sum_{i != j} k_ij                column sum;  P_ij = k_ij / S_j is eq. (2)
     L    = sum_j D(P_.j || Q_.j)            eq. (1), P of the restored rows (kernels kx), Q of the clean rows (ky)
 
@@ -18,7 +20,8 @@ samples that enter. For Jensen-Shannon, P and Q stand under one logarithm and th
 keeps both matrices.
 
 Gradient: D depends on kx_ij through P_.j, hence dL/dkx_ij = (g_ij - sum_i P_ij g_ij) / S_j with g_ij = dD/dP_ij. A
-cosine occurs in two columns, hence dL/ds_ij = (dL/dkx_ij + dL/dkx_ji) / 2; the half is that of k = (s + 1) / 2.
+cosine occurs in two columns, hence dL/ds_ij = (dL/dkx_ij + dL/dkx_ji) dk_ij/ds_ij; dk/ds is 1/2 for k = (s + 1) / 2,
+and k / tau for k = exp((s - 1) / tau).
 
 Sums and logarithms are taken in float64: when restored and clean are close, C_j / S_j and log S_j - log T_j cancel.
 """
@@ -37,7 +40,12 @@ from d2sm.compiling import Compiling
 from d2sm.distributed import gather_rows, sum_over_workers
 
 Divergence = Literal["kl", "inverse_kl", "jsd"]
+Kernel = Literal["cosine", "exp"]
 EPS = torch.finfo(torch.float32).eps  # kernel of two opposite rows
+# Of exp((s - 1) / tau): what is smaller than this part of the largest adds nothing to a column, and sums that are
+# updated by additions and subtractions in float64 stay exact to 4 digits even if they hold nothing else.
+FLOOR = 1e-12
+LOWEST_TEMPERATURE = 0.05  # there cosines below -.38 are clamped
 _TINY = torch.finfo(torch.float64).tiny
 _FEW, _LONG, _PIECES = 64, 32768, 32  # measured on an H100: tests/benchmarks/README.md, "On a GPU"
 
@@ -50,9 +58,16 @@ def cosines(rows: Tensor, queues: Tensor) -> Tensor:
     return torch.cat([_cosines(chunk.to(rows.dtype), rows) for chunk in queues.split(512, dim=1)], dim=1).mT
 
 
-def kernel(cosines: Tensor) -> Tensor:
-    """k of cosines, in float64: >= EPS."""
-    return cosines.double().add_(1).div_(2).clamp_(min=EPS)
+def kernel(cosines: Tensor, temperature: float | None = None) -> Tensor:
+    """k of cosines, in float64, at least its `floor`: (s + 1) / 2, or exp((s - 1) / temperature)."""
+    if temperature is None:
+        return cosines.double().add_(1).div_(2).clamp_(min=EPS)
+    return cosines.double().sub_(1).div_(temperature).exp_().clamp_(min=FLOOR)
+
+
+def floor(temperature: float | None) -> float:
+    """The value at which the kernel is clamped, which has no gradient."""
+    return EPS if temperature is None else FLOOR
 
 
 def pieces(device: torch.device, count: int, length: int) -> int:
@@ -87,9 +102,9 @@ class KLDivergence(nn.Module):
     leaves, so no sum takes more than q additions and q subtractions, in float64.
     """
 
-    def __init__(self, queue_size: int, *, inverse: bool) -> None:
+    def __init__(self, queue_size: int, *, inverse: bool, temperature: float | None = None) -> None:
         super().__init__()
-        self.inverse = inverse
+        self.inverse, self.temperature = inverse, temperature
         self.register_buffer("sums", torch.zeros(3, queue_size, dtype=torch.float64))  # S_j, T_j, C_j
         self.sums: Tensor
         self.compiling = Compiling()
@@ -122,7 +137,8 @@ class KLDivergence(nn.Module):
     def gradient(self, k: Tensor, own: Tensor) -> Tensor:
         """dL/ds between this rank's new samples and all samples: (N, n) float64."""
         n = k.shape[2]
-        return self.compiling(_gradient, k, self.sums[:, :n], own, self.inverse, steady=self._steady)
+        sums = self.sums[:, :n]
+        return self.compiling(_gradient, k, sums, own, self.inverse, self.temperature, steady=self._steady)
 
     @contextmanager
     def unchanged(self, new: Tensor) -> Iterator[None]:
@@ -152,19 +168,25 @@ def _contributions(k: Tensor, inverse: bool) -> Tensor:
     return torch.cat([k, c[None]])
 
 
-def _gradient(k: Tensor, sums: Tensor, own: Tensor, inverse: bool) -> Tensor:
+def _gradient(k: Tensor, sums: Tensor, own: Tensor, inverse: bool, temperature: float | None) -> Tensor:
     """dL/ds between this rank's new samples and all samples, from their kernels and the sums (3, n): (N, n)."""
     kx, ky = k
     s, t, c = sums
     if inverse:  # g = -Q/P, whose mean under P is -1
-        ratio = ky / kx.clamp(min=EPS)
+        ratio = ky / kx.clamp(min=floor(temperature))
         by_column = (1 - ratio * (s / t)) / s
         by_row = (1 - ratio * (s / t)[own, None]) / s[own, None]
     else:  # g = log(P/Q) + 1, of which what depends on the column alone cancels
         log_ratio = _log_ratio(k)
         by_column = (log_ratio - c / s) / s
         by_row = (log_ratio - (c / s)[own, None]) / s[own, None]
-    return torch.where(kx > EPS, (by_column + by_row) / 2, 0)  # 0 where the kernel is clamped, and on the diagonal
+    return _by_cosine(kx, by_column + by_row, temperature)
+
+
+def _by_cosine(k: Tensor, by_kernel: Tensor, temperature: float | None) -> Tensor:
+    """dL/ds from dL/dk: 0 where the kernel is clamped, and on the diagonal, where it is 0."""
+    chained = by_kernel / 2 if temperature is None else by_kernel * k / temperature
+    return torch.where(k > floor(temperature), chained, 0)
 
 
 class JSDivergence(nn.Module):
@@ -177,8 +199,9 @@ class JSDivergence(nn.Module):
 
     CHUNK = 256  # columns processed at once, to bound temporary memory
 
-    def __init__(self, queue_size: int) -> None:
+    def __init__(self, queue_size: int, *, temperature: float | None = None) -> None:
         super().__init__()
+        self.temperature = temperature
         self.register_buffer("kernels", torch.zeros(2, queue_size, queue_size, dtype=torch.float64))
         self.kernels: Tensor
 
@@ -209,7 +232,7 @@ class JSDivergence(nn.Module):
         chunks = torch.arange(n, device=k.device).split(self.CHUNK)
         by_column = torch.cat([self._kernel_gradient(columns, n)[:, own] for columns in chunks]).T
         by_row = self._kernel_gradient(own, n)
-        return torch.where(k[0] > EPS, (by_column + by_row) / 2, 0)
+        return _by_cosine(k[0], by_column + by_row, self.temperature)
 
     @contextmanager
     def unchanged(self, new: Tensor) -> Iterator[None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +56,11 @@ class Features(FrozenNetwork):
     def forward_chunk(self, images: Tensor) -> Tensor:
         out: Tensor = self.net(self.normalised(images))
         return out
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Compile the forward pass, in place, but not that of a `Truncated` network, which is left by an exception."""
+        if not isinstance(self.net, Truncated):
+            super().compile(*args, **options)
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """The maps of all layers in one pass, shallow to deep. For the whole batch at once, whatever `chunk_size`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from d2sm.features import Features, at_layers, split
 from d2sm.frozen import FrozenWrapper
 from d2sm.images import check_pair
+from d2sm.truncation import Truncated
 
 
 class Layers(FrozenWrapper):
@@ -43,10 +44,24 @@ class Layers(FrozenWrapper):
         self.order = [index for index, _ in chosen]
         self.layers = tuple(layer for _, layer in chosen)
 
+    def compile(self, *args: Any, **options: Any) -> None:
+        """As `Features.compile`."""
+        if not any(isinstance(module, Truncated) for module in self.modules()):
+            super().compile(*args, **options)
+
     def forward_chunk(self, images: Tensor) -> list[Tensor]:
         phis = self.network if isinstance(self.network, nn.ModuleList) else [self.network]
         maps = [each for phi in phis for each in cast(Features, phi).maps(images)]
         return [maps[index].float() for index in self.order]
+
+    @classmethod
+    def of(
+        cls, network: str | Features | Layers, layers: Sequence[str], *, weights: str | Path | None = None
+    ) -> Layers:
+        """Phi at `layers` of a named network, or as it was built: then `layers` and `weights` do not count."""
+        if isinstance(network, Layers):
+            return network
+        return cls([network]) if isinstance(network, Features) else cls(network, layers, weights=weights)
 
     def of_both(self, restored: Tensor, clean: Tensor) -> list[tuple[Tensor, Tensor]]:
         """The maps of both images, layer by layer; gradient flows through those of `restored` alone.

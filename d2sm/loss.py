@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from d2sm.divergence import Divergence
-from d2sm.features import features as named_features
-from d2sm.features import patches, wrap
+from d2sm.divergence import Divergence, Kernel
+from d2sm.features import Features, patches, wrap
 from d2sm.frozen import exclude_from_state_dict
 from d2sm.images import check_pair
+from d2sm.layers import Layers, phi
 from d2sm.matching import Reduction, StatisticsMatching
 
 
@@ -26,22 +27,29 @@ class D2SMLoss(nn.Module):
         Q^X, Q^Y                          queues              (q, D)      the newest N enter, the oldest N leave   (3)
 
         k(a, b) = (a.b / (|a| |b|) + 1) / 2                                      cosine kernel, in [0, 1]
+                  or, beyond the paper, exp(a.b / (|a| |b| tau))                 `kernel="exp"`
         g'_ij   = k(Q^X_i, Q^X_j) / sum_{k != j} k(Q^X_k, Q^X_j)                 g_ij: the same over Q^Y           (2)
         L       = sum_j sum_{i != j} g'_ij log(g'_ij / g_ij)                     KL(restored || clean), >= 0       (1)
 
     P patches of K x K input pixels in a crop; s the stride of Phi. Gradient flows through f^x of this mini-batch only,
     in its similarities to itself and to the history. `StatisticsMatching` computes L in O(N q D).
 
+    Several layers l each have queues of their own, and one pass through a network gives all its layers:
+
+        L = sum_l w_l L_l / sum_l w_l                                            w_l: `layer_weights`, 1 unless given
+
     Args:
-        features: Phi: network and layer ("vgg19.conv5_4", "efficientnet_lite0.blocks.4", ...), or any module
-            (B, 3, H, W) -> (B, C, h, w). It is frozen, kept in eval mode and out of `state_dict()`.
+        features: Phi: network and layer ("vgg19.conv5_4", "timm:resnet50.layer3", ...), several of them, or any module
+            (B, 3, H, W) -> (B, C, h, w) or `Layers`. It is frozen, kept in eval mode and out of `state_dict()`.
         queue_size: q, samples stored.
         patch_size: K, side of an internal patch in input pixels, a multiple of the features' stride; None: each crop is
             one sample.
         divergence: "kl" (eq. (1)), "inverse_kl" or "jsd".
         reduction: "mean" divides eq. (1) by the number of stored samples; "sum" is eq. (1).
-        weights: file with Phi's weights, for a named network; None: those installed, see `features.features`.
-        queue_dtype, gather_dtype: see `StatisticsMatching`.
+        weights: file with Phi's weights, for a named network; None: those installed, see `features.features`. With
+            several layers, that of every network.
+        layer_weights: how much each of several layers counts; none: all the same.
+        kernel, temperature, center, queue_dtype, gather_dtype: see `StatisticsMatching`.
 
     Raises:
         ValueError: an unknown network, layer or option, missing weights, or a patch size that does not fit the stride.
@@ -59,26 +67,49 @@ class D2SMLoss(nn.Module):
 
     def __init__(
         self,
-        features: str | nn.Module = "vgg19.conv5_4",
+        features: str | Sequence[str] | nn.Module = "vgg19.conv5_4",
         queue_size: int = 1024,
         patch_size: int | None = None,
         divergence: Divergence = "kl",
         *,
         reduction: Reduction = "mean",
         weights: str | Path | None = None,
+        layer_weights: Sequence[float] = (),
+        kernel: Kernel = "cosine",
+        temperature: float = 0.1,
+        center: bool = False,
         queue_dtype: torch.dtype | None = None,
         gather_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.features = named_features(features, weights=weights) if isinstance(features, str) else wrap(features)
-        stride = self.features.stride
-        if patch_size is not None and (patch_size < 1 or patch_size % stride):
-            raise ValueError(f"patch_size={patch_size}: must be a positive multiple of the features' stride, {stride}")
+        self.features = _phi(features, weights)
+        layers = self.features.layers
+        for layer in layers:
+            if patch_size is not None and (patch_size < 1 or patch_size % layer.stride):
+                of_which = f" of {layer.name}" if len(layers) > 1 else ""
+                raise ValueError(
+                    f"patch_size={patch_size}: must be a positive multiple of the features' stride{of_which}, "
+                    f"{layer.stride}"
+                )
         self.patch_size = patch_size
-        self._patch_cells = None if patch_size is None else patch_size // stride  # side in cells of the feature map
-        self.matching = StatisticsMatching(
-            queue_size, divergence, reduction=reduction, queue_dtype=queue_dtype, gather_dtype=gather_dtype
-        )
+        # Sides of a patch in cells of each feature map.
+        self._patch_cells = [None if patch_size is None else patch_size // layer.stride for layer in layers]
+        self._layer_weights = _normalised(layer_weights, len(layers))
+        matchings = [
+            StatisticsMatching(
+                queue_size,
+                divergence,
+                kernel=kernel,
+                temperature=temperature,
+                center=center,
+                reduction=reduction,
+                queue_dtype=queue_dtype,
+                gather_dtype=gather_dtype,
+            )
+            for _ in layers
+        ]
+        # A single layer's queues have the names that saved states have always had: matching.memory.rings.
+        self.matching = matchings[0] if len(matchings) == 1 else nn.ModuleList(matchings)
         self._range_checked = False
         exclude_from_state_dict(self, "features")  # Phi's weights have a file of their own
 
@@ -96,9 +127,19 @@ class D2SMLoss(nn.Module):
         """
         self._check(restored, clean)
         with torch.no_grad():
-            f_y = patches(self.features(clean), side=self._patch_cells)
-        f_x = patches(self.features(restored), side=self._patch_cells)
-        return self.matching(f_x, f_y)
+            f_y = self._samples(clean)
+        f_x = self._samples(restored)
+        if not isinstance(self.matching, nn.ModuleList):
+            value: Tensor = self.matching(f_x[0], f_y[0])
+            return value
+        of_layers = [matching(x, y) for matching, x, y in zip(self.matching, f_x, f_y, strict=True)]
+        return torch.stack([w * of_layer for w, of_layer in zip(self._layer_weights, of_layers, strict=True)]).sum()
+
+    def _samples(self, images: Tensor) -> list[Tensor]:
+        """The samples of each layer, (N, D)."""
+        found = self.features(images)
+        maps = found if isinstance(found, list) else [found]
+        return [patches(each, side=side) for each, side in zip(maps, self._patch_cells, strict=True)]
 
     def train(self, mode: bool = True) -> Self:
         """Sets the mode of the queues; Phi stays in eval mode."""
@@ -120,6 +161,19 @@ class D2SMLoss(nn.Module):
         if first:  # wide: an untrained network may stray, and later values are up to the optimizer
             _check_range("restored", restored.detach(), -10.0, 11.0)
             self._range_checked = True
+
+
+def _phi(features: str | Sequence[str] | nn.Module, weights: str | Path | None) -> Features | Layers:
+    if isinstance(features, nn.Module):
+        return features if isinstance(features, Layers) else wrap(features)
+    names = [features] if isinstance(features, str) else list(features)
+    return phi(names, weights=[weights] * len(names))
+
+
+def _normalised(weights: Sequence[float], count: int) -> list[float]:
+    if weights and (len(weights) != count or not all(weight > 0 for weight in weights)):
+        raise ValueError(f"layer_weights={list(weights)}: give {count} positive numbers, one for each layer")
+    return [weight / sum(weights) for weight in weights] or [1 / count] * count
 
 
 def _check_range(name: str, images: Tensor, low: float, high: float) -> None:

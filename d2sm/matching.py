@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from d2sm.compiling import Compiling
 from d2sm.distributed import gather_rows, world_size
-from d2sm.divergence import Divergence, JSDivergence, KLDivergence, cosines, kernel
+from d2sm.divergence import LOWEST_TEMPERATURE, Divergence, JSDivergence, Kernel, KLDivergence, cosines, kernel
+from d2sm.feature_mean import FeatureMean
 from d2sm.feature_queue import FeatureQueue
 
 Reduction = Literal["mean", "sum"]
@@ -23,7 +24,7 @@ class StatisticsMatching(nn.Module):
 
         L = sum_j sum_{i != j} P_ij log(P_ij / Q_ij)                                         eq. (1)
         P_ij = k(Q^X_i, Q^X_j) / sum_{k != j} k(Q^X_k, Q^X_j),   Q_ij the same over Q^Y      eq. (2)
-        k(a, b) = (a.b / (|a| |b|) + 1) / 2
+        k(a, b) = (cos(a, b) + 1) / 2, or exp(cos(a, b) / tau)                               cos(a, b) = a.b / (|a| |b|)
 
     over queues Q^X, Q^Y of the last `queue_size` samples *after* the new ones entered, oldest out first. Gradient flows
     through the new samples alone, in their similarities to each other and to the history (eq. (3)). Range: L >= 0. With
@@ -46,6 +47,10 @@ class StatisticsMatching(nn.Module):
     Args:
         queue_size: q, samples stored; at least those of one step over all ranks.
         divergence: "kl" (restored against clean), "inverse_kl" (clean against restored) or "jsd".
+        kernel: "cosine", the paper's, or "exp". With "cosine" nearly all columns of P are nearly uniform; "exp" with a
+            low temperature says more about who resembles whom.
+        temperature: tau of "exp", from 0.05 on.
+        center: subtract the mean of the clean features from all features first (`FeatureMean`).
         reduction: "mean" divides eq. (1) by the number of stored samples; "sum" is eq. (1).
         queue_dtype: precision of the stored rows, such as torch.bfloat16; None: that of the computation.
         gather_dtype: precision in which ranks send rows to each other; None: that of the computation.
@@ -66,6 +71,9 @@ class StatisticsMatching(nn.Module):
         queue_size: int,
         divergence: Divergence = "kl",
         *,
+        kernel: Kernel = "cosine",
+        temperature: float = 0.1,
+        center: bool = False,
         reduction: Reduction = "mean",
         queue_dtype: torch.dtype | None = None,
         gather_dtype: torch.dtype | None = None,
@@ -73,15 +81,21 @@ class StatisticsMatching(nn.Module):
         super().__init__()
         _check_choice("divergence", divergence, get_args(Divergence))
         _check_choice("reduction", reduction, get_args(Reduction))
+        _check_choice("kernel", kernel, get_args(Kernel))
+        if not temperature >= LOWEST_TEMPERATURE:
+            raise ValueError(f"temperature={temperature}: must be at least {LOWEST_TEMPERATURE}")
+        self.temperature = temperature if kernel == "exp" else None
         if queue_size < 2:
             raise ValueError(f"queue_size={queue_size}: at least 2, since samples are compared with each other")
         self.queue_size, self.reduction, self.gather_dtype = queue_size, reduction, gather_dtype
         self.memory = FeatureQueue(queue_size, queue_dtype)  # the name is part of saved states
         self.divergence: KLDivergence | JSDivergence
         if divergence == "jsd":
-            self.divergence = JSDivergence(queue_size)
+            self.divergence = JSDivergence(queue_size, temperature=self.temperature)
         else:
-            self.divergence = KLDivergence(queue_size, inverse=divergence == "inverse_kl")
+            inverse = divergence == "inverse_kl"
+            self.divergence = KLDivergence(queue_size, inverse=inverse, temperature=self.temperature)
+        self.center = FeatureMean(queue_size) if center else None
         self.compiling = Compiling()
 
     def forward(self, restored: Tensor, clean: Tensor) -> Tensor:
@@ -99,7 +113,11 @@ class StatisticsMatching(nn.Module):
         _check_rows(restored, clean)
         needs_gradient = torch.is_grad_enabled() and restored.requires_grad
         with torch.no_grad(), torch.autocast(restored.device.type, enabled=False):
-            value, gradient = self._step(restored.detach(), clean.detach(), needs_gradient)
+            x, y = restored.detach(), clean.detach()
+            if self.center is not None:
+                with nullcontext() if self.training else self.center.unchanged():
+                    x, y = self.center.centred(x, y)
+            value, gradient = self._step(x, y, needs_gradient)
         return _WithGradient.apply(restored, value, gradient) if needs_gradient else value
 
     def _step(self, restored: Tensor, clean: Tensor, needs_gradient: bool) -> tuple[Tensor, Tensor | None]:
@@ -128,7 +146,7 @@ class StatisticsMatching(nn.Module):
             # Kernels of this rank's rows that enter and leave, in one product: reading the queue dominates its cost.
             compared = torch.cat([entering, leaving], dim=1).to(rows.dtype)
             found, steady = cosines(compared, queue.filled), leaving.shape == rows.shape and queue.is_full
-            k, k_leaving = self.compiling(_kernels, found, own, count, steady=steady)
+            k, k_leaving = self.compiling(_kernels, found, own, count, self.temperature, steady=steady)
 
             # (2), (1): the column sums and the value.
             self.divergence.update(k, k_leaving, new, own)
@@ -184,9 +202,9 @@ def _unit(restored: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
     return rows * inverse, inverse
 
 
-def _kernels(found: Tensor, own: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def _kernels(found: Tensor, own: Tensor, count: int, temperature: float | None) -> tuple[Tensor, Tensor]:
     """Of cosines: the kernels of the `count` rows that enter, 0 where one meets itself, and of those that leave."""
-    k, k_leaving = kernel(found).tensor_split([count], dim=1)
+    k, k_leaving = kernel(found, temperature).tensor_split([count], dim=1)
     k.scatter_(2, own.expand(2, -1)[..., None], 0)
     return k, k_leaving
 

@@ -11,10 +11,11 @@ from torch.func import functional_call
 from torch.nn.functional import relu
 from torch.nn.utils.parametrizations import spectral_norm
 
+from d2sm.features import Features, wrap
 from d2sm.features import features as named_features
-from d2sm.features import wrap
 from d2sm.frozen import exclude_from_state_dict
 from d2sm.images import check_pair
+from d2sm.layers import Layers
 
 _EPSILON = 1e-8
 
@@ -42,9 +43,11 @@ class Adversarial(nn.Module):
     With several ranks, average the gradients of the discriminator (`distributed.average_gradients`). Do not wrap it in
     DistributedDataParallel: it runs twice a step, once without gradient to its weights.
 
+    Several layers have a discriminator each, and both losses are their means.
+
     Args:
-        features: Phi, as in `D2SMLoss`: network and layer, or any module (B, 3, H, W) -> (B, C, h, w). It is frozen,
-            kept in eval mode and out of `state_dict()`, which holds the discriminator's weights alone.
+        features: Phi, as in `D2SMLoss`: network and layer, or any module (B, 3, H, W) -> (B, C, h, w), or `Layers`. It
+            is frozen, kept in eval mode and out of `state_dict()`, which holds the discriminator's weights alone.
         weights: Phi's, see `features.features`.
 
     Raises:
@@ -62,8 +65,13 @@ class Adversarial(nn.Module):
 
     def __init__(self, features: str | nn.Module = "vgg19.conv5_4", *, weights: str | Path | None = None) -> None:
         super().__init__()
-        self.features = named_features(features, weights=weights) if isinstance(features, str) else wrap(features)
-        self.discriminator = discriminator(self.features.channels)
+        self.features: Features | Layers
+        if isinstance(features, str):
+            self.features = named_features(features, weights=weights)
+        else:
+            self.features = features if isinstance(features, Layers) else wrap(features)
+        layers = [discriminator(layer.channels) for layer in self.features.layers]
+        self.discriminator: nn.Module = layers[0] if len(layers) == 1 else nn.ModuleList(layers)
         exclude_from_state_dict(self, "features")  # Phi finds its own weights
 
     def forward(self, restored: Tensor, clean: Tensor) -> Losses:
@@ -79,16 +87,27 @@ class Adversarial(nn.Module):
         with torch.no_grad():
             f_y = self._normalised_features(clean)
         f_x = self._normalised_features(restored)
+        several = isinstance(self.discriminator, nn.ModuleList)
+        discriminators = list(self.discriminator.children()) if several else [self.discriminator]
         with torch.autocast(clean.device.type, enabled=False):
-            frozen = {name: weight.detach() for name, weight in self.discriminator.named_parameters()}
-            network = -functional_call(self.discriminator, frozen, (f_x,)).mean()
-            of_restored, of_clean = self.discriminator(torch.cat([f_x.detach(), f_y])).chunk(2)
-            return Losses(network, relu(1 - of_clean).mean() + relu(1 + of_restored).mean())
+            losses = [_losses(each, x, y) for each, x, y in zip(discriminators, f_x, f_y, strict=True)]
+        if len(losses) == 1:
+            return losses[0]
+        return Losses(*(torch.stack(of_layers).mean() for of_layers in zip(*losses, strict=True)))
 
-    def _normalised_features(self, images: Tensor) -> Tensor:
-        """Phi's map of each image, of mean square 1, in the precision of the discriminator."""
-        maps: Tensor = self.features(images).to(next(self.discriminator.parameters()).dtype)
-        return maps / (maps.square().mean((1, 2, 3), keepdim=True) + _EPSILON).sqrt()
+    def _normalised_features(self, images: Tensor) -> list[Tensor]:
+        """Phi's maps of each image, of mean square 1, in the precision of the discriminator."""
+        found = self.features(images)
+        dtype = next(self.discriminator.parameters()).dtype
+        maps = [each.to(dtype) for each in (found if isinstance(found, list) else [found])]
+        return [each / (each.square().mean((1, 2, 3), keepdim=True) + _EPSILON).sqrt() for each in maps]
+
+
+def _losses(discriminator: nn.Module, f_x: Tensor, f_y: Tensor) -> Losses:
+    frozen = {name: weight.detach() for name, weight in discriminator.named_parameters()}
+    network = -functional_call(discriminator, frozen, (f_x,)).mean()
+    of_restored, of_clean = discriminator(torch.cat([f_x.detach(), f_y])).chunk(2)
+    return Losses(network, relu(1 - of_clean).mean() + relu(1 + of_restored).mean())
 
 
 def discriminator(channels: int, *, width: int = 64) -> nn.Sequential:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from d2sm.features import Features
 from d2sm.layers import Layers
 
 _EPSILON = 1e-5
@@ -27,7 +28,7 @@ class Contextual(nn.Module):
     computed for each image, averaged over images and layers. Memory per image: O(n^2) for a layer of n positions.
 
     Args:
-        network, layers, weights: Phi, see `Layers`. The paper compares VGG-19's conv3_2 and conv4_2; at 512 x 512
+        network, layers, weights: Phi, see `Layers.of`. The paper compares VGG-19's conv3_2 and conv4_2; at 512 x 512
             pixels conv3_2 needs about 1 GB an image for each of the matrices above.
         bandwidth: h. The paper's is 0.5.
 
@@ -45,7 +46,7 @@ class Contextual(nn.Module):
 
     def __init__(
         self,
-        network: str = "vgg19",
+        network: str | Features | Layers = "vgg19",
         layers: Sequence[str] = ("conv4_2",),
         *,
         bandwidth: float = 0.5,
@@ -55,7 +56,7 @@ class Contextual(nn.Module):
         if not bandwidth > 0:
             raise ValueError(f"bandwidth={bandwidth}: must be positive; the paper's is 0.5")
         self.bandwidth = bandwidth
-        self.layers = Layers(network, layers, weights=weights)
+        self.layers = Layers.of(network, layers, weights=weights)
 
     def forward(self, restored: Tensor, clean: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] each (`restored` may leave the range) -> a scalar >= 0 in float32.

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from d2sm.features import Features
 from d2sm.layers import Layers
 
 
@@ -21,7 +22,7 @@ class Perceptual(nn.Module):
     clean image, where D2SM compares distributions.
 
     Args:
-        network, layers, weights: Phi, see `Layers`. Its layer in the D2SM paper: "vgg19", ("conv5_4",).
+        network, layers, weights: Phi, see `Layers.of`. Its layer in the D2SM paper: "vgg19", ("conv5_4",).
 
     Raises:
         ValueError: as `Layers`.
@@ -36,10 +37,14 @@ class Perceptual(nn.Module):
     """
 
     def __init__(
-        self, network: str = "vgg19", layers: Sequence[str] = ("conv5_4",), *, weights: str | Path | None = None
+        self,
+        network: str | Features | Layers = "vgg19",
+        layers: Sequence[str] = ("conv5_4",),
+        *,
+        weights: str | Path | None = None,
     ) -> None:
         super().__init__()
-        self.layers = Layers(network, layers, weights=weights)
+        self.layers = Layers.of(network, layers, weights=weights)
 
     def forward(self, restored: Tensor, clean: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] each (`restored` may leave the range) -> a scalar >= 0 in float32, 0 where equal.

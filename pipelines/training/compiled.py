@@ -3,7 +3,7 @@
 The optimizer, EMA and what is left of the losses are a few kernels each and stay as they are. Every part has the same
 shapes in every step, so each is compiled once: a worker's share of the batch is the same throughout, and the arithmetic
 of matching is compiled for full queues alone. A part that cannot be compiled whole ends the run. A segmenter may be
-anybody's code and is not compiled.
+anybody's code and is not compiled, nor is a Phi that is cut within a network (`d2sm.truncation`).
 """
 
 from __future__ import annotations

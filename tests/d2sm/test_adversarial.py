@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from d2sm.features import at_layers
+from d2sm.layers import Layers
 from d2sm.objectives import Adversarial
 from d2sm.objectives.adversarial import discriminator
 from tests.helpers.equality import equal
@@ -142,3 +144,16 @@ def test_the_state_is_the_discriminators() -> None:
     other.load_state_dict(copy.deepcopy(state))  # strict
     assert equal(tuple(loss.eval()(*images())), tuple(other.eval()(*images())))
     assert all(parametrize.is_parametrized(layer, "weight") for layer in loss.discriminator[::2])
+
+
+def test_several_layers_have_a_discriminator_each() -> None:
+    """Both losses are the means of those of the layers."""
+    names = ["squeezenet1_0.fire3", "squeezenet1_0.fire5"]
+    both = Adversarial(Layers([at_layers("squeezenet1_0", ["fire3", "fire5"], weights="random")], names)).eval()
+    single = [Adversarial(name, weights="random").eval() for name in names]
+    for ours, alone in zip(both.discriminator.children(), single, strict=True):
+        alone.discriminator.load_state_dict(ours.state_dict())
+    pair = images()
+    wanted = torch.stack([torch.stack(alone(*pair)) for alone in single]).mean(0)
+    torch.testing.assert_close(torch.stack(both(*pair)), wanted, rtol=1e-5, atol=1e-6)
+    assert all(key.startswith(("discriminator.0.", "discriminator.1.")) for key in both.state_dict())

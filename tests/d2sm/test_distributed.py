@@ -16,13 +16,18 @@ from d2sm.divergence import Divergence
 from tests.helpers.process_group import batch_of, on_ranks, slice_of, small_network, small_phi
 
 STEPS, QUEUE = 4, 22
-CASES: tuple[tuple[Divergence, bool], ...] = (("kl", False), ("inverse_kl", False), ("jsd", False), ("kl", True))
+Case = tuple[Divergence, bool, bool]  # divergence; uneven shares, patches; the exponential kernel, centred features
+CASES: tuple[Case, ...] = (
+    ("kl", False, False), ("inverse_kl", False, False), ("jsd", False, False), ("kl", True, False),
+    ("kl", True, True), ("jsd", False, True),
+)  # fmt: skip
 
 
-def _train(rank: int, workers: int, divergence: Divergence, uneven: bool) -> dict[str, Any]:
+def _train(rank: int, workers: int, divergence: Divergence, uneven: bool, centred: bool) -> dict[str, Any]:
     network = small_network()
     model = DistributedDataParallel(network) if workers > 1 else network
-    loss = D2SMLoss(small_phi(), queue_size=QUEUE, patch_size=8 if uneven else None, divergence=divergence)
+    options: dict[str, Any] = {"kernel": "exp", "temperature": 0.3, "center": True} if centred else {}
+    loss = D2SMLoss(small_phi(), queue_size=QUEUE, patch_size=8 if uneven else None, divergence=divergence, **options)
     optimizer, values = torch.optim.SGD(network.parameters(), lr=0.5), []
     for step in range(STEPS):  # the queues wrap around in the third step
         images, sizes = batch_of(step, uneven)
@@ -93,7 +98,7 @@ def workers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_workers_together_equal_one_process(workers: list[dict[Any, Any]], case: tuple[Divergence, bool]) -> None:
+def test_workers_together_equal_one_process(workers: list[dict[Any, Any]], case: Case) -> None:
     alone = _train(0, 1, *case)
     assert max(alone["values"]) > 0 and alone["gradient"].abs().max() > 1e-6
     for worker in workers:

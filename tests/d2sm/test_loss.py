@@ -328,3 +328,43 @@ def test_descending_against_the_history_lowers_the_loss() -> None:
 def test_docstring_examples_run(module: Any) -> None:
     failed, attempted = doctest.testmod(module)
     assert attempted >= 4 and failed == 0
+
+
+LAYERS = ["squeezenet1_0.fire5", "squeezenet1_0.fire3"]
+
+
+@pytest.mark.parametrize("layer_weights", [(), (1.0, 3.0)])
+def test_several_layers_have_queues_of_their_own(layer_weights: tuple[float, ...]) -> None:
+    """The loss is the weighted mean of those of the layers, values and gradients; the state is that of all queues."""
+    both = D2SMLoss(LAYERS, 8, weights="random", layer_weights=layer_weights)
+    single = [D2SMLoss(layer, 8, weights="random") for layer in LAYERS]
+    shares = [weight / sum(layer_weights or (1, 1)) for weight in layer_weights or (1, 1)]
+    for step in range(4):
+        restored, clean = images(3, 48, 48, seed=step)
+        x, y = (restored.clone().requires_grad_() for _ in range(2))
+        value = both(x, clean)
+        wanted = torch.stack([share * loss(y, clean) for share, loss in zip(shares, single, strict=True)]).sum()
+        assert value.item() == pytest.approx(wanted.item(), rel=1e-5) and (step == 0 or value > 0)
+        value.backward()
+        wanted.backward()
+        torch.testing.assert_close(x.grad, y.grad, rtol=1e-4, atol=1e-9)
+    state = both.state_dict()
+    assert {key for key in state if key.endswith("rings")} == {f"matching.{n}.memory.rings" for n in range(2)}
+    assert not any(key.startswith("features") for key in state)
+    again = D2SMLoss(LAYERS, 8, weights="random", layer_weights=layer_weights)
+    again.load_state_dict(copy.deepcopy(state))
+    assert torch.equal(again.eval()(restored, clean), both.eval()(restored, clean))
+
+
+def test_one_layer_in_a_list_has_the_names_and_bits_of_a_single_one() -> None:
+    listed, single = D2SMLoss(LAYERS[:1], 8, weights="random"), D2SMLoss(LAYERS[0], 8, weights="random")
+    assert list(listed.state_dict()) == list(single.state_dict())
+    for step in range(2):
+        assert torch.equal(listed(*images(3, 48, 48, seed=step)), single(*images(3, 48, 48, seed=step)))
+
+
+def test_layers_whose_options_do_not_fit() -> None:
+    with pytest.raises(ValueError, match="patch_size=4: .*squeezenet1_0.fire5, 8"):
+        D2SMLoss(LAYERS, 8, patch_size=4, weights="random")
+    with pytest.raises(ValueError, match=r"layer_weights=\[1.0\]: give 2 positive numbers"):
+        D2SMLoss(LAYERS, 8, weights="random", layer_weights=(1.0,))

@@ -94,6 +94,78 @@ def test_products_in_pieces_are_the_products(monkeypatch: pytest.MonkeyPatch) ->
     assert (split - exact).abs().max() <= (whole - exact).abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("center", [False, True])
+@pytest.mark.parametrize("temperature", [None, 1.0, 0.3, 0.1])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_kernels_and_centring_equal_the_equation_at_every_step(
+    divergence: Divergence, temperature: float | None, center: bool
+) -> None:
+    """Values against loops, gradients against autograd through whole matrices; queues that fill, wrap and turn over."""
+    options: dict[str, Any] = {"kernel": "exp", "temperature": temperature} if temperature else {}
+    matching = StatisticsMatching(7, divergence, reduction="sum", center=center, **options)
+    queue = reference.CentredQueue(7) if center else reference.Queue(7)
+    for step, count in enumerate([1, 2, 3, 3, 1, 7, 2, 5, 7, 4, 1, 6]):
+        restored, clean = rows(count, 24, seed=step)
+        clean, restored = clean + 0.5, (restored + 0.5).requires_grad_()
+        x, y = queue.enter(restored, clean)
+        before = {key: value.clone() for key, value in matching.state_dict().items() if isinstance(value, Tensor)}
+        if step > 4:  # in eval mode the same value, and nothing is remembered
+            in_eval = matching.eval()(restored, clean).item()
+            for key, value in before.items():
+                assert torch.equal(matching.state_dict()[key], value), key
+        value = matching.train()(restored, clean)
+        if len(x) == 1:
+            continue
+        expected = reference.eq1(x.detach().numpy(), y.numpy(), divergence, temperature)
+        assert value.item() == pytest.approx(expected, rel=1e-8, abs=1e-10)
+        assert step <= 4 or in_eval == value.item()
+        (gradient,) = torch.autograd.grad(value, restored)
+        (wanted,) = torch.autograd.grad(reference.differentiable(x, y, divergence, temperature), restored)
+        torch.testing.assert_close(gradient, wanted, rtol=1e-6, atol=1e-9)
+
+
+def test_a_low_temperature_survives_duplicates_that_come_and_go() -> None:
+    """Kernels differ by 17 orders of magnitude; a column's sum does not keep the rounding errors of the largest."""
+    matching = StatisticsMatching(6, kernel="exp", temperature=0.05, reduction="sum")
+    queue = reference.Queue(6)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(40):
+        clean = torch.randn(2, 16, generator=generator, dtype=torch.float64).abs()
+        clean = clean[:1].expand(2, -1) if step % 3 == 0 else clean  # two equal samples
+        restored = clean + 0.01 * torch.randn(2, 16, generator=generator, dtype=torch.float64)
+        x, y = queue.enter(restored, clean)
+        value = matching(restored, clean).item()
+        assert value == pytest.approx(reference.eq1(x.numpy(), y.numpy(), "kl", 0.05), rel=1e-6, abs=1e-9)
+
+
+def test_the_default_kernel_is_the_papers_bit_for_bit() -> None:
+    default, named = StatisticsMatching(8), StatisticsMatching(8, kernel="cosine", temperature=0.3, center=False)
+    assert set(default.state_dict()) == {"memory.rings", "memory._extra_state", "divergence.sums"}
+    for step in range(4):
+        restored, clean = rows(3, seed=step, dtype=torch.float32)
+        assert torch.equal(default(restored, clean), named(restored, clean))
+
+
+def test_the_mean_is_part_of_the_state() -> None:
+    first, second = (StatisticsMatching(8, center=True) for _ in range(2))
+    for step in range(4):
+        first(*rows(3, seed=step))
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    assert torch.equal(first(*rows(3, seed=9)), second(*rows(3, seed=9)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kernel": "rbf"}, "kernel='rbf': must be one of cosine, exp"),
+        ({"temperature": 0.01}, "temperature=0.01.*0.05"),
+    ],
+)
+def test_kernels_that_there_are_not(options: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        StatisticsMatching(8, **options)
+
+
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_gradcheck(divergence: Divergence) -> None:
     history, now = rows(5, seed=1), rows(3, seed=2)
