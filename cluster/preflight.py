@@ -16,6 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster import verdicts
 from cluster.probe import OURS, Ask, Seen, look
+from pipelines.callables import is_imported
 from pipelines.check import Check, NotReady, check
 from pipelines.config import WEIGHTS, Config
 from pipelines.runs import storage as remote
@@ -61,7 +62,9 @@ def ask_nodes(config: Config, *, evaluates: bool = True, verbose: bool = False) 
         AuthError: see `preflight`.
     """
     if not evaluates:
-        config = config.replace({"evaluate.segmenter": None})  # not needed, so not asked for
+        config = config.replace(
+            {"evaluate.segmenter": None, "evaluate.segmenters": [], "evaluate.segmenters_weights": []}
+        )  # not needed, so not asked for
     session.start(cpus=resources.run_cpus(config), verbose=verbose)
     living = [node for node in ray.nodes() if node["Alive"]]
     stage(f"asking {len(living)} node{'s' * (len(living) > 1)} what they have")
@@ -156,8 +159,7 @@ def _trial_at(uri: str) -> Iterator[tuple[str, str]]:
 def _weights(config: Config) -> tuple[tuple[str, ...], tuple[str, ...], str]:
     """The files and modules that every node must have, and why they cannot be loaded here, or ""."""
     trouble = _trouble(lambda: _load_objective(config)) or _trouble(lambda: _load_segmenter(config))
-    flat = config.flat()
-    files = [str(flat[key]) for key in WEIGHTS if flat[key]]
+    files = [file for key in WEIGHTS for file in config.names(key)]
     modules = []
     network = config.loss.features.partition(".")[0]
     if config.loss.uses_phi and not config.loss.features_weights:
@@ -167,9 +169,8 @@ def _weights(config: Config) -> tuple[tuple[str, ...], tuple[str, ...], str]:
             from d2sm.features import installed_weights
 
             files.append(str(installed_weights(network)))
-    segmenter = config.evaluate.segmenter or ""
-    if ":" in segmenter and "/" not in segmenter:
-        modules.append(segmenter.partition(":")[0])
+    judges = [segmenter for segmenter, _ in config.evaluate.judges.values()]
+    modules += [segmenter.partition(":")[0] for segmenter in judges if is_imported(segmenter)]
     return tuple(file for file in files if file != "random"), tuple(modules), trouble
 
 
@@ -188,6 +189,6 @@ def _load_objective(config: Config) -> None:
 
 
 def _load_segmenter(config: Config) -> None:
-    from pipelines.tracking.segmenter import evaluation_segmenter
+    from pipelines.tracking.segmenter import evaluation_judges
 
-    evaluation_segmenter(config)
+    evaluation_judges(config)

@@ -257,21 +257,17 @@ class _Run:
 
     def _segmenter(self) -> Iterator[Answer]:
         from pipelines import evaluate
-        from pipelines.networks.segmenters import SegmenterError
-        from pipelines.tracking.segmenter import evaluation_segmenter
+        from pipelines.tracking.segmenter import evaluation_judges
 
-        name = self.config.evaluate.segmenter
+        names = [name for name, _ in self.config.evaluate.judges.values()]
         if self.evaluation is not None:
             try:
                 self.subject = evaluate.check(self.config, self.evaluation)
-                yield name or "none, so PSNR and SSIM are measured, and no MIoU"
+                yield ", ".join(names) or "none, so PSNR and SSIM are measured, and no MIoU"
                 return
             except DataError as error:
                 yield error
-        try:  # without images to measure, the segmenter alone
-            evaluation_segmenter(self.config)
-        except SegmenterError as other:
-            yield SegmenterError(f"evaluate.segmenter={name}: {other}; or set evaluate.segmenter=none")
+        evaluation_judges(self.config)  # without images to measure, the segmenters alone
 
     def _resources(self) -> Iterator[Answer]:
         from pipelines.runtime import resources

@@ -149,6 +149,12 @@ class Config(Section):
         across = self.data.crop_size // self.loss.patch_size if self.loss.patch_size else 1
         return self.train.batch_size * across * across
 
+    def names(self, key: str) -> list[str]:
+        """The names, or the files, that a key gives: its value, or those in its list; not null or "null"."""
+        value = self.flat()[key]
+        named = [str(each) for each in (value if isinstance(value, list) else [value]) if each]
+        return [each for each in named if each.lower() not in ("none", "null")]
+
     def replace(self, changes: Mapping[str, Any]) -> Config:
         """A new configuration with some dotted keys changed, validated as a whole.
 
@@ -354,4 +360,8 @@ def _problems(error: ValidationError) -> list[str]:
 
 
 WEIGHTS = tuple(key for key in keys_with("place") if key.endswith(("_weights", "_heads")))  # name a file of weights
+# The changes that leave out all segmenters of an evaluation.
+NO_JUDGES: Mapping[str, Any] = {
+    "evaluate.segmenter": None, "evaluate.segmenters": [], "evaluate.segmenters_weights": []
+}  # fmt: skip
 _PARTS = frozenset(part for key in keys() for part in key.split("."))

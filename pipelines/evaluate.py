@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,23 +19,24 @@ import torch
 from torch import nn
 
 from d2sm import metrics
+from d2sm.objectives.lpips import LPIPS
 from pipelines import registry
 from pipelines.config import Config
 from pipelines.data import degradation, index, shards
 from pipelines.data.images import DataError, ImageError, LabelError, read_labels
 from pipelines.data.splits import evaluated_part_line, evaluation_images
 from pipelines.inference import pool
-from pipelines.inference.measuring import SKIPPED, Measurement, Measurer, confusion_of, score
+from pipelines.inference.known import Known, KnownFile, about
+from pipelines.inference.measuring import SKIPPED, Measurement, Measurer, confusion_of, numbers_of, score
 from pipelines.inference.pictures import spread
 from pipelines.networks import segmenters
-from pipelines.networks.segmenters import SegmenterError
 from pipelines.runs import checkpoint
-from pipelines.runs.results import EvaluationError, ImageRow, ImageScore, Results, convention, in_order
+from pipelines.runs.results import EvaluationError, ImageRow, ImageScore, Judge, Results, convention, in_order
 from pipelines.runs.trust import check_config
-from pipelines.runtime import resources, session
+from pipelines.runtime import files, resources, session
 from pipelines.runtime.progress import Line
 from pipelines.text import one_line
-from pipelines.tracking.segmenter import evaluation_segmenter, segmenter_store
+from pipelines.tracking.segmenter import evaluation_judges, segmenter_store
 
 SMALLEST = 11  # pixels: the side of SSIM's window (d2sm.metrics)
 _SAMPLED = 8  # label maps that are read before anything is measured
@@ -52,6 +54,7 @@ class Subject:
         segmenter: its name, "" where no MIoU is measured: without a segmenter, or without labels.
         weights: fingerprint of the segmenter's weights, "" without it.
         notes: what the user should look at, a line each.
+        judges: the further segmenters, by their names in results.
     """
 
     items: pa.Table
@@ -60,6 +63,7 @@ class Subject:
     segmenter: str
     weights: str
     notes: tuple[str, ...]
+    judges: Mapping[str, Judge] = field(default_factory=dict)
 
 
 def check(config: Config, images: pa.Table | None = None) -> Subject:
@@ -77,32 +81,45 @@ def check(config: Config, images: pa.Table | None = None) -> Subject:
     """
     degradation.check(config)
     items, skipped = _large_enough(config, evaluation_images(config) if images is None else images)
-    segmenter = None
-    if config.evaluate.segmenter:
-        try:
-            segmenter = evaluation_segmenter(config)
-        except SegmenterError as error:
-            given = config.evaluate.segmenter_weights
-            weights = f" evaluate.segmenter_weights={given}" if given else ""
-            raise SegmenterError(
-                f"evaluate.segmenter={config.evaluate.segmenter}{weights}: {error}; correct the keys, or evaluate "
-                "without MIoU: evaluate.segmenter=null"
-            ) from error
+    judges = evaluation_judges(config)
+    if config.evaluate.lpips:
+        _lpips(config)
     here = config.evaluate.actors == 0 or (config.evaluate.actors is None and not resources.on_a_cluster())
     if config.evaluate.use_gpu and here and not torch.cuda.is_available():
         raise EvaluationError(
             "evaluate.use_gpu=true: torch finds no GPU here; set evaluate.use_gpu=false, or join a cluster with GPUs "
             "(RAY_ADDRESS) and leave evaluate.actors=null"
         )
-    segmented = segmenter is not None and items["label"].null_count < items.num_rows
+    segmented = bool(judges) and items["label"].null_count < items.num_rows
+    fingerprints = [segmenters.fingerprint(judge) for judge in judges.values()] if segmented else []
+    named = zip(list(config.evaluate.judges.items())[1:], fingerprints[1:], strict=True) if segmented else ()
     return Subject(
         items,
         skipped,
         data=index.fingerprint(items),
         segmenter=config.evaluate.segmenter or "" if segmented else "",
-        weights=segmenters.fingerprint(segmenter) if segmented and segmenter is not None else "",
+        weights=fingerprints[0] if segmented else "",
         notes=_looked_at_labels(config, items) if segmented else (),
+        judges={label: Judge(name, weights) for (label, (name, _)), weights in named},
     )
+
+
+def _lpips(config: Config) -> LPIPS | None:
+    """What measures LPIPS; None where it is not asked for.
+
+    Raises:
+        EvaluationError: its heads or the trunk's weights are not at hand.
+    """
+    trunk = config.evaluate.lpips
+    if trunk is None:
+        return None
+    try:
+        return LPIPS(trunk=trunk, weights=config.evaluate.lpips_weights).eval().requires_grad_(False)
+    except ValueError as error:
+        raise EvaluationError(
+            f"evaluate.lpips={trunk}: {one_line(error, None)} (the key is evaluate.lpips_weights); or evaluate without "
+            "it: evaluate.lpips=null"
+        ) from None
 
 
 def _large_enough(config: Config, items: pa.Table) -> tuple[pa.Table, dict[str, str]]:
@@ -194,11 +211,12 @@ def evaluate(
     found: list[Measurement] = []
     done: set[str] = set()
     announce = config.evaluate.tile == "auto" and not quiet
+    kept = KnownFile(_about(config, subject))
     try:
         with Line("evaluate", subject.items.num_rows, quiet=quiet) as line:
             for text in said:
                 line.say(text)
-            for one in measurements(network, config, subject.items):
+            for one in measurements(network, config, subject.items, known=kept.load()):
                 if one["tile"] and announce:
                     announce = False
                     line.say(f"{one['name']}: restored in tiles of {one['tile']} pixels, to fit into the free memory")
@@ -214,7 +232,17 @@ def evaluate(
             remedy = "; data.bad_images=skip leaves such images out" if skip else ""
             raise EvaluationError(one_line(reason, 600) + remedy) from error
         raise
+    kept.add({one["digest"]: numbers_of(one) for one in found if one["digest"]})
     return _summary(config, found, subject)
+
+
+def _about(config: Config, subject: Subject) -> dict[str, Any]:
+    """What the numbers of clean and noisy images depend on, beside the images; see `known.about`."""
+    evaluate = config.evaluate
+    weights = Path(evaluate.lpips_weights or "")
+    trunk = [str(evaluate.lpips), files.sha256(weights) if weights.is_file() else str(evaluate.lpips_weights)]
+    judges = [subject.weights, *(f"{label} {judge.weights}" for label, judge in subject.judges.items()), *trunk]
+    return about(subject.data, judges, device_of(config), evaluate.threads)
 
 
 def _with_actors(config: Config, images: int, *, verbose: bool) -> Config:
@@ -229,14 +257,20 @@ def _with_actors(config: Config, images: int, *, verbose: bool) -> Config:
     return config.replace({"evaluate.actors": actors})
 
 
-def measurements(network: nn.Module, config: Config, items: pa.Table) -> Iterator[Measurement]:
-    """Measure every version of every image, image after image, in the order in which they are done."""
+def measurements(
+    network: nn.Module, config: Config, items: pa.Table, *, known: Mapping[str, Known] | None = None
+) -> Iterator[Measurement]:
+    """Measure every version of every image, image after image, in the order in which they are done.
+
+    Args:
+        known: numbers of clean and noisy images that are not measured again, see `Measurer`.
+    """
     evaluate, rows = config.evaluate, items.to_pylist()
     if not evaluate.actors:
-        found = pool.here(_measurer(network, config), rows, threads=evaluate.threads)
+        found = pool.here(_measurer(network, config, known), rows, threads=evaluate.threads)
     else:
         found = pool.by_actors(
-            partial(_measurer, network, config),
+            partial(_measurer, network, config, known),
             rows,
             actors=evaluate.actors,
             gpus=config.train.gpus_per_worker if evaluate.use_gpu else 0,
@@ -246,12 +280,27 @@ def measurements(network: nn.Module, config: Config, items: pa.Table) -> Iterato
         yield from of_item
 
 
-def _measurer(network: nn.Module, config: Config) -> Measurer:
+def _measurer(network: nn.Module, config: Config, known: Mapping[str, Known] | None) -> Measurer:
     evaluate, actors = config.evaluate, max(1, config.evaluate.actors or 0)
     # Actors that share the memory of this machine, or of this GPU.
     sharing = min(actors, int(1 // config.train.gpus_per_worker)) if evaluate.use_gpu else actors
-    device = torch.device("cuda" if evaluate.use_gpu else "cpu")
-    return Measurer(config, network, evaluation_segmenter(config), device=device, sharing=sharing)
+    judges = evaluation_judges(config)
+    first = judges.pop(next(iter(judges)), None) if judges else None
+    return Measurer(
+        config,
+        network,
+        first,
+        device=device_of(config),
+        sharing=sharing,
+        judges=judges,
+        lpips=_lpips(config),
+        known=known,
+    )
+
+
+def device_of(config: Config) -> torch.device:
+    """Where an evaluation restores and measures."""
+    return torch.device("cuda" if config.evaluate.use_gpu else "cpu")
 
 
 def _summary(config: Config, found: Sequence[Measurement], subject: Subject) -> Results:
@@ -273,7 +322,8 @@ def _summary(config: Config, found: Sequence[Measurement], subject: Subject) -> 
         scores: dict[str, dict[str, ImageScore]] = {"clean": {}, "noisy": {}, "restored": {}}
         for one in of_it:
             miou = metrics.miou(confusion_of([one])) if segmented else None
-            scores[one["kind"]][one["level"]] = ImageScore(one["psnr"], one["ssim"], miou)
+            judged = {judge: metrics.miou(confusion_of([one], judge)) for judge in subject.judges}
+            scores[one["kind"]][one["level"]] = ImageScore(one["psnr"], one["ssim"], miou, one["lpips"], judged)
         noisy, restored = ({level: scores[kind][level] for level in levels} for kind in ("noisy", "restored"))
         return ImageRow(name, noisy, restored, scores["clean"][""])
 
@@ -291,4 +341,6 @@ def _summary(config: Config, found: Sequence[Measurement], subject: Subject) -> 
         weights=subject.weights,
         skipped={**subject.skipped, **damaged},
         rows=rows,
+        judges=subject.judges,
+        lpips=config.evaluate.lpips or "",
     )

@@ -281,6 +281,12 @@ def resolved(config: Config, *, what: str) -> Config:
     changes: dict[str, Any] = {"tracking.uri": uri, "train.storage": str(runs)}
     for key in ("data.root", *configs.WEIGHTS):
         value = config.flat()[key]
-        if value and Path(value).exists():
-            changes[key] = str(Path(value).expanduser().absolute())
+        if isinstance(value, list):
+            changes[key] = [_absolute(each) for each in value]
+        elif value:
+            changes[key] = _absolute(value)
     return config.replace(changes)
+
+
+def _absolute(file: str) -> str:
+    return str(Path(file).expanduser().absolute()) if Path(file).exists() else file

@@ -7,6 +7,7 @@ key is classified once, here.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, create_model, field_validator, model_validator
@@ -423,6 +424,26 @@ class Evaluate(Section):
         code=True,
     )
     segmenter_weights: str | None = setting(None, "file with the segmenter's weights", effect="place")
+    segmenters: tuple[str, ...] = setting(
+        (),
+        "further segmenters, written as evaluate.segmenter, that measure MIoU beside it, such as one that took no part "
+        "in training",
+        effect="evaluation",
+        code=True,
+    )
+    segmenters_weights: tuple[str, ...] = setting(
+        (),
+        "file with the weights of each of evaluate.segmenters, in their order; null for one that needs none",
+        effect="place",
+    )
+    lpips: Literal["vgg16", "alexnet", "squeezenet1_1"] | None = setting(
+        None,
+        "trunk of LPIPS, measured beside PSNR and SSIM (smaller is better); null: not measured",
+        effect="evaluation",
+    )
+    lpips_weights: str | None = setting(
+        None, "file with that trunk's weights; null: torchvision's cache", effect="place"
+    )
     actors: int | None = setting(
         None,
         "evaluation actors; 0 evaluates in the driver process; null: as many as suit the machine or cluster",
@@ -465,6 +486,39 @@ class Evaluate(Section):
                 f"evaluate.sigmas={list(self.sigmas)}: evaluate.levels says what is measured; put noise:LEVEL there"
             )
         return self
+
+    @model_validator(mode="after")
+    def _judges(self) -> Self:
+        names, weights = list(self.segmenters), list(self.segmenters_weights)
+        if names and not self.segmenter:
+            raise ValueError(
+                f"evaluate.segmenters={names}: they measure beside evaluate.segmenter, which is not set; set it to the "
+                f"first, evaluate.segmenter={names[0]}"
+            )
+        if weights and len(weights) != len(names):
+            raise ValueError(
+                f"evaluate.segmenters_weights={weights}: {len(weights)} files for the {len(names)} of "
+                f"evaluate.segmenters={names}; give one for each, null where none is needed"
+            )
+        return self
+
+    @property
+    def judges(self) -> dict[str, tuple[str, str | None]]:
+        """Every segmenter that measures, the first one first: name in results -> (segmenter, file of its weights).
+
+        The name is the segmenter's, with "-" for what a metric's name cannot hold, and numbered if it is there twice.
+        """
+        weights = self.segmenters_weights or ("",) * len(self.segmenters)
+        given = [(self.segmenter, self.segmenter_weights or "")] if self.segmenter else []
+        found: dict[str, tuple[str, str | None]] = {}
+        for name, file in [*given, *zip(self.segmenters, weights, strict=True)]:
+            plain = re.sub(r"[^A-Za-z0-9_]+", "-", name).strip("-")
+            number = 1 + sum(each == plain or each.startswith(f"{plain}-no") for each in found)
+            found[plain if number == 1 else f"{plain}-no{number}"] = (
+                name,
+                None if file.lower() in ("", *_NULL) else file,
+            )
+        return found
 
 
 class Tracking(Section):

@@ -119,9 +119,8 @@ def _check_paths(config: Config) -> None:
     flat = config.flat()
     if not flat["data.root"]:
         raise ConfigError("data.root: give the folder with the photographs, as the cluster's nodes see it")
-    for key in keys_with("place"):
-        value = flat[key]
-        if value and value != "random" and "://" not in value and not Path(value).is_absolute():
+    for key, value in ((place, value) for place in keys_with("place") for value in config.names(place)):
+        if value != "random" and "://" not in value and not Path(value).is_absolute():
             raise ConfigError(
                 f"{key}={value}: a relative path means nothing on a cluster; give a path that every node sees, "
                 f"such as {key}=/storage/{Path(value).name}"

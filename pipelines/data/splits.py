@@ -157,7 +157,9 @@ def settled(config: Config, *, given: Collection[str] = ()) -> tuple[Config, lis
             f"evaluate.segmenter={evaluate.segmenter}: left out, since there are no labels; PSNR and SSIM are "
             "measured, and no MIoU"
         )
-        config = config.replace({"evaluate.segmenter": None})
+        config = config.replace(
+            {"evaluate.segmenter": None, "evaluate.segmenters": [], "evaluate.segmenters_weights": []}
+        )
     return config, said
 
 

@@ -20,15 +20,18 @@ from torch import Tensor, nn
 
 from d2sm import metrics
 from d2sm.inference import restore
+from d2sm.objectives.lpips import LPIPS
 from pipelines.config import Config
 from pipelines.data.images import ImageError, LabelError
 from pipelines.inference import samples
+from pipelines.inference.known import Known, digest
 from pipelines.inference.samples import Noisy, Sample
 from pipelines.inference.tiling import tile_for
-from pipelines.networks import segmenters
-from pipelines.runs.results import Score
+from pipelines.networks.segmenters import classes as classes_of
+from pipelines.runs.results import Judged, Score
 
 SKIPPED = "skipped"
+_NAN = float("nan")
 _BATCH_PIXELS = 2**24  # of the images that a GPU segments at once: their logits of 19 classes take 1.3 GB
 
 
@@ -38,7 +41,9 @@ class Measurement(TypedDict):
     kind is "clean", "noisy" or "restored"; level is the noise level's name, "" for clean. psnr and ssim compare it with
     the clean image, and are nan for that itself. confusion holds the counts of `metrics.confusion`, flat; all are 0
     without label or segmenter. tile is the side of the tiles it was restored in, 0 for a whole image. An image that
-    cannot be read has one measurement, of the kind `SKIPPED`: why says what is wrong with it.
+    cannot be read has one measurement, of the kind `SKIPPED`: why says what is wrong with it. lpips is nan where it is
+    not measured. judged holds the confusion matrices by further segmenters. digest is that of `known.digest` for a
+    clean or noisy image, whose numbers do not depend on the network; "" where that was not asked for.
     """
 
     name: str
@@ -49,6 +54,9 @@ class Measurement(TypedDict):
     ssim: float
     confusion: list[int]
     why: str
+    lpips: float
+    judged: dict[str, list[int]]
+    digest: str
 
 
 class _Version(NamedTuple):
@@ -58,6 +66,7 @@ class _Version(NamedTuple):
     level: str
     image: Tensor
     tile: int = 0
+    digest: str = ""
 
 
 class Measurer:
@@ -70,6 +79,9 @@ class Measurer:
         device: where images are restored, segmented and measured.
         sharing: number of processes that restore on this machine, or on this GPU, at once (see `tile_for`).
         batched: whether the versions of a photograph are restored and segmented as a batch; None: on a GPU they are.
+        judges: further segmenters, by their names in results; only beside the first.
+        lpips: measures LPIPS (`LPIPS.distances`); None: it is not measured.
+        known: numbers of clean and noisy images that are not measured again; None: neither are digests computed.
     """
 
     def __init__(
@@ -81,10 +93,16 @@ class Measurer:
         device: torch.device,
         sharing: int = 1,
         batched: bool | None = None,
+        judges: Mapping[str, nn.Module] | None = None,
+        lpips: LPIPS | None = None,
+        known: Mapping[str, Known] | None = None,
     ) -> None:
         self.config, self.device, self.sharing = config, device, sharing
         self.network = network.to(device)
         self.segmenter = segmenter.to(device) if segmenter else None
+        self.judges = {name: judge.to(device) for name, judge in (judges or {}).items()}
+        self.lpips = lpips.to(device) if lpips else None
+        self.known = known
         self.batched = device.type != "cpu" if batched is None else batched
 
     def load(self, item: Mapping[str, Any]) -> Sample | Measurement:
@@ -100,11 +118,18 @@ class Measurer:
         except ImageError as error:
             if self.config.data.bad_images == "stop" or isinstance(error, LabelError):
                 raise
-            nan, why = float("nan"), str(error)
             return Measurement(
-                name=item["name"], kind=SKIPPED, level="", tile=0, psnr=nan, ssim=nan, confusion=[0], why=why
-            )
+                name=item["name"], kind=SKIPPED, level="", tile=0, psnr=_NAN, ssim=_NAN, confusion=[0], why=str(error),
+                lpips=_NAN, judged={}, digest="",
+            )  # fmt: skip
+        if self.known is not None:
+            sample = dataclasses.replace(sample, digests=self._digests(sample))
         return _pinned(sample) if self.device.type == "cuda" else sample
+
+    def _digests(self, sample: Sample) -> tuple[str, ...]:
+        """Of the clean image, and of the noisy one of every level."""
+        noisy = [None, *(each.image for each in sample.noisy)]
+        return tuple(digest(sample.clean, image, sample.label) for image in noisy)
 
     def item(self, item: Mapping[str, Any]) -> list[Measurement]:
         """`load` and `sample` in turn."""
@@ -118,27 +143,48 @@ class Measurer:
         """Measure the clean image, and for each noise level the noisy and the restored one."""
         clean = self._here(sample.clean)
         label = None if sample.label is None or self.segmenter is None else self._here(sample.label)
-        similarity = metrics.Similarity(clean[0])
-        versions = [_Version("clean", "", clean.clamp(0, 1))]
-        for level, noisy, restored, tile in self._restored(sample.noisy):
-            versions.append(_Version("noisy", level, noisy.clamp(0, 1)))
+        of_clean, *of_noisy = sample.digests or ("",) * (1 + len(sample.noisy))
+        versions = [_Version("clean", "", clean.clamp(0, 1), digest=of_clean)]
+        for (level, noisy, restored, tile), found in zip(self._restored(sample.noisy), of_noisy, strict=True):
+            versions.append(_Version("noisy", level, noisy.clamp(0, 1), digest=found))
             versions.append(_Version("restored", level, restored.clamp(0, 1), tile or 0))
-        found: list[Measurement] = []
-        for version, seen in zip(versions, self._segmented(versions, label), strict=True):
+        known = self.known or {}
+        measured = self._measured([version for version in versions if version.digest not in known], clean, label)
+        return [
+            self._measurement(sample.name, version, known.get(version.digest) or next(measured)) for version in versions
+        ]
+
+    def _measurement(self, name: str, version: _Version, numbers: Known) -> Measurement:
+        first, *further = numbers.confusions
+        return {
+            "name": name,
+            "kind": version.kind,
+            "level": version.level,
+            "tile": version.tile,
+            "psnr": numbers.psnr,
+            "ssim": numbers.ssim,
+            "confusion": first,
+            "why": "",
+            "lpips": numbers.lpips,
+            "judged": dict(zip(self.judges, further, strict=True)),
+            "digest": version.digest,
+        }
+
+    def _measured(self, versions: Sequence[_Version], clean: Tensor, label: Tensor | None) -> Iterator[Known]:
+        """The numbers of versions of an image."""
+        similarity = metrics.Similarity(clean[0])
+        segmenters = [self.segmenter, *self.judges.values()]
+        seen = [self._segmented(segmenter, versions, label) for segmenter in segmenters]
+        for version, *confusions in zip(versions, *seen, strict=True):
             image, compare = version.image[0], version.kind != "clean"
-            found.append(
-                {
-                    "name": sample.name,
-                    "kind": version.kind,
-                    "level": version.level,
-                    "tile": version.tile,
-                    "psnr": metrics.psnr(image, clean[0]) if compare else float("nan"),
-                    "ssim": similarity(image) if compare else float("nan"),
-                    "confusion": seen,
-                    "why": "",
-                }
+            with torch.no_grad():
+                lpips = float(self.lpips.distances(version.image, clean)) if compare and self.lpips else _NAN
+            yield Known(
+                psnr=metrics.psnr(image, clean[0]) if compare else _NAN,
+                ssim=similarity(image) if compare else _NAN,
+                lpips=lpips,
+                confusions=confusions,
             )
-        return found
 
     def _restored(self, noisy: Sequence[Noisy]) -> Iterator[tuple[str, Tensor, Tensor, int | None]]:
         """Level, noisy and restored image on the device, and the side of the tiles, of every noise level."""
@@ -156,16 +202,18 @@ class Measurer:
             tile = tile_for(self.network, image, asked, sharing=self.sharing)
             yield each.level, image, restore(self.network, image, each.sigma, tile=tile), tile
 
-    def _segmented(self, versions: Sequence[_Version], label: Tensor | None) -> list[list[int]]:
-        """The confusion matrix of every version, flat."""
+    def _segmented(
+        self, segmenter: nn.Module | None, versions: Sequence[_Version], label: Tensor | None
+    ) -> list[list[int]]:
+        """The confusion matrix of every version by a segmenter, flat."""
         classes = len(metrics.CLASSES)
-        if label is None or self.segmenter is None:
+        if label is None or segmenter is None:
             return [[0] * classes**2] * len(versions)
         count = max(1, _BATCH_PIXELS // label.numel()) if self.batched else 1
         found: list[list[int]] = []
         for start in range(0, len(versions), count):
             images = [version.image for version in versions[start : start + count]]
-            for seen in segmenters.classes(self.segmenter, images[0] if len(images) == 1 else torch.cat(images)):
+            for seen in classes_of(segmenter, images[0] if len(images) == 1 else torch.cat(images)):
                 found.append(metrics.confusion(seen, label).flatten().tolist())
         return found
 
@@ -184,9 +232,18 @@ def _pinned(sample: Sample) -> Sample:
     )
 
 
-def confusion_of(found: Sequence[Measurement]) -> Tensor:
-    """The confusion matrices of some measurements, summed: int64 (classes, classes)."""
-    counts = np.sum([one["confusion"] for one in found], axis=0)
+def numbers_of(one: Measurement) -> Known:
+    """The numbers of a measurement as they are kept, see `known`."""
+    return Known(one["psnr"], one["ssim"], one["lpips"], [one["confusion"], *one["judged"].values()])
+
+
+def confusion_of(found: Sequence[Measurement], judge: str = "") -> Tensor:
+    """The confusion matrices of some measurements, summed: int64 (classes, classes).
+
+    Args:
+        judge: by which further segmenter; "": by the first.
+    """
+    counts = np.sum([one["judged"][judge] if judge else one["confusion"] for one in found], axis=0)
     return torch.tensor(counts).view(len(metrics.CLASSES), len(metrics.CLASSES))
 
 
@@ -200,11 +257,18 @@ def score(found: Sequence[Measurement], kind: str, level: str, *, segmented: boo
         segmented: whether there were a segmenter and labels.
     """
     of_it = [one for one in found if one["kind"] == kind and one["level"] == level]
-    counts, compared = confusion_of(of_it), kind != "clean"
-    iou = dict(zip(metrics.CLASSES, metrics.iou(counts).tolist(), strict=True))
+    compared = kind != "clean"
+    first = _judged(of_it) if segmented else Judged(None, {})
     return Score(
         psnr=float(np.mean([one["psnr"] for one in of_it])) if compared else None,
         ssim=float(np.mean([one["ssim"] for one in of_it])) if compared else None,
-        miou=metrics.miou(counts) if segmented else None,
-        iou=iou if segmented else {},
+        miou=first.miou,
+        iou=first.iou,
+        lpips=float(np.mean([one["lpips"] for one in of_it])) if compared else None,
+        judges={judge: _judged(of_it, judge) for judge in of_it[0]["judged"]} if segmented else {},
     )
+
+
+def _judged(found: Sequence[Measurement], judge: str = "") -> Judged:
+    counts = confusion_of(found, judge)
+    return Judged(metrics.miou(counts), dict(zip(metrics.CLASSES, metrics.iou(counts).tolist(), strict=True)))

@@ -52,22 +52,22 @@ def by_actors(
     Raises:
         RayError: as the cause of what an actor raised.
     """
-    # In a list, since Ray warns of stored arguments of an actor that restarts: they may be gone by then. This process
-    # holds the reference as long as there are actors.
+    # Given with every item, and not to the constructor: an actor that restarts would look for a constructor's stored
+    # argument when it may be gone, of which Ray's native code warns on stderr.
     stored = [ray.put(build)]
     options = {"num_cpus": 1, "num_gpus": gpus, "max_restarts": _RESTARTS, "max_task_retries": _RESTARTS}
     # Not in the placement group of whoever asks, which has no room for them.
     make = ray.remote(_Actor).options(**options, scheduling_strategy="SPREAD", max_concurrency=_IN_FLIGHT)
-    pool = [make.remote(stored, threads) for _ in range(min(actors, len(items)))]
+    pool = [make.remote(threads) for _ in range(min(actors, len(items)))]
     waiting = iter(items)
     at_work: dict[ray.ObjectRef[list[Measurement]], Any] = {}
     for actor, item in zip(pool * _IN_FLIGHT, waiting, strict=False):
-        at_work[actor.measure.remote(item)] = actor
+        at_work[actor.measure.remote(stored, item)] = actor
     while at_work:
         (done, *_), _ = ray.wait(list(at_work), num_returns=1)
         actor = at_work.pop(done)
         for item in itertools.islice(waiting, 1):
-            at_work[actor.measure.remote(item)] = actor
+            at_work[actor.measure.remote(stored, item)] = actor
         yield ray.get(done)
     # The actors end with this function's references to them, when what they are at is done.
 
@@ -75,14 +75,18 @@ def by_actors(
 class _Actor:
     """An actor of Ray: it measures one item, and reads the next one meanwhile."""
 
-    def __init__(self, stored: Sequence[ray.ObjectRef[Callable[[], Measurer]]], threads: int) -> None:
-        torch.set_num_threads(threads)
-        build = ray.get(stored[0])
-        self.threads, self.measurer, self.one_at_a_time = threads, build(), threading.Lock()
+    def __init__(self, threads: int) -> None:
+        self.threads, self.one_at_a_time = threads, threading.Lock()
+        self.measurer: Measurer | None = None
 
-    def measure(self, item: Mapping[str, Any]) -> list[Measurement]:
-        """Called by `_IN_FLIGHT` threads."""
+    def measure(
+        self, stored: Sequence[ray.ObjectRef[Callable[[], Measurer]]], item: Mapping[str, Any]
+    ) -> list[Measurement]:
+        """Called by `_IN_FLIGHT` threads. `stored` holds what makes the measurer, which the first item does."""
         torch.set_num_threads(self.threads)
+        with self.one_at_a_time:
+            if self.measurer is None:
+                self.measurer = ray.get(stored[0])()
         loaded = self.measurer.load(item)
         with self.one_at_a_time:
             return self.measurer.measure(loaded)

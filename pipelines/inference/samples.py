@@ -40,12 +40,14 @@ class Sample:
         clean: (1, 3, H, W) float32 in [0, 1].
         noisy: one for each level (`Config.levels`), or for a pair the photographed one alone.
         label: (H, W) uint8 train ids, 255 to be ignored; None if there is no label map.
+        digests: of the clean image and of each noisy one (`known.digest`); empty where nobody asked.
     """
 
     name: str
     clean: Tensor
     noisy: list[Noisy]
     label: Tensor | None = None
+    digests: tuple[str, ...] = ()
 
     @property
     def shown(self) -> Noisy:

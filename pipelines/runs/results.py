@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from d2sm.chain import Chain
 from d2sm.objectives import TERMS
@@ -27,7 +28,7 @@ CONVENTION = _CONVENTION.format(noise="Gaussian noise of sigma/255, not clipped"
 RESULTS = "results.json"
 _BYTES = 2**27  # of the largest file that is read: 100,000 images at three noise levels
 
-_METRICS = ("psnr", "ssim", "miou")
+_METRICS = ("psnr", "ssim", "miou", "lpips")
 _SIGMA = r"\d+(?:\.\d+)?(?:e[+-]\d+)?"  # the name of a level of Gaussian noise alone: 25, 12.5
 # A level as a part of a metric's name, see `level_key`.
 _LEVEL_KEY = rf"sigma(?:{PAIR}|{_SIGMA})|[A-Za-z_]\w*?{_SIGMA}(?:-[A-Za-z_]\w*?{_SIGMA})*"
@@ -90,6 +91,27 @@ class EvaluationError(ValueError):
 
 
 @dataclass(frozen=True)
+class Judge:
+    """A further segmenter that measured MIoU: its name in the configuration, and the fingerprint of its weights."""
+
+    segmenter: str
+    weights: str
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The MIoU of one level by a further segmenter, and its IoU by class; as in `Score`."""
+
+    miou: float | None
+    iou: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        if self.miou is not None and not math.isfinite(self.miou):
+            object.__setattr__(self, "miou", None)
+        object.__setattr__(self, "iou", {name: value for name, value in self.iou.items() if math.isfinite(value)})
+
+
+@dataclass(frozen=True)
 class ImageScore:
     """The numbers of one version of one image.
 
@@ -99,11 +121,15 @@ class ImageScore:
     Attributes:
         psnr, ssim: against the clean image. PSNR is None too where both are identical, such as noise of sigma 0.
         miou: of its segmentation, over the classes in its labels; None without labels or segmenter, or if all is void.
+        lpips: against the clean image; None if it was not asked for.
+        judges: MIoU by the further segmenters, by their names in results.
     """
 
     psnr: float | None
     ssim: float | None
     miou: float | None
+    lpips: float | None = None
+    judges: Mapping[str, float | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _drop_infinite(self)
@@ -133,12 +159,16 @@ class Score:
         psnr, ssim: against the clean images, the mean over all images; None for the clean images themselves.
         miou: of the segmentation, in [0, 1]; None without labels or segmenter, or if all labels are void.
         iou: the same by class name, of the classes present.
+        lpips: against the clean images, the mean over all images; None if it was not asked for.
+        judges: the segmentation by the further segmenters, by their names in results.
     """
 
     psnr: float | None
     ssim: float | None
     miou: float | None
     iou: Mapping[str, float]
+    lpips: float | None = None
+    judges: Mapping[str, Judged] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _drop_infinite(self)
@@ -160,6 +190,8 @@ class Results:
         weights: fingerprint of the segmenter's weights; "" without MIoU, and in files of earlier versions.
         skipped: the images left out as unusable (data.bad_images=skip): name -> why.
         rows: of the single images, by name; empty in files of earlier versions.
+        judges: the further segmenters that gave an MIoU, by their names in results (see `Evaluate.judges`).
+        lpips: the trunk of LPIPS; "" where it was not measured.
     """
 
     images: int
@@ -173,6 +205,8 @@ class Results:
     weights: str = ""
     skipped: Mapping[str, str] = field(default_factory=dict)
     rows: tuple[ImageRow, ...] = ()
+    judges: Mapping[str, Judge] = field(default_factory=dict)
+    lpips: str = ""
 
     def flat(self) -> dict[str, float]:
         """What was measured, by its name in MLflow: psnr.sigma25 (restored), noisy.psnr.sigma25, clean.miou.
@@ -182,14 +216,14 @@ class Results:
         found = {}
         for prefix, by_level in (("", self.restored), ("noisy.", self.noisy)):
             for level, score in by_level.items():
-                for name in _METRICS:
-                    found[prefix + metric_name(name, level)] = getattr(score, name)
-        found["clean.miou"] = self.clean.miou
+                for name, value in _numbers(score).items():
+                    found[prefix + metric_name(name, level)] = value
+        found |= {f"clean.{name}": value for name, value in _numbers(self.clean).items() if name.startswith("miou")}
         return {name: value for name, value in found.items() if value is not None}
 
     def save(self, path: Path) -> None:
         """Write the file that `load` reads back: JSON as the standard has it, without NaN. Raises OSError."""
-        tree = asdict(self)
+        tree = _without_unused(asdict(self))
         rows = [json.dumps(row, allow_nan=False) for row in tree.pop("rows")]
         text = json.dumps(tree, indent=2, allow_nan=False).removesuffix("\n}")
         files.write_text(path, text + ',\n  "rows": [' + ",".join(f"\n    {row}" for row in rows) + "\n  ]\n}\n")
@@ -224,7 +258,7 @@ class Results:
 
     def line(self) -> str:
         """PSNR / SSIM / MIoU of the restored images by level, on one line."""
-        return ", ".join(f"{level_title(level)} {_cell(score)}" for level, score in self.restored.items())
+        return ", ".join(f"{level_title(level)} {self._cell(score)}" for level, score in self.restored.items())
 
     def table(self, title: str = "restored") -> str:
         """The numbers as text: a row each for noisy, restored and clean images, a column for each level.
@@ -233,11 +267,28 @@ class Results:
             title: of the row of the restored images.
         """
         levels = list(self.restored)
-        rows = [["PSNR dB / SSIM / MIoU", *map(level_title, levels)]]
+        measured = ["PSNR dB", "SSIM", "MIoU", *(f"MIoU {judge}" for judge in self.judges)]
+        measured += [f"LPIPS {self.lpips}"] if self.lpips else []
+        rows = [[" / ".join(measured), *map(level_title, levels)]]
         for name, by_level in (("noisy", self.noisy), (title, self.restored)):
-            rows.append([name, *(_cell(by_level[level]) for level in levels)])
-        rows.append(["clean (ceiling)", *([f"- / - / {_number(self.clean.miou, 3)}"] * len(levels))])
+            rows.append([name, *(self._cell(by_level[level]) for level in levels)])
+        rows.append(["clean (ceiling)", *([self._cell(self.clean)] * len(levels))])
         return columns(rows, ruled=True)
+
+    def _cell(self, score: Score) -> str:
+        """The numbers of a score in the order of the table's head."""
+        judged = [score.judges[judge].miou if judge in score.judges else None for judge in self.judges]
+        parts = [_number(score.psnr, 2), *(_number(value, 3) for value in (score.ssim, score.miou, *judged))]
+        return " / ".join([*parts, *([_number(score.lpips, 4)] if self.lpips else [])])
+
+
+def _without_unused(tree: Any) -> Any:
+    """The tree without further segmenters and LPIPS where there are none, as files have always been."""
+    if isinstance(tree, dict):
+        unused = {"judges": {}, "lpips": None} if "psnr" in tree else {"judges": {}, "lpips": ""}
+        kept = {key: value for key, value in tree.items() if key not in unused or value != unused[key]}
+        return {key: _without_unused(value) for key, value in kept.items()}
+    return [_without_unused(each) for each in tree] if isinstance(tree, (list, tuple)) else tree
 
 
 def _drop_infinite(score: ImageScore | Score) -> None:
@@ -261,10 +312,12 @@ def higher_is_better(metric: str) -> bool:
     name = metric.removeprefix("best.")
     if name in _LARGER_IS_BETTER:
         return _LARGER_IS_BETTER[name]
-    if re.fullmatch(rf"(noisy\.)?(psnr|ssim|miou)\.({_LEVEL_KEY})", name):
+    if re.fullmatch(rf"(noisy\.)?(psnr|ssim|miou(-[\w-]+)?)\.({_LEVEL_KEY})", name):
         return True
-    if re.fullmatch(r"(distance|kl)\..+", name):
+    if re.fullmatch(rf"(noisy\.)?lpips\.({_LEVEL_KEY})|(distance|kl)\..+", name):
         return False
+    if re.fullmatch(r"clean\.miou-[\w-]+", name):
+        return True
     if name == "lr":
         raise EvaluationError("metric lr: the learning rate is set, not measured, so no value of it is better")
     near = did_you_mean(metric, [*_LARGER_IS_BETTER, "psnr.sigma25", "ssim.sigma25", "miou.sigma25"])
@@ -273,8 +326,10 @@ def higher_is_better(metric: str) -> bool:
     )
 
 
-def _cell(score: Score) -> str:
-    return f"{_number(score.psnr, 2)} / {_number(score.ssim, 3)} / {_number(score.miou, 3)}"
+def _numbers(score: Score) -> dict[str, float | None]:
+    """All numbers of a score by the names of their metrics; MIoU by a further segmenter is "miou-NAME"."""
+    named = {name: getattr(score, name) for name in _METRICS}
+    return named | {f"miou-{judge}": judged.miou for judge, judged in score.judges.items()}
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -49,7 +49,7 @@ def check_config(
         if key not in (given or ()) and _imports(key, value):
             shown = value if isinstance(value, str) else f"[{', '.join(value)}]"
             name_it = f"name it yourself, {key}={shown}, or " if given is not None else ""
-            nothing = "" if keys()[key].annotation is str else "null"
+            nothing = "" if keys()[key].annotation is str else "[]" if isinstance(value, list) else "null"
             leave_it = f"; {key}={nothing} leaves it out" if given is not None else ""
             raise TrustError(
                 f"{key}={shown}: {source} asks to import and run this, and was not made here by you; if you know the "

@@ -46,18 +46,37 @@ def load_segmenter(
     return segmenters.checked(name, program).eval().requires_grad_(False)
 
 
-def evaluation_segmenter(config: Config) -> nn.Module | None:
-    """The segmenter with which a run is evaluated; None where `evaluate.segmenter` names none.
+def evaluation_judges(config: Config) -> dict[str, nn.Module]:
+    """The segmenters with which a run is evaluated, by their names in results, the first one first.
 
     Raises:
-        SegmenterError: see `load_segmenter`.
-        TrackingError: it is a registered model, and the configuration names no store that can be used.
+        SegmenterError: one cannot be loaded: names its keys, and the remedy.
+        TrackingError: one is a registered model, and the configuration names no store that can be used.
     """
-    name = config.evaluate.segmenter
-    if not name:
-        return None
-    uri = store.uri_of(config) if name.startswith("models:/") else None
-    return load_segmenter(name, weights=config.evaluate.segmenter_weights, uri=uri)
+    found: dict[str, nn.Module] = {}
+    for number, (label, (name, weights)) in enumerate(config.evaluate.judges.items()):
+        key, nothing = ("segmenters", "[]") if number else ("segmenter", "null")
+        uri = store.uri_of(config) if name.startswith("models:/") else None
+        try:
+            found[label] = load_segmenter(name, weights=weights, uri=uri)
+        except SegmenterError as error:
+            given = f" evaluate.{key}_weights={weights}" if weights else ""
+            without = "without it" if number else "without MIoU"
+            raise SegmenterError(
+                f"evaluate.{key}={name}{given}: {error}; correct the keys, or evaluate {without}: "
+                f"evaluate.{key}={nothing}"
+            ) from error
+    return found
+
+
+def evaluation_segmenter(config: Config) -> nn.Module | None:
+    """The first segmenter with which a run is evaluated; None where `evaluate.segmenter` names none.
+
+    Raises:
+        SegmenterError, TrackingError: see `evaluation_judges`.
+    """
+    alone = config.replace({"evaluate.segmenters": [], "evaluate.segmenters_weights": []})
+    return next(iter(evaluation_judges(alone).values()), None)
 
 
 def segmenter_store(config: Config) -> str:
@@ -69,7 +88,7 @@ def segmenter_store(config: Config) -> str:
     Raises:
         TrackingError: the configuration names no store that can be used.
     """
-    names = (config.evaluate.segmenter, config.loss.segmenter)
+    names = (config.evaluate.segmenter, *config.evaluate.segmenters, config.loss.segmenter)
     if not any(name and name.startswith("models:/") for name in names):
         return ""
     uri = store.uri_of(config)

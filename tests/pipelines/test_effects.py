@@ -28,7 +28,10 @@ from tuning.space import SpaceError
 EFFECTS: dict[Effect, set[str]] = {
     "length": {"train.max_steps"},
     "run": {"train.name", "train.seed"},
-    "evaluation": {"data.val_split", "evaluate.sigmas", "evaluate.levels", "evaluate.segmenter", "evaluate.limit"},
+    "evaluation": {
+        "data.val_split", "evaluate.sigmas", "evaluate.levels", "evaluate.segmenter", "evaluate.segmenters",
+        "evaluate.lpips", "evaluate.limit",
+    },
     "speed": {
         "data.bad_images", "train.accumulate", "train.recompute", "train.compile", "train.num_workers",
         "train.use_gpu", "train.cpus_per_worker", "train.gpus_per_worker", "train.threads", "train.data_cpus",
@@ -36,7 +39,8 @@ EFFECTS: dict[Effect, set[str]] = {
     },
     "place": {
         "data.root", "loss.lpips_heads", "loss.lpips_weights", "loss.segmenter_weights", "loss.features_weights",
-        "train.storage", "evaluate.segmenter_weights", "tracking.uri",
+        "train.storage", "evaluate.segmenter_weights", "evaluate.segmenters_weights", "evaluate.lpips_weights",
+        "tracking.uri",
     },
     "record": {
         "recipe", "train.log_every", "train.checkpoint_every", "train.keep", "evaluate.pictures",
@@ -49,12 +53,15 @@ VALUES: dict[str, Any] = {
     "model.name": "sadnet", "train.betas": [0.5, 0.9],
     "train.max_steps": 5, "train.clip": 1.0, "train.ema": 0.5, "train.gpus_per_worker": 0.5, "evaluate.sigmas": [15.0],
     "train.halve_at": [8], "loss.patch_size": 32, "evaluate.limit": 1, "evaluate.tile": 64, "evaluate.actors": 3,
+    "evaluate.lpips": "vgg16",
 }  # fmt: skip
 # What has to be so for that value to be valid.
 BESIDE: dict[str, dict[str, Any]] = {
     "loss.cross_entropy": {"loss.segmenter": "espnet-camvid"},
     "loss.noise_asymmetry": {"model.name": "cbdnet"},
     "loss.noise_tv": {"model.name": "cbdnet"},
+    "evaluate.segmenters": {"evaluate.segmenter": "espnet-camvid"},
+    "evaluate.segmenters_weights": {"evaluate.segmenter": "espnet-camvid", "evaluate.segmenters": ["espnet-camvid"]},
 }
 
 # A key that has a single valid value until something is added to its list (`d2sm.degradations`) cannot be changed.
@@ -150,9 +157,11 @@ def test_a_sweep_is_over_keys_that_change_a_trials_result(key: str, tmp_path: Pa
 @pytest.mark.parametrize("key", keys_with("place"))
 def test_a_relative_path_is_not_sent_to_a_cluster(key: str) -> None:
     words = ["train", "--recipe", "demo", "data.root=/data", "train.storage=/runs"]
-    for_cluster([*words, f"{key}=/data/there"])
+    words += ["evaluate.segmenters=[espnet-camvid,espnet-scenes]"] if key == "evaluate.segmenters_weights" else []
+    there, here = ("[/data/there,/a]", "[/data/there,here]") if "segmenters" in key else ("/data/there", "here")
+    for_cluster([*words, f"{key}={there}"])
     with pytest.raises(ConfigError) as error:
-        for_cluster([*words, f"{key}=here"])
+        for_cluster([*words, f"{key}={here}"])
     assert str(error.value).startswith(f"{key}=here: ")
 
 

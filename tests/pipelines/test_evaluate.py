@@ -15,13 +15,14 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from d2sm import metrics
 from d2sm.inference import restore
 from pipelines import experiment
+from pipelines.config import ConfigError
 from pipelines.data.images import ImageError, read_labels, read_rgb, write_png
 from pipelines.data.index import DataError, index
 from pipelines.evaluate import SMALLEST, check, evaluate
 from pipelines.experiment import evaluate_run
 from pipelines.networks.segmenters import SegmenterError
 from pipelines.runs import checkpoint
-from pipelines.runs.results import CONVENTION, EvaluationError, Results
+from pipelines.runs.results import CONVENTION, EvaluationError, Results, higher_is_better
 from pipelines.runtime.resources import ResourceError
 from tests.conftest import tiny_config
 from tests.helpers.checkpoints import bundle_of
@@ -367,3 +368,83 @@ def test_no_image_is_left(bundle: Path, tmp_path: Path) -> None:
     write_png(root / "leftImg8bit/val/ulm/0_leftImg8bit.png", np.zeros((SMALLEST - 1, 40, 3), np.uint8))
     with pytest.raises(DataError, match="data.val_split=val: no image is left; ulm/0 has 40x10 pixels"):
         measured(bundle, root, data__bad_images="skip")
+
+
+def test_several_segmenters_measure_beside_the_first(bundle: Path, tmp_path: Path) -> None:
+    """The first one's numbers have the names that they have alone; the others' have their own."""
+    root = city(tmp_path / "city", labels=STREET)
+    (tmp_path / "a").write_text("0.5")
+    alone = measured(bundle, root)
+    judged = measured(
+        bundle, root,
+        evaluate__segmenters=["tests.helpers.segmenters:from_file", "tests.helpers.segmenters:by_brightness"],
+        evaluate__segmenters_weights=[str(tmp_path / "a"), "null"], evaluate__lpips="squeezenet1_1",
+        evaluate__lpips_weights="random",
+    )  # fmt: skip
+    first, second = "tests-helpers-segmenters-from_file", "tests-helpers-segmenters-by_brightness"
+    assert [each.segmenter for each in judged.judges.values()] == [
+        "tests.helpers.segmenters:from_file", "tests.helpers.segmenters:by_brightness",
+    ]  # fmt: skip
+    assert judged.segmenter == alone.segmenter and judged.weights == alone.weights
+    flat = judged.flat()
+    assert {name: flat[name] for name in alone.flat()} == alone.flat()
+    more = flat.keys() - alone.flat().keys()
+    assert more == {
+        *(f"{kind}miou-{judge}.sigma25" for kind in ("", "noisy.") for judge in (first, second)),
+        f"clean.miou-{first}", f"clean.miou-{second}", "lpips.sigma25", "noisy.lpips.sigma25",
+    }  # fmt: skip
+    assert all(higher_is_better(name) == ("lpips" not in name) for name in more)
+    brightness = measured(bundle, root, evaluate__segmenter="tests.helpers.segmenters:by_brightness")
+    assert flat[f"miou-{second}.sigma25"] == brightness.restored["25"].miou
+    assert judged.restored["25"].judges[second].iou == brightness.restored["25"].iou
+    assert judged.rows[0].clean.judges[second] == brightness.rows[0].clean.miou
+    head = judged.table().splitlines()[0]
+    assert f"MIoU / MIoU {first} / MIoU {second} / LPIPS squeezenet1_1" in head
+    judged.save(tmp_path / "results.json")
+    assert Results.load(tmp_path / "results.json") == judged
+
+
+def test_bad_judges_are_one_line(bundle: Path, tmp_path: Path) -> None:
+    for key, value, words in (
+        ("evaluate.segmenters", ["espnet-camvid"], "evaluate.segmenters=espnet-camvid: .*needs weights"),
+        ("evaluate.segmenters", ["espnet-street"], "evaluate.segmenters=espnet-street"),
+        ("evaluate.lpips_weights", str(tmp_path / "none.pth"), r"evaluate.lpips=alexnet.*none\.pth.*lpips_weights"),
+    ):
+        changes = {key: value} | ({"evaluate.lpips": "alexnet"} if "lpips" in key else {})
+        with pytest.raises((SegmenterError, EvaluationError), match=words) as error:
+            measured(bundle, city(tmp_path, labels=STREET), **changes)
+        assert "\n" not in str(error.value)
+    for changes, words in (
+        ({"evaluate.segmenter": None, "evaluate.segmenters": ["espnet-camvid"]}, "evaluate.segmenter=espnet-camvid"),
+        ({"evaluate.segmenters_weights": ["a"]}, "1 files for the 0"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            checkpoint.load_model(bundle)[1].replace(changes)
+
+
+def test_the_second_evaluation_of_a_data_set_measures_restored_images_alone(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same numbers, bit for bit; an image that changed in its place is measured anew."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    seen: list[str] = []
+    counted = metrics.psnr
+
+    def count_it(restored: torch.Tensor, clean: torch.Tensor) -> float:
+        seen.append("psnr")
+        return counted(restored, clean)
+
+    monkeypatch.setattr("d2sm.metrics.psnr", count_it)
+    root = city(tmp_path / "city", labels=STREET)
+    first, count = measured(bundle, root), len(seen)
+    assert measured(bundle, root) == first
+    assert (count, len(seen) - count) == (6, 3)
+    (file,) = (tmp_path / "cache/d2sm/scores").iterdir()
+    file.write_text("{")
+    assert measured(bundle, root) == first and len(seen) == 6 + 3 + 6
+    image = root / "leftImg8bit/val/ulm/1_leftImg8bit.png"
+    write_png(image, 255 - read_rgb(image))
+    changed = measured(bundle, root)
+    assert changed.noisy["25"].ssim != first.noisy["25"].ssim
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    assert measured(bundle, root) == changed

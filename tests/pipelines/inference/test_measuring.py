@@ -7,13 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from d2sm import metrics
 from d2sm.inference import restore
+from d2sm.objectives.lpips import LPIPS
 from pipelines.data.images import ImageError
 from pipelines.data.splits import evaluation_images
 from pipelines.inference import samples
-from pipelines.inference.measuring import SKIPPED, Measurer, score
+from pipelines.inference.known import Known, KnownFile
+from pipelines.inference.measuring import SKIPPED, Measurement, Measurer, numbers_of, score
 from pipelines.networks.models import build
 from tests.conftest import tiny_config
 from tests.helpers.segmenters import segmenter
@@ -55,3 +58,64 @@ def test_an_unreadable_item_is_one_measurement_that_says_why(scenes_root: Path, 
         Measurer(config, network, None, device=CPU).item(item)
     (one,) = Measurer(config.replace({"data.bad_images": "skip"}), network, None, device=CPU).item(item)
     assert one["kind"] == SKIPPED and "cut.png" in one["why"]
+
+
+class Counting(nn.Module):
+    """A segmenter that counts the images that it has seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network, self.seen = segmenter(), 0
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        self.seen += len(image)
+        logits: torch.Tensor = self.network(image)
+        return logits
+
+
+def test_versions_as_a_batch_are_measured_alike(scenes_root: Path, tmp_path: Path) -> None:
+    """As on a GPU: all noise levels restored at once, all versions segmented at once."""
+    config = tiny_config(scenes_root, tmp_path, evaluate__sigmas=[25, 50], evaluate__segmenter=SEGMENTER)
+    (item, *_) = evaluation_images(config).to_pylist()
+    network = build(config.model).eval()
+    found = [
+        Measurer(config, network, segmenter(), device=CPU, batched=batched).item(item) for batched in (False, True)
+    ]
+    for one, batched in zip(*found, strict=True):
+        assert (one["kind"], one["level"]) == (batched["kind"], batched["level"])
+        if one["kind"] != "clean":
+            assert one["psnr"] == pytest.approx(batched["psnr"], abs=1e-4)
+            assert one["ssim"] == pytest.approx(batched["ssim"], abs=1e-5)
+        differing = np.abs(np.subtract(one["confusion"], batched["confusion"])).sum()
+        assert differing <= 1e-3 * np.sum(one["confusion"])  # pixels between two classes
+
+
+def test_what_does_not_depend_on_the_network_is_measured_once(scenes_root: Path, tmp_path: Path) -> None:
+    config = tiny_config(scenes_root, tmp_path, evaluate__sigmas=[25, 50], evaluate__segmenter=SEGMENTER)
+    (item, *_) = evaluation_images(config).to_pylist()
+    judges = {"other": Counting()}
+
+    def measured(known: dict[str, Known]) -> list[Measurement]:
+        network = build(config.model).eval()
+        return Measurer(config, network, Counting(), device=CPU, judges=judges, known=known).item(item)
+
+    first = measured({})
+    assert judges["other"].seen == 5
+    kept = KnownFile({}, tmp_path / "scores")
+    kept.add({one["digest"]: numbers_of(one) for one in first if one["digest"]})
+    assert str(measured(kept.load())) == str(first)  # bit for bit, after a file; nan included
+    assert judges["other"].seen == 5 + 2  # the two restored images alone
+    assert all(set(one["judged"]) == {"other"} and one["judged"]["other"] == one["confusion"] for one in first)
+
+
+def test_lpips_is_that_of_the_whole_image(scenes_root: Path, tmp_path: Path) -> None:
+    config = tiny_config(scenes_root, tmp_path, evaluate__sigmas=[25])
+    (item, *_) = evaluation_images(config).to_pylist()
+    network, lpips = build(config.model).eval(), LPIPS(trunk="squeezenet1_1", weights="random").eval()
+    found = Measurer(config, network, None, device=CPU, lpips=lpips).item(item)
+    sample = samples.load(config, item)
+    with torch.no_grad():
+        wanted = float(lpips(sample.noisy[0].image.clamp(0, 1), sample.clean))
+    assert [one["kind"] for one in found] == ["clean", "noisy", "restored"]
+    assert np.isnan(found[0]["lpips"]) and found[1]["lpips"] == pytest.approx(wanted, rel=1e-6)
+    assert score(found, "noisy", "25", segmented=False).lpips == found[1]["lpips"]

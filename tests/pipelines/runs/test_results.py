@@ -70,7 +70,18 @@ def test_the_direction_of_every_metric() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["lr", "psnr", "psnr.sigma", "psnr.jpeg", "psnr.blur-noise10", "loss.psnr", "lpips.sigma25", "miou_sigma25", ""],
+    [
+        "lr",
+        "psnr",
+        "psnr.sigma",
+        "psnr.jpeg",
+        "psnr.blur-noise10",
+        "loss.psnr",
+        "lpips.sigma",
+        "miou-.sigma25",
+        "miou_sigma25",
+        "",
+    ],
 )
 def test_a_metric_without_a_direction_is_refused(name: str) -> None:
     with pytest.raises(EvaluationError, match=f"^metric {name}: ") as caught:
