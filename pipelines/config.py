@@ -100,7 +100,7 @@ class Config(Section):
             raise ValueError(
                 f"noise.sigma={list(noise.sigma)}: degrade.chain={given} says what degrades; put noise:LOW..HIGH there"
             )
-        if given and evaluate.sigmas != Evaluate().sigmas:
+        if given and evaluate.levels is None and evaluate.sigmas != Evaluate().sigmas:
             raise ValueError(
                 f"evaluate.sigmas={list(evaluate.sigmas)}: with degrade.chain={given} the levels are those of "
                 f"evaluate.levels, such as [{self.degradation.fixed_levels()[-1]}]"

@@ -481,10 +481,6 @@ class Evaluate(Section):
                     f"evaluate.levels={text}: another level has the name {chain.name} too; give one of them"
                 )
             names.add(chain.name)
-        if self.levels is not None and self.sigmas != type(self).model_fields["sigmas"].default:
-            raise ValueError(
-                f"evaluate.sigmas={list(self.sigmas)}: evaluate.levels says what is measured; put noise:LEVEL there"
-            )
         return self
 
     @model_validator(mode="after")

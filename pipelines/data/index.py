@@ -64,7 +64,8 @@ def index(
         layout: "cityscapes": leftImg8bit/<split>/<city>/*_leftImg8bit.png with
             gtFine/<split>/<city>/*_gtFine_labelIds.png. "folder": all photographs (see `finding`) below root/<split>,
             or below root if that has no splits; no labels. "pairs": clean/ and noisy/ with files of the same names,
-            below root/<split> or root; `image` is the clean one.
+            or folders noisy/NAME/ with several partners of clean/NAME, below root/<split> or root; `image` is the clean
+            one, and each noisy one is an item.
         labels: "required" (the default for cityscapes), "optional" (null where there is none) or "ignore".
         on_bad: "stop", or "skip" to leave out items with a file whose header or end shows that it cannot be used
             (`skipped_images` lists them). Photographs with names of no layout are left out and listed in any case.
@@ -94,8 +95,10 @@ def index(
         return _table([row for row in rows if kept is None or row[0] in kept], [], None if kept is None else len(rows))
     find = {"cityscapes": layouts.cityscapes, "folder": layouts.folder, "pairs": layouts.pairs}[layout]
     items, left_out, whole = find(base, split, labels or "required")
-    kept = names_of(split, [item.name for item in items], base) if whole and hold_out else None
-    found = sorted((item for item in items if kept is None or item.name in kept), key=lambda item: item.name)
+    # All pairs of a photograph are held out, or none.
+    kept = names_of(split, {item.scene or item.name for item in items}, base) if whole and hold_out else None
+    found = [item for item in items if kept is None or (item.scene or item.name) in kept]
+    found.sort(key=lambda item: item.name)
     with ThreadPoolExecutor(_THREADS) as pool:
         measured = list(pool.map(_size, found))
     good: list[tuple[Any, ...]] = []

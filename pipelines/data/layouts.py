@@ -21,12 +21,21 @@ _ANY = " ".join(f"*{ending}" for ending in ENDINGS)
 
 
 class ItemFiles(NamedTuple):
-    """The files of an item, before they are opened."""
+    """The files of an item, before they are opened.
+
+    Attributes:
+        name: of the item.
+        image: the clean photograph.
+        label: its label map.
+        noisy: its noisy partner.
+        scene: name of the photograph, where several items are pairs of one; "": that of the item.
+    """
 
     name: str
     image: Path
     label: Path | None = None
     noisy: Path | None = None
+    scene: str = ""
 
     def files(self) -> Iterator[tuple[Path, Kind]]:
         """Each file with what it must hold."""
@@ -86,7 +95,7 @@ def folder(root: Path, split: str, labels: str) -> Split:
 
 
 def pairs(root: Path, split: str, labels: str) -> Split:
-    """clean/NAME with noisy/NAME, below root/<split> or a root without splits. There are no labels."""
+    """clean/NAME with noisy/NAME or all of noisy/NAME/, below root/<split> or a root without splits. No labels."""
     base, undivided = root / split, False
     if not _has_pairs(base) and _has_pairs(root):
         base, undivided = _without_splits(root, split), True
@@ -95,13 +104,18 @@ def pairs(root: Path, split: str, labels: str) -> Split:
             one_of("split", split, splits, f" in {root}")
         raise _wrong_layout(root, "pairs", "clean/ and noisy/, or <split>/clean/ and <split>/noisy/")
     clean, noisy = _files(base / "clean"), _files(base / "noisy")
-    alone = sorted(clean.keys() ^ noisy.keys())
+    # By its name, or as one of several in the folder of the clean photograph's name.
+    partner = {name: name if name in clean else name.rpartition("/")[0] for name in noisy}
+    alone = sorted((clean.keys() - set(partner.values())) | {name for name, of in partner.items() if of not in clean})
     if alone:
         path, other = (clean[alone[0]], "noisy") if alone[0] in clean else (noisy[alone[0]], "clean")
-        raise DataError(f"{path}: has no partner in {base / other}{more(alone)}; add it or remove the file")
+        several = f", nor a folder {alone[0]}/ of them" if other == "noisy" else ""
+        raise DataError(f"{path}: has no partner in {base / other}{several}{more(alone)}; add it or remove the file")
     if not clean:
         raise DataError(f"{base / 'clean'}: holds no {_ANY}; put the clean images there")
-    return Split([ItemFiles(name, path, noisy=noisy[name]) for name, path in clean.items()], [], undivided)
+    return Split(
+        [ItemFiles(name, clean[of], noisy=noisy[name], scene=of) for name, of in partner.items()], [], undivided
+    )
 
 
 def _has_pairs(folder: Path) -> bool:

@@ -146,7 +146,6 @@ def test_it_is_frozen() -> None:
         ({"evaluate.levels": ["a.b:f:1", "b.c:f:1"]}, ["evaluate.levels=b.c:f:1", "the name f1 too"]),
         ({"evaluate.levels": []}, ["evaluate.levels=[]", "at least 1"]),
         ({"evaluate.levels": "jpeg:10"}, ["evaluate.levels='jpeg:10'", "tuple"]),
-        ({"evaluate.levels": ["noise:5"], "evaluate.sigmas": [5]}, ["evaluate.sigmas=[5.0]", "evaluate.levels"]),
         (
             {"data.layout": "pairs", "model.name": "sadnet", "degrade.chain": "jpeg:10"},
             ["degrade.chain=jpeg:10", "data.layout=pairs", "degraded already"],
@@ -263,6 +262,7 @@ def test_the_degradations_of_training_and_of_evaluation() -> None:
     both = config.replace(levels)
     assert str(both.degradation) == "blur:0.5..3+noise:0..50" and both.level_names == ("blur2+noise10", "25", "jpeg10")
     assert from_tree(both.model_dump(mode="json")) == both
+    assert config.replace({"evaluate.sigmas": [5], "evaluate.levels": ["jpeg:9"]}).level_names == ("jpeg9",)
     for model in ("cbdnet", "sadnet"):  # blind: they need no level
         pairs = config.replace({"data.layout": "pairs", "model.name": model, "loss.weight": 0})
         assert pairs.level_names == ("pair",)

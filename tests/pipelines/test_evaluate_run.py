@@ -16,7 +16,7 @@ from pipelines.data.splits import training_images
 from pipelines.experiment import Evaluated, configuration_of, evaluate_run
 from pipelines.runs import checkpoint
 from pipelines.runs.folder import RunFolder
-from pipelines.runs.results import RESULTS, Results
+from pipelines.runs.results import RESULTS, Results, metric_name
 from pipelines.tracking import store
 from pipelines.tracking.outbox import UNSENT
 from pipelines.tracking.store import TrackingError
@@ -99,6 +99,7 @@ def test_the_own_numbers_are_the_results_of_the_run(run: RunFolder) -> None:
     ("changes", "why"),
     [
         ({"evaluate__sigmas": [15]}, "evaluate.sigmas=[15.0], the run has [25.0]"),
+        ({"evaluate__levels": ["blur:2+noise:5"]}, 'evaluate.levels=["blur:2+noise:5"], the run has null'),
         ({"evaluate__limit": 1}, "evaluate.limit=1, the run has null"),
         ({"evaluate__segmenter": None}, "evaluate.segmenter=null, the run has tests.helpers"),
         ({"data__val_split": "test"}, "data.val_split=test, the run has val"),
@@ -120,7 +121,7 @@ def test_other_numbers_go_elsewhere(run: RunFolder, tmp_path: Path, changes: dic
     found = tracked(aside)
     assert found["tags"]["mlflow.parentRunId"] == run.read_info()["run_id"] and found["status"] == "FINISHED"
     (level,) = done.results.restored
-    assert found[f"psnr.sigma{level}"] == done.results.restored[level].psnr
+    assert found[metric_name("psnr", level)] == done.results.restored[level].psnr
     assert found["params"]["evaluate.limit"] == ("1" if "evaluate__limit" in changes else "null")
     assert evaluated(run, **changes).path == done.path  # again: the same file and the same MLflow run
     assert RunFolder(done.path.parent).read_info()["run_id"] == aside.read_info()["run_id"]

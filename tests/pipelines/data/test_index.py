@@ -336,6 +336,43 @@ def test_pairs_without_partner_or_of_other_size(tmp_path: Path, side: str) -> No
     assert "b.png: is " in refusal(tmp_path, "", layout="pairs")
 
 
+def test_several_pairs_of_a_photograph(tmp_path: Path) -> None:
+    for name in ("a", "x/b", "c"):
+        picture(tmp_path / f"clean/{name}.png")
+    for name in ("a/first.png", "a/second.jpg", "x/b/1.png", "x/b/2.png", "x/b/3.png", "c.png"):
+        (tmp_path / "noisy" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 6)).save(tmp_path / "noisy" / name)
+    for path in tmp_path.glob("clean/**/*.png"):
+        Image.new("RGB", (8, 6)).save(path)
+    table = index(tmp_path, "", layout="pairs")
+    assert names(table) == ["a/first", "a/second", "c", "x/b/1", "x/b/2", "x/b/3"]
+    assert [Path(path).relative_to(tmp_path / "clean").as_posix() for path in table["image"].to_pylist()] == [
+        "a.png", "a.png", "c.png", "x/b.png", "x/b.png", "x/b.png",
+    ]  # fmt: skip
+    assert Path(table["noisy"][1].as_py()) == tmp_path / "noisy/a/second.jpg"
+    alone = picture(tmp_path / "noisy/d/1.png")
+    assert f"{alone}: has no partner in {tmp_path / 'clean'}" in refusal(tmp_path, "", layout="pairs")
+    alone.unlink()
+    lonely = picture(tmp_path / "clean/e.png")
+    line = refusal(tmp_path, "", layout="pairs")
+    assert f"{lonely}: has no partner in {tmp_path / 'noisy'}, nor a folder e/ of them" in line
+
+
+def test_all_pairs_of_a_photograph_are_held_out_together(tmp_path: Path) -> None:
+    """The photographs that are held out are those of pairs of one: which ones follows from their names."""
+    for number in range(20):
+        picture(tmp_path / f"one/clean/p{number}.png")
+        picture(tmp_path / f"one/noisy/p{number}.png")
+        picture(tmp_path / f"several/clean/p{number}.png")
+        for shot in range(3):
+            picture(tmp_path / f"several/noisy/p{number}/{shot}.png")
+    for split, count in (("train", 18), ("val", 2)):
+        single = names(index(tmp_path / "one", split, layout="pairs"))
+        several = index(tmp_path / "several", split, layout="pairs")
+        assert len(single) == count and several.num_rows == 3 * count
+        assert names(several) == sorted(f"{name}/{shot}" for name in single for shot in range(3))
+
+
 def test_pairs_with_one_side_missing_or_empty(tmp_path: Path) -> None:
     picture(tmp_path / "clean/a.png")
     assert "looked for clean/ and noisy/" in refusal(tmp_path, "train", layout="pairs")
