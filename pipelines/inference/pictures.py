@@ -18,7 +18,7 @@ from pipelines.inference import samples
 from pipelines.inference.tiling import tile_for
 from pipelines.networks import segmenters
 from pipelines.runs import checkpoint
-from pipelines.runs.results import level_key, level_title
+from pipelines.runs.results import is_noise, level_key, level_title
 
 _GAP = 6  # white pixels between two images
 _LABEL = 15  # pixels: the size of the labels' font, smaller where the images are narrow
@@ -47,8 +47,9 @@ def draw(bundle: Path, config: Config, folder: Path, segmenter: nn.Module | None
         level, sigma, noisy = sample.shown
         restored = restore(model, noisy, sigma, tile=tile_for(model, noisy, config.evaluate.tile))
         path = folder / f"{sample.name.replace('/', '-')}_{level_key(level)}.png"
+        degraded = "noisy" if is_noise(level) else "degraded"
         images = {
-            f"noisy, {level_title(level)}, {_psnr(noisy, sample.clean)}": noisy,
+            f"{degraded}, {level_title(level)}, {_psnr(noisy, sample.clean)}": noisy,
             f"restored by {type(model).__name__}, {_psnr(restored, sample.clean)}": restored,
             "clean": sample.clean,
         }

@@ -59,7 +59,7 @@ def level_key(level: str) -> str:
         level: its name in results: "25", "pair", "jpeg10", "blur2+noise10".
     """
     # MLflow takes no "+" in the name of a metric.
-    return f"sigma{level}" if _is_sigma(level) or level == PAIR else level.replace("+", "-")
+    return f"sigma{level}" if is_noise(level) else level.replace("+", "-")
 
 
 def metric_name(metric: str, level: str) -> str:
@@ -72,6 +72,11 @@ def level_title(level: str) -> str:
     if level == PAIR:
         return "photographed noise"
     return f"sigma {level}" if _is_sigma(level) else level
+
+
+def is_noise(level: str) -> bool:
+    """Whether a level is Gaussian noise alone, or photographed noise."""
+    return _is_sigma(level) or level == PAIR
 
 
 def in_order(levels: Iterable[str], wanted: Iterable[str]) -> list[str]:
