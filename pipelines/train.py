@@ -85,6 +85,7 @@ def fit(
     config, items, fingerprint = ready.config, ready.training, ready.fingerprint
     folder = RunFolder.of(config)
     with folder.owned():
+        tracking.preload()  # while Ray's processes start
         session.start(cpus=resources.run_cpus(config), verbose=verbose)
         resources.check(config)
         folder.open(config, fingerprint)

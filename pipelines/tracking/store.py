@@ -15,10 +15,12 @@ import shlex
 import socket
 import sqlite3
 import sys
+import threading
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +39,16 @@ _PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}  # of the databases 
 
 class TrackingError(ValueError):
     """MLflow cannot be used as configured. One line: the URI without its password, what is wrong, the remedy."""
+
+
+def preload() -> None:
+    """Import MLflow in a thread: it takes two seconds, which pass while the caller waits for something else."""
+
+    def load() -> None:
+        with contextlib.suppress(Exception):  # whoever needs it imports it again, and says what is wrong
+            import_module("mlflow.tracking")
+
+    threading.Thread(target=load, name="import mlflow", daemon=True).start()
 
 
 def uri_of(config: Config) -> str:

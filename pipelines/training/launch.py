@@ -9,13 +9,14 @@ from typing import Any
 
 import pyarrow as pa
 import ray
-from ray.train import DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from d2sm import __version__
 from pipelines import tracking
 from pipelines.config import Config
 from pipelines.data import plan, stream
+from pipelines.data.ordered import OrderedShards
 from pipelines.runs import checkpoint
 from pipelines.runs.folder import RunFolder
 from pipelines.runtime import files, leaving, resources, session
@@ -116,8 +117,7 @@ def _trainer(task: WorkerTask, items: pa.Table) -> TorchTrainer:
             callbacks=[_ReportLostWorkers(task.messages)],
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
-        # Ray calls this function at every start of the workers, and `OrderedShards` calls the one it returns.
-        datasets={"train": lambda: partial(_remaining_stream, config, task.folder, items)},
+        datasets={"train": partial(_remaining_stream, config, task.folder, items)},
         dataset_config=OrderedShards(),
     )
 
@@ -135,29 +135,14 @@ class _ReportLostWorkers(UserCallback):
             self.messages.send.remote(WorkersLost(tuple(sorted(worker_exceptions))))
 
 
-def _remaining_stream(config: Config, folder: RunFolder, items: pa.Table, workers: int) -> ray.data.Dataset:
-    """The steps after the last checkpoint, each split into shares for this number of workers."""
-    last = folder.refresh().latest()
-    return stream.stream(config, items, checkpoint.step(last) if last else 0, workers=workers)
+def _remaining_stream(config: Config, folder: RunFolder, items: pa.Table) -> Callable[..., ray.data.Dataset]:
+    """The stream of the steps after the last checkpoint, a function of the number of workers.
 
-
-class OrderedShards(DataConfig):
-    """Hands row k of the stream to worker k mod W, where W is the number of workers at this start.
-
-    Its data sets are functions of W. Without preserve_order, and with locality, workers would get rows in the order in
-    which tasks finish.
+    Runs in Ray Train's controller at every start of the workers. What it gives is unpickled in an actor of Ray's that
+    needs no torch, so it refers to light modules alone.
     """
-
-    def __init__(self) -> None:
-        options = ray.data.ExecutionOptions()
-        options.preserve_order = True
-        super().__init__(execution_options=options, enable_shard_locality=False)
-
-    def configure(
-        self, datasets: dict[str, Callable[[int], ray.data.Dataset]], world_size: int, *args: Any, **kwargs: Any
-    ) -> Any:
-        built = {name: build(world_size) for name, build in datasets.items()}
-        return super().configure(built, world_size, *args, **kwargs)
+    last = folder.refresh().latest()
+    return partial(stream.stream, config, items, checkpoint.step(last) if last else 0)
 
 
 logging.getLogger("ray.train").addHandler(logging.NullHandler())  # else Python prints its warnings to stderr

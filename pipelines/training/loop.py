@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
+from itertools import chain
+from threading import Thread
 from typing import Any
 
 import ray
@@ -43,6 +46,7 @@ def train(task: WorkerTask) -> None:
     config, context = task.config, ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(config.train.threads)
+    rows = begin_stream()
     state = TrainState(config, task.steps_per_epoch, store_uri=task.store_uri)
     last = task.folder.refresh().latest()
     step = state.restore(last) if last else 0
@@ -53,7 +57,7 @@ def train(task: WorkerTask) -> None:
     stop_request, any_rank = StopRequest(task.messages, enabled=rank == 0), AnyRank()
 
     with CheckpointWriter(task.folder, config.train.keep) as writer:
-        for row in batches(ray.train.get_dataset_shard("train"), log):
+        for row in batches(rows, log):
             if (int(row["step"]), int(row["rank"])) != (step, rank):
                 raise TrainingError(
                     f"step {step}: worker {rank} got worker {row['rank']}'s crops of step {row['step']}"
@@ -77,12 +81,30 @@ def train(task: WorkerTask) -> None:
                 return
 
 
-def batches(shard: Any, log: Log) -> Iterator[stream.WorkerBatch]:
+def begin_stream() -> Future[Iterator[Any]]:
+    """Ask for this rank's first row of the stream in a thread: Ray needs seconds for it, in which a rank builds what it
+    trains. Gives the rows, from when the first is there.
+    """
+    begun: Future[Iterator[Any]] = Future()
+
+    def begin() -> None:
+        try:
+            shard = ray.train.get_dataset_shard("train")
+            rows = iter(shard.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=2))
+            first = next(rows, None)
+            begun.set_result(rows if first is None else chain([first], rows))
+        except BaseException as error:
+            begun.set_exception(error)
+
+    Thread(target=begin, name="first row", daemon=True).start()
+    return begun
+
+
+def batches(begun: Future[Iterator[Any]], log: Log) -> Iterator[stream.WorkerBatch]:
     """This rank's rows of the stream, one a step; adds the time waited for them to the log."""
-    rows = iter(shard.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=2))
     while True:
         asked = time.monotonic()
-        batch = next(rows, None)
+        batch = next(begun.result(), None)
         if batch is None:
             return
         log.waited += time.monotonic() - asked

@@ -1,18 +1,23 @@
-"""What the driver and the workers of a run tell each other: typed messages, the actor that holds them, their reader."""
+"""What the driver and the workers of a run tell each other: typed messages, the actor that holds them, their reader.
+
+The actor imports this module, so torch and the configuration are imported for type checkers alone.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipelines.config import Config
-from pipelines.runs.folder import RunFolder
 from pipelines.runtime import leaving
+
+if TYPE_CHECKING:
+    from pipelines.config import Config
+    from pipelines.runs.folder import RunFolder
 
 
 @dataclass(frozen=True)
