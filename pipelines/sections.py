@@ -344,6 +344,11 @@ class Train(Section):
     compile: bool = setting(
         False, "torch.compile the network, Phi and the arithmetic of D2SM's matching", effect="speed"
     )
+    cuda_graphs: bool = setting(
+        False,
+        "run the network and Phi as CUDA graphs: fewer launches on a GPU, the same results, for small steps",
+        effect="speed",
+    )
     num_workers: int | tuple[int, int] = setting(
         1,
         "Ray Train workers; [min, max]: elastic, goes on with fewer when a node is lost and grows again",
@@ -400,6 +405,18 @@ class Train(Section):
                 f"train.accumulate={self.accumulate}: a worker has only {crops} crops per step (train.batch_size / "
                 f"train.num_workers); give at most {crops}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _graphs(self) -> Self:
+        against = {
+            "train.use_gpu=false": not self.use_gpu,
+            f"train.accumulate={self.accumulate}": self.accumulate > 1,
+            "train.recompute=true": self.recompute,
+            "train.compile=true": self.compile,
+        }
+        if self.cuda_graphs and (given := next((key for key, there in against.items() if there), None)):
+            raise ValueError(f"train.cuda_graphs=true: cannot be had with {given}; change one of them")
         return self
 
 

@@ -21,6 +21,7 @@ from pipelines.training.batches import Loader
 from pipelines.training.compiled import compile_step
 from pipelines.training.discriminator import DiscriminatorOptimizer
 from pipelines.training.ema import EMA
+from pipelines.training.graphs import use_graphs
 from pipelines.training.objective import Objective
 
 
@@ -63,6 +64,8 @@ class TrainState:
         self.objective = objective.to(self.device).to(memory_format=torch.channels_last).train()
         if train.compile:
             compile_step(module, self.objective)
+        if train.cuda_graphs:
+            use_graphs(module, self.objective)
         self.model = wrap(module)
         self.optimizer = adam(self.network.parameters(), lr=train.lr, betas=train.betas)
         self.schedule = LambdaLR(self.optimizer, lambda step: lr_factor(train, step, steps_per_epoch))

@@ -80,3 +80,14 @@ def batch(step: int, dtype: torch.dtype) -> dict[str, Tensor]:
         "sigma": torch.linspace(10, 50, CROPS, dtype=dtype),
         "labels": torch.randint(0, 19, (CROPS, SIDE, SIDE), generator=generator).byte(),
     }  # fmt: skip
+
+
+def row(step: int, crops: int = CROPS) -> dict[str, Any]:
+    """A row of the stream, numbers drawn from the step."""
+    random = np.random.default_rng(step)
+    return {
+        "clean": random.integers(0, 256, (crops, SIDE, SIDE, 3), np.uint8),
+        "sigma": np.linspace(10, 50, crops, dtype=np.float32),
+        "seed": np.arange(crops) + 100 * step,
+        "label": random.integers(0, 19, (crops, SIDE, SIDE), np.uint8),
+    }

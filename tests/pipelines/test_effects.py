@@ -33,8 +33,8 @@ EFFECTS: dict[Effect, set[str]] = {
         "evaluate.lpips", "evaluate.limit",
     },
     "speed": {
-        "data.bad_images", "train.accumulate", "train.recompute", "train.compile", "train.num_workers",
-        "train.use_gpu", "train.cpus_per_worker", "train.gpus_per_worker", "train.threads", "train.data_cpus",
+        "data.bad_images", "train.accumulate", "train.recompute", "train.compile", "train.cuda_graphs",
+        "train.num_workers", "train.use_gpu", "train.cpus_per_worker", "train.gpus_per_worker", "train.threads", "train.data_cpus",
         "train.max_failures", "evaluate.actors", "evaluate.threads", "evaluate.use_gpu", "evaluate.tile",
     },
     "place": {
@@ -62,6 +62,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "loss.noise_tv": {"model.name": "cbdnet"},
     "evaluate.segmenters": {"evaluate.segmenter": "espnet-camvid"},
     "evaluate.segmenters_weights": {"evaluate.segmenter": "espnet-camvid", "evaluate.segmenters": ["espnet-camvid"]},
+    "train.cuda_graphs": {"train.use_gpu": True},
 }
 
 # A key that has a single valid value until something is added to its list (`d2sm.degradations`) cannot be changed.

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch._dynamo.utils import counters
@@ -14,7 +13,7 @@ from torch._dynamo.utils import counters
 from pipelines.config import ConfigError
 from pipelines.training.state import TrainState
 from pipelines.training.step import train_step
-from tests.helpers.training_steps import CROPS, SIDE, config
+from tests.helpers.training_steps import config, row
 
 CPU = torch.device("cpu")
 STEPS = 8  # the queues of 24 samples are full after five
@@ -30,16 +29,6 @@ def fresh() -> Iterator[None]:
 
 def built(name: str, folder: Path, **changes: Any) -> TrainState:
     return TrainState(config(name, folder, **{f"train.{key}": value for key, value in changes.items()}), 10, device=CPU)
-
-
-def row(step: int, crops: int = CROPS) -> dict[str, Any]:
-    random = np.random.default_rng(step)
-    return {
-        "clean": random.integers(0, 256, (crops, SIDE, SIDE, 3), np.uint8),
-        "sigma": np.linspace(10, 50, crops, dtype=np.float32),
-        "seed": np.arange(crops) + 100 * step,
-        "label": random.integers(0, 19, (crops, SIDE, SIDE), np.uint8),
-    }
 
 
 def compare(plain: TrainState, compiled: TrainState, steps: int = STEPS) -> list[int]:
