@@ -20,8 +20,8 @@ import torch
 from pipelines.config import Config
 from pipelines.training.state import TrainState
 from pipelines.training.step import train_step
+from tests.benchmarks.steps import rows_of
 from tests.benchmarks.timing import interleaved, machine, ms, table
-from tests.benchmarks.training import rows_of
 
 WAYS: dict[str, dict[str, Any]] = {
     "as it is": {},

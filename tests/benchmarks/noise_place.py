@@ -39,7 +39,7 @@ def in_the_worker(config: Config, items: pa.Table) -> int:
     return received
 
 
-def noise(batch: data.Row) -> data.Row:
+def noise(batch: data.WorkerBatch) -> data.WorkerBatch:
     """The other way: the noisy crops are made in the ingest task."""
     _, noisy, _ = data.to_tensors({name: column[0] for name, column in batch.items()}, CPU, Config().degradation)
     return {**batch, "noisy": noisy.contiguous().numpy()[None]}

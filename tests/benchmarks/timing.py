@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
-import psutil
 import torch
 
 GOALS = "D2SM_BENCH_GOALS"  # names the file in which `make bench` collects what `goal` keeps
@@ -44,6 +43,8 @@ def seconds(step: Callable[[], object], device: torch.device) -> float:
 
 def cpu_seconds() -> float:
     """Of this process and all below it, those that ended included."""
+    import psutil
+
     total = 0.0
     for process in (me := psutil.Process(), *me.children(recursive=True)):
         with contextlib.suppress(psutil.NoSuchProcess):

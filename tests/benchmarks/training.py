@@ -22,7 +22,6 @@ from threading import Thread
 from typing import Any
 from unittest.mock import patch
 
-import numpy as np
 import ray
 import ray.train
 import torch
@@ -40,11 +39,12 @@ from pipelines.recipes import recipe
 from pipelines.runs.folder import RunFolder
 from pipelines.runtime import session
 from pipelines.training import loop as ours
+from pipelines.training.batches import Loader
 from pipelines.training.messages import MessageQueue, WorkerTask
 from pipelines.training.objective import Objective
+from tests.benchmarks.steps import rows_of, settings
 from tests.benchmarks.timing import goal, machine, table
 
-ROWS = 4  # different shares in memory
 WARM = 2  # rounds that are not counted
 
 
@@ -83,27 +83,6 @@ def _wait(file: Path) -> Path:
     return file
 
 
-def rows_of(config: Config, rank: int) -> list[stream.WorkerBatch]:
-    """A worker's shares, as the stream would bring them."""
-    share, size = config.train.batch_size // config.train.num_workers, config.data.crop_size
-    random = np.random.default_rng(rank)
-    return [
-        {
-            "clean": random.integers(0, 256, (share, size, size, 3), np.uint8),
-            "sigma": random.uniform(0, 75, share).astype(np.float32),
-            "seed": random.integers(0, 2**60, share),
-        }
-        for _ in range(ROWS)
-    ]
-
-
-def settings(name: str, workers: int, threads: int, device: torch.device) -> Config:
-    changes = {"train.num_workers": workers, "train.threads": threads, "train.ema": 0, "train.clip": None}
-    changes |= {"train.schedule": "constant", "train.warmup_steps": 0, "train.checkpoint_every": 10**6}
-    changes |= {"loss.features_weights": "random", "train.use_gpu": device.type == "cuda", "train.cpus_per_worker": 0.5}
-    return recipe(name).replace(changes | {"train.name": f"bench{workers}"})
-
-
 def plain(rank: int, config: Config, gate: Gate, device: str) -> None:
     """What one would write without Ray."""
     where, workers = torch.device(device), config.train.num_workers
@@ -117,8 +96,9 @@ def plain(rank: int, config: Config, gate: Gate, device: str) -> None:
     model: nn.Module = DistributedDataParallel(learner) if workers > 1 else learner
     objective = Objective(config.loss).to(where).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.Adam(network.parameters(), lr=config.train.lr)
+    load = Loader(config, where)
     for row in gate.turns(rank, rows_of(config, rank), where):
-        clean, noisy, sigma = stream.to_tensors(row, where, config.degradation)
+        clean, noisy, sigma, _ = load(row)
         with torch.autocast(where.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
             restored, estimate = model(noisy, sigma)
             loss, _ = objective(restored=restored.float(), clean=clean, sigma=sigma, estimate=estimate)

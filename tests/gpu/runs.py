@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import fmean
 
 import torch
 
@@ -17,8 +18,8 @@ from pipelines.recipes import recipe
 from pipelines.scenes import write_scenes
 from pipelines.training.state import TrainState
 from pipelines.training.step import train_step
-from tests.benchmarks.step_parts import fill
-from tests.benchmarks.training import rows_of
+from tests.benchmarks.queues import fill
+from tests.benchmarks.steps import rows_of
 from tests.gpu.options import Options, options
 from tests.gpu.results import record
 
@@ -51,6 +52,12 @@ class Runs:
 
     def start(self, *words: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen([sys.executable, "-m", "cluster.cli", *words], cwd=self.folder, env=os.environ)
+
+    def waited(self, name: str) -> float:
+        """The part of the time in which the worker waited for crops: the mean over the log's entries but the first."""
+        with sqlite3.connect(self.folder / name / "mlflow.db") as store:
+            rows = store.execute("select value from metrics where key = 'data_wait' order by step").fetchall()
+        return fmean(value for (value,) in rows[1:])
 
     def logged(self, name: str) -> dict[int, tuple[float, float]]:
         """Step: (time of the entry in seconds, loss)."""
@@ -100,11 +107,13 @@ def main() -> None:
         record("runs", "training through Ray, steps a second", runs.speed("first"))
         record("runs", "Ray Train to a plain loop, steps a second", runs.speed("first") / plain(runs))
 
-        for actors in (0, 1):
+        record("runs", "training through Ray: of the time waiting for crops, %", 100 * runs.waited("first"))
+
+        for actors in ("0", "null"):  # null: as many as suit the machine
             begun = time.time()
             out = runs.folder / f"results-{actors}.json"
-            # Always the CPU's judges: without a segmenter PSNR and SSIM alone.
             keys = [f"evaluate.actors={actors}", f"evaluate.sigmas={LEVELS}", "evaluate.segmenter=null"]
+            keys += [f"evaluate.use_gpu={str(given.device.type == 'cuda').lower()}"]
             wait(runs.start("evaluate", "--out", str(out), "--quiet", str(runs.folder / "first/first"), *keys))
             count = json.loads(out.read_text())["images"]
             record("runs", f"evaluate, {count} photographs at 3 levels, actors {actors}: s", time.time() - begun)

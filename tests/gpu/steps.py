@@ -7,8 +7,7 @@ from typing import Any
 import torch
 
 from pipelines.config import Config
-from tests.benchmarks.step_parts import measure
-from tests.benchmarks.training import settings
+from tests.benchmarks.steps import measure, settings
 from tests.gpu.options import Options, options
 from tests.gpu.results import record
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.gpu.__main__ import main
+from tests.gpu.__main__ import PARTS, main
 from tests.gpu.results import GOALS, Number, page
 
 
@@ -18,9 +20,38 @@ def test_small_sizes_on_the_cpu(tmp_path: Path) -> None:
     found = json.loads((out / "gpu.json").read_text())
     assert found["outcomes"]["matching"].startswith("done in")
     numbers = {number["what"]: number["value"] for number in found["numbers"]}
-    assert len(numbers) == 6 and all(value > 0 for value in numbers.values())
+    assert all(value > 0 for value in numbers.values())
+    assert numbers["N 4, D 256, q 16: GFLOP of products in float32"] == pytest.approx(2 * 16 * 256 * 5 * 4 / 1e9)
+    # Three passes over queues of 16 x 256 float32, and 4 rows that enter and leave both, read and written.
+    least = 3 * 16 * 256 * 4 + 8 * 4 * 256 * 4
+    assert numbers["N 4, D 256, q 16: GB read and written at least"] == pytest.approx(least / 1e9)
     assert numbers["N 4, D 256, q 16, restored differs by 0.5: relative error of the value"] < 1e-5
     assert "| yes |" not in (out / "gpu.md").read_text()
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_is_left_out_where_its_packages_are_not(
+    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not PARTS[part].needs:
+        pytest.skip("needs torch alone")
+    monkeypatch.setattr("tests.gpu.__main__.find_spec", lambda name: None)
+    assert main(["--device", "cpu", "--small", "--out", str(tmp_path), part]) == 0
+    assert json.loads((tmp_path / "gpu.json").read_text())["outcomes"][part].startswith("left out, needs ")
+
+
+def test_all_parts_fit_into_eight_minutes() -> None:
+    assert sum(part.seconds for part in PARTS.values()) <= 480
+
+
+def test_parts_need_no_ray_and_no_mlflow_but_those_that_start_them() -> None:
+    """In a process that cannot import them, as on a machine where nothing can be installed."""
+    light = [part for part, its in PARTS.items() if "ray" not in its.needs]
+    block = "import sys; sys.modules.update(dict.fromkeys(('ray', 'mlflow')))"  # None: an import of it fails
+    code = f"{block}; " + "; ".join(f"import tests.gpu.{part}" for part in light)
+    code += "; from tests.gpu.checks import files; assert len(files()) >= 4, files()"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert {"matching", "steps", "modes", "shares", "checks"} == set(light)
 
 
 def test_goals_are_met_or_not() -> None:
@@ -38,7 +69,7 @@ def test_goals_are_met_or_not() -> None:
 
 
 def test_bad_options(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    for words, said in ((["speed"], "speed: not a part; there are checks, matching"), ([], "torch sees no GPU here")):
+    for words, said in ((["speed"], "speed: not a part; there are matching, steps"), ([], "torch sees no GPU here")):
         if not words and torch.cuda.is_available():
             continue
         with pytest.raises(SystemExit) as stopped:

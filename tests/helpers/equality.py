@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file
 
 from pipelines.runs import checkpoint
-from pipelines.train import Trained
+
+if TYPE_CHECKING:
+    from pipelines.train import Trained
 
 
 def equal(a: Any, b: Any) -> bool:

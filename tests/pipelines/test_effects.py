@@ -34,8 +34,9 @@ EFFECTS: dict[Effect, set[str]] = {
     },
     "speed": {
         "data.bad_images", "train.accumulate", "train.recompute", "train.compile", "train.cuda_graphs",
-        "train.num_workers", "train.use_gpu", "train.cpus_per_worker", "train.gpus_per_worker", "train.threads", "train.data_cpus",
-        "train.max_failures", "evaluate.actors", "evaluate.threads", "evaluate.use_gpu", "evaluate.tile",
+        "train.num_workers", "train.use_gpu", "train.cpus_per_worker", "train.gpus_per_worker", "train.threads",
+        "train.data_cpus", "train.max_failures", "evaluate.actors", "evaluate.threads", "evaluate.use_gpu",
+        "evaluate.tile",
     },
     "place": {
         "data.root", "loss.lpips_heads", "loss.lpips_weights", "loss.segmenter_weights", "loss.features_weights",

@@ -11,7 +11,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from pipelines.config import Config
 from pipelines.training.state import TrainState
 from pipelines.training.step import train_step
-from tests.helpers.training_steps import OBJECTIVES, SIDE, batch, config, rows_are_tensors
+from tests.helpers.training_steps import OBJECTIVES, batch, config, row, rows_are_tensors
 
 ALL = OBJECTIVES | {"sadnet": {"model.name": "sadnet", "loss.features": "efficientnet_lite0.bn1"}}
 
@@ -59,17 +58,15 @@ class _NoCopies(TorchDispatchMode):
 def test_a_step_reads_nothing(name: str, parts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight steps: while the queues are empty, partly filled, and full."""
     meta = torch.device("meta")
-    monkeypatch.setattr("ray.train.torch.get_device", lambda: meta)
-    monkeypatch.setattr("ray.train.torch.prepare_model", lambda model: model)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # there is none for meta
     rows_are_tensors(monkeypatch)
-    row: Any = {key: tensor.to(meta) for key, tensor in batch(0, torch.float32).items()}
-    state = TrainState(settings(name, tmp_path, parts), steps_per_epoch=10)
+    tensors: Any = {key: tensor.to(meta) for key, tensor in batch(0, torch.float32).items()}
+    state = TrainState(settings(name, tmp_path, parts), steps_per_epoch=10, device=meta)
     if state.objective.d2sm is not None:
         state.objective.d2sm._range_checked = True  # the very first step looks at the range, once a run
     with _NoCopies():
         for step in range(8):
-            numbers = train_step(state, row, step)
+            numbers = train_step(state, tensors, step)
     assert {number.device for number in numbers.values()} == {meta}
 
 
@@ -82,37 +79,35 @@ def test_a_compiled_step_reads_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("pipelines.training.compiled.BACKEND", "aot_eager")
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
     rows_are_tensors(monkeypatch)
-    row: Any = {key: tensor.to(meta) for key, tensor in batch(0, torch.float32).items()}
+    tensors: Any = {key: tensor.to(meta) for key, tensor in batch(0, torch.float32).items()}
     config = settings("d2sm", tmp_path, 1).replace({"train.compile": True})
     state = TrainState(config, steps_per_epoch=10, device=meta)
     assert state.objective.d2sm is not None
     state.objective.d2sm._range_checked = True
     for step in range(8):
-        numbers = train_step(state, row, step)
+        numbers = train_step(state, tensors, step)
     assert {number.device for number in numbers.values()} == {meta}
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: copies and noise do not exist on meta")
-@pytest.mark.parametrize("name, parts", CASES)
-def test_a_step_on_a_gpu_waits_for_nothing(
-    name: str, parts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ray.train.torch.get_device", lambda: torch.device("cuda"))
-    monkeypatch.setattr("ray.train.torch.prepare_model", lambda model: model)
-    state = TrainState(settings(name, tmp_path, parts).replace({"train.precision": "bf16"}), steps_per_epoch=10)
-    given = batch(0, torch.float32)
-    pixels = (255 * given["clean"]).byte().permute(0, 2, 3, 1).numpy()
-    row: dict[str, Any] = {
-        "clean": pixels, "sigma": given["sigma"].numpy(), "seed": np.arange(len(pixels)),
-        "label": given["labels"].numpy(),
-    }  # fmt: skip
-    assert pixels.shape[1] == SIDE
-    for step in range(2):  # the first allocates, and looks at the range
-        train_step(state, row, step)
+@pytest.mark.parametrize(
+    "name, parts, changes",
+    [
+        *((*case, {}) for case in CASES),
+        ("d2sm", 1, {"train.compile": True}),
+        ("d2sm", 1, {"train.cuda_graphs": True}),
+    ],
+)
+def test_a_step_on_a_gpu_waits_for_nothing(name: str, parts: int, changes: dict[str, Any], tmp_path: Path) -> None:
+    given = settings(name, tmp_path, parts).replace({"train.precision": "bf16", "train.use_gpu": True, **changes})
+    state = TrainState(given, steps_per_epoch=10, device=torch.device("cuda"))
+    warm = 7 if changes else 2  # the first allocates and looks at the range; full queues are compiled once more
+    for step in range(warm):
+        train_step(state, row(step), step)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for step in range(2, 8):
-            train_step(state, row, step)
+        for step in range(warm, warm + 6):
+            train_step(state, row(step), step)
     finally:
         torch.cuda.set_sync_debug_mode("default")
