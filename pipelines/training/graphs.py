@@ -30,9 +30,9 @@ def use_graphs(module: TrainingModule, objective: nn.Module) -> None:
         objective: with its terms. A segmenter may be anybody's code, which a graph may not be able to hold: it stays.
     """
     if module.estimate:
-        module.forward = Graphed(module.forward, module)  # type: ignore[method-assign]
+        module.forward = Graphed(module.forward, module)  # type: ignore[method-assign, assignment]
     else:
-        module.network.forward = Graphed(module.network.forward, module.network)  # type: ignore[method-assign]
+        module.network.forward = Graphed(module.network.forward, module.network)  # type: ignore[method-assign, assignment]
     for part in objective.modules():
         if isinstance(part, FrozenNetwork) and type(part) is not FrozenWrapper:
             part.forward_chunk = Graphed(part.forward_chunk, None)  # type: ignore[method-assign]
