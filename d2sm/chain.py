@@ -112,6 +112,11 @@ class Chain:
         return [step.degradation.name for step in self.steps] == ["noise"]
 
     @property
+    def has_noise(self) -> bool:
+        """Whether a step is noise, so that a network is told another sigma than 0."""
+        return any(step.degradation.is_noise for step in self.steps)
+
+    @property
     def name(self) -> str:
         """Of a fixed chain, as an evaluation calls it: "25", "jpeg10", "blur2+noise10"."""
         numbers = [f"{level:g}" for level in self.level]

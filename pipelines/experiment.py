@@ -149,7 +149,7 @@ def evaluate_run(
 ) -> Evaluated:
     """Evaluate a model. The numbers of a run's last checkpoint also go into the run's folder and MLflow record.
 
-    Those of other images, noise levels, another segmenter or checkpoint than the run's own (see `runs.evaluations`) go
+    Those of other images, levels, another segmenter or checkpoint than the run's own (see `runs.evaluations`) go
     into a folder of their own within the run's, and into an MLflow run of their own below the run's.
 
     Args:

@@ -15,7 +15,7 @@ import torch
 
 from d2sm.inference import restore
 from pipelines.runs.checkpoint import load_model
-from pipelines.tracking.bundle import SIGMA
+from pipelines.tracking.bundle import SIGMA, default_sigma
 from pipelines.tracking.registered import RegistryError, changed_file
 
 _LARGEST_WHOLE = 1024  # pixels: images with a longer side are restored in tiles, which bounds the memory
@@ -31,17 +31,19 @@ class Restorer:
 
     Args:
         model: in eval mode.
+        sigma: noise level of a request that names none.
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
-        self.model = model
+    def __init__(self, model: torch.nn.Module, sigma: float = SIGMA) -> None:
+        self.model, self.sigma = model, sigma
 
     def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> np.ndarray:
         """Restore a batch.
 
         Args:
             model_input: noisy images, numpy float32 (B, 3, H, W), RGB, in [0, 1] but for the noise.
-            params: {"sigma": noise level in units of 0..255}; 25 if it is absent. Blind models ignore it.
+            params: {"sigma": noise level in units of 0..255}; 25 if it is absent, 0 if there was no noise in the
+                model's training (degrade.chain). Blind models ignore it.
 
         Returns:
             restored, float32 (B, 3, H, W), clamped to [0, 1].
@@ -50,7 +52,7 @@ class Restorer:
             ServedError: another type, shape or range.
         """
         noisy = _checked(model_input)
-        sigma = float((params or {}).get("sigma", SIGMA))
+        sigma = float((params or {}).get("sigma", self.sigma))
         if not 0 <= sigma <= 255:
             raise ServedError(f"sigma={sigma:g}: a noise level from 0 to 255")
         tile = _TILE if max(noisy.shape[2:]) > _LARGEST_WHOLE else None
@@ -68,7 +70,8 @@ def _load_pyfunc(path: str) -> Restorer:
     folder = Path(path)
     if changed := changed_file(folder):
         raise RegistryError(f"{folder}: {changed} is missing or damaged (sha256); download the model again")
-    return Restorer(load_model(folder)[0])
+    model, config = load_model(folder)
+    return Restorer(model, default_sigma(config))
 
 
 def _checked(noisy: Any) -> np.ndarray:

@@ -258,5 +258,5 @@ def _check_measured_alike(first: FinishedRun, other: FinishedRun) -> None:
     if first.results.restored.keys() != other.results.restored.keys():
         ours, theirs = (", ".join(run.results.restored) for run in (other, first))
         raise RunsError(
-            f"{other.folder}: evaluated at noise levels {ours}, {first.folder} at {theirs}; evaluate both at the same"
+            f"{other.folder}: evaluated at levels {ours}, {first.folder} at {theirs}; evaluate both at the same"
         )

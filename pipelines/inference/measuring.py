@@ -3,7 +3,7 @@
 `Measurer` restores and measures one item at a time, wherever its network is: in the driver process, in an actor, or in
 a training worker. `score` makes the numbers of a set of images from what it measured.
 
-On a CPU every version is restored, segmented and measured by itself. On a GPU the noise levels of a photograph, which
+On a CPU every version is restored, segmented and measured by itself. On a GPU the levels of a photograph, which
 have one size, are one batch, and so are all its versions for a segmenter; PSNR, SSIM and confusion matrices are
 computed there, and only they come back.
 """
@@ -38,7 +38,7 @@ _BATCH_PIXELS = 2**24  # of the images that a GPU segments at once: their logits
 class Measurement(TypedDict):
     """What was measured of one version of one image.
 
-    kind is "clean", "noisy" or "restored"; level is the noise level's name, "" for clean. psnr and ssim compare it with
+    kind is "clean", "noisy" or "restored"; level is its name in results, "" for clean. psnr and ssim compare it with
     the clean image, and are nan for that itself. confusion holds the counts of `metrics.confusion`, flat; all are 0
     without label or segmenter. tile is the side of the tiles it was restored in, 0 for a whole image. An image that
     cannot be read has one measurement, of the kind `SKIPPED`: why says what is wrong with it. lpips is nan where it is
@@ -140,7 +140,7 @@ class Measurer:
         return self.sample(loaded) if isinstance(loaded, Sample) else [loaded]
 
     def sample(self, sample: Sample) -> list[Measurement]:
-        """Measure the clean image, and for each noise level the noisy and the restored one."""
+        """Measure the clean image, and for each level the noisy and the restored one."""
         clean = self._here(sample.clean)
         label = None if sample.label is None or self.segmenter is None else self._here(sample.label)
         of_clean, *of_noisy = sample.digests or ("",) * (1 + len(sample.noisy))
@@ -187,7 +187,7 @@ class Measurer:
             )
 
     def _restored(self, noisy: Sequence[Noisy]) -> Iterator[tuple[str, Tensor, Tensor, int | None]]:
-        """Level, noisy and restored image on the device, and the side of the tiles, of every noise level."""
+        """Level, noisy and restored image on the device, and the side of the tiles, of every level."""
         asked = self.config.evaluate.tile
         images = [self._here(each.image) for each in noisy]
         if self.batched and len(images) > 1:

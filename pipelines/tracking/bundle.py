@@ -30,6 +30,11 @@ _META_TAGS = {"step": "step", "epoch": "epoch", "commit": "commit", "dirty": "di
 _REQUIREMENTS = ("mlflow", "torch", "torchvision", "numpy", "safetensors", "pydantic", "PyYAML")  # to load and serve
 
 
+def default_sigma(config: configs.Config) -> float:
+    """The noise level that a request for a model stands for if it names none: 0 if its training had no noise."""
+    return SIGMA if config.degradation.has_noise else 0.0
+
+
 def upload(
     client: MlflowClient, bundle: Path, *, name: str, run_id: str | None, uri: str, example: np.ndarray | None
 ) -> tuple[str, str, dict[str, str]]:
@@ -118,7 +123,11 @@ def _save_model(bundle: Path, folder: Path, config: configs.Config, example: np.
 
     from pipelines.networks.models import build
 
-    params = {} if build(config.model).blind else {"params": ParamSchema([ParamSpec("sigma", "double", SIGMA)])}
+    params = (
+        {}
+        if build(config.model).blind
+        else {"params": ParamSchema([ParamSpec("sigma", "double", default_sigma(config))])}
+    )
     images = Schema([TensorSpec(np.dtype("float32"), (-1, 3, -1, -1))])
     ramp = np.broadcast_to(np.linspace(0, 1, 16, dtype=np.float32), (1, 3, 16, 16))
     mlflow.pyfunc.save_model(

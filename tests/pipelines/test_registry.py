@@ -25,6 +25,7 @@ from pipelines.recipes import recipe
 from pipelines.registry import Record, RegistryError, compare, lookup, models, promote, register
 from pipelines.served import Restorer, ServedError, _load_pyfunc
 from pipelines.tracking import store as stores
+from pipelines.tracking.bundle import default_sigma
 from pipelines.tracking.run import open_run
 from tests.helpers.mlflow_server import Server, free_port, stop, wait_for
 from tests.helpers.networks import stirred
@@ -310,6 +311,15 @@ def test_input_that_is_no_batch_of_images(noisy: object, message: str) -> None:
 def test_a_sigma_out_of_range() -> None:
     with pytest.raises(ServedError, match="sigma=300"):
         Restorer(stirred(FFDNet(width=8, depth=3))).predict(noisy_batch(), {"sigma": 300})
+
+
+def test_a_model_that_saw_no_noise_is_told_none() -> None:
+    jpeg, both = (Config().replace({"degrade.chain": chain}) for chain in ("jpeg:10..60", "jpeg:10..60+noise:0..25"))
+    assert [default_sigma(config) for config in (Config(), jpeg, both)] == [25, 0, 25]
+    model = stirred(FFDNet(width=8, depth=3))
+    told = Restorer(model).predict(noisy_batch(), {"sigma": 0})
+    np.testing.assert_array_equal(Restorer(model, sigma=0.0).predict(noisy_batch()), told)
+    assert not np.array_equal(Restorer(model).predict(noisy_batch()), told)
 
 
 def planted(first: Record, folder: Path, ran: Path) -> Path:

@@ -22,7 +22,12 @@ from pipelines.tracking import store
 
 LOSSES = {"loss.l1": "L1", "loss.d2sm": "D2SM"}
 _RATE = "steps_per_second"
-_SEEN_IN_TRAINING = ("data.", "noise.", "train.batch_size")  # keys that say which crops and noise a step sees
+_SEEN_IN_TRAINING = (
+    "data.",
+    "noise.",
+    "degrade.",
+    "train.batch_size",
+)  # keys that say which crops and noise a step sees
 _UNITS = (("seconds", 1), ("minutes", 60), ("hours", 3600))
 _Unit = tuple[str, int]  # of time, and its seconds
 _SEED_LINE = {"linewidth": 0.9, "alpha": 0.45}

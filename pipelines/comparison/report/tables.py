@@ -24,7 +24,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the table: a cell for each noise level and metric, and the paper's numbers for these, or ()."""
+    """A line of the table: a cell for each level and metric, and the paper's numbers for these, or ()."""
 
     name: str
     seeds: tuple[int, ...]
@@ -102,7 +102,7 @@ def number(value: float | None, metric: str) -> str:
 
 
 def bars(rows: Sequence[Row], level: str) -> dict[str, list[Bar]]:
-    """IoU at a noise level, by class: noisy, each row, clean; the classes that were measured, in their usual order."""
+    """IoU at a level, by class: noisy, each row, clean; the classes that were measured, in their usual order."""
     first = rows[0].runs[0].results
     versions: list[tuple[str, str, str, list[Mapping[str, float]]]] = [("noisy", "noisy", "", [first.noisy[level].iou])]
     for row, (name, look) in zip(rows, style.of_rows(short_names([row.config for row in rows])).items(), strict=True):

@@ -60,7 +60,7 @@ def test_runs_that_are_not_finished_are_refused(tmp_path: Path) -> None:
         (replace(results(), segmenter="espnet-scenes"), "segmenter: espnet-scenes"),
         (
             replace(results(), **{kind: {"25": getattr(results(), kind)["25"]} for kind in ("noisy", "restored")}),
-            "b: .*noise levels 25, .*a at 25, 35, 50",
+            "b: .*levels 25, .*a at 25, 35, 50",
         ),
         (replace(results(), weights="def"), "b: .*weights of the segmenter: def, there abc"),
         (replace(results(), weights=""), "b: .*seed 0 as .*a;"),  # of an earlier version, which did not name them
