@@ -156,6 +156,8 @@ class _Run:
         yield "tracking", self._attempts(self._tracking)
         if evaluates and self.config.tracking.register_as:
             yield "registry", self._attempts(self._registry)
+        if self.config.train.init:
+            yield "init", self._attempts(self._initial)
         yield "weights", self._attempts(self._objective)
         if evaluates:
             yield "segmenter", self._attempts(self._segmenter)
@@ -240,6 +242,15 @@ class _Run:
         tracking = self.config.tracking
         check_names(tracking.register_as, tracking.alias)
         yield f"registered as {tracking.register_as} after the evaluation"
+
+    def _initial(self) -> Iterator[Answer]:
+        from pipelines.training import initial
+
+        if RunFolder.of(self.config).refresh().latest() is not None:
+            yield "the run goes on from its checkpoint, so train.init is not read again"
+            return
+        found = initial.read(self.config)
+        yield f"{found.source} (weights {found.fingerprint}), {initial.ONLY}"
 
     def _objective(self) -> Iterator[Answer]:
         from pipelines.training.objective import check_objective

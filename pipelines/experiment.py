@@ -21,7 +21,7 @@ from pipelines.runtime.progress import stage
 from pipelines.text import redact
 from pipelines.tracking import location, store
 from pipelines.tracking.segmenter import evaluation_segmenter
-from pipelines.training import record, tracked
+from pipelines.training import initial, record, tracked
 
 
 @dataclass(frozen=True)
@@ -285,6 +285,8 @@ def resolved(config: Config, *, what: str) -> Config:
             changes[key] = [_absolute(each) for each in value]
         elif value:
             changes[key] = _absolute(value)
+    if config.train.init:
+        changes["train.init"] = initial.pinned(config)
     return config.replace(changes)
 
 

@@ -20,7 +20,7 @@ from pipelines.runs.trust import check_servers
 from pipelines.text import did_you_mean, listed
 from pipelines.tracking import bundle as bundles
 from pipelines.tracking import location, registered, store
-from pipelines.tracking.registered import Record, RegistryError, lookup, models
+from pipelines.tracking.registered import Record, RegistryError, lookup, model_folder, models
 
 if TYPE_CHECKING:
     from d2sm.models import Denoiser
@@ -61,32 +61,6 @@ def open_model(reference: str | Path, *, uri: str | None = None, device: str = "
         have = "cpu or cuda" if torch.cuda.is_available() else "cpu (torch finds no GPU)"
         raise RegistryError(f"device={device}: there is {have}")
     return load_model(model_folder(reference, uri=uri))[0].to(device)
-
-
-def model_folder(reference: str | Path, *, uri: str | None = None) -> Path:
-    """The folder with a model's files on this machine, for whatever names the model.
-
-    Args:
-        reference: the folder of a run (its newest checkpoint is meant) or of a checkpoint, the URI of either, or a
-            registered model: "models:/" followed by name@alias, name/3 or name (the newest version), or name@alias.
-        uri: of the store of registered models; None or empty: MLFLOW_TRACKING_URI, else runs/mlflow.db.
-
-    Raises:
-        RegistryError: nothing has this name, or the registered model cannot be had.
-        CheckpointError: the folder holds no complete checkpoint.
-        RemoteError: the URI cannot be read.
-    """
-    from pipelines.runs import checkpoint, storage
-
-    text = str(reference)
-    if storage.is_uri(text) or (not text.startswith("models:") and Path(text).exists()):
-        return checkpoint.resolve(text)
-    if text.startswith("models:") or re.fullmatch(r"[^/@:]+@[^/@:]+", text):
-        return lookup(text, uri=uri).path()
-    raise RegistryError(
-        f"model={reference}: no such folder; give the folder or URI of a run or of a checkpoint, or a registered model "
-        "such as models:/name@alias"
-    )
 
 
 def register(

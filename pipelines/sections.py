@@ -305,6 +305,12 @@ class Train(Section):
     seed: int = setting(
         0, "random seed of the initial weights, the order of images, crops and noise", effect="run", ge=0, lt=2**31
     )
+    init: str = setting(
+        "",
+        "start from the weights of a run (name, folder or URI), a registered model (models:/name@alias) or a file; the "
+        "weights alone: no optimizer state, no feature queues; read once, when the run begins; empty: random weights",
+        effect="results",
+    )
     epochs: int = setting(1, "passes over the training split; the schedule spans them", effect="results", ge=1)
     max_steps: int | None = setting(
         None, "stop after this many steps; the schedule still spans all epochs", effect="length", ge=1

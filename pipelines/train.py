@@ -18,7 +18,7 @@ from pipelines.runs.folder import RunFolder
 from pipelines.runtime import resources, session
 from pipelines.runtime.progress import Line
 from pipelines.text import show
-from pipelines.training import interrupt, launch
+from pipelines.training import initial, interrupt, launch
 from pipelines.training.finite import TrainingError
 from pipelines.training.messages import QueueReader, Skipped
 from pipelines.training.record import Recorder, Watch
@@ -89,6 +89,7 @@ def fit(
         session.start(cpus=resources.run_cpus(config), verbose=verbose)
         resources.check(config)
         folder.open(config, fingerprint)
+        initial.prepare(config, folder)
         try:
             with open_run(config, folder) as run:
                 return _train(config, folder, items, fingerprint, run, quiet, watch)
@@ -117,6 +118,8 @@ def _train(
     if start < steps:
         with Line(name, steps, start, quiet=quiet) as line:
             recorder = Recorder(config, run, line, folder, start=start, watch=watch)
+            if not start and not quiet and (started_from := initial.note(folder.read_info())):
+                line.say(f"{name}: starts from {started_from}, {initial.ONLY}")
             if start and not quiet:
                 line.say(f"{name}: resuming at step {start} of {steps}")
             if not quiet and (oversubscribed := resources.oversubscribed(config)):

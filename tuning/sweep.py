@@ -19,6 +19,7 @@ from pipelines.networks.features import check_patch_size
 from pipelines.runs.folder import runs_folder
 from pipelines.runs.names import check_name
 from pipelines.runs.results import metric_name
+from pipelines.training import initial
 from tuning import search, space
 from tuning.search import Scheduler, Search
 from tuning.space import Point, Space, SpaceError
@@ -110,6 +111,8 @@ class Reason:
             config = self.base.replace(point)
             splits.check_sizes(config, self.items)
             check_patch_size(config.loss)
+            if config.train.init and config.train.init != self.base.train.init:
+                initial.read(config)
         except ValueError as error:
             return str(error)
         return None
@@ -123,6 +126,10 @@ def resolved(sweep: Sweep) -> Sweep:
     """
     base = experiment.resolved(sweep.base, what="a sweep")
     check_name(sweep.name, "name")
+    domain = sweep.space.get("train.init")
+    if isinstance(domain, list):
+        pinned = [initial.pinned(sweep.base.replace({"train.init": value})) if value else "" for value in domain]
+        sweep = replace(sweep, space={**sweep.space, "train.init": pinned})
     return replace(sweep, base=base.replace({"train.name": "", "tracking.register_as": "", "tracking.parent": ""}))
 
 

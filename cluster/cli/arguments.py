@@ -110,6 +110,10 @@ def for_cluster(verb: Sequence[str]) -> tuple[list[str], list[Path]]:
             replaced = {str(given): name, f"--{option}={given}": f"--{option}={name}"}
             words = [replaced.get(word, word) for word in words]
             files.append(Path(given))
+    init = Path(config.train.init)
+    if config.train.init and init.is_file() and not init.is_absolute():
+        words = [word for word in words if not word.startswith("train.init=")] + [f"train.init={init.name}"]
+        files.append(init)
     return words, files
 
 
@@ -125,6 +129,13 @@ def _check_paths(config: Config) -> None:
                 f"{key}={value}: a relative path means nothing on a cluster; give a path that every node sees, "
                 f"such as {key}=/storage/{Path(value).name}"
             )
+    init = flat["train.init"]
+    is_path = init.startswith((".", "~")) or ("/" in init and not init.startswith(("/", "models:")))
+    if is_path and "://" not in init and not Path(init).is_file():
+        raise ConfigError(
+            f"train.init={init}: a relative path means nothing on a cluster, unless it is a file here, which is sent "
+            "along; give an absolute path that every node sees, or a registered model"
+        )
     uri = flat["tracking.uri"]
     if uri.startswith("sqlite") and not uri.partition(":///")[2].startswith("/"):
         raise ConfigError(

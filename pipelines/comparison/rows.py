@@ -40,6 +40,7 @@ class FinishedRun:
         commit: of the code that wrote the checkpoint; ends in "+" where the working tree had changes; "" without git.
         page: path of the run's page, behind the address of an MLflow server.
         trusted: whether a segmenter that its configuration names as module:callable may be imported.
+        init: what it started from, with the fingerprint of the weights; "": random weights.
     """
 
     folder: Path
@@ -50,6 +51,7 @@ class FinishedRun:
     run_id: str
     page: str
     trusted: bool = False
+    init: str = ""
 
     @property
     def name(self) -> str:
@@ -159,6 +161,7 @@ def read_run(folder: str | Path, *, trust: bool = False) -> FinishedRun:
         run_id=info.get("run_id", ""),
         page=info.get("page", ""),
         trusted=trust or is_made_here(run.path),
+        init=str(meta.get("init", "")),
     )
 
 
@@ -178,6 +181,11 @@ def read_rows(folders: Sequence[str | Path], *, trust: bool = False) -> list[Row
         row = found.setdefault(label(run.config), [])
         if twin := next((other for other in row if other.seed == run.seed), None):
             raise RunsError(f"{run.folder}: the same setting and seed {run.seed} as {twin.folder}; give one of them")
+        if row and row[0].init != run.init:
+            raise RunsError(
+                f"{run.folder}: started from {run.init or 'random weights'}, {row[0].folder} from "
+                f"{row[0].init or 'random weights'}, so they are no runs of one setting; compare them one by one"
+            )
         row.append(run)
     return [Row(name, tuple(sorted(row, key=lambda run: run.seed))) for name, row in found.items()]
 

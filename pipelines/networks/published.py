@@ -7,7 +7,7 @@ FFDNet that computes the same function: RGB in [0, 1], noise map sigma/255 behin
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from itertools import pairwise
 from pathlib import Path
 
@@ -44,16 +44,19 @@ class PublishedError(ValueError):
     """A file that holds weights of no network known here. One line, with the file's name."""
 
 
-def read(path: str | Path) -> tuple[dict[str, Tensor], str]:
+def read(path: str | Path, *, own: Collection[str] = ()) -> tuple[dict[str, Tensor], str]:
     """The weights of a file under the names of a backbone, and the form they came in, one of `FORMS`.
 
     A file in none of the published forms comes back as it is, with the form `OWN`.
+
+    Args:
+        own: names of the network that the weights are for; a file with just these is not converted.
 
     Raises:
         PublishedError: it cannot be read, is a published file of another network, or holds a number that is not finite.
     """
     try:
-        weights, form = _converted(path)
+        weights, form = _converted(path, own)
     except WeightsError as error:
         raise PublishedError(f"{path}: {one_line(error)}; {_REMEDY}") from None
     for name, tensor in weights.items():
@@ -96,13 +99,13 @@ def _candidates(shapes: Mapping[str, torch.Size]) -> list[Model]:
     return found
 
 
-def _converted(path: str | Path) -> tuple[dict[str, Tensor], str]:
+def _converted(path: str | Path, own: Collection[str]) -> tuple[dict[str, Tensor], str]:
     if Path(path).suffix == ".mat":
         return _from_matlab(read_matlab(path)), MATLAB
     state = {name: _float(name, tensor) for name, tensor in read_state_dict(path).items()}
     for pattern, form, convert in _CONVERTERS:
         found = {name: pattern.fullmatch(name) for name in state}
-        if state and all(found.values()):
+        if state and all(found.values()) and state.keys() != set(own):
             parts: dict[int, dict[str, Tensor]] = {}
             for name, match in sorted(found.items()):
                 assert match is not None

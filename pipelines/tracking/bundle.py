@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 SIGMA = 25.0  # noise level of a served request that names none
-_META_TAGS = {"step": "step", "epoch": "epoch", "commit": "commit", "dirty": "dirty", "data": "data_fingerprint"}
+_META_TAGS = {"step": "step", "epoch": "epoch", "commit": "commit", "dirty": "dirty", "data": "data_fingerprint",
+              "init": "init"}  # fmt: skip
 _REQUIREMENTS = ("mlflow", "torch", "torchvision", "numpy", "safetensors", "pydantic", "PyYAML")  # to load and serve
 
 

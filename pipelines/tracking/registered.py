@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines import parsing
 from pipelines.config import Config
+from pipelines.runs import checkpoint, storage
 from pipelines.runtime import files
 from pipelines.text import did_you_mean, listed, one_line, redact
 from pipelines.tracking import store
@@ -92,9 +93,7 @@ class Record:
 
     def load(self, device: str | torch.device = "cpu", cache: Path | None = None) -> Denoiser:
         """The network in eval mode on `device`. Raises as `path` does."""
-        from pipelines.runs.checkpoint import load_model
-
-        return load_model(self.path(cache))[0].to(device)
+        return checkpoint.load_model(self.path(cache))[0].to(device)
 
     def _digest(self, tag: str) -> str:
         """A checksum among the tags. It becomes the name of a folder that may be removed, so nothing else is taken."""
@@ -176,6 +175,35 @@ def lookup(reference: str, *, uri: str | None = None) -> Record:
             have = listed(map(str, versions)) or "none yet"
             raise RegistryError(f"{name}/{wanted}: no such version; {name} has {have}")
         return record_of(client.get_model_version(name, str(wanted)), uri)
+
+
+def is_reference(text: str) -> bool:
+    """Whether this names a registered model, whatever lies on the disk: "models:/..." or "name@alias"."""
+    return text.startswith("models:") or re.fullmatch(r"[^/@:]+@[^/@:]+", text) is not None
+
+
+def model_folder(reference: str | Path, *, uri: str | None = None) -> Path:
+    """The folder with a model's files on this machine, for whatever names the model.
+
+    Args:
+        reference: the folder of a run (its newest checkpoint is meant) or of a checkpoint, the URI of either, or a
+            registered model: "models:/" followed by name@alias, name/3 or name (the newest version), or name@alias.
+        uri: of the store of registered models; None or empty: MLFLOW_TRACKING_URI, else runs/mlflow.db.
+
+    Raises:
+        RegistryError: nothing has this name, or the registered model cannot be had.
+        CheckpointError: the folder holds no complete checkpoint.
+        RemoteError: the URI cannot be read.
+    """
+    text = str(reference)
+    if storage.is_uri(text) or (not text.startswith("models:") and Path(text).exists()):
+        return checkpoint.resolve(text)
+    if is_reference(text):
+        return lookup(text, uri=uri).path()
+    raise RegistryError(
+        f"model={reference}: no such folder; give the folder or URI of a run or of a checkpoint, or a registered model "
+        "such as models:/name@alias"
+    )
 
 
 def models(uri: str) -> list[Record]:

@@ -22,7 +22,7 @@ from pipelines.runs.folder import RunFolder
 from pipelines.runtime import files, leaving, resources, session
 from pipelines.text import one_line
 from pipelines.tracking.segmenter import segmenter_store
-from pipelines.training import interrupt
+from pipelines.training import initial, interrupt
 from pipelines.training.finite import TrainingError
 from pipelines.training.loop import train_loop
 from pipelines.training.messages import WorkersLost, WorkerTask
@@ -69,6 +69,7 @@ def run(
             "commit": commit,
             "dirty": dirty,
             "steps": steps,
+            **({"init": started_from} if (started_from := initial.note(folder.read_info())) else {}),
         },
         messages=messages,
         store_uri=segmenter_store(config),

@@ -20,6 +20,7 @@ from pipelines.runs import checkpoint
 from pipelines.runs.writer import CheckpointWriter
 from pipelines.runtime import files
 from pipelines.training.finite import TrainingError
+from pipelines.training.initial import load as load_initial
 from pipelines.training.interrupt import StopRequest
 from pipelines.training.log import Log
 from pipelines.training.messages import WorkerTask
@@ -47,8 +48,9 @@ def train(task: WorkerTask) -> None:
     rank, workers = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(config.train.threads)
     rows = begin_stream()
-    state = TrainState(config, task.steps_per_epoch, store_uri=task.store_uri)
     last = task.folder.refresh().latest()
+    initial = None if last else load_initial(config, task.folder)
+    state = TrainState(config, task.steps_per_epoch, store_uri=task.store_uri, initial=initial)
     step = state.restore(last) if last else 0
     log = Log(task.messages, step, rank)
     log.start(workers)

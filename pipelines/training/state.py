@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class TrainState:
         config: the run.
         steps_per_epoch: for the learning rate schedule.
         store_uri: see `Objective`.
+        initial: weights that the network starts from (`train.init`); None: random ones of the seed.
         device: where it trains, by itself; None: on the device of this Ray Train worker, beside the other workers.
 
     Attributes:
@@ -47,7 +48,13 @@ class TrainState:
     """
 
     def __init__(
-        self, config: Config, steps_per_epoch: int, *, store_uri: str = "", device: torch.device | None = None
+        self,
+        config: Config,
+        steps_per_epoch: int,
+        *,
+        store_uri: str = "",
+        initial: Mapping[str, Tensor] | None = None,
+        device: torch.device | None = None,
     ) -> None:
         train = config.train
         self.config, self.steps_per_epoch = config, steps_per_epoch
@@ -55,6 +62,8 @@ class TrainState:
         self.load = Loader(config, self.device)
         torch.manual_seed(train.seed)
         self.network = build(config.model).to(self.device).to(memory_format=torch.channels_last)
+        if initial is not None:  # before the EMA, which starts as a copy
+            checkpoint.fill(self.network, initial, Path(train.init))
         if train.recompute:
             checkpoint_activations(self.network)
         self.ema = EMA(self.network, train.ema) if train.ema else None

@@ -6,6 +6,7 @@ from pipelines import tracking
 from pipelines.config import Config
 from pipelines.runs.folder import RunFolder
 from pipelines.tracking import location
+from pipelines.training import initial
 
 
 def open_run(config: Config, folder: RunFolder, *, uri: str | None = None) -> tracking.Run:
@@ -18,6 +19,8 @@ def open_run(config: Config, folder: RunFolder, *, uri: str | None = None) -> tr
     tags = {"d2sm.recipe": config.recipe, "d2sm.folder": folder.place}
     if "fingerprint" in known:
         tags["d2sm.data"] = str(known["fingerprint"])
+    if started_from := initial.note(known):
+        tags["d2sm.init"] = started_from
     if config.tracking.parent:
         tags["mlflow.parentRunId"] = config.tracking.parent
     run = tracking.open_run(config, run_dir=folder.path, tags=tags, run_id=known.get("run_id"), uri=uri)
