@@ -230,7 +230,8 @@ def to_tensors(batch: WorkerBatch, device: torch.device, chain: Chain) -> tuple[
     import torch
 
     levels = torch.from_numpy(batch["levels"].copy())  # on the CPU, where most steps need their numbers
-    return clean, chain.degraded(clean, levels=levels, seeds=seeds), sigma
+    degraded = chain.degraded(clean, levels=levels, seeds=seeds)
+    return clean, degraded.contiguous(memory_format=torch.channels_last), sigma
 
 
 def labels(batch: WorkerBatch, device: torch.device) -> Tensor | None:

@@ -170,3 +170,20 @@ def test_tiny_images_are_degraded_too(name: str) -> None:
     for size in ((1, 1), (2, 7)):
         found = DEGRADATIONS[name].load()(torch.rand(2, 3, *size), level=torch.tensor([4.0, 8.0]), seeds=[1, 2])
         assert found.shape == (2, 3, *size) and found.isfinite().all()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", DEGRADATIONS)
+def test_a_gpu_degrades_as_the_cpu_does(name: str) -> None:
+    """To the rounding of the arithmetic; noise has another generator there, and the same spread."""
+    clean, level, seeds = image(side=4).expand(2, -1, -1, -1), torch.tensor([4.0, 9.0]), [1, 2]
+    degrade = DEGRADATIONS[name].load()
+    there = degrade(clean.cuda(), level=level, seeds=seeds)
+    here = degrade(clean, level=level, seeds=seeds)
+    assert there.device.type == "cuda" and torch.equal(degrade(clean.cuda(), level=level.cuda(), seeds=seeds), there)
+    if name in ("noise", "noise_clip", "poisson"):
+        spreads = [(noisy.cpu() - clean).std((1, 2, 3)) for noisy in (there, here)]
+        torch.testing.assert_close(*spreads, rtol=0.05, atol=0)
+    else:
+        torch.testing.assert_close(there.cpu(), here, rtol=0, atol=2e-5)

@@ -104,6 +104,7 @@ def test_every_degradation_is_the_same_for_any_share(scenes_root: Path, items: p
     assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(one, two, four, strict=True))
     clean, noisy, sigma = one
     assert noisy.shape == clean.shape == (8, 3, 64, 64) and not torch.equal(noisy, clean)
+    assert all(image.is_contiguous(memory_format=torch.channels_last) for image in (clean, noisy))
     assert len(set(sigma.tolist())) == 8 and sigma.max() < 54  # of two steps of noise
     assert torch.equal(clean, degraded(1, "")[0])  # the crops themselves stay where they are
     for known, alone in zip(degraded(1, ""), degraded(2, "noise:0..75"), strict=True):
