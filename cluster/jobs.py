@@ -208,7 +208,12 @@ def submit(
     dashboard.check(address)
     entrypoint = ["python", "-m", "cluster.job_entrypoint", *([] if preflight else ["--no-preflight"]), "--", *verb]
     client = dashboard.client(address)
-    with working_directory([*include, *files]) as folder, dashboard.plain_errors(address):
+    given = {Path(each).resolve() for each in include}
+    carried = [*include, *(file for file in files if file.resolve() not in given)]
+    with (
+        working_directory(carried) as folder,
+        dashboard.plain_errors(address),
+    ):
         environment: dict[str, Any] = {"working_dir": str(folder), "env_vars": _STOP | variables}
         if install:
             environment["pip"] = {"packages": _pins(), "pip_check": False}

@@ -16,10 +16,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster import verdicts
 from cluster.probe import OURS, Ask, Seen, look
-from pipelines.callables import is_imported
 from pipelines.check import Check, NotReady, check
 from pipelines.config import WEIGHTS, Config
 from pipelines.runs import storage as remote
+from pipelines.runs.trust import named_code
 from pipelines.runtime import resources, session
 from pipelines.runtime.progress import stage
 from pipelines.text import one_line, show
@@ -169,8 +169,7 @@ def _weights(config: Config) -> tuple[tuple[str, ...], tuple[str, ...], str]:
             from d2sm.features import installed_weights
 
             files.append(str(installed_weights(network)))
-    judges = [segmenter for segmenter, _ in config.evaluate.judges.values()]
-    modules += [segmenter.partition(":")[0] for segmenter in judges if is_imported(segmenter)]
+    modules += [name.partition(":")[0] for _, name in named_code(config)]
     return tuple(file for file in files if file != "random"), tuple(modules), trouble
 
 

@@ -151,6 +151,7 @@ class _Run:
         if evaluates:
             yield "evaluation", self._attempts(self._evaluation)
         yield "degrade", self._attempts(self._degradation)
+        yield "model", self._attempts(self._model)
         yield "run", self._attempts(self._folder)
         yield "storage", self._attempts(self._storage)
         yield "tracking", self._attempts(self._tracking)
@@ -207,6 +208,13 @@ class _Run:
         degradation.check(self.config)
         what = "photographed pairs" if self.config.data.layout == "pairs" else self.config.degradation
         yield f"{what}; measured at {', '.join(map(level_title, self.config.level_names))}"
+
+    def _model(self) -> Iterator[Answer]:
+        from pipelines.networks.models import check
+
+        network = check(self.config)
+        about = "" if network is None else f": {network.label}, {'blind' if network.blind else 'told sigma'}"
+        yield f"{self.config.model.title}{about}"
 
     def _folder(self) -> Iterator[Answer]:
         folder = RunFolder.of(self.config)

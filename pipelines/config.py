@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self, cast, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError, model_validator
@@ -75,7 +75,7 @@ class Config(Section):
         self._check_degradation()
         for name, weight in self.loss.terms.items():
             key = f"loss.{TERMS[name].weight_key}"
-            if TERMS[name].uses_estimate and not BACKBONES[self.model.name].estimates_noise:
+            if TERMS[name].uses_estimate and not self.model.estimates_noise:
                 others = " or ".join(backbone.name for backbone in BACKBONES.values() if backbone.estimates_noise)
                 raise ValueError(
                     f"{key}={weight:g}: model.name={self.model.name} estimates no noise; set it to 0, or "
@@ -158,10 +158,14 @@ class Config(Section):
     def replace(self, changes: Mapping[str, Any]) -> Config:
         """A new configuration with some dotted keys changed, validated as a whole.
 
+        The other keys of the model section belong to the backbone: with another `model.name` they begin at defaults.
+
         Raises:
             ConfigError: an unknown key, or a value that is not allowed.
         """
         tree = self.model_dump()
+        if changes.get("model.name", self.model.name) != self.model.name:
+            tree["model"] = Model().model_dump()
         for key, value in changes.items():
             check_key(key)
             *sections, name = key.split(".")
@@ -273,7 +277,7 @@ def _parsed(override: str) -> tuple[str, Any]:
     if not sign:
         raise ConfigError(f"{override}: an override is written key=value, such as train.epochs=2")
     check_key(key)
-    is_text = keys()[key].annotation is str or not text
+    is_text = (key in keys() and keys()[key].annotation is str) or not text
     remedy = "put it in quotes, or correct it"
     return key, text if is_text else parsing.parse_yaml(text, source=override, error=ConfigError, remedy=remedy)
 
@@ -295,14 +299,29 @@ def keys_with_code() -> tuple[str, ...]:
     return tuple(key for key, field in keys().items() if cast(dict[str, Any], field.json_schema_extra)["code"])
 
 
+@cache
+def open_keys() -> tuple[str, ...]:
+    """The dotted keys whose value is a mapping, so that its entries are keys too: model.options.width."""
+    return tuple(key for key, field in keys().items() if get_origin(field.annotation) is dict)
+
+
+def owner(key: str) -> str:
+    """The key of `keys()` that a dotted key is, or is an entry of.
+
+    Raises:
+        ConfigError: there is no such key.
+    """
+    check_key(key)
+    return next((each for each in open_keys() if key.startswith(f"{each}.")), key)
+
+
 def effect(key: str) -> Effect:
     """What another value of a dotted key changes.
 
     Raises:
         ConfigError: there is no such key.
     """
-    check_key(key)
-    about = keys()[key].json_schema_extra
+    about = keys()[owner(key)].json_schema_extra
     assert isinstance(about, dict), key  # made by `setting`
     return cast(Effect, about["effect"])
 
@@ -314,7 +333,7 @@ def check_key(key: str) -> None:
         ConfigError: it does not; names the nearest one.
     """
     known = keys()
-    if key in known:
+    if key in known or any(key.startswith(f"{each}.") and key[len(each) + 1 :].isidentifier() for each in open_keys()):
         return
     if key in _FORMER:
         raise ConfigError(f"{key}: no such key any more; {_FORMER[key][1]} says what degrades")
@@ -335,7 +354,7 @@ def _fields(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldI
 
 def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and f"{prefix}{key}" not in open_keys():
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
@@ -359,7 +378,7 @@ def _problems(error: ValidationError) -> list[str]:
     return list(found.values())
 
 
-WEIGHTS = tuple(key for key in keys_with("place") if key.endswith(("_weights", "_heads")))  # name a file of weights
+WEIGHTS = tuple(key for key in keys_with("place") if key.endswith(("weights", "_heads")))  # name a file of weights
 # The changes that leave out all segmenters of an evaluation.
 NO_JUDGES: Mapping[str, Any] = {
     "evaluate.segmenter": None, "evaluate.segmenters": [], "evaluate.segmenters_weights": []

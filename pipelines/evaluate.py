@@ -186,8 +186,8 @@ def evaluate(
         model: what names a model, see `registry.model_folder`.
         config: data, evaluate and tracking sections to use; None: those the model was trained with.
         subject: what `check` gave for this configuration; None: it is checked here.
-        trust: import a segmenter that the model's own configuration names as module:callable, even if this user did
-            not train the model here.
+        trust: import a segmenter or a backbone that the model's own configuration names as module:callable, even if
+            this user did not train the model here.
         quiet: no progress line.
         verbose: show Ray's own log.
 
@@ -196,7 +196,8 @@ def evaluate(
             each.
     """
     folder = registry.model_folder(model, uri=config.tracking.uri if config else None)
-    network, trained_with = checkpoint.load_model(folder)  # here: an actor's node may not see the folder
+    named = config.model.name if config else ""
+    network, trained_with = checkpoint.load_model(folder, trust=trust, named=named)  # an actor's node may not see it
     if config is None:
         config = trained_with
         check_config(config, folder, given=None, trust=trust, how="trust=True")

@@ -42,16 +42,18 @@ __all__ = [
 _COMPARABLE = ("evaluated_on", "convention")  # tags that must agree before two numbers may be compared
 
 
-def open_model(reference: str | Path, *, uri: str | None = None, device: str = "cpu") -> Denoiser:
+def open_model(reference: str | Path, *, uri: str | None = None, device: str = "cpu", trust: bool = False) -> Denoiser:
     """The network of a run, a checkpoint or a registered model, in eval mode.
 
     Args:
         reference: see `model_folder`.
         uri: see `model_folder`.
         device: "cpu" or "cuda".
+        trust: import a backbone that the model names as module:callable, even if this user did not train it here.
 
     Raises:
-        RegistryError, CheckpointError, RemoteError: there is no such model or device, or it cannot be read. One line.
+        RegistryError, CheckpointError, RemoteError, TrustError: there is no such model or device, or it
+            cannot be read. One line.
     """
     import torch
 
@@ -60,7 +62,7 @@ def open_model(reference: str | Path, *, uri: str | None = None, device: str = "
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         have = "cpu or cuda" if torch.cuda.is_available() else "cpu (torch finds no GPU)"
         raise RegistryError(f"device={device}: there is {have}")
-    return load_model(model_folder(reference, uri=uri))[0].to(device)
+    return load_model(model_folder(reference, uri=uri), trust=trust)[0].to(device)
 
 
 def register(

@@ -7,7 +7,10 @@ key is classified once, here.
 
 from __future__ import annotations
 
+import json
+import math
 import re
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, create_model, field_validator, model_validator
@@ -17,11 +20,8 @@ from d2sm.degradations import DEGRADATIONS
 from d2sm.models import BACKBONES
 from d2sm.objectives import TERMS
 from pipelines import secrets
-
-if TYPE_CHECKING:
-    BackboneName = str
-else:
-    BackboneName = Literal[tuple(BACKBONES)]
+from pipelines.callables import is_imported
+from pipelines.text import did_you_mean, listed
 
 Effect = Literal["results", "length", "run", "evaluation", "speed", "place", "record"]
 """What another value of a key changes:
@@ -40,6 +40,7 @@ LARGEST = 2**31 - 1
 # What takes memory or threads by a number alone: a configuration of somebody else's may say any.
 WIDEST, DEEPEST, LARGEST_CROP, MOST_SAMPLES, MOST_IMAGES, MOST_THREADS = 8192, 1000, 2**14, 2**24, 2**16, 1024
 _NULL = ("none", "null")
+SPANDREL = "spandrel"  # as model.name: one of the networks that this package knows
 
 
 def setting(
@@ -90,11 +91,28 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_secret(cls, value: Any, info: ValidationInfo) -> Any:
-        section = "" if cls.__name__ == "Config" else f"{cls.__name__.lower()}."
-        for text in value if isinstance(value, (list, tuple)) else [value]:
+        whole = cls.__name__ == "Config"  # its sections check their own values
+        section = "" if whole else f"{cls.__name__.lower()}."
+        for text in [value] if whole else plain_values(value):
             if line := secrets.problem(text, asked_by=f"{section}{info.field_name}"):
                 raise ValueError(line)
         return value
+
+
+def plain_values(value: Any) -> Iterator[Any]:
+    """What a value holds at any depth: the values of lists and mappings, and the names of mappings."""
+    if isinstance(value, Mapping):
+        yield from value
+        value = list(value.values())
+    if not isinstance(value, (list, tuple)):
+        yield value
+        return
+    for part in value:
+        yield from plain_values(part)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
 
 
 class Data(Section):
@@ -177,22 +195,86 @@ def _parsed(key: str, text: str) -> Chain:
 class Model(Section):
     """The restoration network."""
 
-    name: BackboneName = setting(
+    name: str = setting(
         "ffdnet",
-        "backbone: " + ", ".join(f"{backbone.name} ({backbone.summary})" for backbone in BACKBONES.values()),
+        "backbone: "
+        + ", ".join(f"{backbone.name} ({backbone.summary})" for backbone in BACKBONES.values())
+        + f", {SPANDREL} (what model.weights holds), or module:callable (your own network)",
         effect="results",
+        code=True,
     )
     width: int = setting(96, "channels of the hidden layers (ffdnet only)", effect="results", ge=4, le=WIDEST)
     depth: int = setting(12, "number of convolutions (ffdnet only)", effect="results", ge=3, le=DEEPEST)
+    options: dict[str, Any] = setting(
+        {},
+        "keyword arguments of model.name=module:callable: model.options.width=32, or model.options={width: 32}",
+        effect="results",
+    )
+    weights: str | None = setting(
+        None, f"file of the weights that model.name={SPANDREL} makes its network of", effect="place"
+    )
+
+    def __hash__(self) -> int:  # configurations are keys of caches, and a mapping has no hash of its own
+        return hash(json.dumps(self.model_dump(), sort_keys=True))
+
+    @property
+    def estimates_noise(self) -> bool:
+        """Whether the network also gives an estimate of the noise."""
+        return self.name in BACKBONES and BACKBONES[self.name].estimates_noise
+
+    @property
+    def title(self) -> str:
+        """The name, and what makes this network out of all of that name: "ffdnet width=96 depth=12"."""
+        if self.name in BACKBONES:
+            options = {option: getattr(self, option) for option in BACKBONES[self.name].options}
+        else:
+            options = self.options
+        return " ".join([self.name, *(f"{option}={value}" for option, value in options.items())])
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name in BACKBONES or name == SPANDREL or is_imported(name):
+            return name
+        known = [*BACKBONES, SPANDREL]
+        hint = did_you_mean(name, known)
+        raise ValueError(f"model.name={name}: give {', '.join(known)}, or module:callable{hint}")
+
+    @field_validator("options")
+    @classmethod
+    def _plain(cls, options: dict[str, Any]) -> dict[str, Any]:
+        for option, value in options.items():
+            if not option.isidentifier():
+                raise ValueError(f"model.options.{option}={value!r}: is no name of an argument; give one such as width")
+            for part in plain_values(value):
+                if not (part is None or isinstance(part, (str, bool, int)) or _is_finite(part)):
+                    raise ValueError(
+                        f"model.options.{option}={part!r}: is a {type(part).__name__}; give text, numbers, true, "
+                        "false, null, or lists and mappings of them"
+                    )
+        return options
 
     @model_validator(mode="after")
     def _options(self) -> Self:
-        for name in set(type(self).model_fields) - {"name", *BACKBONES[self.name].options}:
+        foreign = self.name not in BACKBONES
+        own = () if foreign else BACKBONES[self.name].options
+        for name in {option for backbone in BACKBONES.values() for option in backbone.options} - {*own}:
             value, default = getattr(self, name), type(self).model_fields[name].default
             if value != default:
+                instead = f", or give model.options.{name}" if is_imported(self.name) else ""
                 raise ValueError(
-                    f"model.{name}={value}: model.name={self.name} has no such option; leave it at {default}"
+                    f"model.{name}={value}: model.name={self.name} has no such option; leave it at {default}{instead}"
                 )
+        if self.options and not is_imported(self.name):
+            raise ValueError(
+                f"model.options={self.options}: are for model.name=module:callable; model.name={self.name} has "
+                + (listed(f"model.{option}" for option in own) or "no options")
+            )
+        if self.weights and self.name != SPANDREL:
+            raise ValueError(
+                f"model.weights={self.weights}: is for model.name={SPANDREL}; model.name={self.name} starts from "
+                "weights by train.init"
+            )
         return self
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from d2sm.inference import restore
+from pipelines.inference.tiling import has_tiles, smallest_tile
 from pipelines.runs.checkpoint import load_model
 from pipelines.tracking.bundle import SIGMA, default_sigma
 from pipelines.tracking.registered import RegistryError, changed_file
@@ -55,7 +56,8 @@ class Restorer:
         sigma = float((params or {}).get("sigma", self.sigma))
         if not 0 <= sigma <= 255:
             raise ServedError(f"sigma={sigma:g}: a noise level from 0 to 255")
-        tile = _TILE if max(noisy.shape[2:]) > _LARGEST_WHOLE else None
+        in_tiles = max(noisy.shape[2:]) > _LARGEST_WHOLE and has_tiles(self.model)
+        tile = max(_TILE, smallest_tile(self.model)) if in_tiles else None
         restored = restore(self.model, torch.from_numpy(np.ascontiguousarray(noisy)), sigma, tile=tile)
         return restored.clamp(0.0, 1.0).cpu().numpy()
 
@@ -70,7 +72,7 @@ def _load_pyfunc(path: str) -> Restorer:
     folder = Path(path)
     if changed := changed_file(folder):
         raise RegistryError(f"{folder}: {changed} is missing or damaged (sha256); download the model again")
-    model, config = load_model(folder)
+    model, config = load_model(folder, trust=True)  # MLflow's loader runs whatever module the files name
     return Restorer(model, default_sigma(config))
 
 

@@ -22,6 +22,14 @@ ROOMS = (
 CONFIG = ("config", "sections", "recipes", "secrets", "text", "parsing", "callables")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
+SHARED = (
+    ".",
+    "helpers",
+    "foreign",
+    "benchmarks",
+    "fixtures",
+    "gpu",
+)  # folders of tests/ that stand for none of the code
 HEAVY = {"ray", "mlflow", "pandas", "pydantic", "skimage", "timm"}
 
 
@@ -139,9 +147,7 @@ def test_no_test_imports_another(path: Path) -> None:
 def test_tests_mirror_the_code() -> None:
     """A folder of tests stands for a folder of the code; what is shared by tests is in helpers/."""
     folders = {path.parent.relative_to(ROOT / "tests").as_posix() for path in TESTS}
-    own = {
-        folder for folder in folders if folder.split("/")[0] not in (".", "helpers", "benchmarks", "fixtures", "gpu")
-    }
+    own = {folder for folder in folders if folder.split("/")[0] not in SHARED}
     assert not {folder for folder in own if not (ROOT / folder).is_dir()}
 
 

@@ -153,6 +153,8 @@ def check(space: Space, base: Config) -> None:
 
 
 def _check_value(key: str, value: Any) -> None:
+    if configs.owner(key) != key:  # an entry of a mapping, such as model.options.width, may be anything
+        return
     field = configs.keys()[key]
     try:
         checked: Any = Annotated[field.annotation, field]

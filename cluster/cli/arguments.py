@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.cli.parser import parser
+from cluster.working_dir import CODE
 
 if TYPE_CHECKING:
     from pipelines.config import Config
@@ -114,7 +115,21 @@ def for_cluster(verb: Sequence[str]) -> tuple[list[str], list[Path]]:
     if config.train.init and init.is_file() and not init.is_absolute():
         words = [word for word in words if not word.startswith("train.init=")] + [f"train.init={init.name}"]
         files.append(init)
+    files += [file for each in _configurations(args, config) for file in _code(each) if file not in files]
     return words, files
+
+
+def _configurations(args: argparse.Namespace, config: Config) -> list[Config]:
+    return table_rows(args) if getattr(args, "rows", None) else [config]
+
+
+def _code(config: Config) -> list[Path]:
+    """The files and packages of the user's own that a configuration names code in; they are sent with the job."""
+    from pipelines.callables import own_source
+    from pipelines.runs.trust import named_code
+
+    found = [own_source(name) for _, name in named_code(config)]
+    return [path for path in dict.fromkeys(found) if path is not None and path.name not in CODE]
 
 
 def _check_paths(config: Config) -> None:

@@ -1,6 +1,7 @@
 """The networks, one paper a file, and the list of the backbones.
 
-A new backbone is one file here, with a subclass of `Denoiser`, and one entry in `BACKBONES`. Importing this module
+A new backbone is one file here, with a subclass of `Denoiser`, and one entry in `BACKBONES`; a network of somebody
+else's becomes a `Denoiser` in `WrappedNetwork`. Importing this module
 loads no torch: a class is imported when it is first used.
 """
 
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
     from d2sm.models.espnet import ESPNet
     from d2sm.models.ffdnet import FFDNet
     from d2sm.models.sadnet import SADNet
+    from d2sm.models.wrapped import WrappedNetwork
 
-__all__ = ["BACKBONES", "Backbone", "CBDNet", "Denoiser", "ESPNet", "FFDNet", "SADNet"]
+__all__ = ["BACKBONES", "Backbone", "CBDNet", "Denoiser", "ESPNet", "FFDNet", "SADNet", "WrappedNetwork"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ BACKBONES: dict[str, Backbone] = {
 _EXPORTS = {
     "Denoiser": "d2sm.models.base:Denoiser",
     "ESPNet": "d2sm.models.espnet:ESPNet",
+    "WrappedNetwork": "d2sm.models.wrapped:WrappedNetwork",
     **{backbone.target.partition(":")[2]: backbone.target for backbone in BACKBONES.values()},
 }
 

@@ -32,6 +32,11 @@ class Denoiser(nn.Module):
     receptive_field: int
     bytes_per_pixel: int
 
+    @property
+    def label(self) -> str:
+        """The network's name for people."""
+        return type(self).__name__
+
     def forward(self, noisy: Tensor, sigma: float | Tensor | None = None) -> Tensor:
         """Restore a batch.
 
@@ -47,7 +52,7 @@ class Denoiser(nn.Module):
             ValueError: `noisy` or `sigma` of another shape, or no sigma where one is needed.
         """
         padded = self.pad(noisy)
-        levels = None if self.blind else noise_levels(sigma, noisy, type(self).__name__)
+        levels = None if self.blind else noise_levels(sigma, noisy, self.label)
         return self.crop(self.restore_padded(padded, levels), noisy)
 
     def restore_padded(self, noisy: Tensor, sigma: Tensor | None) -> Tensor:
@@ -61,7 +66,7 @@ class Denoiser(nn.Module):
             ValueError: the shape is not (B, 3, H, W).
         """
         if noisy.dim() != 4 or noisy.shape[1] != 3:
-            raise ValueError(f"{type(self).__name__}: noisy has shape {tuple(noisy.shape)}: needs (B, 3, H, W)")
+            raise ValueError(f"{self.label}: noisy has shape {tuple(noisy.shape)}: needs (B, 3, H, W)")
         height, width = noisy.shape[-2:]
         return F.pad(noisy, (0, -width % self.stride, 0, -height % self.stride), mode="replicate")
 

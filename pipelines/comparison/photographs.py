@@ -61,7 +61,10 @@ def compared_photographs(
         raise RunsError("no runs given; give the folders of finished runs")
     config = rows[0].config
     names = short_names([row.config for row in rows])
-    models = {name: checkpoint.load_model(row.runs[0].checkpoint)[0] for name, row in zip(names, rows, strict=True)}
+    models = {
+        name: checkpoint.load_model(row.runs[0].checkpoint, trust=row.runs[0].trusted)[0]
+        for name, row in zip(names, rows, strict=True)
+    }
     if segmented:
         check_config(config, rows[0].runs[0].folder, given=None, trust=rows[0].runs[0].trusted)
     segmenter = evaluation_segmenter(config) if segmented else None

@@ -36,7 +36,7 @@ def draw(bundle: Path, config: Config, folder: Path, segmenter: nn.Module | None
     Returns:
         The files written, such as NAME_sigma35.png (see `level_key`).
     """
-    model = checkpoint.load_model(bundle)[0]
+    model = checkpoint.load_model(bundle, named=config.model.name)[0]
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     items = evaluation_images(config)
@@ -50,7 +50,7 @@ def draw(bundle: Path, config: Config, folder: Path, segmenter: nn.Module | None
         degraded = "noisy" if is_noise(level) else "degraded"
         images = {
             f"{degraded}, {level_title(level)}, {_psnr(noisy, sample.clean)}": noisy,
-            f"restored by {type(model).__name__}, {_psnr(restored, sample.clean)}": restored,
+            f"restored by {model.label}, {_psnr(restored, sample.clean)}": restored,
             "clean": sample.clean,
         }
         write_png(path, labelled(grid(list(images.values()), segmenter), list(images)))

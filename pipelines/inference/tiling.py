@@ -49,17 +49,35 @@ def tile_for_size(
     """`tile_for`, by the height and width of the images."""
     if asked is None:
         return None
+    if asked != "auto" and not has_tiles(model):
+        return None
     if asked != "auto":
         if asked < 1:
             raise ValueError(f"tile={asked}: needs a side in pixels, 0 for whole images, or auto")
         return max(asked, smallest_tile(model))
     needs = getattr(model, "bytes_per_pixel", None)
     if needs is None:
-        return UNSTATED
+        return max(UNSTATED, smallest_tile(model)) if has_tiles(model) else None
     free = int(SHARE * free_bytes(next(model.parameters()).device)) // sharing
+    if images * size[0] * size[1] * needs <= free or not has_tiles(model):
+        return None
     reach, stride = model.receptive_field, model.stride
     assert isinstance(reach, int) and isinstance(stride, int)
     return largest_tile(*size, free=free, bytes_per_pixel=needs, halo=reach, stride=stride, images=images)
+
+
+def has_tiles(model: nn.Module) -> bool:
+    """Whether a model can be restored in tiles: its receptive field is known. To measure it may take seconds."""
+    return isinstance(getattr(model, "receptive_field", None), int)
+
+
+def without_tiles(model: nn.Module) -> str:
+    """The line that says why a model restores images whole."""
+    label = getattr(model, "label", type(model).__name__)
+    return (
+        f"restored whole, without tiles: the receptive field of {label} is not known; if it has one, state it in the "
+        "network's attribute receptive_field, in pixels"
+    )
 
 
 def smallest_tile(model: nn.Module) -> int:

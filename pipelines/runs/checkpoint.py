@@ -20,6 +20,7 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from typing_extensions import TypedDict
 
-from d2sm.models import Denoiser
+from d2sm.models import BACKBONES, Denoiser
 from d2sm.weights import WeightsError, read_plain, read_safetensors
 from pipelines import config as configs
 from pipelines import parsing
 from pipelines.config import Config
-from pipelines.networks.models import build
+from pipelines.networks.models import ModelError, build
 from pipelines.runs import integrity, names, storage
 from pipelines.runs.best import Best
+from pipelines.runs.trust import check_backbone
 from pipelines.runtime import files
 from pipelines.text import more, one_line, printable
 
@@ -118,7 +120,9 @@ def write_bundle(folder: Path, *, weights: Mapping[str, Tensor], config: Config,
 
 def save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
     """Write weights as safetensors. Raises SafetensorError, OSError."""
-    save_file({name: tensor.detach().contiguous().cpu() for name, tensor in weights.items()}, path)
+    # Copies, because safetensors holds no tensor under two names, as tied weights have.
+    copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in weights.items()}
+    save_file(copies, path)
 
 
 def meta(folder: Path) -> dict[str, Any]:
@@ -260,31 +264,45 @@ def resolve(path: str | Path) -> Path:
     return found
 
 
-def load_model(folder: Path) -> tuple[Denoiser, Config]:
+def load_model(folder: Path, *, trust: bool = False, named: str = "") -> tuple[Denoiser, Config]:
     """The model of a checkpoint or bundle, in eval mode on the CPU, and its configuration.
 
     Its weights are in channels_last order, in which the CPU's convolutions need no copies in between; restored pixels
     differ from those in the default order by float32 rounding.
 
+    Args:
+        trust: import a backbone that its configuration names as module:callable, even if this user did not train the
+            model here.
+        named: see `trust.check_backbone`.
+
     Raises:
-        CheckpointError: files are missing or damaged, or the weights are those of another model.
+        CheckpointError: files are missing or damaged, the weights are those of another model, or the code of its
+            backbone cannot be imported.
+        TrustError: its backbone would be imported on the word of its own configuration.
     """
     if not (folder / MODEL).exists() or not (folder / CONFIG).exists():
         raise CheckpointError(f"{folder}: holds no {MODEL} with {CONFIG}; give a checkpoint of `d2sm train`")
     _verify(folder, CONFIG)
     config = configs.load(folder / CONFIG)
     weights = read_weights(folder)
-    with torch.device("meta"):  # without memory: the configuration may name a larger network than its weights are of
-        described = build(config.model)
+    if not trust:
+        check_backbone(config, folder, named=named)
+    known = config.model.name in BACKBONES
+    try:
+        # Without memory, because the configuration may name a larger network than its weights are of.
+        with torch.device("meta") if known else nullcontext():
+            described = build(config.model, weights=weights)
+    except ModelError as error:
+        raise CheckpointError(f"{folder / CONFIG}: {error}") from error
     shapes = {name: tensor.shape for name, tensor in described.state_dict().items()}
     found = {name: tensor.shape for name, tensor in weights.items()}
     if differing := sorted(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name)):
         first = differing[0]
         raise CheckpointError(
-            f"{folder / MODEL}: weights of another model than {type(described).__name__} as configured in {CONFIG} "
+            f"{folder / MODEL}: weights of another model than {described.label} as configured in {CONFIG} "
             f"({printable(first[:80])} is {_shape(found.get(first))}, not {_shape(shapes.get(first))}{more(differing)})"
         )
-    model = build(config.model)
+    model = build(config.model) if known else described
     fill(model, weights, folder / MODEL)
     return model.eval().to(memory_format=torch.channels_last), config
 

@@ -17,10 +17,10 @@ from pipelines import config as configs
 from pipelines import parsing
 from pipelines.config import Config, ConfigError
 from pipelines.runs import best, checkpoint, lease, names, storage
+from pipelines.runs.names import INFO
 from pipelines.runs.results import RESULTS
 from pipelines.runtime import files, owner, provenance
 
-INFO = "run.json"  # the run's MLflow run, the fingerprint of its data, the step that was evaluated
 SKIPPED = "skipped.json"  # the images that could not be read, and why
 PICTURES = "pictures"
 

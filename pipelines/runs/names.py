@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pipelines.config import ConfigError
 
+INFO = "run.json"  # the run's MLflow run, the fingerprint of its data, the step that was evaluated
 LONGEST = 255  # bytes: what Linux's file systems take for one name
 
 

@@ -16,7 +16,7 @@ from d2sm.chain import parse
 from pipelines import parsing
 from pipelines.callables import is_imported
 from pipelines.config import Config, ConfigError, keys, keys_with_code
-from pipelines.runs.folder import INFO
+from pipelines.runs.names import INFO
 from pipelines.runtime import provenance
 
 _CREDENTIALS = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD")
@@ -49,12 +49,30 @@ def check_config(
         if key not in (given or ()) and _imports(key, value):
             shown = value if isinstance(value, str) else f"[{', '.join(value)}]"
             name_it = f"name it yourself, {key}={shown}, or " if given is not None else ""
+            may_be_left_out = key != "model.name"
             nothing = "" if keys()[key].annotation is str else "[]" if isinstance(value, list) else "null"
-            leave_it = f"; {key}={nothing} leaves it out" if given is not None else ""
-            raise TrustError(
-                f"{key}={shown}: {source} asks to import and run this, and was not made here by you; if you know the "
-                f"code, {name_it}trust the folder with {how}{leave_it}"
-            )
+            leave_it = f"; {key}={nothing} leaves it out" if given is not None and may_be_left_out else ""
+            raise TrustError(f"{_refused(key, shown, source)}{name_it}trust the folder with {how}{leave_it}")
+
+
+def check_backbone(config: Config, source: str | Path, *, named: str = "") -> None:
+    """Make sure that a stored model's backbone is not imported on the word of its own configuration.
+
+    Args:
+        config: the model's.
+        source: the folder that it was read from.
+        named: the backbone that a configuration of the user's names, and which may be imported therefore.
+
+    Raises:
+        TrustError: the backbone is a module:callable that the user did not name, nor made the folder.
+    """
+    name = config.model.name
+    if is_imported(name) and name != named and not is_made_here(Path(source)):
+        raise TrustError(f"{_refused('model.name', name, source)}trust it with --trust, in Python with trust=True")
+
+
+def _refused(key: str, value: str, source: str | Path) -> str:
+    return f"{key}={value}: {source} asks to import and run this, and was not made here by you; if you know the code, "
 
 
 def check_servers(
@@ -93,16 +111,21 @@ def _recorded_store(folder: Path) -> str:
 
 def names_code(config: Config) -> bool:
     """Whether a key of a configuration is a `module:callable`."""
+    return bool(named_code(config))
+
+
+def named_code(config: Config) -> list[tuple[str, str]]:
+    """Each key that names Python to import, with its module:callable."""
     values = config.flat()
-    return any(_imports(key, values[key]) for key in keys_with_code())
+    return [(key, name) for key in keys_with_code() for name in _imports(key, values[key])]
 
 
-def _imports(key: str, value: Any) -> bool:
-    """Whether the value of such a key, a text or a list of texts, names code."""
+def _imports(key: str, value: Any) -> list[str]:
+    """The module:callables in the value of such a key, a text or a list of texts."""
     texts = [text for text in (value if isinstance(value, list) else [value]) if text]
     if cast("dict[str, Any]", keys()[key].json_schema_extra)["code"] == "chain":
-        return any(parse(text).imports for text in texts)
-    return any(map(is_imported, texts))
+        return [name for text in texts for name in parse(text).imports]
+    return list(filter(is_imported, texts))
 
 
 def is_made_here(place: Path) -> bool:

@@ -16,8 +16,10 @@ from d2sm.models import BACKBONES
 from d2sm.objectives import TERMS
 from d2sm.weights import fingerprint
 from pipelines import config as configs
+from pipelines.callables import is_imported
 from pipelines.runs import checkpoint
 from pipelines.runtime import files
+from pipelines.sections import SPANDREL
 from pipelines.text import redact
 from pipelines.tracking.registered import CHECKSUMS, FILES, INSIDE, RegistryError
 from pipelines.tracking.run import experiment_of
@@ -88,10 +90,9 @@ def describe(config: configs.Config, meta: dict[str, object]) -> dict[str, str]:
         config: the checkpoint's configuration.
         meta: its meta.json.
     """
-    terms, model = config.loss.terms, config.model
+    terms = config.loss.terms
     imported = meta.get("imported")
-    options = "".join(f" {option}={getattr(model, option)}" for option in BACKBONES[model.name].options)
-    backbone = f"{model.name}{options}"
+    backbone = config.model.title
     if isinstance(imported, dict):  # `pipelines.import_weights` wrote it: nothing is known of the training
         return {"backbone": backbone, **{f"imported.{key}": str(value) for key, value in imported.items()}}
     return {
@@ -124,11 +125,10 @@ def _save_model(bundle: Path, folder: Path, config: configs.Config, example: np.
 
     from pipelines.networks.models import build
 
-    params = (
-        {}
-        if build(config.model).blind
-        else {"params": ParamSchema([ParamSpec("sigma", "double", default_sigma(config))])}
-    )
+    # Of a network that would have to be imported it is not asked whether it is blind; a blind one ignores sigma.
+    blind = config.model.name in BACKBONES and build(config.model).blind
+    params = {} if blind else {"params": ParamSchema([ParamSpec("sigma", "double", default_sigma(config))])}
+    needed = [*_REQUIREMENTS, *([SPANDREL] if config.model.name == SPANDREL else [])]
     images = Schema([TensorSpec(np.dtype("float32"), (-1, 3, -1, -1))])
     ramp = np.broadcast_to(np.linspace(0, 1, 16, dtype=np.float32), (1, 3, 16, 16))
     mlflow.pyfunc.save_model(
@@ -137,6 +137,7 @@ def _save_model(bundle: Path, folder: Path, config: configs.Config, example: np.
         data_path=str(bundle),
         signature=ModelSignature(inputs=images, outputs=images, **params),
         input_example=np.ascontiguousarray(ramp if example is None else example, dtype=np.float32),
-        metadata={"needs": f"the Python package d2sm, installed where the model is served (written by {__version__})"},
-        pip_requirements=[f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in _REQUIREMENTS],
+        metadata={"needs": f"the Python package d2sm, installed where the model is served (written by {__version__})"}
+        | ({"code": config.model.name} if is_imported(config.model.name) else {}),
+        pip_requirements=[f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in needed],
     )

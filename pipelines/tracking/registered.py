@@ -91,9 +91,17 @@ class Record:
                 )
         return folder
 
-    def load(self, device: str | torch.device = "cpu", cache: Path | None = None) -> Denoiser:
-        """The network in eval mode on `device`. Raises as `path` does."""
-        return checkpoint.load_model(self.path(cache))[0].to(device)
+    def load(self, device: str | torch.device = "cpu", cache: Path | None = None, *, trust: bool = False) -> Denoiser:
+        """The network in eval mode on `device`.
+
+        Args:
+            cache: as for `path`.
+            trust: import a backbone that it names as module:callable.
+
+        Raises:
+            RegistryError, CheckpointError, TrustError: as `path` and `checkpoint.load_model` do.
+        """
+        return checkpoint.load_model(self.path(cache), trust=trust)[0].to(device)
 
     def _digest(self, tag: str) -> str:
         """A checksum among the tags. It becomes the name of a folder that may be removed, so nothing else is taken."""

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from d2sm import __version__
 from pipelines.config import Config
-from pipelines.runs.folder import INFO
+from pipelines.runs.names import INFO
 from pipelines.runtime import files, private
 from pipelines.text import one_line, redact
 from pipelines.tracking import store

@@ -95,8 +95,8 @@ def test_the_preflight(cluster: LocalCluster, scenes_root: Path, tmp_path: Path)
     good = [*SMALL, f"data.root={scenes_root}", f"train.storage={tmp_path}/runs"]
     out, _ = cluster.d2sm("check", *good, "train.num_workers=4", **joined)
     names = [line.split()[1] for line in out.splitlines() if line.startswith("ok ")]
-    assert sorted(names) == ["data", "evaluation", "nodes", "resources", "run", "segmenter", "storage", "tracking",
-                             "versions", "weights"]  # fmt: skip
+    assert sorted(names) == ["data", "degrade", "evaluation", "model", "nodes", "resources", "run", "segmenter",
+                             "storage", "tracking", "versions", "weights"]  # fmt: skip
     assert "3 answer" in out
     assert "4 workers x 1 CPU + 1 CPU for data; there are 3 CPU, up to 32 CPU by autoscaling" in out
     assert list(tmp_path.iterdir()) == []

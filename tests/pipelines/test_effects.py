@@ -39,9 +39,9 @@ EFFECTS: dict[Effect, set[str]] = {
         "evaluate.tile",
     },
     "place": {
-        "data.root", "loss.lpips_heads", "loss.lpips_weights", "loss.segmenter_weights", "loss.features_weights",
-        "train.storage", "evaluate.segmenter_weights", "evaluate.segmenters_weights", "evaluate.lpips_weights",
-        "tracking.uri",
+        "data.root", "model.weights", "loss.lpips_heads", "loss.lpips_weights", "loss.segmenter_weights",
+        "loss.features_weights", "train.storage", "evaluate.segmenter_weights", "evaluate.segmenters_weights",
+        "evaluate.lpips_weights", "tracking.uri",
     },
     "record": {
         "recipe", "train.log_every", "train.checkpoint_every", "train.keep", "evaluate.pictures",
@@ -55,9 +55,12 @@ VALUES: dict[str, Any] = {
     "train.max_steps": 5, "train.clip": 1.0, "train.ema": 0.5, "train.gpus_per_worker": 0.5, "evaluate.sigmas": [15.0],
     "train.halve_at": [8], "loss.patch_size": 32, "evaluate.limit": 1, "evaluate.tile": 64, "evaluate.actors": 3,
     "evaluate.lpips": "vgg16",
+    "model.options": {"width": 8},
 }  # fmt: skip
 # What has to be so for that value to be valid.
 BESIDE: dict[str, dict[str, Any]] = {
+    "model.options": {"model.name": "mine:network"},
+    "model.weights": {"model.name": "spandrel"},
     "loss.cross_entropy": {"loss.segmenter": "espnet-camvid"},
     "loss.noise_asymmetry": {"model.name": "cbdnet"},
     "loss.noise_tv": {"model.name": "cbdnet"},
@@ -160,6 +163,7 @@ def test_a_sweep_is_over_keys_that_change_a_trials_result(key: str, tmp_path: Pa
 def test_a_relative_path_is_not_sent_to_a_cluster(key: str) -> None:
     words = ["train", "--recipe", "demo", "data.root=/data", "train.storage=/runs"]
     words += ["evaluate.segmenters=[espnet-camvid,espnet-scenes]"] if key == "evaluate.segmenters_weights" else []
+    words += [f"{other}={value}" for other, value in BESIDE.get(key, {}).items() if "segmenters" not in other]
     there, here = ("[/data/there,/a]", "[/data/there,here]") if "segmenters" in key else ("/data/there", "here")
     for_cluster([*words, f"{key}={there}"])
     with pytest.raises(ConfigError) as error:

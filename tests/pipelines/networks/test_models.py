@@ -13,7 +13,7 @@ from pipelines.config import Config, ConfigError
 from pipelines.networks.models import TrainingModule, build
 from pipelines.sections import Model
 
-OPTIONS = set(Model.model_fields) - {"name"}
+OPTIONS = set(Model.model_fields) - {"name", "options", "weights"}
 
 
 @pytest.mark.parametrize("name", BACKBONES)

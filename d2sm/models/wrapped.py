@@ -1,0 +1,129 @@
+"""Any network that maps images to images of their size, as a `Denoiser`."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from d2sm import probing
+from d2sm.models.base import Denoiser
+
+_INSIDE = "network."
+
+
+class WrappedNetwork(Denoiser):
+    """A network that knows nothing of this project, with the contract of `Denoiser`.
+
+    What the network does not state as an attribute of its own is found out: `blind` from the arguments of its forward;
+    the multiple to which images are padded by trying; `receptive_field`, `stride` and `bytes_per_pixel` by measuring a
+    copy when they are first asked for. A `receptive_field` of None: not known, so images are restored whole.
+
+    Its weights have the names that they have in the network itself, so a file of either fits the other. It keeps the
+    memory layout that the network was made with, because networks may rely on it (`view`).
+
+    Args:
+        network: (noisy) -> restored, or (noisy, sigma) -> restored; noisy and restored (B, 3, H, W), sigma (B,) in
+            units of 0..255. It may have the attributes of `Denoiser`, each of which is then believed.
+        blind: whether it is called with (noisy) alone; None: its own `blind`, else as its forward takes arguments.
+        multiple: of the sides that the network takes, in pixels; None: its own `stride`, else what is found by trying.
+        minimum: smallest side that it takes.
+        tiles: False: it is never restored in tiles.
+
+    Raises:
+        ValueError: it takes other arguments, has no parameters, or does not keep the size of images. One line.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        blind: bool | None = None,
+        multiple: int | None = None,
+        minimum: int = 0,
+        tiles: bool = True,
+    ) -> None:
+        super().__init__()
+        self.network, self.minimum, self.tiles = network, minimum, tiles
+        if next(network.parameters(), None) is None:
+            raise ValueError("it has no parameters: there is nothing to train")
+        if blind is None:
+            blind = getattr(network, "blind", None)
+        self.blind = blind if isinstance(blind, bool) else not probing.takes_sigma(network)
+        self.multiple = (
+            multiple or _stated(network, "stride") or probing.size_multiple(network, self._run, minimum=minimum)
+        )
+        self.register_state_dict_post_hook(_without_prefix)
+        self.register_load_state_dict_pre_hook(_with_prefix)
+
+    @property
+    def label(self) -> str:
+        return type(self.network).__name__
+
+    @cached_property
+    def receptive_field(self) -> int | None:  # type: ignore[override]  # None: not known
+        """As in `Denoiser`; None: not known."""
+        return self._measured[0] if self._measured else None
+
+    @cached_property
+    def stride(self) -> int:  # type: ignore[override]  # measured when it is first asked for
+        """As in `Denoiser`."""
+        return self._measured[1] if self._measured else self.multiple
+
+    @cached_property
+    def bytes_per_pixel(self) -> int | None:  # type: ignore[override]  # None: not known
+        """As in `Denoiser`; None: not known."""
+        stated = _stated(self.network, "bytes_per_pixel")
+        return stated or probing.bytes_per_pixel(self.network, self._run, self.multiple, self.minimum)
+
+    @cached_property
+    def _measured(self) -> tuple[int, int] | None:
+        if not self.tiles:
+            return None
+        stated, stride = _stated(self.network, "receptive_field"), _stated(self.network, "stride")
+        if stated:
+            return stated, stride or self.multiple
+        return probing.receptive_field(self.network, self._run, self.multiple, self.minimum)
+
+    def call(self, network: nn.Module, noisy: Tensor, sigma: Tensor | None) -> Tensor:
+        """Restore a batch with `network`, which is this one's or a copy of it; sigma is (B,), None if blind."""
+        restored: Tensor = network(noisy) if sigma is None else network(noisy, sigma)
+        return restored
+
+    def restore_padded(self, noisy: Tensor, sigma: Tensor | None) -> Tensor:
+        return self.call(self.network, noisy.contiguous(), sigma)
+
+    def pad(self, noisy: Tensor) -> Tensor:
+        if noisy.dim() != 4 or noisy.shape[1] != 3:
+            raise ValueError(f"{self.label}: noisy has shape {tuple(noisy.shape)}: needs (B, 3, H, W)")
+        height, width = (max(side, self.minimum) for side in noisy.shape[-2:])
+        right, below = (
+            side + -side % self.multiple - given for side, given in zip((width, height), noisy.shape[:-3:-1])
+        )
+        return F.pad(noisy, (0, right, 0, below), mode="replicate")
+
+    def to(self, *args: Any, **kwargs: Any) -> WrappedNetwork:
+        """As of any module, but the order of a weight's numbers in memory (`memory_format`) stays."""
+        kwargs.pop("memory_format", None)
+        return super().to(*args, **kwargs)
+
+    def _run(self, network: nn.Module, noisy: Tensor) -> Tensor:
+        """The network as probing runs it: at a noise level of 25 where it takes one."""
+        return self.call(network, noisy, None if self.blind else noisy.new_full((len(noisy),), 25.0))
+
+
+def _stated(network: nn.Module, name: str) -> int | None:
+    value = getattr(network, name, None)
+    return value if isinstance(value, int) and value > 0 else None
+
+
+def _without_prefix(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    for name in [name for name in state if name.startswith(prefix + _INSIDE)]:
+        state[prefix + name.removeprefix(prefix + _INSIDE)] = state.pop(name)
+
+
+def _with_prefix(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    for name in [name for name in state if name.startswith(prefix)]:
+        state[prefix + _INSIDE + name.removeprefix(prefix)] = state.pop(name)

@@ -1,0 +1,114 @@
+"""Networks of a user's own, named in configurations as module:callable. They import torch alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class TinyNetwork(nn.Module):
+    """Told the noise level. It halves the resolution, so it takes even sides only, and views its maps."""
+
+    def __init__(self, width: int = 8, scale: float = 255.0) -> None:
+        super().__init__()
+        self.scale = scale
+        self.down = nn.Conv2d(4, width, 2, stride=2)
+        self.middle = nn.Conv2d(width, width, 3, padding=1)
+        self.up = nn.ConvTranspose2d(width, 3, 2, stride=2)
+
+    def forward(self, noisy: Tensor, sigma: Tensor) -> Tensor:
+        level = (sigma / self.scale).view(-1, 1, 1, 1).expand(-1, 1, *noisy.shape[2:])
+        maps = self.middle(self.down(torch.cat([noisy, level], 1)).relu()).relu()
+        maps = maps.view(maps.shape[0], maps.shape[1], -1).view_as(maps)  # fails in channels_last order
+        restored: Tensor = noisy - self.up(maps)
+        return restored
+
+
+def blind(width: int = 8) -> nn.Module:
+    """A blind network of one function, with weights that start at zero."""
+    network = nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, 3, 3, padding=1))
+    nn.init.zeros_(network[2].weight)
+    return network
+
+
+class Tied(nn.Module):
+    """One convolution under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 3, 3, padding=1)
+        self.second = self.first
+
+    def forward(self, noisy: Tensor) -> Tensor:
+        restored: Tensor = self.second(self.first(noisy))
+        return restored
+
+
+class Whole(nn.Module):
+    """Every output pixel depends on the whole image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 3, 1)
+
+    def forward(self, noisy: Tensor) -> Tensor:
+        return noisy + self.layer(noisy.mean((2, 3), keepdim=True))
+
+
+class Halved(nn.Module):
+    """It changes the size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 3, 2, stride=2)
+
+    def forward(self, noisy: Tensor) -> Tensor:
+        restored: Tensor = self.layer(noisy)
+        return restored
+
+
+class Infinite(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, noisy: Tensor) -> Tensor:
+        return noisy * self.weight / 0
+
+
+class Detached(Infinite):
+    def forward(self, noisy: Tensor) -> Tensor:
+        return noisy * self.weight.detach()
+
+
+class Double(Infinite):
+    def forward(self, noisy: Tensor) -> Tensor:
+        return noisy.double() * self.weight
+
+
+class Spare(Infinite):
+    """A weight that takes no part in the result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spare = nn.Parameter(torch.ones(3))
+
+    def forward(self, noisy: Tensor) -> Tensor:
+        return noisy * self.weight
+
+
+class Three(Infinite):
+    def forward(self, noisy: Tensor, sigma: Tensor, mask: Tensor) -> Tensor:
+        return noisy * self.weight
+
+
+class Weightless(nn.Module):
+    def forward(self, noisy: Tensor) -> Tensor:
+        return noisy
+
+
+def fails() -> nn.Module:
+    raise RuntimeError("no such luck\nsecond line")
+
+
+NUMBER = 3

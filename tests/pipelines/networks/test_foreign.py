@@ -1,0 +1,202 @@
+"""Backbones that are not in the list: a user's own, and those that spandrel knows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from d2sm.models import BACKBONES
+from pipelines.config import Config, ConfigError
+from pipelines.networks.models import ModelError, build, check
+from pipelines.runs import checkpoint
+from tests.helpers.checkpoints import bundle_of
+
+MINE = "tests.foreign.tiny_network"
+
+
+def configured(name: str, **changes: Any) -> Config:
+    return Config().replace({"model.name": name, **{key.replace("__", "."): value for key, value in changes.items()}})
+
+
+def test_a_users_own_network_is_built_with_its_options() -> None:
+    config = configured(f"{MINE}:TinyNetwork", model__options={"width": 5}, model__options__scale=100.0)
+    network = check(config)
+    assert network is not None and network.label == "TinyNetwork" and not network.blind
+    assert network.state_dict()["down.weight"].shape[0] == 5
+    assert config.model.title == f"{MINE}:TinyNetwork width=5 scale=100.0"
+    assert check(configured(f"{MINE}:blind")).blind  # type: ignore[union-attr]
+    assert all(check(configured(name)) is None for name in BACKBONES)
+
+
+def test_its_weights_are_a_function_of_the_seed() -> None:
+    found = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        found.append((build(configured(f"{MINE}:TinyNetwork").model).state_dict(), torch.rand(1)))
+    assert all(torch.equal(found[0][0][name], found[1][0][name]) for name in found[0][0])
+    assert torch.equal(found[0][1], found[1][1])
+
+
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        ("nowhere:Net", {}, "cannot be imported: No module named 'nowhere'; .*PYTHONPATH"),
+        (f"{MINE}:Missing", {}, "cannot be imported: .*Missing"),
+        (f"{MINE}:NUMBER", {}, "is a int: needs a callable"),
+        (f"{MINE}:fails", {}, "cannot be built with model.options={}: no such luck"),
+        (f"{MINE}:TinyNetwork", {"depth": 3}, "model.options={'depth': 3}: .*depth"),
+        ("builtins:dict", {}, "returned a dict: needs a torch module"),
+        (f"{MINE}:Halved", {}, r"gives \(1, 3, 16, 20\) for an image of 33x41"),
+        (f"{MINE}:Weightless", {}, "no parameters"),
+        (f"{MINE}:Three", {}, r"needs \(noisy\) or \(noisy, sigma\)"),
+        (f"{MINE}:Infinite", {}, "37x43: its result is not finite"),
+        (f"{MINE}:Detached", {}, "no gradient"),
+        (f"{MINE}:Double", {}, "torch.float64, not torch.float32"),
+    ],
+)
+def test_a_network_that_cannot_be_trained_is_refused_in_one_line(
+    name: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ModelError, match=f"^model.name={name}.*{message}") as error:
+        check(configured(name, model__options=options))
+    assert "\n" not in str(error.value)
+
+
+def test_a_weight_without_a_part_is_refused_where_several_workers_train() -> None:
+    assert check(configured(f"{MINE}:Spare")) is not None
+    with pytest.raises(ModelError, match=r"its spare takes no part.*train.num_workers=1"):
+        check(configured(f"{MINE}:Spare", train__num_workers=2, train__batch_size=4))
+
+
+def test_recomputing_needs_a_network_that_supports_it() -> None:
+    with pytest.raises(ModelError, match="train.recompute=true.*CheckpointedModule"):
+        check(configured(f"{MINE}:TinyNetwork", train__recompute=True))
+
+
+def test_another_name_leaves_the_options_of_the_former_behind() -> None:
+    config = Config().replace({"model.width": 24, "model.depth": 7})
+    assert config.replace({"model.name": f"{MINE}:blind"}).model.width == 96
+    assert config.replace({"model.name": "ffdnet"}).model.width == 24
+    with pytest.raises(ConfigError, match="model.width=8: model.name=mine:net.*model.options.width"):
+        config.replace({"model.name": "mine:net", "model.width": 8})
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"model.options": {"width": 3}}, "model.options={'width': 3}: .*model.width, model.depth"),
+        ({"model.weights": "w.pth"}, "model.weights=w.pth: is for model.name=spandrel"),
+        ({"model.name": "spandrell"}, "model.name=spandrell: .*did you mean spandrel"),
+        ({"model.name": "a:b", "model.options.x": float("nan")}, "model.options.x=nan"),
+        ({"model.name": "a:b", "model.options": {"two words": 1}}, "model.options.two words=1: is no name"),
+        ({"model.options.a-b": 1}, "model.options.a-b: no such key"),
+        ({"model.name": "a:b", "model.options.url": "http://me:hunter2@host"}, r"model.options=http://\*\*\*@host"),
+    ],
+)
+def test_wrong_options_are_one_line(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
+        Config().replace(changes)
+    assert "\n" not in str(error.value) and "hunter2" not in str(error.value)
+
+
+def test_a_checkpoint_of_it_is_opened_by_those_who_trust_it(tmp_path: Path) -> None:
+    config = configured(f"{MINE}:TinyNetwork", model__options={"width": 6})
+    folder = bundle_of(tmp_path / "bundle", config)
+    with pytest.raises(ConfigError, match=f"^model.name={MINE}:TinyNetwork: .*--trust.*trust=True"):
+        checkpoint.load_model(folder)
+    model, found = checkpoint.load_model(folder, trust=True)
+    assert found.model.options == {"width": 6} and not model.training
+    checkpoint.load_model(folder, named=f"{MINE}:TinyNetwork")
+    with pytest.raises(ConfigError, match="model.name"):
+        checkpoint.load_model(folder, named="another:net")
+
+
+def test_a_checkpoint_whose_code_is_missing_says_so(tmp_path: Path) -> None:
+    folder = bundle_of(tmp_path / "bundle", configured(f"{MINE}:TinyNetwork"))
+    text = (folder / "config.yaml").read_text().replace(MINE, "gone.away")
+    (folder / "config.yaml").write_text(text)
+    (folder / "meta.json").unlink()
+    message = r"config.yaml: model.name=gone.away:TinyNetwork cannot be imported: No module named 'gone'"
+    with pytest.raises(checkpoint.CheckpointError, match=message) as error:
+        checkpoint.load_model(folder, trust=True)
+    assert "\n" not in str(error.value)
+
+
+def test_tied_weights_are_saved_and_read(tmp_path: Path) -> None:
+    folder = bundle_of(tmp_path / "bundle", configured(f"{MINE}:Tied"))
+    assert checkpoint.load_model(folder, trust=True)[0].state_dict().keys() >= {"first.weight", "second.weight"}
+
+
+# What spandrel knows
+
+
+spandrel = pytest.importorskip("spandrel")
+
+
+def saved(network: nn.Module, path: Path) -> Path:
+    state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    if path.suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save({"params": state}, path)  # as BasicSR writes it
+    return path
+
+
+def dncnn(channels: int = 3, **options: Any) -> nn.Module:
+    from spandrel.architectures.DnCNN import DnCNN
+
+    torch.manual_seed(1)
+    return DnCNN(in_nc=channels, out_nc=3 if channels == 4 else channels, nc=8, nb=8, act_mode="R", **options)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_network_that_spandrel_knows_is_made_of_its_weights(tmp_path: Path, suffix: str) -> None:
+    network = dncnn()
+    file = saved(network, tmp_path / f"dncnn{suffix}")
+    config = configured("spandrel", model__weights=str(file))
+    model = check(config)
+    assert model is not None and model.blind and model.label == "DnCNN"
+    noisy = torch.rand(1, 3, 33, 47)
+    torch.testing.assert_close(model.eval()(noisy), network.eval()(noisy), rtol=0, atol=1e-6)
+    folder = bundle_of(tmp_path / "bundle", config)
+    file.unlink()  # a checkpoint needs its own weights alone
+    again = checkpoint.load_model(folder)[0]
+    torch.testing.assert_close(again(noisy), network(noisy), rtol=0, atol=1e-6)
+    assert again.receptive_field is not None and again.receptive_field >= 17
+
+
+def test_a_network_with_a_noise_map_is_told_sigma(tmp_path: Path) -> None:
+    network = dncnn(4, mode="FDnCNN").eval()
+    model = build(configured("spandrel", model__weights=str(saved(network, tmp_path / "f.pth"))).model).eval()
+    assert not model.blind and list(model.state_dict()) == list(network.state_dict())
+    noisy = torch.rand(2, 3, 16, 16)
+    levels = torch.tensor([10.0, 50.0])
+    expected: Tensor = network(torch.cat([noisy, (levels / 255).view(2, 1, 1, 1).expand(2, 1, 16, 16)], 1))
+    torch.testing.assert_close(model(noisy, levels), expected, rtol=0, atol=1e-6)
+    assert model.receptive_field is not None
+
+
+def test_a_file_that_spandrel_cannot_use_is_one_line(tmp_path: Path) -> None:
+    from spandrel.architectures.Compact import Compact
+
+    (tmp_path / "text.pth").write_text("text")
+    torch.save({"a": torch.zeros(3)}, tmp_path / "unknown.pth")
+    upscaler = Compact(num_in_ch=3, num_out_ch=3, num_feat=8, num_conv=2, upscale=2)
+    files = {
+        "missing.pth": "cannot be read",
+        "text.pth": "cannot be read",
+        "unknown.pth": "knows no network with these weights",
+        saved(upscaler, tmp_path / "twice.pth").name: "is for SR",
+        saved(dncnn(1), tmp_path / "grey.pth").name: "maps 1 channels to 1",
+    }
+    for name, message in files.items():
+        with pytest.raises(ModelError, match=f"^model.weights={tmp_path / name}: .*{message}") as error:
+            build(configured("spandrel", model__weights=str(tmp_path / name)).model)
+        assert "\n" not in str(error.value)
+    with pytest.raises(ModelError, match="^model.weights: give the file"):
+        check(configured("spandrel"))
