@@ -24,7 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from d2sm.feature_weights import import_package, lite0_file, torch_cache
+from d2sm.classifiers import VGG, EfficientNetLite0
+from d2sm.feature_weights import lite0_file, torch_cache
 
 Scale = tuple[tuple[float, float, float], tuple[float, float, float]]  # mean and std per channel
 IMAGENET: Scale = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -119,7 +120,8 @@ def _torchvision(name: str) -> Any:
 
 
 def _vgg(name: str) -> Built:
-    whole = _torchvision(name)
+    with torch.device("meta"):
+        whole = VGG(name)
     layers: dict[str, nn.Module] = {}
     block, index = 1, 0
     for module in whole.features:
@@ -149,9 +151,8 @@ def _squeezenet(name: str, pooled: Sequence[int]) -> Built:
 
 
 def _lite0() -> Built:
-    timm = import_package("timm", "timm")
     with torch.device("meta"):
-        whole = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+        whole = EfficientNetLite0()
     blocks = {f"blocks.{index}": block for index, block in enumerate(whole.blocks)}
     return whole, {"conv_stem": whole.conv_stem, "bn1": whole.bn1} | blocks, SIGNED
 

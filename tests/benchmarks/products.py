@@ -88,14 +88,31 @@ def bf16_in_three(rows: Tensor, queues: Tensor) -> Tensor:
     return split_products(rows, queues, bits=7, count=3, terms=3)
 
 
-WAYS: dict[str, Way] = {"float32": float32, "float32 in 32 pieces": pieces}
-# Their factors are rounded with float32's instructions, so their times mean nothing; their errors do.
-COARSE: dict[str, Way] = {
-    "TF32": tf32,
-    "TF32, 3 products": tf32_compensated,
-    "bf16, 3 products": bf16_compensated,
-    "bf16, 6 products": bf16_in_three,
-}
+def on_tensor_cores(way: Way) -> Way:
+    """The same way where float32 products are made by a GPU's TF32 units, which round their sums too."""
+
+    def product(rows: Tensor, queues: Tensor) -> Tensor:
+        before = torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = True
+        try:
+            return way(rows, queues)
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = before
+
+    return product
+
+
+EXACT: dict[str, Way] = {"float32": float32, "float32 in 32 pieces": pieces}
+# On a CPU their factors are rounded but the products and sums are float32's: their times mean nothing there, and their
+# errors are the least that they can have.
+COARSE: dict[str, Way] = {"TF32": tf32, "TF32, 3 products": tf32_compensated}
+HALF: dict[str, Way] = {"bf16, 3 products": bf16_compensated, "bf16, 6 products": bf16_in_three}
+
+
+def ways(device: torch.device) -> dict[str, Way]:
+    """Those whose time means something on this device."""
+    coarse = {name: on_tensor_cores(way) for name, way in COARSE.items()} if device.type == "cuda" else {}
+    return EXACT | coarse
 
 
 def pair(count: int, length: int, spread: float, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -150,10 +167,11 @@ def main() -> None:
     print(f"{machine(args.device)}; {args.rows} rows of {args.length}, queues of {args.queue}\n")
     rows, queues = (torch.randn(2, count, args.length, device=args.device) for count in (2 * args.rows, args.queue))
     table_rows = []
-    for name, way in (WAYS | COARSE).items():
+    timed = ways(args.device)
+    for name, way in (COARSE | HALF | timed).items():
         passed = interleaved({"": lambda way=way: way(rows, queues)}, args.device, rounds=5)[""]  # type: ignore[misc]
         cells = errors(way, args.rows, args.queue, args.length, args.device)
-        table_rows.append([name, ms(passed) if name in WAYS else "", *cells])
+        table_rows.append([name, ms(passed) if name in timed else "", *cells])
     of_spread = ["equal: value / gradient, absolute", *(f"differ by {s:g}: value / gradient" for s in SPREADS[1:])]
     print(table(["product", "ms", "error of a cosine", *of_spread], table_rows))
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from d2sm import StatisticsMatching
-from tests.benchmarks.products import WAYS
+from tests.benchmarks.products import ways
 from tests.benchmarks.queues import fill
 from tests.benchmarks.timing import interleaved
 from tests.gpu.options import Options, options
@@ -85,7 +85,7 @@ def products(loss: StatisticsMatching, count: int) -> dict[str, Callable[[], obj
     """The product that makes the kernels, in the ways that its error is known for: `tests.benchmarks.products`."""
     queues = loss.memory.filled
     rows = queues[:, : 2 * count].clone()
-    return {name: partial(way, rows, queues) for name, way in WAYS.items()}
+    return {name: partial(way, rows, queues) for name, way in ways(rows.device).items()}
 
 
 def compiled(count: int, length: int, size: int, given: Options) -> None:
