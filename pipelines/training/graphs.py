@@ -35,7 +35,7 @@ def use_graphs(module: TrainingModule, objective: nn.Module) -> None:
         module.network.forward = Graphed(module.network.forward, module.network)  # type: ignore[method-assign, assignment]
     for part in objective.modules():
         if isinstance(part, FrozenNetwork) and type(part) is not FrozenWrapper:
-            part.forward_chunk = Graphed(part.forward_chunk, None)  # type: ignore[method-assign]
+            part.forward_chunk = Graphed(part.forward_chunk, None)  # type: ignore[method-assign, assignment]
 
 
 class Graphed:

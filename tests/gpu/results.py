@@ -41,7 +41,7 @@ GOALS: dict[str, Goal] = {
     "D2SM over perceptual, Lite0": Goal(1.10, before=1.17),
     "D2SM over perceptual, VGG-19": Goal(1.10, before=1.29),
     "evaluate, 51 photographs at 3 levels, actors 0: s": Goal(10, before=30),
-    "evaluate, 51 photographs at 3 levels, actors null: s": Goal(10, before=48),
+    "evaluate, 51 photographs at 3 levels, actors 1: s": Goal(10, before=48),
     "Ray Train to a plain loop, steps a second": Goal(0.97, at_least=True),
     "from the command to step 20, s": Goal(22, before=44),
 }
