@@ -19,27 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from d2sm.label_names import CLASSES as CLASSES
+from d2sm.label_names import COLOURS as COLOURS
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Image = Tensor | NDArray[np.floating]
     Labels = Tensor | NDArray[np.integer]
-
-CLASSES: tuple[str, ...] = (
-    "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation",
-    "terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
-)  # fmt: skip
-"""The 19 classes Cityscapes evaluates; a train id is an index here."""
-
-COLOURS: NDArray[np.uint8] = np.array(
-    [
-        [128, 64, 128], [244, 35, 232], [70, 70, 70], [102, 102, 156], [190, 153, 153], [153, 153, 153],
-        [250, 170, 30], [220, 220, 0], [107, 142, 35], [152, 251, 152], [70, 130, 180], [220, 20, 60],
-        [255, 0, 0], [0, 0, 142], [0, 0, 70], [0, 60, 100], [0, 80, 100], [0, 0, 230], [119, 11, 32],
-    ],
-    dtype=np.uint8,
-)  # fmt: skip
-"""(19, 3) uint8 RGB: the colour of each class in Cityscapes' pictures."""
 
 _WINDOW, _SIGMA = 11, 1.5
 _BAND = 64  # rows of windows that a CPU computes at once: their maps stay in its cache

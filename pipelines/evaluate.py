@@ -23,6 +23,7 @@ from d2sm.objectives.lpips import LPIPS
 from pipelines import registry
 from pipelines.config import Config
 from pipelines.data import degradation, index, shards
+from pipelines.data import labels as label_sets
 from pipelines.data.images import DataError, ImageError, LabelError, read_labels
 from pipelines.data.splits import evaluated_part_line, evaluation_images
 from pipelines.inference import pool
@@ -157,13 +158,13 @@ def _looked_at_labels(config: Config, items: pa.Table) -> tuple[str, ...]:
             where = items["label"][row].as_py()
             if shards.open_stored(where) is not None:  # `d2sm prepare` has read it as label ids
                 return ()
-            ids = read_labels(where)
+            ids = read_labels(where, config.data.labels)
             highest = max([highest, *np.unique(ids[ids != 255]).tolist()])
     except LabelError as error:
         raise DataError(f"{error}; or evaluate without MIoU: evaluate.segmenter=null") from None
     except ImageError:  # the evaluation will stop at it, or leave it out
         return ()
-    if -1 < highest <= _HIGHEST_BELOW_19:
+    if config.data.labels == label_sets.CITYSCAPES and -1 < highest <= _HIGHEST_BELOW_19:
         return (
             "the labels hold no id above 18 (no sky, no vegetation, no car); if they are train ids instead of label "
             "ids, MIoU is that of other classes",
@@ -243,6 +244,7 @@ def _about(config: Config, subject: Subject) -> dict[str, Any]:
     weights = Path(evaluate.lpips_weights or "")
     trunk = [str(evaluate.lpips), files.sha256(weights) if weights.is_file() else str(evaluate.lpips_weights)]
     judges = [subject.weights, *(f"{label} {judge.weights}" for label, judge in subject.judges.items()), *trunk]
+    judges.append(label_sets.of(config).fingerprint)
     return about(subject.data, judges, device_of(config), evaluate.threads)
 
 
@@ -317,7 +319,8 @@ def _summary(config: Config, found: Sequence[Measurement], subject: Subject) -> 
     found = sorted(found, key=lambda one: (one["name"], one["kind"], one["level"]))
     levels = list(dict.fromkeys(one["level"] for one in found if one["kind"] == "restored"))
     levels = in_order(levels, config.level_names)
-    segmented = bool(subject.segmenter)
+    segmented, known_labels = bool(subject.segmenter), label_sets.of(config)
+    classes = known_labels.classes
 
     def row(name: str, of_it: Sequence[Measurement]) -> ImageRow:
         scores: dict[str, dict[str, ImageScore]] = {"clean": {}, "noisy": {}, "restored": {}}
@@ -336,12 +339,13 @@ def _summary(config: Config, found: Sequence[Measurement], subject: Subject) -> 
         data=index.fingerprint(measured) if damaged else subject.data,
         segmenter=subject.segmenter,
         convention=convention(config.levels),
-        noisy={level: score(found, "noisy", level, segmented=segmented) for level in levels},
-        restored={level: score(found, "restored", level, segmented=segmented) for level in levels},
-        clean=score(found, "clean", "", segmented=segmented),
+        noisy={level: score(found, "noisy", level, segmented=segmented, classes=classes) for level in levels},
+        restored={level: score(found, "restored", level, segmented=segmented, classes=classes) for level in levels},
+        clean=score(found, "clean", "", segmented=segmented, classes=classes),
         weights=subject.weights,
         skipped={**subject.skipped, **damaged},
         rows=rows,
         judges=subject.judges,
         lpips=config.evaluate.lpips or "",
+        labels=known_labels.shown if segmented else label_sets.CITYSCAPES,
     )

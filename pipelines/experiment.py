@@ -279,6 +279,8 @@ def resolved(config: Config, *, what: str) -> Config:
             "holds the database's password itself"
         )
     changes: dict[str, Any] = {"tracking.uri": uri, "train.storage": str(runs)}
+    if config.data.labels.endswith((".yaml", ".yml")):
+        changes["data.labels"] = _absolute(config.data.labels)
     for key in ("data.root", *configs.WEIGHTS):
         value = config.flat()[key]
         if isinstance(value, list):

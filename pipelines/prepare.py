@@ -19,6 +19,8 @@ import ray.data
 from pipelines.data import shards
 from pipelines.data.images import DataError
 from pipelines.data.index import SCHEMA, Labels, Layout, fingerprint, index, layout_of
+from pipelines.data.labels import CITYSCAPES
+from pipelines.data.labels import label_set as labels_of
 from pipelines.data.manifest import MANIFEST, STARTED, Manifest, Shard, StoredItem, is_prepared, load
 from pipelines.runtime import files, owner, session
 from pipelines.runtime.progress import Line
@@ -56,6 +58,7 @@ def prepare(
     layout: Layout = "cityscapes",
     splits: Sequence[str] = ("train", "val"),
     shard_mb: float = 256,
+    label_set: str = CITYSCAPES,
     quiet: bool = False,
     verbose: bool = False,
 ) -> Prepared:
@@ -68,6 +71,7 @@ def prepare(
         splits: the splits to write. A source without splits is written as the part that is trained on and the one that
             is held out (see `index`).
         shard_mb: size of a shard in MB (10^6 bytes); it holds at least one item.
+        label_set: what the label maps hold, as data.labels; they are stored as its train ids.
         quiet: no progress line.
         verbose: show Ray's own log.
 
@@ -82,7 +86,9 @@ def prepare(
     if "" in splits:
         raise DataError("splits='': give the names of splits, such as train val")
     with owner.owned(root, remedy="wait until it has ended, or give another target"):
-        return _prepare(source, root, layout_of(source, layout), splits, shard_mb, quiet=quiet, verbose=verbose)
+        return _prepare(
+            source, root, layout_of(source, layout), splits, shard_mb, label_set, quiet=quiet, verbose=verbose
+        )
 
 
 def _prepare(
@@ -91,18 +97,23 @@ def _prepare(
     layout: Layout,
     splits: Sequence[str],
     shard_mb: float,
+    label_set: str,
     *,
     quiet: bool,
     verbose: bool,
 ) -> Prepared:
     labels: Labels | None = "optional" if layout == "cityscapes" else None
     divided = not _begun_undivided(root)
-    tables = {split: index(source, split, layout=layout, labels=labels, hold_out=divided) for split in splits}
+    tables = {
+        split: index(source, split, layout=layout, labels=labels, hold_out=divided, label_set=label_set)
+        for split in splits
+    }
     manifest = Manifest(
         source=os.path.abspath(Path(source).expanduser()),
         layout=layout,
         fingerprints={split: fingerprint(table) for split, table in tables.items()},
         shard_mb=shard_mb,
+        labels=labels_of(label_set).shown,
     )
     _check_target(root, manifest)
     planned: dict[str, list[_PlannedShard]] = {}
@@ -118,7 +129,7 @@ def _prepare(
     for folder in (root, *(root / split for split in tables)):
         files.sweep(folder)
     session.start(cpus=os.cpu_count() or 1, verbose=verbose)
-    done, written = _write(root, wanted, quiet)
+    done, written = _write(root, wanted, label_set, quiet)
     complete = {split: tuple(done[shard.file] for shard in of_split) for split, of_split in planned.items()}
     manifest.model_copy(update={"shards": complete}).save(root / MANIFEST)
     (root / STARTED).unlink(missing_ok=True)
@@ -152,6 +163,7 @@ def _check_target(root: Path, manifest: Manifest) -> None:
         ("splits", " ".join(was), " ".join(now)),
         ("layout", before.layout, manifest.layout),
         ("shard_mb", before.shard_mb, manifest.shard_mb),
+        ("labels", before.labels, manifest.labels),
     ):
         if old != new:
             raise DataError(f"{root}: was begun with {name} {old}, not {new}; give the same, or a new folder")
@@ -187,14 +199,14 @@ def _check_space(root: Path, planned: list[_PlannedShard]) -> None:
         )
 
 
-def _write(root: Path, planned: list[_PlannedShard], quiet: bool) -> tuple[dict[str, Shard], int]:
+def _write(root: Path, planned: list[_PlannedShard], label_set: str, quiet: bool) -> tuple[dict[str, Shard], int]:
     """Write the shards that are missing or damaged; gives all by file, and the number of those written."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     context.raise_original_map_exception = True  # Ray would otherwise pass on the text of an error alone
     schema = pa.schema([("file", pa.string()), ("items", pa.list_(pa.struct(list(SCHEMA))))])
     rows = [pa.Table.from_pylist([{"file": shard.file, "items": shard.items}], schema=schema) for shard in planned]
-    tasks = ray.data.from_arrow(rows).map_batches(_WriteTask(root), batch_size=1, batch_format="pyarrow")
+    tasks = ray.data.from_arrow(rows).map_batches(_WriteTask(root, label_set), batch_size=1, batch_format="pyarrow")
     done: dict[str, Shard] = {}
     written = photographs = 0
     try:
@@ -215,15 +227,15 @@ def _write(root: Path, planned: list[_PlannedShard], quiet: bool) -> tuple[dict[
 class _WriteTask:
     """What a task does: it writes a shard unless it is there and whole, and describes it for the manifest."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, label_set: str) -> None:
+        self.root, self.label_set = root, label_set
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         for row in batch.to_pylist():
             path, items = self.root / row["file"], row["items"]
             whole = shards.is_whole(path, items)
             if not whole:
-                shards.write(path, items)
+                shards.write(path, items, self.label_set)
             stored = tuple(
                 StoredItem(
                     name=item["name"],

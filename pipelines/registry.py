@@ -233,7 +233,7 @@ def _number(record: Record, metric: str) -> float:
     try:
         return float(record.tags[metric])
     except (KeyError, ValueError):
-        numbers = [key for key in record.tags if re.match(r"(noisy\.)?(psnr|ssim|miou)\.", key)]
+        numbers = [key for key in record.tags if re.match(r"(noisy\.)?(psnr|ssim|miou(-[\w-]+)?|lpips)\.", key)]
         have, hint = listed(numbers) or "none", did_you_mean(metric, numbers)
         raise RegistryError(f"{metric}: {record.label} has no such number; it has {have}{hint}") from None
 

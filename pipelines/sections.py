@@ -124,6 +124,11 @@ class Data(Section):
         "cityscapes: leftImg8bit and gtFine; folder: images without labels; pairs: noisy/ and clean/",
         effect="results",
     )
+    labels: str = setting(
+        "cityscapes",
+        "label set: cityscapes, camvid, or a YAML file of classes, ids, colours (see pipelines/data/labels.py)",
+        effect="results",
+    )
     train_split: str = setting("train", "split used for training", effect="results")
     val_split: str = setting("val", "split used for evaluation", effect="evaluation")
     crop_size: int = setting(128, "side of a training crop, in pixels", effect="results", ge=16, le=LARGEST_CROP)

@@ -151,6 +151,12 @@ def _check_paths(config: Config) -> None:
             f"train.init={init}: a relative path means nothing on a cluster, unless it is a file here, which is sent "
             "along; give an absolute path that every node sees, or a registered model"
         )
+    labels = flat["data.labels"]
+    if labels.endswith((".yaml", ".yml")) and not Path(labels).is_absolute():
+        raise ConfigError(
+            f"data.labels={labels}: a relative path means nothing on a cluster; give a path that every node sees, such "
+            f"as data.labels=/storage/{Path(labels).name}"
+        )
     uri = flat["tracking.uri"]
     if uri.startswith("sqlite") and not uri.partition(":///")[2].startswith("/"):
         raise ConfigError(

@@ -58,6 +58,12 @@ def parser() -> ArgumentParser:
     prepare("target", type=Path, help="folder to write; run again, the command resumes, or verifies and repairs it")
     prepare("--layout", default="cityscapes", choices=["cityscapes", "folder", "pairs"],
             help="(default: cityscapes, or the one that fits)")  # fmt: skip
+    prepare(
+        "--labels",
+        default="cityscapes",
+        metavar="SET",
+        help="label set of the photographs, as in data.labels (default: cityscapes)",
+    )
     prepare("--splits", nargs="+", default=["train", "val"], metavar="SPLIT", help="(default: train val)")
     prepare("--shard-mb", type=float, default=256, metavar="MB", help="size of a file in MB (default: 256)")
     prepare("--quiet", action="store_true", help=QUIET)

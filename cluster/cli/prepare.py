@@ -17,6 +17,7 @@ def run_prepare(args: argparse.Namespace) -> None:
         layout=args.layout,
         splits=args.splits,
         shard_mb=args.shard_mb,
+        label_set=args.labels,
         quiet=args.quiet,
         verbose=args.verbose,
     )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from d2sm.inference import restore
 from pipelines.comparison.rows import Row, RunsError, short_names
+from pipelines.data.labels import CITYSCAPES, LabelSet, label_set
 from pipelines.data.splits import evaluation_images
 from pipelines.inference import samples
 from pipelines.inference.pictures import spread
@@ -32,12 +33,14 @@ class ComparedPhotograph:
         level: of its degradation, as in results: "35", "jpeg10", "pair".
         images: (H, W, 3) uint8, clamped, by version, in the order above.
         classes: (H, W) train ids that the segmenter gives, by version; empty without a segmenter.
+        labels: the label set that they are of.
     """
 
     name: str
     level: str
     images: dict[str, NDArray[np.uint8]]
     classes: dict[str, NDArray[np.uint8]]
+    labels: LabelSet = field(default_factory=lambda: label_set(CITYSCAPES))
 
 
 def compared_photographs(
@@ -85,5 +88,5 @@ def compared_photographs(
                 for name, image in versions.items():
                     classes[name] = segmenters.classes(segmenter, image.clamp(0, 1))[0].byte().numpy()
             images = {name: samples.pixels(image) for name, image in versions.items()}
-            found.append(ComparedPhotograph(sample.name, level, images, classes))
+            found.append(ComparedPhotograph(sample.name, level, images, classes, label_set(config.data.labels)))
     return found

@@ -250,7 +250,7 @@ def _short(value: Any) -> str:
 
 def _check_measured_alike(first: FinishedRun, other: FinishedRun) -> None:
     """Numbers are compared only if they were measured in the same way on the same images."""
-    for name in ("data", "split", "images", "segmenter", "convention"):
+    for name in ("data", "split", "images", "segmenter", "convention", "labels"):
         a, b = getattr(first.results, name), getattr(other.results, name)
         if a != b:
             raise RunsError(

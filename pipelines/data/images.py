@@ -15,29 +15,28 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
+from d2sm.label_names import LABEL_IDS
 from pipelines.data import formats
 from pipelines.data.formats import Header, ImageError
+from pipelines.data.labels import CITYSCAPES, LabelError, label_set
 from pipelines.runtime import files
 
-__all__ = ["TRAIN_IDS", "DataError", "ImageError", "Kind", "Pixels", "read_labels", "read_rgb", "size_of", "write_png"]
+__all__ = [
+    "TRAIN_IDS", "DataError", "ImageError", "Kind", "LabelError", "Pixels", "read_labels", "read_rgb", "size_of",
+    "write_png",
+]  # fmt: skip
 
 Kind = Literal["rgb", "labels"]
 Pixels = NDArray[np.uint8]
 
 _WANTED = {"rgb": "8-bit RGB", "labels": "8-bit grey"}
 _LAST_LABEL_ID = 34  # Cityscapes has 0 to 33; some of its derivatives give the license plate 34
-_LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
-
-_LAST_TRAIN_ID = len(_LABEL_IDS) - 1
+_LAST_TRAIN_ID = len(LABEL_IDS) - 1
 
 TRAIN_IDS: Pixels = np.full(256, 255, np.uint8)
 """Train id 0..18 of every Cityscapes label id, 255 (ignored) for all others; shape (256,), read-only."""
-TRAIN_IDS[list(_LABEL_IDS)] = np.arange(19, dtype=np.uint8)
+TRAIN_IDS[list(LABEL_IDS)] = np.arange(19, dtype=np.uint8)
 TRAIN_IDS.setflags(write=False)
-
-
-class LabelError(ImageError):
-    """A label map of another kind of labels: probably all of the data set's are, so it is no single bad image."""
 
 
 class DataError(ValueError):
@@ -53,16 +52,23 @@ def read_rgb(path: str | Path) -> Pixels:
     return _read(Path(path), "rgb")
 
 
-def read_labels(path: str | Path) -> Pixels:
-    """Read a PNG of Cityscapes label ids as (H, W) uint8 train ids, 255 to be ignored.
+def read_labels(path: str | Path, labels: str = CITYSCAPES) -> Pixels:
+    """Read a label image as (H, W) uint8 train ids, 255 to be ignored.
+
+    Args:
+        labels: the label set, see `labels.label_set`.
 
     Raises:
-        ImageError: as `read_rgb`, and for anything but a single 8-bit channel.
-        LabelError: (an ImageError) values that are no label ids.
+        ImageError: as `read_rgb`, and for anything but a single 8-bit channel, or RGB for a set of colours.
+        LabelError: (an ImageError) values that are not the set's.
+        ConfigError: no such label set.
     """
-    ids = _read(Path(path), "labels")
-    _check_label_ids(ids, Path(path))
-    return np.take(TRAIN_IDS, ids)
+    known = label_set(labels)
+    image = _read(Path(path), "labels" if known.images == "ids" else "rgb")
+    if known.name != CITYSCAPES:
+        return known.train_ids(image, Path(path))
+    _check_label_ids(image, Path(path))
+    return np.take(TRAIN_IDS, image)
 
 
 def _check_label_ids(ids: Pixels, path: Path) -> None:

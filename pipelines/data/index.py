@@ -13,6 +13,8 @@ import pyarrow as pa
 from pipelines.data import layouts, manifest, shards
 from pipelines.data.held_out import names_of
 from pipelines.data.images import TRAIN_IDS, DataError, ImageError, size_of
+from pipelines.data.labels import CITYSCAPES
+from pipelines.data.labels import label_set as labels_of
 from pipelines.data.layouts import Layout
 from pipelines.text import more
 
@@ -53,6 +55,7 @@ def index(
     labels: Labels | None = None,
     on_bad: OnBad = "stop",
     hold_out: bool = True,
+    label_set: str = CITYSCAPES,
 ) -> pa.Table:
     """Find the items of a split, reading the headers of their files only.
 
@@ -69,6 +72,7 @@ def index(
         labels: "required" (the default for cityscapes), "optional" (null where there is none) or "ignore".
         on_bad: "stop", or "skip" to leave out items with a file whose header or end shows that it cannot be used
             (`skipped_images` lists them). Photographs with names of no layout are left out and listed in any case.
+        label_set: what the label maps hold and how they are called, see `labels.label_set`.
         hold_out: False takes all items of a root without splits for each of its splits, as earlier versions did.
 
     Returns:
@@ -84,17 +88,18 @@ def index(
     layouts.one_of("on_bad", on_bad, get_args(OnBad))
     if layout != "cityscapes" and labels in ("required", "optional"):
         raise DataError(f'labels="{labels}": layout="{layout}" has no labels; leave it out or use layout="cityscapes"')
+    known = labels_of(label_set)
     base = layouts.open_root(root)
     if split in (".", "..") or "/" in split or "\\" in split:
         raise DataError(f"split {split!r} is not the name of a folder; give a plain name, such as train or val")
     if manifest.is_prepared(base):
         wanted = labels or ("required" if layout == "cityscapes" else "ignore")
-        rows = manifest.items(base, split, layout=layout, labels=wanted)
+        rows = manifest.items(base, split, layout=layout, labels=wanted, label_set=known.shown)
         whole = hold_out and layout != "cityscapes" and manifest.is_undivided(base)
         kept = names_of(split, [row[0] for row in rows], base) if whole else None
         return _table([row for row in rows if kept is None or row[0] in kept], [], None if kept is None else len(rows))
     find = {"cityscapes": layouts.cityscapes, "folder": layouts.folder, "pairs": layouts.pairs}[layout]
-    items, left_out, whole = find(base, split, labels or "required")
+    items, left_out, whole = find(base, split, labels or "required", known)
     # All pairs of a photograph are held out, or none.
     kept = names_of(split, {item.scene or item.name for item in items}, base) if whole and hold_out else None
     found = [item for item in items if kept is None or (item.scene or item.name) in kept]

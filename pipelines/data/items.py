@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from pipelines.data import shards
 from pipelines.data.images import Pixels, read_labels, read_rgb
+from pipelines.data.labels import CITYSCAPES
 
 
 class Photograph(NamedTuple):
@@ -27,12 +28,13 @@ class Photograph(NamedTuple):
     noisy: Pixels | None = None
 
 
-def read(item: Mapping[str, Any], *, labels: bool = True) -> Photograph:
+def read(item: Mapping[str, Any], *, labels: bool = True, label_set: str = CITYSCAPES) -> Photograph:
     """Read an item's images as a whole.
 
     Args:
         item: a row of the index.
         labels: False leaves the label map out, which saves its decoding.
+        label_set: what the label maps hold, see `labels.label_set`.
 
     Raises:
         ImageError: a file is missing, damaged, or not what its column says.
@@ -42,7 +44,7 @@ def read(item: Mapping[str, Any], *, labels: bool = True) -> Photograph:
     def whole(column: shards.Column) -> Pixels | None:
         if item[column] is None:
             return None
-        image = open_image(item, column)
+        image = open_image(item, column, label_set)
         return image[:, :].copy() if isinstance(image, shards.StoredImage) else image
 
     clean = whole("image")
@@ -50,12 +52,15 @@ def read(item: Mapping[str, Any], *, labels: bool = True) -> Photograph:
     return Photograph(clean, whole("label") if labels else None, whole("noisy"))
 
 
-def open_image(item: Mapping[str, Any], column: shards.Column) -> Pixels | shards.StoredImage:
+def open_image(
+    item: Mapping[str, Any], column: shards.Column, label_set: str = CITYSCAPES
+) -> Pixels | shards.StoredImage:
     """One image of an item, to cut crops from: of a stored image only the rows of a crop are read, a file is decoded.
 
     Args:
         item: a row of the index.
         column: which image; the item must have it.
+        label_set: as in `read`; stored label maps are train ids already.
 
     Raises:
         ImageError, DataError: as `read`.
@@ -64,4 +69,4 @@ def open_image(item: Mapping[str, Any], column: shards.Column) -> Pixels | shard
     stored = shards.open_stored(where)
     if stored is not None:
         return stored
-    return read_labels(where) if column == "label" else read_rgb(where)
+    return read_labels(where, label_set) if column == "label" else read_rgb(where)

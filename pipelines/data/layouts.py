@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 from pipelines.data.finding import ENDINGS, is_photograph, walk
 from pipelines.data.held_out import TRAIN, VAL
 from pipelines.data.images import DataError, Kind
+from pipelines.data.labels import LabelSet
 from pipelines.text import did_you_mean, listed, more
 
 Layout = Literal["cityscapes", "folder", "pairs"]
@@ -36,12 +37,13 @@ class ItemFiles(NamedTuple):
     label: Path | None = None
     noisy: Path | None = None
     scene: str = ""
+    label_kind: Kind = "labels"
 
     def files(self) -> Iterator[tuple[Path, Kind]]:
         """Each file with what it must hold."""
         yield self.image, "rgb"
         if self.label:
-            yield self.label, "labels"
+            yield self.label, self.label_kind
         if self.noisy:
             yield self.noisy, "rgb"
 
@@ -60,7 +62,7 @@ class Split(NamedTuple):
     undivided: bool = False
 
 
-def cityscapes(root: Path, split: str, labels: str) -> Split:
+def cityscapes(root: Path, split: str, labels: str, known: LabelSet) -> Split:
     """leftImg8bit/<split>/<city>/*_leftImg8bit.png with labels in gtFine. labels: required, optional or ignore."""
     top = root / "leftImg8bit"
     if not top.is_dir():
@@ -70,18 +72,21 @@ def cityscapes(root: Path, split: str, labels: str) -> Split:
     images = _files(top / split, ending=IMAGE, others=others)
     if not images:
         raise DataError(f"{top / split}: no <city>/*{IMAGE} there, only {_listing(top / split)}; unpack the images")
-    found = {} if labels == "ignore" else _files(root / "gtFine" / split, ending=LABEL)
+    found = {} if labels == "ignore" else _files(root / "gtFine" / split, ending=known.ending)
     missing = sorted(set(images) - set(found))
     if labels == "required" and missing:
-        wanted = root / "gtFine" / split / f"{missing[0]}{LABEL}"
+        wanted = root / "gtFine" / split / f"{missing[0]}{known.ending}"
         raise DataError(
             f"{images[missing[0]]}: has no label {wanted}{more(missing)}; unpack gtFine, "
             'or use labels="optional" to do without'
         )
-    return Split([ItemFiles(name, path, label=found.get(name)) for name, path in images.items()], others)
+    kind: Kind = "labels" if known.images == "ids" else "rgb"
+    return Split(
+        [ItemFiles(name, path, label=found.get(name), label_kind=kind) for name, path in images.items()], others
+    )
 
 
-def folder(root: Path, split: str, labels: str) -> Split:
+def folder(root: Path, split: str, labels: str, known: LabelSet) -> Split:
     """All photographs (see `finding`) below root/<split>, or below a root without splits. There are no labels."""
     if fitting(root) in ("cityscapes", "pairs"):
         raise _wrong_layout(root, "folder", "a folder of nothing but images")
@@ -94,7 +99,7 @@ def folder(root: Path, split: str, labels: str) -> Split:
     return Split([ItemFiles(name, path) for name, path in images.items()], [], undivided)
 
 
-def pairs(root: Path, split: str, labels: str) -> Split:
+def pairs(root: Path, split: str, labels: str, known: LabelSet) -> Split:
     """clean/NAME with noisy/NAME or all of noisy/NAME/, below root/<split> or a root without splits. No labels."""
     base, undivided = root / split, False
     if not _has_pairs(base) and _has_pairs(root):

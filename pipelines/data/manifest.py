@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pipelines import parsing
 from pipelines.data import shards
 from pipelines.data.images import DataError
+from pipelines.data.labels import CITYSCAPES
 from pipelines.data.layouts import Layout, one_of
 from pipelines.runtime import files
 from pipelines.text import more
@@ -67,6 +68,7 @@ class Manifest(_Section):
     compression: str = "none"
     tile: str = "whole images"
     rows_a_check: int = shards.BAND
+    labels: str = CITYSCAPES  # the label set, as `LabelSet.shown` has it
     shards: dict[str, tuple[Shard, ...]] = {}
 
     def save(self, path: Path) -> None:
@@ -112,7 +114,7 @@ def is_undivided(root: Path) -> bool:
     return len(stored) > 1 and all(each == stored[0] for each in stored)
 
 
-def items(root: Path, split: str, *, layout: str, labels: str) -> list[tuple[Any, ...]]:
+def items(root: Path, split: str, *, layout: str, labels: str, label_set: str = CITYSCAPES) -> list[tuple[Any, ...]]:
     """The items of a split as rows of the index, sorted by name.
 
     It is checked that every shard is there and has its size; what is in a shard is checked when it is read.
@@ -127,6 +129,11 @@ def items(root: Path, split: str, *, layout: str, labels: str) -> list[tuple[Any
     if manifest.layout != layout:
         raise DataError(
             f"{root}: was prepared from data.layout={manifest.layout}, not {layout}; set data.layout={manifest.layout}"
+        )
+    if labels != "ignore" and manifest.labels != label_set and layout == "cityscapes":
+        raise DataError(
+            f"{root}: was prepared with the labels of {manifest.labels}, not {label_set}; set data.labels to that set, "
+            "or prepare the data set again with --labels"
         )
     one_of("split", split, manifest.shards, f" in {root}")
     found = []

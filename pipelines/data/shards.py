@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from pipelines.data.arrow_file import unsafe_content
 from pipelines.data.images import DataError, Pixels, read_labels, read_rgb
+from pipelines.data.labels import CITYSCAPES
 from pipelines.runtime import files
 from pipelines.text import one_line
 
@@ -85,11 +86,12 @@ def source_bytes(where: str) -> int:
     return int(_record(found[1], int(found[3]))[f"{found[2]}_bytes"][0].as_py())
 
 
-def write(path: Path, items: Iterable[Mapping[str, Any]]) -> None:
+def write(path: Path, items: Iterable[Mapping[str, Any]], label_set: str = CITYSCAPES) -> None:
     """Write a shard, whole or not at all, holding one item in memory at a time.
 
     Args:
         items: rows of the index.
+        label_set: of their label maps.
 
     Raises:
         ImageError: a file cannot be read.
@@ -108,7 +110,7 @@ def write(path: Path, items: Iterable[Mapping[str, Any]]) -> None:
                 source = item[column]
                 if source is None:
                     continue
-                pixels = (read_labels if column == "label" else read_rgb)(source)
+                pixels = read_labels(source, label_set) if column == "label" else read_rgb(source)
                 if pixels.shape[:2] != (item["height"], item["width"]):
                     raise DataError(f"{source}: changed while it was read; start again")
                 record[column] = pixels.tobytes()

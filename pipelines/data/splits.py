@@ -42,6 +42,7 @@ def index_training(config: Config, *, hold_out: bool = True) -> pa.Table:
             labels="optional" if config.data.layout == "cityscapes" else None,
             on_bad=config.data.bad_images,
             hold_out=hold_out,
+            label_set=config.data.labels,
         )
 
 
@@ -59,6 +60,7 @@ def evaluation_images(config: Config) -> pa.Table:
             layout=config.data.layout,
             labels="optional" if labelled else "ignore",
             on_bad=config.data.bad_images,
+            label_set=config.data.labels,
         )
     missing = items.filter(items["label"].is_null())["name"]
     if labelled and 0 < len(missing) < items.num_rows:

@@ -190,7 +190,7 @@ def _open_images(
     for number in (*range(item, items.num_rows), *range(item)):
         row = items.slice(number, 1).to_pylist()[0]
         try:
-            return {column: open_image(row, column) for column in columns}, skipped
+            return {column: open_image(row, column, config.data.labels) for column in columns}, skipped
         except ImageError as error:
             if config.data.bad_images == "stop":
                 raise

@@ -11,6 +11,7 @@ computed there, and only they come back.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict
 
@@ -22,6 +23,7 @@ from d2sm import metrics
 from d2sm.inference import restore
 from d2sm.objectives.lpips import LPIPS
 from pipelines.config import Config
+from pipelines.data import labels
 from pipelines.data.images import ImageError, LabelError
 from pipelines.inference import samples
 from pipelines.inference.known import Known, digest
@@ -103,6 +105,7 @@ class Measurer:
         self.judges = {name: judge.to(device) for name, judge in (judges or {}).items()}
         self.lpips = lpips.to(device) if lpips else None
         self.known = known
+        self.classes = len(labels.of(config).classes)
         self.batched = device.type != "cpu" if batched is None else batched
 
     def load(self, item: Mapping[str, Any]) -> Sample | Measurement:
@@ -206,15 +209,14 @@ class Measurer:
         self, segmenter: nn.Module | None, versions: Sequence[_Version], label: Tensor | None
     ) -> list[list[int]]:
         """The confusion matrix of every version by a segmenter, flat."""
-        classes = len(metrics.CLASSES)
         if label is None or segmenter is None:
-            return [[0] * classes**2] * len(versions)
+            return [[0] * self.classes**2] * len(versions)
         count = max(1, _BATCH_PIXELS // label.numel()) if self.batched else 1
         found: list[list[int]] = []
         for start in range(0, len(versions), count):
             images = [version.image for version in versions[start : start + count]]
             for seen in classes_of(segmenter, images[0] if len(images) == 1 else torch.cat(images)):
-                found.append(metrics.confusion(seen, label).flatten().tolist())
+                found.append(metrics.confusion(seen, label, self.classes).flatten().tolist())
         return found
 
     def _here(self, tensor: Tensor) -> Tensor:
@@ -243,11 +245,19 @@ def confusion_of(found: Sequence[Measurement], judge: str = "") -> Tensor:
     Args:
         judge: by which further segmenter; "": by the first.
     """
-    counts = np.sum([one["judged"][judge] if judge else one["confusion"] for one in found], axis=0)
-    return torch.tensor(counts).view(len(metrics.CLASSES), len(metrics.CLASSES))
+    counts = torch.tensor(np.sum([one["judged"][judge] if judge else one["confusion"] for one in found], axis=0))
+    side = math.isqrt(len(counts))
+    return counts.view(side, side)
 
 
-def score(found: Sequence[Measurement], kind: str, level: str, *, segmented: bool) -> Score:
+def score(
+    found: Sequence[Measurement],
+    kind: str,
+    level: str,
+    *,
+    segmented: bool,
+    classes: Sequence[str] = metrics.CLASSES,
+) -> Score:
     """The numbers of one kind of images at one level: means over the images; MIoU of their summed confusion matrices.
 
     Args:
@@ -255,20 +265,21 @@ def score(found: Sequence[Measurement], kind: str, level: str, *, segmented: boo
             depend on it in the last bit.
         kind, level: see `Measurement`.
         segmented: whether there were a segmenter and labels.
+        classes: names of the classes of the label set.
     """
     of_it = [one for one in found if one["kind"] == kind and one["level"] == level]
     compared = kind != "clean"
-    first = _judged(of_it) if segmented else Judged(None, {})
+    first = _judged(of_it, classes) if segmented else Judged(None, {})
     return Score(
         psnr=float(np.mean([one["psnr"] for one in of_it])) if compared else None,
         ssim=float(np.mean([one["ssim"] for one in of_it])) if compared else None,
         miou=first.miou,
         iou=first.iou,
         lpips=float(np.mean([one["lpips"] for one in of_it])) if compared else None,
-        judges={judge: _judged(of_it, judge) for judge in of_it[0]["judged"]} if segmented else {},
+        judges={judge: _judged(of_it, classes, judge) for judge in of_it[0]["judged"]} if segmented else {},
     )
 
 
-def _judged(found: Sequence[Measurement], judge: str = "") -> Judged:
+def _judged(found: Sequence[Measurement], classes: Sequence[str], judge: str = "") -> Judged:
     counts = confusion_of(found, judge)
-    return Judged(metrics.miou(counts), dict(zip(metrics.CLASSES, metrics.iou(counts).tolist(), strict=True)))
+    return Judged(metrics.miou(counts), dict(zip(classes, metrics.iou(counts).tolist(), strict=True)))

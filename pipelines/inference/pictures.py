@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from d2sm import metrics
 from d2sm.inference import restore
 from pipelines.config import Config
+from pipelines.data import labels as label_sets
 from pipelines.data.images import write_png
 from pipelines.data.splits import evaluation_images
 from pipelines.inference import samples
@@ -39,7 +40,7 @@ def draw(bundle: Path, config: Config, folder: Path, segmenter: nn.Module | None
     model = checkpoint.load_model(bundle, named=config.model.name)[0]
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    items = evaluation_images(config)
+    items, colours = evaluation_images(config), label_sets.of(config).colours
     for index in spread(items.num_rows, config.evaluate.pictures):
         sample = samples.usable(config, items.slice(index, 1).to_pylist()[0])
         if sample is None:
@@ -53,7 +54,7 @@ def draw(bundle: Path, config: Config, folder: Path, segmenter: nn.Module | None
             f"restored by {model.label}, {_psnr(restored, sample.clean)}": restored,
             "clean": sample.clean,
         }
-        write_png(path, labelled(grid(list(images.values()), segmenter), list(images)))
+        write_png(path, labelled(grid(list(images.values()), segmenter, colours), list(images)))
         written.append(path)
     return written
 
@@ -64,12 +65,18 @@ def spread(total: int, count: int) -> list[int]:
     return list(dict.fromkeys(chosen.tolist()))
 
 
-def grid(images: list[Tensor], segmenter: nn.Module | None) -> NDArray[np.uint8]:
-    """Images (1, 3, H, W) side by side as (h, w, 3) uint8, with a segmenter their segmentation below them."""
+def grid(
+    images: list[Tensor], segmenter: nn.Module | None, colours: NDArray[np.uint8] = metrics.COLOURS
+) -> NDArray[np.uint8]:
+    """Images (1, 3, H, W) side by side as (h, w, 3) uint8, with a segmenter their segmentation below them.
+
+    Args:
+        colours: of the classes.
+    """
     lines = [_joined([samples.pixels(image) for image in images], axis=1)]
     if segmenter is not None:
         classes = [segmenters.classes(segmenter, image.clamp(0, 1))[0].numpy() for image in images]
-        lines.append(_joined([metrics.COLOURS[seen] for seen in classes], axis=1))
+        lines.append(_joined([colours[seen] for seen in classes], axis=1))
     return _joined(lines, axis=0)
 
 

@@ -65,7 +65,7 @@ def load(config: Config, item: Mapping[str, Any], *, labels: bool = False) -> Sa
     Raises:
         ImageError, DataError: an image that cannot be read (see `items.read`).
     """
-    photograph = read(item, labels=labels)
+    photograph = read(item, labels=labels, label_set=config.data.labels)
     name, clean = item["name"], tensor(photograph.clean)
     if photograph.noisy is not None:
         noisy = [Noisy(PAIR, config.noise.sigma[0], tensor(photograph.noisy))]

@@ -1,13 +1,14 @@
 """Segmentation networks by name, with one contract.
 
-`load(name, weights=...)` returns a frozen module in eval mode: (B, 3, H, W) RGB in [0, 1] -> logits (B, 19, H, W) of
-the Cityscapes train ids, at the input's size, its own normalisation inside. Its parameters take no gradient; the input
-does. Registered networks ("models:/name@alias") are loaded by `pipelines.tracking.segmenter`.
+`load(name, weights=...)` returns a frozen module in eval mode: (B, 3, H, W) RGB in [0, 1] -> logits (B, C, H, W) of
+the C classes of the label set, 19 for Cityscapes, at the input's size, its own normalisation inside. Its parameters
+take no gradient; the input does. Registered networks ("models:/name@alias") are loaded by
+`pipelines.tracking.segmenter`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from d2sm.objectives.segmentation import ABSENT
 from d2sm.weights import WeightsError, read_safetensors, read_state_dict
 from d2sm.weights import fingerprint as weights_fingerprint
 from pipelines.callables import import_callable, is_imported
-from pipelines.text import did_you_mean, more, one_line
+from pipelines.text import did_you_mean, listed, more, one_line
 
 _MOST_BLOCKS = 64  # of an ESPNet, of each kind; the published ones have 2 and 8
 # The classes of CamVid's outputs, in order; a twelfth output, void, is not used.
@@ -88,7 +89,29 @@ def fingerprint(segmenter: nn.Module) -> str:
     return weights_fingerprint(segmenter.state_dict())
 
 
-def load(name: str, *, weights: str | Path | None = None, resize: bool = True) -> nn.Module:
+class OfClasses(nn.Module):
+    """A segmenter of Cityscapes' classes, as one of another label set: the logits of the classes that are alike.
+
+    Args:
+        segmenter: (B, 3, H, W) -> logits (B, 19, H, W) of the Cityscapes train ids.
+        classes: for each class of the label set the Cityscapes class that it is like; others get the logit `ABSENT`.
+    """
+
+    def __init__(self, segmenter: nn.Module, classes: Sequence[str]) -> None:
+        super().__init__()
+        self.segmenter = segmenter
+        self.outputs = [CLASSES.index(name) if name in CLASSES else None for name in classes]
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits (B, classes, H, W) of RGB images (B, 3, H, W) in [0, 1]."""
+        logits = self.segmenter(image)
+        absent = torch.full_like(logits[:, 0], ABSENT)
+        return torch.stack([absent if output is None else logits[:, output] for output in self.outputs], dim=1)
+
+
+def load(
+    name: str, *, weights: str | Path | None = None, resize: bool = True, classes: Sequence[str] = CLASSES
+) -> nn.Module:
     """Load a segmenter by name.
 
     Args:
@@ -98,10 +121,12 @@ def load(name: str, *, weights: str | Path | None = None, resize: bool = True) -
         weights: file of weights. The ESPNets need one: a plain state dict (.pth) or safetensors.
         resize: whether the published networks resize their input to the size of a whole photograph. False for crops,
             whose objects then keep their scale.
+        classes: for each class of the label set the Cityscapes class that it is like (`LabelSet.like`). The published
+            networks give the logits of those that they have.
 
     Raises:
         SegmenterError: (a ValueError) no such name; weights missing, unreadable or of another network; a callable that
-            cannot be imported or breaks the contract.
+            cannot be imported or breaks the contract; a published network that has none of the classes.
     """
     path = None if weights is None else Path(weights)
     if name in _BUILT_IN:
@@ -113,8 +138,15 @@ def load(name: str, *, weights: str | Path | None = None, resize: bool = True) -
         segmenter = _BUILT_IN[name](name, path)
         if isinstance(segmenter, Segmenter) and not resize:
             segmenter.size = None
+        if tuple(classes) != CLASSES:
+            if not set(classes) & set(_CAMVID if name == "espnet-camvid" else CLASSES):
+                raise SegmenterError(
+                    f"segmenter {name}: has none of the classes of data.labels ({listed(classes, 4)}); give a "
+                    "segmenter of these classes, or name in the label set what they are like"
+                )
+            segmenter = OfClasses(segmenter, classes)
     elif is_imported(name):
-        segmenter = _imported(name, path)
+        segmenter = _imported(name, path, len(classes))
     else:
         hint = did_you_mean(name, _BUILT_IN, cutoff=0.4)
         raise SegmenterError(
@@ -123,13 +155,16 @@ def load(name: str, *, weights: str | Path | None = None, resize: bool = True) -
     return segmenter.eval().requires_grad_(False)
 
 
-def checked(name: str, segmenter: nn.Module) -> nn.Module:
+def checked(name: str, segmenter: nn.Module, classes: int = len(CLASSES)) -> nn.Module:
     """The segmenter, after it has kept the contract on one small image.
+
+    Args:
+        classes: how many the label set has.
 
     Raises:
         SegmenterError: it fails on the image, or its result has another shape.
     """
-    expected = (1, len(CLASSES), 64, 96)
+    expected = (1, classes, 64, 96)
     try:
         with torch.no_grad():
             logits = segmenter(torch.zeros(1, 3, *expected[2:]))
@@ -137,7 +172,10 @@ def checked(name: str, segmenter: nn.Module) -> nn.Module:
         raise SegmenterError(f"segmenter={name!r} fails on an image of (1, 3, 64, 96): {one_line(error)}") from error
     found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if found != expected:
-        raise SegmenterError(f"segmenter={name!r} gives {found} for an image of 64x96: needs logits {expected}")
+        raise SegmenterError(
+            f"segmenter={name!r} gives {found} for an image of 64x96: needs logits {expected}, one for each class of "
+            "data.labels"
+        )
     return segmenter
 
 
@@ -205,11 +243,11 @@ def _state(name: str, path: Path) -> dict[str, Tensor]:
         raise SegmenterError(f"segmenter {name}: weights={path} cannot be read: {error}") from None
 
 
-def _imported(name: str, path: Path | None) -> nn.Module:
+def _imported(name: str, path: Path | None, classes: int) -> nn.Module:
     segmenter = import_callable(name, asked_by=f"segmenter={name!r}", error=SegmenterError)(weights=path)
     if not isinstance(segmenter, nn.Module):
         raise SegmenterError(f"segmenter={name!r} returned a {type(segmenter).__name__}: needs a torch module")
-    return checked(name, segmenter.eval())
+    return checked(name, segmenter.eval(), classes)
 
 
 def _resized(maps: Tensor, size: tuple[int, ...] | torch.Size) -> Tensor:

@@ -22,7 +22,7 @@ from pipelines.runs.results import EvaluationError, Results, level_key
 EVALUATIONS = "evaluations"
 _NAME = 80  # characters for the levels in the name of a folder
 _NAMED_LEVELS = 4  # levels that the name of a folder lists
-_NOISE = ("degrade.chain", "noise.sigma", "data.layout")  # keys of training that evaluation reads too
+_NOISE = ("degrade.chain", "noise.sigma", "data.layout", "data.labels")  # keys of training that evaluation reads too
 
 
 def differences(run: RunFolder, own: Config, config: Config, results: Results, *, step: int) -> list[str]:
@@ -65,6 +65,9 @@ def folder_of(run: RunFolder, config: Config, results: Results, *, step: int) ->
     levels = list(results.restored)
     told = list(config.noise.sigma) if config.data.layout == "pairs" else levels  # what the network is told
     what = [results.data, results.split, results.convention, results.segmenter, results.weights, step, told]
+    more = [[judge.segmenter, judge.weights] for judge in results.judges.values()]
+    if more or results.lpips or results.labels != "cityscapes":  # earlier versions had none of these
+        what += [more, results.lpips, results.labels]
     digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:8]
     named = "-".join(map(level_key, levels)).replace("-sigma", "-")  # "sigma25-50"
     if len(levels) > _NAMED_LEVELS or len(named) > _NAME:

@@ -197,6 +197,7 @@ class Results:
         rows: of the single images, by name; empty in files of earlier versions.
         judges: the further segmenters that gave an MIoU, by their names in results (see `Evaluate.judges`).
         lpips: the trunk of LPIPS; "" where it was not measured.
+        labels: the label set, as `LabelSet.shown` has it.
     """
 
     images: int
@@ -212,6 +213,7 @@ class Results:
     rows: tuple[ImageRow, ...] = ()
     judges: Mapping[str, Judge] = field(default_factory=dict)
     lpips: str = ""
+    labels: str = "cityscapes"
 
     def flat(self) -> dict[str, float]:
         """What was measured, by its name in MLflow: psnr.sigma25 (restored), noisy.psnr.sigma25, clean.miou.
@@ -290,7 +292,9 @@ class Results:
 def _without_unused(tree: Any) -> Any:
     """The tree without further segmenters and LPIPS where there are none, as files have always been."""
     if isinstance(tree, dict):
-        unused = {"judges": {}, "lpips": None} if "psnr" in tree else {"judges": {}, "lpips": ""}
+        unused: dict[str, Any] = (
+            {"judges": {}, "lpips": None} if "psnr" in tree else {"judges": {}, "lpips": "", "labels": "cityscapes"}
+        )
         kept = {key: value for key, value in tree.items() if key not in unused or value != unused[key]}
         return {key: _without_unused(value) for key, value in kept.items()}
     return [_without_unused(each) for each in tree] if isinstance(tree, (list, tuple)) else tree

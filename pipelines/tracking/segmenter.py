@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
 
+from d2sm.label_names import CLASSES
 from pipelines.config import Config
+from pipelines.data import labels
 from pipelines.networks import exported, segmenters
 from pipelines.networks.segmenters import SegmenterError
 from pipelines.text import more, one_line, redact
@@ -22,7 +25,12 @@ _FILES = (
 
 
 def load_segmenter(
-    name: str, *, weights: str | Path | None = None, resize: bool = True, uri: str | None = None
+    name: str,
+    *,
+    weights: str | Path | None = None,
+    resize: bool = True,
+    uri: str | None = None,
+    classes: Sequence[str] = CLASSES,
 ) -> nn.Module:
     """A segmenter by name, as `networks.segmenters.load` gives it, or from the registry.
 
@@ -31,19 +39,20 @@ def load_segmenter(
             default). Nothing in its files is executed or unpickled (`networks.exported`). For other names see
             `networks.segmenters.load`.
         weights, resize: see `networks.segmenters.load`; a registered network has its weights, and takes any size.
+        classes: see `networks.segmenters.load`.
         uri: of the store of registered models; None or empty: MLFLOW_TRACKING_URI, else runs/mlflow.db.
 
     Raises:
         SegmenterError: (a ValueError) it cannot be found or loaded, or breaks the contract of segmenters.
     """
     if not name.startswith("models:/"):
-        return segmenters.load(name, weights=weights, resize=resize)
+        return segmenters.load(name, weights=weights, resize=resize, classes=classes)
     try:
         with tempfile.TemporaryDirectory(prefix="d2sm-") as scratch:
             program = exported.load(_program_in(registered.download(registered.lookup(name, uri=uri), Path(scratch))))
     except (registered.RegistryError, exported.ProgramError) as error:
         raise SegmenterError(f"segmenter={name!r}: {one_line(error)}") from None
-    return segmenters.checked(name, program).eval().requires_grad_(False)
+    return segmenters.checked(name, program, len(classes)).eval().requires_grad_(False)
 
 
 def evaluation_judges(config: Config) -> dict[str, nn.Module]:
@@ -54,11 +63,12 @@ def evaluation_judges(config: Config) -> dict[str, nn.Module]:
         TrackingError: one is a registered model, and the configuration names no store that can be used.
     """
     found: dict[str, nn.Module] = {}
+    classes = labels.of(config).like
     for number, (label, (name, weights)) in enumerate(config.evaluate.judges.items()):
         key, nothing = ("segmenters", "[]") if number else ("segmenter", "null")
         uri = store.uri_of(config) if name.startswith("models:/") else None
         try:
-            found[label] = load_segmenter(name, weights=weights, uri=uri)
+            found[label] = load_segmenter(name, weights=weights, uri=uri, classes=classes)
         except SegmenterError as error:
             given = f" evaluate.{key}_weights={weights}" if weights else ""
             without = "without it" if number else "without MIoU"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from d2sm import D2SMLoss
+from d2sm.label_names import CLASSES
 from d2sm.objectives import LPIPS, TERMS, Adversarial, Contextual, CrossEntropy, Perceptual, Term
 from pipelines.config import Config
+from pipelines.data import labels as label_sets
 from pipelines.networks.features import check_patch_size
 from pipelines.sections import Loss
 from pipelines.tracking.segmenter import load_segmenter, segmenter_store
@@ -24,6 +26,7 @@ class Objective(nn.Module):
     Args:
         config: the loss section.
         store_uri: of the store that a registered segmenter comes from; empty: MLFLOW_TRACKING_URI, else runs/mlflow.db.
+        classes: of the labels, see `networks.segmenters.load`.
 
     Raises:
         ConfigError, ValueError: a network of a term cannot be built as configured. One line.
@@ -32,7 +35,7 @@ class Objective(nn.Module):
     d2sm: D2SMLoss | None
     adversarial: Adversarial | None
 
-    def __init__(self, config: Loss, *, store_uri: str = "") -> None:
+    def __init__(self, config: Loss, *, store_uri: str = "", classes: Sequence[str] = CLASSES) -> None:
         super().__init__()
         self.weights = config.terms
         on = [term for term in TERMS.values() if term.name in self.weights or term.name == "l1"]
@@ -42,7 +45,7 @@ class Objective(nn.Module):
         for term in TERMS.values():
             self.register_module(term.name, None)
         for term in self.order:
-            self.register_module(term.name, build(term, config, store_uri=store_uri))
+            self.register_module(term.name, build(term, config, store_uri=store_uri, classes=classes))
 
     def forward(
         self,
@@ -93,17 +96,17 @@ class Objective(nn.Module):
         return torch.stack([weight * scales[name] * losses[name] for name, weight in self.weights.items()]).sum()
 
 
-def build(term: Term, config: Loss, *, store_uri: str = "") -> nn.Module:
+def build(term: Term, config: Loss, *, store_uri: str = "", classes: Sequence[str] = CLASSES) -> nn.Module:
     """A term of the objective as configured.
 
     Args:
-        store_uri: see `Objective`.
+        store_uri, classes: see `Objective`.
 
     Raises:
         ConfigError, ValueError: it cannot be built so. One line.
     """
     if term.name == "cross_entropy":
-        return _cross_entropy(config, store_uri)
+        return _cross_entropy(config, store_uri, classes)
     if term.name in _BUILDERS:
         return _BUILDERS[term.name](config)
     if term.uses_phi:
@@ -140,9 +143,11 @@ def _lpips(config: Loss) -> LPIPS:
     return LPIPS(config.lpips_heads, config.lpips_trunk, weights=config.lpips_weights)
 
 
-def _cross_entropy(config: Loss, store_uri: str = "") -> CrossEntropy:
+def _cross_entropy(config: Loss, store_uri: str = "", classes: Sequence[str] = CLASSES) -> CrossEntropy:
     assert config.segmenter is not None  # validated with the configuration
-    segmenter = load_segmenter(config.segmenter, weights=config.segmenter_weights, resize=False, uri=store_uri)
+    segmenter = load_segmenter(
+        config.segmenter, weights=config.segmenter_weights, resize=False, uri=store_uri, classes=classes
+    )
     return CrossEntropy(segmenter, scale=config.segmenter_scale)
 
 
@@ -163,4 +168,4 @@ def check_objective(config: Config) -> None:
         ConfigError, ValueError: a term cannot be built, or Phi's stride does not divide the patches. One line.
     """
     check_patch_size(config.loss)
-    Objective(config.loss, store_uri=segmenter_store(config))
+    Objective(config.loss, store_uri=segmenter_store(config), classes=label_sets.of(config).like)

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from d2sm.models.activation_checkpointing import checkpoint_activations
 from pipelines.config import Config
+from pipelines.data import labels
 from pipelines.networks.models import TrainingModule, build
 from pipelines.runs import checkpoint
 from pipelines.sections import Train
@@ -69,7 +70,7 @@ class TrainState:
         self.ema = EMA(self.network, train.ema) if train.ema else None
         module = TrainingModule(self.network, estimate=config.loss.uses_estimate)
         # channels_last for Phi too, because restored images arrive in that layout.
-        objective = Objective(config.loss, store_uri=store_uri)
+        objective = Objective(config.loss, store_uri=store_uri, classes=labels.of(config).like)
         self.objective = objective.to(self.device).to(memory_format=torch.channels_last).train()
         if train.compile:
             compile_step(module, self.objective)

@@ -54,8 +54,7 @@ VALUES: dict[str, Any] = {
     "model.name": "sadnet", "train.betas": [0.5, 0.9],
     "train.max_steps": 5, "train.clip": 1.0, "train.ema": 0.5, "train.gpus_per_worker": 0.5, "evaluate.sigmas": [15.0],
     "train.halve_at": [8], "loss.patch_size": 32, "evaluate.limit": 1, "evaluate.tile": 64, "evaluate.actors": 3,
-    "evaluate.lpips": "vgg16",
-    "model.options": {"width": 8},
+    "evaluate.lpips": "vgg16", "model.options": {"width": 8}, "data.labels": "camvid",
 }  # fmt: skip
 # What has to be so for that value to be valid.
 BESIDE: dict[str, dict[str, Any]] = {

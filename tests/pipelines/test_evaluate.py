@@ -448,3 +448,27 @@ def test_the_second_evaluation_of_a_data_set_measures_restored_images_alone(
     assert changed.noisy["25"].ssim != first.noisy["25"].ssim
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
     assert measured(bundle, root) == changed
+
+
+def test_an_evaluation_on_another_label_set(bundle: Path, tmp_path: Path) -> None:
+    """Its classes in the results; segmenters have to give as many logits as it has."""
+    root = city(tmp_path / "city", labels=STREET)
+    file = tmp_path / "three.yaml"
+    file.write_text(
+        "classes:\n"
+        "- {name: above, id: 23, colour: [70, 130, 180]}\n"
+        "- {name: things, id: 26, colour: [0, 0, 142]}\n"
+        "- {name: ground, id: 7, colour: [128, 64, 128]}\n"
+        "ignore: [0]\n"
+    )
+    three = {"data__labels": str(file), "evaluate__segmenter": "tests.helpers.segmenters:of_three"}
+    results = measured(bundle, root, **three)
+    assert set(results.clean.iou) == {"above", "things", "ground"} and results.labels.startswith("three-")
+    results.save(tmp_path / "results.json")
+    assert Results.load(tmp_path / "results.json") == results
+    with pytest.raises(SegmenterError, match="evaluate.segmenter=tests.*19.*3.*data.labels"):
+        measured(bundle, root, data__labels=str(file))
+    other = np.full_like(STREET, 11)
+    with pytest.raises(DataError, match="holds the value 11.*data.labels=.*three.yaml.*evaluate.segmenter=null"):
+        measured(bundle, city(tmp_path / "other", labels=other), **three)
+    assert measured(bundle, root).labels == "cityscapes"

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from torch.nn.functional import avg_pool2d
 
 from d2sm import metrics
-from d2sm.metrics import CLASSES, COLOURS
 from pipelines.comparison.figures import style
 from pipelines.comparison.photographs import CLEAN, NOISY, ComparedPhotograph, compared_photographs
 from pipelines.comparison.rows import Row
@@ -103,7 +102,9 @@ def _figure(crop: Crop) -> Figure:
         if segmented:
             classes = crop.of(photograph.classes[name])
             same = (classes == crop.of(photograph.classes[CLEAN])).mean()
-            _show(grid[1, column], COLOURS[classes], "" if name == CLEAN else f"{same:.1%} as in clean")
+            _show(
+                grid[1, column], photograph.labels.colours[classes], "" if name == CLEAN else f"{same:.1%} as in clean"
+            )
         if name == CLEAN:
             grid[-1, column].axis("off")
         else:
@@ -113,11 +114,14 @@ def _figure(crop: Crop) -> Figure:
         axes.set_ylabel(text, fontsize=style.SIZE)
     if segmented:  # a legend of the classes that fill at least a hundredth of one of the crops
         shares = [
-            np.bincount(crop.of(classes).ravel(), minlength=len(CLASSES)) / crop.side**2
+            np.bincount(crop.of(classes).ravel(), minlength=len(photograph.labels.classes)) / crop.side**2
             for classes in photograph.classes.values()
         ]
         shown = np.flatnonzero(np.max(shares, axis=0) >= 0.01)
-        handles = [Patch(color=COLOURS[index] / 255, label=CLASSES[index]) for index in shown]
+        handles = [
+            Patch(color=photograph.labels.colours[index] / 255, label=photograph.labels.classes[index])
+            for index in shown
+        ]
         drawn.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 6), fontsize=style.SIZE - 1)
     style.caption(drawn, [_caption(crop)], size=style.SIZE - 2)
     return drawn

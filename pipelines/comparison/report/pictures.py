@@ -13,6 +13,7 @@ from PIL import Image
 
 from d2sm import metrics
 from pipelines.comparison.photographs import CLEAN, ComparedPhotograph
+from pipelines.data.labels import LabelSet
 
 _QUALITIES = ((92, 1280), (85, 1024), (80, 768), (80, 512), (70, 384))  # JPEG quality, longest side in pixels
 
@@ -78,7 +79,10 @@ def legend(photographs: Sequence[ComparedPhotograph]) -> list[tuple[str, str]]:
     present = {
         int(index) for photo in photographs for classes in photo.classes.values() for index in np.unique(classes)
     }
-    return [(metrics.CLASSES[index], "#" + bytes(metrics.COLOURS[index]).hex()) for index in sorted(present)]
+    if not present:
+        return []
+    labels = photographs[0].labels
+    return [(labels.classes[index], "#" + bytes(labels.colours[index]).hex()) for index in sorted(present)]
 
 
 def data_uri(content: bytes, media_type: str) -> str:
@@ -99,7 +103,8 @@ def _picture(photograph: ComparedPhotograph, quality: int, longest: int) -> Pict
             psnr = f"{metrics.psnr(restored, truth):.2f}"
         if name in photograph.classes:
             classes = photograph.classes[name]
-            segmentation, largest = data_uri(_png(classes, size), "image/png"), _largest_classes(classes)
+            segmentation = data_uri(_png(classes, size, photograph.labels), "image/png")
+            largest = _largest_classes(classes, photograph.labels)
         versions.append(Version(name, data_uri(_jpeg(image, size, quality), "image/jpeg"), segmentation, largest, psnr))
     return Picture(photograph.name, photograph.level, *size, scale < 1, tuple(versions))
 
@@ -112,16 +117,16 @@ def _jpeg(image: NDArray[np.uint8], size: tuple[int, int], quality: int) -> byte
     return file.getvalue()
 
 
-def _png(classes: NDArray[np.uint8], size: tuple[int, int]) -> bytes:
+def _png(classes: NDArray[np.uint8], size: tuple[int, int], labels: LabelSet) -> bytes:
     file, picture = io.BytesIO(), Image.fromarray(classes)
-    picture.putpalette(metrics.COLOURS.tobytes())  # class indices become indices of colours
+    picture.putpalette(labels.colours.tobytes())  # class indices become indices of colours
     if picture.size != size:
         picture = picture.resize(size, Image.Resampling.NEAREST)
     picture.save(file, "PNG", optimize=True)
     return file.getvalue()
 
 
-def _largest_classes(classes: NDArray[np.uint8]) -> str:
-    shares = np.bincount(classes.ravel(), minlength=len(metrics.CLASSES)) / classes.size
+def _largest_classes(classes: NDArray[np.uint8], labels: LabelSet) -> str:
+    shares = np.bincount(classes.ravel(), minlength=len(labels.classes)) / classes.size
     largest = np.argsort(-shares, kind="stable")[:4]
-    return ", ".join(f"{metrics.CLASSES[index]} {shares[index]:.0%}" for index in largest if shares[index] >= 0.01)
+    return ", ".join(f"{labels.classes[index]} {shares[index]:.0%}" for index in largest if shares[index] >= 0.01)

@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from d2sm.metrics import CLASSES
 from pipelines.comparison.figures import style
 from pipelines.comparison.rows import DIGITS, Row, short_names
+from pipelines.data.labels import label_set
 from pipelines.runs.results import higher_is_better
 
 
@@ -109,7 +109,7 @@ def bars(rows: Sequence[Row], level: str) -> dict[str, list[Bar]]:
         versions.append((name, "row", look.colour, [run.results.restored[level].iou for run in row.runs]))
     versions.append(("clean", "clean", "", [first.clean.iou]))
     found: dict[str, list[Bar]] = {}
-    for class_name in CLASSES:
+    for class_name in label_set(rows[0].config.data.labels).classes:
         for name, kind, colour, ious in versions:
             if values := [iou[class_name] for iou in ious if class_name in iou]:
                 mean = statistics.fmean(values)
