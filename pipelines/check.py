@@ -276,6 +276,7 @@ class _Run:
 
     def _segmenter(self) -> Iterator[Answer]:
         from pipelines import evaluate
+        from pipelines.data.degradation import DegradationError
         from pipelines.tracking.segmenter import evaluation_judges
 
         names = [name for name, _ in self.config.evaluate.judges.values()]
@@ -284,6 +285,8 @@ class _Run:
                 self.subject = evaluate.check(self.config, self.evaluation)
                 yield ", ".join(names) or "none, so PSNR and SSIM are measured, and no MIoU"
                 return
+            except DegradationError:
+                pass  # a check of its own says it
             except DataError as error:
                 yield error
         evaluation_judges(self.config)  # without images to measure, the segmenters alone

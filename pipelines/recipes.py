@@ -100,7 +100,7 @@ _DEGRADATIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "motion": ("motion blur", "motion:3..15", ("motion:5", "motion:9", "motion:15")),
     "sr2": ("downsampling by 2", "downsample:2", ("downsample:2",)),
     "sr4": ("downsampling by 4", "downsample:4", ("downsample:4",)),
-    "haze": ("synthetic haze", "haze:0.5..3", ("haze:1", "haze:2", "haze:3")),
+    "haze": ("synthetic haze", "haze:0.2..1.5", ("haze:0.5", "haze:1", "haze:1.5")),
     "photo": (
         "blur, noise and JPEG together",
         "blur:0..1.5+noise_clip:0..30+jpeg:30..95",

@@ -47,6 +47,10 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "registry": ({"tracking.register_as": "team/net"}, "tracking.register_as='team/net'"),
     "Phi": ({"loss.features": "vgg19.conv5_4"}, "no weights of vgg19 .*loss.features=vgg19.conv5_4"),
     "segmenter": ({"evaluate.segmenter": "espnet-camvid"}, "evaluate.segmenter=espnet-camvid: .*evaluate.segmenter=n"),
+    "degradation": (
+        {"degrade.chain": "tests.helpers.degradations:smaller:2"},
+        "degrade.chain=tests.helpers.degradations:smaller:2: .*smaller gives torch.float32 .*images of the same shape",
+    ),
     "CPUs": ({"train.cpus_per_worker": 400.0}, "train.cpus_per_worker=400"),
 }
 
