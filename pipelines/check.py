@@ -213,6 +213,9 @@ class _Run:
         from pipelines.networks.models import check
 
         network = check(self.config)
+        unknown = self.config.unknown_level(f"model.name={self.config.model.name}")
+        if network and not network.blind and unknown:
+            yield ConfigError(unknown)
         about = "" if network is None else f": {network.label}, {'blind' if network.blind else 'told sigma'}"
         yield f"{self.config.model.title}{about}"
 

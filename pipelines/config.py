@@ -112,15 +112,26 @@ class Config(Section):
                 shown = value if isinstance(value, str) else f"[{', '.join(value)}]"
                 raise ValueError(f"{key}={shown}: the images of data.layout=pairs are degraded already; leave it out")
         backbone = BACKBONES.get(self.model.name)
-        told = [name for name in self.loss.terms if "sigma" in TERMS[name].inputs]
-        if len(set(noise.sigma)) > 1 and (told or (backbone and not backbone.blind)):
-            blind = " or ".join(entry.name for entry in BACKBONES.values() if entry.blind)
-            what = f"loss.{TERMS[told[0]].weight_key}" if told else f"model.name={self.model.name}"
-            raise ValueError(
-                f"noise.sigma={list(noise.sigma)}: data.layout=pairs has one noise level, which {what} is told; give "
-                "it, such as noise.sigma=[25] noise.draw=list"
-                + ("" if told else f", or take a network that needs none, model.name={blind}")
-            )
+        told = [f"loss.{TERMS[name].weight_key}" for name in self.loss.terms if "sigma" in TERMS[name].inputs]
+        if backbone and not backbone.blind:
+            told.append(f"model.name={self.model.name}")
+        if told and (line := self.unknown_level(told[0])):
+            raise ValueError(line)
+
+    def unknown_level(self, told: str) -> str:
+        """Why pairs do not do for something that is told their noise level; "" if the level is known, or no pairs.
+
+        Args:
+            told: the key and value, or the key, of what is told.
+        """
+        if self.data.layout != "pairs" or len(set(self.noise.sigma)) == 1:
+            return ""
+        blind = " or ".join(entry.name for entry in BACKBONES.values() if entry.blind)
+        other = f", or take a network that needs none, model.name={blind}" if told.startswith("model.") else ""
+        return (
+            f"noise.sigma={list(self.noise.sigma)}: data.layout=pairs has one noise level, which {told} is told; give "
+            f"it, such as noise.sigma=[25] noise.draw=list{other}"
+        )
 
     @property
     def degradation(self) -> Chain:

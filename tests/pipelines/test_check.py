@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,19 @@ def test_each_reason_alone(name: str, flat: Path, tmp_path: Path, monkeypatch: p
         check(stranger(flat, tmp_path / "runs", **(base | changes)))
     assert "\n" not in str(error.value) and not isinstance(error.value, NotReady)
     assert not (tmp_path / "runs").exists()
+
+
+def test_pairs_of_an_unknown_level_are_for_networks_that_need_none(flat: Path, tmp_path: Path) -> None:
+    """Also for a network of somebody else's, of which it is known only when it is built."""
+    root = tmp_path / "pairs"
+    for side in ("clean", "noisy"):
+        shutil.copytree(flat, root / side)
+    mine = {"train.num_workers": 1, "data.crop_size": 64, "model.width": 96, "model.depth": 12}
+    told = {"model.name": "tests.foreign.tiny_network:TinyNetwork", **mine}
+    with pytest.raises(ConfigError, match=r"^noise.sigma=\[0.0, 75.0\]: .*model.name=tests.foreign.tiny_network:TinyN"):
+        check(stranger(root, tmp_path / "runs", **told))
+    check(stranger(root, tmp_path / "runs", **told, **{"noise.sigma": [25], "noise.draw": "list"}))
+    check(stranger(root, tmp_path / "runs", **{**told, "model.name": "tests.foreign.tiny_network:blind"}))
 
 
 def test_all_reasons_at_once(flat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
