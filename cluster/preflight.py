@@ -61,7 +61,7 @@ def ask_nodes(config: Config, *, evaluates: bool = True, verbose: bool = False) 
     Raises:
         AuthError: see `preflight`.
     """
-    if not evaluates:
+    if not evaluates and config.train.validate_every is None:
         config = config.replace(
             {"evaluate.segmenter": None, "evaluate.segmenters": [], "evaluate.segmenters_weights": []}
         )  # not needed, so not asked for

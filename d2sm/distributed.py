@@ -52,6 +52,13 @@ def sum_over_workers(values: Tensor) -> Tensor:
     return values
 
 
+def copy_from_first(tensors: Iterable[Tensor]) -> None:
+    """Overwrite tensors with those of the first rank, one collective each. Shapes and dtypes agree on all ranks."""
+    if world_size() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
+
+
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Replace each gradient by its mean over all ranks, in one collective, as DistributedDataParallel does.
 

@@ -21,7 +21,7 @@ from pipelines.data.images import DataError
 from pipelines.runs.folder import RunFolder, named
 from pipelines.runs.results import level_title
 from pipelines.runtime.owner import InUseError
-from pipelines.text import one_line, redact, show
+from pipelines.text import did_you_mean, listed, one_line, redact, show
 
 if TYPE_CHECKING:
     from pipelines.evaluate import Subject
@@ -57,7 +57,7 @@ class Ready:
         config: the configuration with what was settled by itself (see `splits.settled`), and with a run name.
         training: the index of its training images.
         fingerprint: of these.
-        subject: of the evaluation; None if there is none.
+        subject: of the evaluation, and of the validation while training; None if there is neither.
     """
 
     config: Config
@@ -147,8 +147,9 @@ class _Run:
 
     def checks(self, evaluates: bool) -> Iterator[tuple[str, Iterable[Answer]]]:
         """The name and the answers of each check, those first that import little."""
+        validates = self.config.train.validate_every is not None
         yield "data", self._attempts(self._training)
-        if evaluates:
+        if evaluates or validates:
             yield "evaluation", self._attempts(self._evaluation)
         yield "degrade", self._attempts(self._degradation)
         yield "model", self._attempts(self._model)
@@ -160,8 +161,10 @@ class _Run:
         if self.config.train.init:
             yield "init", self._attempts(self._initial)
         yield "weights", self._attempts(self._objective)
-        if evaluates:
+        if evaluates or validates:
             yield "segmenter", self._attempts(self._segmenter)
+        if validates:
+            yield "validation", self._attempts(self._validation)
         yield "resources", self._attempts(self._resources)
 
     def _attempts(self, ask: Callable[[], Iterable[Answer]]) -> Iterator[Answer]:
@@ -293,6 +296,26 @@ class _Run:
             except DataError as error:
                 yield error
         evaluation_judges(self.config)  # without images to measure, the segmenters alone
+
+    def _validation(self) -> Iterator[Answer]:
+        from pipelines.runs.results import metric_names
+
+        train = self.config.train
+        if self.subject is None:  # another check says why
+            yield "not checked, since the evaluation's images or segmenter cannot be used"
+            return
+        known = metric_names(self.config, segmented=bool(self.subject.segmenter))
+        if train.best is not None and train.best not in known:
+            hint = did_you_mean(train.best, known)
+            if train.best.startswith("miou") and not self.subject.segmenter:
+                hint = "; MIoU needs labels, and evaluate.segmenter"
+            raise ConfigError(
+                f"train.best={train.best}: not measured by this run's validation, which measures {listed(known, 12)}"
+                f"{hint}"
+            )
+        count = min(train.validate_images or self.subject.items.num_rows, self.subject.items.num_rows)
+        best = f", by {train.best}" if train.best else ""
+        yield f"{count} of {self.subject.items.num_rows} photographs every {train.validate_every} steps{best}"
 
     def _resources(self) -> Iterator[Answer]:
         from pipelines.runtime import resources

@@ -19,7 +19,6 @@ import torch
 from torch import nn
 
 from d2sm import metrics
-from d2sm.objectives.lpips import LPIPS
 from pipelines import registry
 from pipelines.config import Config
 from pipelines.data import degradation, index, shards
@@ -37,6 +36,7 @@ from pipelines.runs.trust import check_config
 from pipelines.runtime import files, resources, session
 from pipelines.runtime.progress import Line
 from pipelines.text import one_line
+from pipelines.tracking.measurer import evaluation_lpips, measurer_of
 from pipelines.tracking.segmenter import evaluation_judges, segmenter_store
 
 SMALLEST = 11  # pixels: the side of SSIM's window (d2sm.metrics)
@@ -84,7 +84,7 @@ def check(config: Config, images: pa.Table | None = None) -> Subject:
     items, skipped = _large_enough(config, evaluation_images(config) if images is None else images)
     judges = evaluation_judges(config)
     if config.evaluate.lpips:
-        _lpips(config)
+        evaluation_lpips(config)
     here = config.evaluate.actors == 0 or (config.evaluate.actors is None and not resources.on_a_cluster())
     if config.evaluate.use_gpu and here and not torch.cuda.is_available():
         raise EvaluationError(
@@ -103,24 +103,6 @@ def check(config: Config, images: pa.Table | None = None) -> Subject:
         notes=_looked_at_labels(config, items) if segmented else (),
         judges={label: Judge(name, weights) for (label, (name, _)), weights in named},
     )
-
-
-def _lpips(config: Config) -> LPIPS | None:
-    """What measures LPIPS; None where it is not asked for.
-
-    Raises:
-        EvaluationError: its heads or the trunk's weights are not at hand.
-    """
-    trunk = config.evaluate.lpips
-    if trunk is None:
-        return None
-    try:
-        return LPIPS(trunk=trunk, weights=config.evaluate.lpips_weights).eval().requires_grad_(False)
-    except ValueError as error:
-        raise EvaluationError(
-            f"evaluate.lpips={trunk}: {one_line(error, None)} (the key is evaluate.lpips_weights); or evaluate without "
-            "it: evaluate.lpips=null"
-        ) from None
 
 
 def _large_enough(config: Config, items: pa.Table) -> tuple[pa.Table, dict[str, str]]:
@@ -287,18 +269,7 @@ def _measurer(network: nn.Module, config: Config, known: Mapping[str, Known] | N
     evaluate, actors = config.evaluate, max(1, config.evaluate.actors or 0)
     # Actors that share the memory of this machine, or of this GPU.
     sharing = min(actors, int(1 // config.train.gpus_per_worker)) if evaluate.use_gpu else actors
-    judges = evaluation_judges(config)
-    first = judges.pop(next(iter(judges)), None) if judges else None
-    return Measurer(
-        config,
-        network,
-        first,
-        device=device_of(config),
-        sharing=sharing,
-        judges=judges,
-        lpips=_lpips(config),
-        known=known,
-    )
+    return measurer_of(config, network, device=device_of(config), sharing=sharing, known=known)
 
 
 def device_of(config: Config) -> torch.device:

@@ -467,6 +467,31 @@ class Train(Section):
     log_every: int = setting(20, "steps between two log entries", effect="record", ge=1)
     checkpoint_every: int = setting(200, "steps between two checkpoints", effect="record", ge=1)
     keep: int = setting(2, "number of newest checkpoints kept", effect="record", ge=1)
+    validate_every: int | None = setting(
+        None,
+        "steps between two validations: the evaluation's numbers of the weights so far, logged as val.*; the last step "
+        "is validated too; null: none",
+        effect="results",
+        ge=1,
+    )
+    validate_images: int | None = setting(
+        16,
+        "images that a validation measures, evenly spread over those of the evaluation; null: all",
+        effect="results",
+        ge=1,
+    )
+    best: str | None = setting(
+        None,
+        "metric of the validation, such as psnr.sigma25, whose best checkpoint is kept, evaluated and registered; "
+        "null: the last checkpoint is",
+        effect="results",
+    )
+    patience: int | None = setting(
+        None,
+        "validations without a better train.best after which training stops early; null: never",
+        effect="length",
+        ge=1,
+    )
 
     @property
     def workers(self) -> tuple[int, int]:
@@ -477,6 +502,20 @@ class Train(Section):
     def elastic(self) -> bool:
         """Whether the number of workers may change during training."""
         return isinstance(self.num_workers, tuple)
+
+    @model_validator(mode="after")
+    def _validation(self) -> Self:
+        if self.best is not None and self.validate_every is None:
+            raise ValueError(
+                f"train.best={self.best}: nothing is measured while training; set train.validate_every, such as "
+                f"train.validate_every={self.checkpoint_every}, or leave train.best out"
+            )
+        if self.patience is not None and self.best is None:
+            raise ValueError(
+                f"train.patience={self.patience}: needs the metric that has to improve; set train.best, such as "
+                "train.best=psnr.sigma25, or leave train.patience out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _workers(self) -> Self:

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
 import ray
 
 from pipelines import tracking
 from pipelines.check import Ready, check
 from pipelines.config import Config
 from pipelines.data import index, plan
+from pipelines.inference.pictures import spread
 from pipelines.runs import checkpoint
 from pipelines.runs.folder import RunFolder
 from pipelines.runtime import resources, session
@@ -20,8 +20,9 @@ from pipelines.runtime.progress import Line
 from pipelines.text import show
 from pipelines.training import initial, interrupt, launch
 from pipelines.training.finite import TrainingError
-from pipelines.training.messages import QueueReader, Skipped
-from pipelines.training.record import Recorder, Watch
+from pipelines.training.messages import QueueReader, Skipped, ValidationSet
+from pipelines.training.record import Recorder, Watch, logged_as
+from pipelines.training.standing import Standing
 from pipelines.training.tracked import open_run
 
 
@@ -32,8 +33,10 @@ class Trained:
     Attributes:
         config: the run, its name filled in.
         folder: where it is kept.
-        checkpoint: its last checkpoint, in that folder.
+        checkpoint: whose weights are the run's model, in that folder: its last one or, with `train.best`, its best one.
         step: of that checkpoint.
+        reached: the step at which training ended.
+        validated: the numbers of the validation at that step; empty if there was none.
         run_id, uri: the MLflow run, and the store it is in.
         fingerprint: of the training images.
         metrics: the last log entry; empty if nothing was left to train.
@@ -43,6 +46,8 @@ class Trained:
     folder: RunFolder
     checkpoint: Path
     step: int
+    reached: int
+    validated: Mapping[str, float]
     run_id: str
     uri: str
     fingerprint: str
@@ -66,6 +71,7 @@ def fit(
     verbose: bool = False,
     watch: Watch | None = None,
     ready: Ready | None = None,
+    validates: bool = False,
 ) -> Trained:
     """Train, or resume the run of this name.
 
@@ -75,47 +81,70 @@ def fit(
         verbose: let Ray's own log through.
         watch: called with step and metrics at every log entry.
         ready: what `check.check` gave for this configuration; None: it is checked here.
+        validates: validate at the last step also without `train.validate_every`, then on all images of the evaluation.
 
     Raises:
         ConfigError, InUseError, DataError, ResourceError, TrackingError, RemoteError, TrainingError: each one line.
         NotReady: several reasons against the run, before anything was started.
         KeyboardInterrupt: Ctrl-C. After the first there is a checkpoint of the last step.
     """
-    ready = ready or check(config, evaluates=False)
-    config, items, fingerprint = ready.config, ready.training, ready.fingerprint
+    ready = ready or check(config, evaluates=validates)
+    config = ready.config
     folder = RunFolder.of(config)
     with folder.owned():
         tracking.preload()  # while Ray's processes start
         session.start(cpus=resources.run_cpus(config), verbose=verbose)
         resources.check(config)
-        folder.open(config, fingerprint)
+        folder.open(config, ready.fingerprint)
         initial.prepare(config, folder)
         try:
             with open_run(config, folder) as run:
-                return _train(config, folder, items, fingerprint, run, quiet, watch)
+                return _train(ready, folder, run, _validation_set(ready, validates), quiet, watch)
         except interrupt.Abandoned:
             ray.shutdown()  # ends the workers
             raise
 
 
+def _validation_set(ready: Ready, validates: bool) -> ValidationSet | None:
+    """What is measured while training; None: nothing."""
+    config, subject = ready.config, ready.subject
+    every, count = config.train.validate_every, config.train.validate_images
+    if subject is None or not (every or validates):
+        return None
+    rows = spread(subject.items.num_rows, count if every and count else subject.items.num_rows)
+    items = subject.items.take(rows)
+    about = {
+        "images": index.fingerprint(items),
+        "levels": list(config.level_names),
+        "segmenters": [subject.weights, *(judge.weights for judge in subject.judges.values())],
+        "lpips": config.evaluate.lpips,
+    }
+    return ValidationSet(items, bool(subject.segmenter), every, about)
+
+
 def _train(
-    config: Config,
+    ready: Ready,
     folder: RunFolder,
-    items: pa.Table,
-    fingerprint: str,
     run: tracking.Run,
+    validation: ValidationSet | None,
     quiet: bool,
     watch: Watch | None,
 ) -> Trained:
+    config, items, fingerprint = ready.config, ready.training, ready.fingerprint
     name, steps = config.train.name, plan.total_steps(config, items.num_rows)
+    about = validation.about if validation else {}
     last = folder.latest()
+    standing = Standing.at(last, config, about)
     start = checkpoint.step(last) if last else 0
     metrics: Mapping[str, float] = {}
     stopped = False
     if last and checkpoint.is_of(last, name):
+        folder.selected()  # raises if the best checkpoint so far is gone
         for entry in checkpoint.log(last).get("recent", []):  # a driver that was killed may not have recorded them
             run.log(entry["step"], entry["metrics"])
-    if start < steps:
+        for entry in standing.recent:
+            run.log(entry["step"], logged_as(entry["metrics"]))
+    if start < steps and not standing.exhausted:
         with Line(name, steps, start, quiet=quiet) as line:
             recorder = Recorder(config, run, line, folder, start=start, watch=watch)
             if not start and not quiet and (started_from := initial.note(folder.read_info())):
@@ -128,20 +157,39 @@ def _train(
                 recorder(Skipped({image: reason for image, reason in skipped}))
             with QueueReader(recorder, recorder.poll) as reader:
                 stopped = launch.run(
-                    config, folder, items, steps, fingerprint, reader.queue, line.say, recorder.at_work
+                    config, folder, items, steps, fingerprint, reader.queue, line.say, recorder.at_work, validation
                 )
             metrics = recorder.metrics
         folder.refresh().prune(config.train.keep)
         if folder.skipped_file.exists():
             folder.push(folder.skipped_file)
-    elif not quiet:
+    elif not quiet and start >= steps:
         show(f"{name}: already at step {start} of {steps}, nothing to train")
-    final = folder.latest()
-    if final is None and not stopped:
+    final, selected = folder.latest(), folder.selected()
+    if (final is None or selected is None) and not stopped:
         raise TrainingError(f"{folder.path}: training ended without a checkpoint")
-    if final is None or (stopped and not checkpoint.meta(final).get("final")):
+    if final is None or selected is None or (stopped and not checkpoint.meta(final).get("final")):
         raise KeyboardInterrupt
-    step = checkpoint.step(final)
-    trained = Trained(config, folder, final, step, run.id, run.uri, fingerprint, metrics)
+    reached, step = checkpoint.step(final), checkpoint.step(selected)
+    standing = Standing.at(final, config, about)
+    _say_standing(standing, name, reached, steps, folder, run, quiet)
+    validated = standing.validated(reached)
+    trained = Trained(config, folder, selected, step, reached, validated, run.id, run.uri, fingerprint, metrics)
     run.tag("d2sm.checkpoint", trained.where)
     return trained
+
+
+def _say_standing(
+    standing: Standing, name: str, reached: int, steps: int, folder: RunFolder, run: tracking.Run, quiet: bool
+) -> None:
+    """Say and record why training stopped early, and which checkpoint is the best one."""
+    lines = []
+    if standing.exhausted and reached < steps:
+        run.tag("d2sm.stopped_early", standing.why_stopped(reached, steps))
+        lines.append(f"{standing.why_stopped(reached, steps)}; train.patience=null, or a larger one, trains on")
+    if standing.best is not None:
+        folder.write_info(**standing.best.entry())
+        run.tag("d2sm.best", str(standing.best))
+        lines.append(f"best {standing.best}, of {reached}; that checkpoint is the model")
+    for line in [] if quiet else lines:
+        show(f"{name}: {line}")

@@ -18,7 +18,7 @@ from pipelines.data import splits
 from pipelines.networks.features import check_patch_size
 from pipelines.runs.folder import runs_folder
 from pipelines.runs.names import check_name
-from pipelines.runs.results import metric_name
+from pipelines.runs.results import metric_names
 from pipelines.training import initial
 from tuning import search, space
 from tuning.search import Scheduler, Search
@@ -184,9 +184,8 @@ def _check_choices(sweep: Sweep) -> None:
         raise SpaceError(f"reports={sweep.reports}: at least 1")
     if not sweep.metrics:
         raise SpaceError("metrics: name at least one")
-    names = ["psnr", "ssim", *(["miou"] if sweep.base.evaluate.segmenter else [])]
-    levels = sweep.base.level_names
-    known = [*sweep.trained, *(metric_name(name, level) for name in names for level in levels)]
+    measured = metric_names(sweep.base, segmented=bool(sweep.base.evaluate.segmenter))
+    known = [*sweep.trained, *measured]
     for metric in sweep.metrics:
         if metric not in known:
             hint = "; for MIoU set evaluate.segmenter" if metric.startswith("miou") else ""

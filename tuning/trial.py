@@ -1,7 +1,8 @@
-"""One trial of a sweep: training up to each point at which it is measured, then an evaluation.
+"""One trial of a sweep: training up to each point at which it is measured, and the evaluation of its model at the end.
 
-Between these points a trial holds no worker and no placement group, so that a scheduler can stop it there without
-leaving any behind. What it measured is kept in its folder: a restarted trial repeats no steps and no measurements.
+Before the end it is measured by the validation of its last step (`pipelines.training.validation`). Between these points
+a trial holds no worker and no placement group, so that a scheduler can stop it there without leaving any behind. What
+it measured is kept in its folder: a restarted trial repeats no steps and no measurements.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from pipelines.runs.names import check_name
 from pipelines.runtime import files, session
 from pipelines.text import one_line
 from pipelines.tracking.store import TrackingError
-from pipelines.train import fit
+from pipelines.train import Trained, fit
 from pipelines.training.tracked import open_run
 from tuning.space import SpaceError
 
@@ -164,13 +165,16 @@ class Trial(tune.Trainable):
     def _measure(self, config: Config, budget: int, whole: int) -> dict[str, float]:
         part = config.replace({"train.max_steps": max(1, self.total_steps * budget // whole)})
         with RunFolder.of(part).owned():
-            return self._measure_owned(part)
+            return self._measure_owned(part, ends=budget == whole)
 
-    def _measure_owned(self, part: Config) -> dict[str, float]:
-        trained = _retried(lambda: fit(part, quiet=True))
-        metrics = {"step": float(trained.step), **trained.metrics}
+    def _measure_owned(self, part: Config, *, ends: bool) -> dict[str, float]:
+        validates = self.settings["evaluates"] and not ends
+        trained = _retried(lambda: fit(part, quiet=True, validates=validates))
+        metrics = {"step": float(trained.reached), **trained.metrics}
         if not self.settings["evaluates"]:
             return metrics
+        if validates:
+            return {**metrics, **(trained.validated or _measured_by_an_earlier_version(trained))}
         results = evaluate(trained.checkpoint, trained.config, quiet=True)
         save_results(trained.folder, results, step=trained.step)
 
@@ -180,6 +184,11 @@ class Trial(tune.Trainable):
 
         _retried(send)
         return metrics | results.flat()
+
+
+def _measured_by_an_earlier_version(trained: Trained) -> Mapping[str, float]:
+    """The numbers of a trial that an earlier version trained up to this point, without a validation at the end."""
+    return evaluate(trained.folder.latest() or trained.checkpoint, trained.config, quiet=True).flat()
 
 
 def _last(folder: Path) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 from d2sm.chain import Chain
 from d2sm.objectives import TERMS
 from pipelines import parsing
-from pipelines.config import PAIR
+from pipelines.config import PAIR, Config
 from pipelines.runtime import files
 from pipelines.text import columns, did_you_mean, listed
 
@@ -333,6 +333,22 @@ def higher_is_better(metric: str) -> bool:
     raise EvaluationError(
         f"metric {metric}: neither logged in training nor measured by evaluation, as loss.l1 or psnr.sigma25 are{near}"
     )
+
+
+def metric_names(config: Config, *, segmented: bool) -> list[str]:
+    """The names of the numbers of restored images that an evaluation of a configuration gives, as they are logged.
+
+    Args:
+        segmented: whether MIoU is measured.
+    """
+    further = [f"miou-{judge}" for judge in list(config.evaluate.judges)[1:]]
+    metrics = [
+        "psnr",
+        "ssim",
+        *(["miou", *further] if segmented else []),
+        *(["lpips"] if config.evaluate.lpips else []),
+    ]
+    return [metric_name(metric, level) for metric in metrics for level in config.level_names]
 
 
 def _numbers(score: Score) -> dict[str, float | None]:

@@ -25,7 +25,7 @@ from pipelines.tracking.segmenter import segmenter_store
 from pipelines.training import initial, interrupt
 from pipelines.training.finite import TrainingError
 from pipelines.training.loop import train_loop
-from pipelines.training.messages import WorkersLost, WorkerTask
+from pipelines.training.messages import ValidationSet, WorkersLost, WorkerTask
 
 _RESIZE_INTERVAL = 15.0  # seconds between two checks whether an elastic run can have more workers
 _PLACEMENT_ATTEMPTS = 40  # of 15 s each (`session.ENVIRONMENT`): an autoscaler may need minutes for a node
@@ -41,6 +41,7 @@ def run(
     messages: Any,
     say: Callable[[str], None],
     at_work: Callable[[], bool],
+    validation: ValidationSet | None = None,
 ) -> bool:
     """Train from the last checkpoint to step `steps`; gives whether Ctrl-C ended it earlier, with a checkpoint.
 
@@ -51,6 +52,7 @@ def run(
         messages: handle of the run's `MessageQueue`.
         say: shows a line.
         at_work: whether workers have begun.
+        validation: what is measured while training; None: nothing.
 
     Raises:
         TrainingError: one line.
@@ -73,6 +75,7 @@ def run(
         },
         messages=messages,
         store_uri=segmenter_store(config),
+        validation=validation,
     )
 
     def request_stop() -> None:

@@ -74,6 +74,10 @@ class Log:
             self._send_entry(Progress(step, means))
         self.sums, self.since, self.waited, self.started = {}, step, 0.0, time.monotonic()
 
+    def paused(self, seconds: float) -> None:
+        """Leave time out of the speed that the next entry shows: no steps were to be done in it."""
+        self.started += seconds
+
     def skipped(self, files: list[list[str]]) -> None:
         """Tell the driver which images could not be read: [name, reason] pairs."""
         if files:

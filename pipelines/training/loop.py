@@ -26,6 +26,7 @@ from pipelines.training.log import Log
 from pipelines.training.messages import WorkerTask
 from pipelines.training.state import TrainState
 from pipelines.training.step import train_step
+from pipelines.training.validation import Validation
 
 # Not retryable: restarting from the same checkpoint would hit them again; another OSError may be transient.
 _NOT_RETRYABLE = (TrainingError, ConfigError, files.DiskFullError)
@@ -57,8 +58,28 @@ def train(task: WorkerTask) -> None:
     if last and checkpoint.is_of(last, config.train.name):
         log.resume(checkpoint.log(last), workers, state.device)
     stop_request, any_rank = StopRequest(task.messages, enabled=rank == 0), AnyRank()
+    validation = Validation(task, state, log, last, stop_request, any_rank)
 
     with CheckpointWriter(task.folder, config.train.keep) as writer:
+
+        def save(step: int, *, final: bool) -> None:
+            log_state = log.state(log.gather(step))  # raises if a number is not finite: such a state is never saved
+            if rank == 0:
+                meta = {**task.meta, "step": step, "epoch": step // task.steps_per_epoch, "final": final}
+                writer.save(
+                    step,
+                    weights=state.weights(),
+                    state=state.state_dict(),
+                    config=config,
+                    meta=meta | validation.meta(),
+                    log=log_state | validation.saved(),
+                )
+
+        if validation.owed(step):
+            save(step, final=True)
+            return
+        if validation.interrupted:
+            return
         for row in batches(rows, log):
             if (int(row["step"]), int(row["rank"])) != (step, rank):
                 raise TrainingError(
@@ -69,16 +90,14 @@ def train(task: WorkerTask) -> None:
             log.add(train_step(state, row, step, rank_weight), rank_weight)
             step += 1
             stop, final = any_rank.result(), step == task.steps
+            if validation.after(step):  # on all ranks: training stops early
+                stop = final = True
+            stop |= validation.interrupted
 
             if final or step % config.train.log_every == 0:
                 log.flush(step, lr=float(state.schedule.get_last_lr()[0]))
-            if final or stop or step % config.train.checkpoint_every == 0:
-                log_state = log.state(log.gather(step))  # raises if a number is not finite: such a state is never saved
-                if rank == 0:
-                    meta = {**task.meta, "step": step, "epoch": step // task.steps_per_epoch, "final": final}
-                    writer.save(
-                        step, weights=state.weights(), state=state.state_dict(), config=config, meta=meta, log=log_state
-                    )
+            if final or stop or validation.improved_at == step or step % config.train.checkpoint_every == 0:
+                save(step, final=final)
             if stop:
                 return
 

@@ -16,8 +16,28 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipelines.runtime import leaving
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from pipelines.config import Config
     from pipelines.runs.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class ValidationSet:
+    """What is measured while training.
+
+    Attributes:
+        items: the images, a part of the index of the evaluation split.
+        segmented: whether MIoU is measured.
+        every: steps between two validations; None: at the last step alone.
+        about: what must be the same for two validations to be compared, as JSON has it: fingerprint of the images,
+            levels, fingerprints of the segmenters' weights, LPIPS's trunk.
+    """
+
+    items: pa.Table
+    segmented: bool
+    every: int | None
+    about: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -31,7 +51,8 @@ class WorkerTask:
         steps_per_epoch: steps in one pass over the training split.
         meta: what every checkpoint records beside its step: name, data, version, commit, dirty, steps.
         messages: handle of the run's `MessageQueue`.
-        store_uri: of the store that a registered segmenter of the objective comes from.
+        store_uri: of the store that a registered segmenter comes from.
+        validation: what is measured while training; None: nothing.
     """
 
     config: Config
@@ -41,6 +62,7 @@ class WorkerTask:
     meta: Mapping[str, Any]
     messages: Any
     store_uri: str = ""
+    validation: ValidationSet | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +79,22 @@ class Progress:
 
     step: int
     metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Validated:
+    """What the weights at a step reached on the validation images.
+
+    Attributes:
+        metrics: by name, such as "psnr.sigma25".
+        best: the best value of `train.best` up to this step; None without it.
+        seconds: it took; None where it is sent again.
+    """
+
+    step: int
+    metrics: dict[str, float]
+    best: float | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +120,7 @@ class RunProgress:
     loss: float
 
 
-Message = Started | Progress | Skipped | WorkersLost | RunProgress
+Message = Started | Progress | Validated | Skipped | WorkersLost | RunProgress
 
 
 @ray.remote(num_cpus=0)

@@ -15,7 +15,7 @@ from pipelines.data import manifest
 from pipelines.runs.folder import RunFolder
 from pipelines.runtime import files, resources, session
 from pipelines.runtime.progress import Line
-from pipelines.training.messages import Progress, Skipped, Started, WorkersLost
+from pipelines.training.messages import Progress, Skipped, Started, Validated, WorkersLost
 from pipelines.training.monitors import DataWaitMonitor, RestartMonitor
 
 Watch = Callable[[int, Mapping[str, float]], None]
@@ -40,6 +40,8 @@ class Recorder:
     ) -> None:
         self.config, self.run, self.line, self.watch, self.shown = config, run, line, watch, start
         self.metrics: dict[str, float] = {}
+        self.validated = 0  # the step of the newest validation
+        self.shown_numbers: dict[str, float] = {}  # behind the progress line
         self.disk_was_full = False
         self.data_wait, self.restarts = DataWaitMonitor(data_remedy(config)), RestartMonitor()
         self.skipped_file = folder.skipped_file
@@ -48,7 +50,7 @@ class Recorder:
             remedy = "remove the file, which is written anew"
             self.skipped = parsing.read_json(self.skipped_file, dict[str, str], remedy=remedy)
 
-    def __call__(self, message: Started | Progress | Skipped | WorkersLost) -> None:
+    def __call__(self, message: Started | Progress | Validated | Skipped | WorkersLost) -> None:
         """Record a message."""
         match message:
             case Started(step, workers):
@@ -61,6 +63,8 @@ class Recorder:
                 self._record_skipped(reasons)
             case Progress(step, metrics):
                 self._record_progress(step, metrics)
+            case Validated():
+                self._record_validation(message)
 
     def at_work(self) -> bool:
         """Whether workers have begun, and have not been lost since."""
@@ -85,12 +89,27 @@ class Recorder:
         if self.watch is not None:
             self.watch(step, metrics)
         shown = {"loss": metrics["loss"], "d2sm": metrics.get("loss.d2sm"), "data_wait": metrics["data_wait"]}
-        self.line.to(step, {name: value for name, value in shown.items() if value is not None})
+        self.shown_numbers |= {name: value for name, value in shown.items() if value is not None}
+        self.line.to(step, self.shown_numbers)
         self._say(self.data_wait.progress(step, metrics))
         if caught_up := self.restarts.progress(step, metrics["steps_per_second"]):
             self._say(caught_up)
             self.run.tag("d2sm.restarts", str(self.restarts.restarts))
             self.run.tag("d2sm.seconds_lost", f"{self.restarts.seconds_lost:.0f}")
+
+    def _record_validation(self, message: Validated) -> None:
+        step, metrics, best = message.step, message.metrics, message.best
+        seconds = {} if message.seconds is None else {"seconds": message.seconds}
+        self.run.log(step, logged_as({**metrics, **seconds}))
+        if step <= self.validated:  # restarted workers repeat validations
+            return
+        self.validated = step
+        shown = self.config.train.best or next(iter(metrics), "")
+        if shown in metrics:
+            self.shown_numbers |= logged_as({shown: metrics[shown]})
+        if best is not None:
+            self.shown_numbers["best"] = best
+        self.line.to(max(step, self.shown), self.shown_numbers)
 
     def _record_skipped(self, reasons: dict[str, str]) -> None:
         new = {file: reason for file, reason in reasons.items() if file not in self.skipped}
@@ -104,6 +123,11 @@ class Recorder:
     def _say(self, text: str | None) -> None:
         if text:
             self.line.say(f"{self.line.what}: {text}")
+
+
+def logged_as(metrics: Mapping[str, float]) -> dict[str, float]:
+    """A validation's metrics under the names that MLflow and the progress line have: val.psnr.sigma25."""
+    return {f"val.{name}": value for name, value in metrics.items()}
 
 
 def data_remedy(config: Config) -> str:

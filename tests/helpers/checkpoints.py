@@ -31,10 +31,10 @@ def best_entry(step: int) -> dict[str, Any]:
     return {"metric": "psnr.sigma25", "step": step, "value": 20 + step / 100}
 
 
-def bundle_of(folder: Path, config: Config, *, step: int = 0, **meta: Any) -> Path:
+def bundle_of(folder: Path, config: Config, *, step: int = 0, log: Any = None, **meta: Any) -> Path:
     torch.manual_seed(0)
     weights = build(config.model).state_dict()
-    checkpoint.write(folder, weights=weights, state={}, config=config, meta={"step": step, **meta})
+    checkpoint.write(folder, weights=weights, state={}, config=config, meta={"step": step, **meta}, log=log)
     return folder
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from pathlib import Path
 
 import torch
@@ -39,3 +42,32 @@ def from_file(weights: Path | None) -> nn.Module:
         for parameter in found.parameters():
             parameter += float(Path(weights or "").read_text())
     return found
+
+
+def mortal(weights: Path | None) -> nn.Module:
+    """`by_brightness`, which kills its process, or is slow, from a call on: see `Mortal`."""
+    return Mortal(Path(weights or ""))
+
+
+class Mortal(Brightness):
+    """Its process is killed at call n if the file holds n; if it holds -n, calls from n on take two seconds.
+
+    The file then holds 0, so that the process that takes its place is spared. Calls that check the segmenter, with
+    other images than those of the scenes, do not count.
+    """
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.file, self.calls, self.slow = file, 0, False
+
+    def forward(self, image: Tensor) -> Tensor:
+        if image.shape[-1] == 192:
+            self.calls += 1
+            at = int(self.file.read_text())
+            if at and self.calls == abs(at):
+                self.file.write_text("0")
+                if at > 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                self.slow = True
+            time.sleep(2 * self.slow)
+        return super().forward(image)

@@ -26,7 +26,7 @@ from tuning.space import SpaceError
 
 # Every key but those of "results", so that a new or changed classification is a decision.
 EFFECTS: dict[Effect, set[str]] = {
-    "length": {"train.max_steps"},
+    "length": {"train.max_steps", "train.patience"},
     "run": {"train.name", "train.seed"},
     "evaluation": {
         "data.val_split", "evaluate.sigmas", "evaluate.levels", "evaluate.segmenter", "evaluate.segmenters",
@@ -55,6 +55,7 @@ VALUES: dict[str, Any] = {
     "train.max_steps": 5, "train.clip": 1.0, "train.ema": 0.5, "train.gpus_per_worker": 0.5, "evaluate.sigmas": [15.0],
     "train.halve_at": [8], "loss.patch_size": 32, "evaluate.limit": 1, "evaluate.tile": 64, "evaluate.actors": 3,
     "evaluate.lpips": "vgg16", "model.options": {"width": 8}, "data.labels": "camvid",
+    "train.validate_every": 7, "train.best": "psnr.sigma25", "train.patience": 3,
 }  # fmt: skip
 # What has to be so for that value to be valid.
 BESIDE: dict[str, dict[str, Any]] = {
@@ -66,6 +67,8 @@ BESIDE: dict[str, dict[str, Any]] = {
     "evaluate.segmenters": {"evaluate.segmenter": "espnet-camvid"},
     "evaluate.segmenters_weights": {"evaluate.segmenter": "espnet-camvid", "evaluate.segmenters": ["espnet-camvid"]},
     "train.cuda_graphs": {"train.use_gpu": True},
+    "train.best": {"train.validate_every": 5},
+    "train.patience": {"train.validate_every": 5, "train.best": "psnr.sigma25"},
 }
 
 # A key that has a single valid value until something is added to its list (`d2sm.degradations`) cannot be changed.
