@@ -17,8 +17,10 @@ import torch
 from mlflow import MlflowClient
 
 from cluster.cli.main import main
+from pipelines.evaluate import evaluate
 from pipelines.runs import checkpoint
-from pipelines.train import Trained
+from pipelines.runs.folder import RunFolder
+from pipelines.train import Trained, fit
 from tests.helpers.mlflow_server import Server
 from tests.helpers.sweeps import tiny_sweep
 from tuning.run import run
@@ -80,6 +82,28 @@ def test_asha_stops_bad_trials_early(ray_session: None, scenes_root: Path, tmp_p
     assert [(trial.state, round(trial.share, 2)) for trial in outcome.trials] == [("finished", 1.0), ("stopped", 0.33)]
     steps = [int(checkpoint.meta(checkpoint.resolve(outcome.sweep.folder / f"00{i}"))["step"]) for i in range(2)]
     assert steps == [6, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_trial_is_measured_between_by_the_validation_of_its_last_step(
+    ray_session: None, scenes_root: Path, tmp_path: Path
+) -> None:
+    """The first was trained up to there by an earlier version, which evaluated it then: the numbers are the same."""
+    space = {"train.lr": [1e-3, 2e-3]}
+    sweep = resolved(tiny_sweep(scenes_root, tmp_path, space=space, metrics=("psnr.sigma25",), reports=2))
+    place = {"train.name": "000", "train.storage": str(sweep.folder), "train.max_steps": 3}
+    fit(sweep.configuration({"train.lr": 1e-3}).replace(place), quiet=True)
+    outcome = run(sweep, concurrent=1, quiet=True)
+    assert [trial.state for trial in outcome.trials] == ["finished", "finished"]
+    for number in (0, 1):
+        folder = sweep.folder / f"00{number}"
+        between = json.loads((folder / "reports" / "0001.json").read_text())
+        measured = evaluate(folder / checkpoint.name_of(3), quiet=True).flat()
+        assert between["step"] == 3 and between["psnr.sigma25"] == pytest.approx(measured["psnr.sigma25"], abs=1e-6)
+        client, run_id = MlflowClient(outcome.uri), RunFolder.at(folder).read_info()["run_id"]
+        curve = client.get_metric_history(run_id, "val.psnr.sigma25")
+        assert [point.step for point in curve] == [3] * number
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from d2sm.distributed import copy_from_first
 from d2sm.objectives import Adversarial
 from pipelines.config import Config
 from pipelines.data.stream import worker_slice
@@ -22,6 +23,7 @@ from pipelines.training.messages import Message, Progress
 from pipelines.training.objective import Objective
 from pipelines.training.state import TrainState
 from pipelines.training.step import train_step
+from pipelines.training.validation import _gathered, _numbers
 from tests.helpers.process_group import batch_of, on_ranks, slice_of, small_network, small_phi
 from tests.helpers.training_steps import rows_are_tensors
 
@@ -146,9 +148,25 @@ def _logged(rank: int, workers: int, *, stop: bool) -> tuple[float | None, list[
     return entries[-1].metrics["loss"] if entries else None, saved["sums"]["loss"]
 
 
+def _validated(rank: int, workers: int, images: int) -> tuple[dict[str, float], float]:
+    """The means of a validation whose images the workers share, and a running statistic that each had its own of."""
+    values = torch.rand(images, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64).tolist()
+    lines = []
+    for index in range(rank, images, workers):
+        psnr, ssim = values[index]
+        nothing = {"tile": 0, "confusion": [0] * 361, "why": "", "lpips": float("nan"), "judged": {}, "digest": ""}
+        one = {"name": str(index), "kind": "restored", "level": "25", "psnr": psnr, "ssim": ssim, **nothing}
+        lines.append(json.dumps([index, [one]]))
+    found = sorted(_gathered(lines, torch.device("cpu")), key=lambda line: line[0])
+    statistic = torch.tensor([float(rank)])
+    copy_from_first([statistic])
+    return _numbers(Config(), [one for _, of_image in found for one in of_image], segmented=False), statistic.item()
+
+
 def _results(rank: int, workers: int) -> dict[Any, Any]:
     results: dict[Any, Any] = {"play": _play(rank, workers), "shared": _shared(rank, workers)}
     results["logged"] = [_logged(rank, workers, stop=stop) for stop in (False, True)]
+    results["validated"] = [_validated(rank, workers, images) for images in (1, 5)]
     if workers == 2:
         results["accumulated"] = {accumulate: _accumulated(rank, workers, accumulate) for accumulate in (1, 3)}
     return results
@@ -191,6 +209,13 @@ def test_what_is_logged_is_of_the_whole_batch(workers: list[dict[Any, Any]]) -> 
         assert len(saved) == len(workers) and len(set(saved)) > 1  # each rank's own, else a stop would round
         assert whole == stopped
         assert whole == (pytest.approx(alone, rel=1e-6) if rank == 0 else None)
+
+
+def test_a_validation_is_the_same_whoever_measured_which_image(workers: list[dict[Any, Any]]) -> None:
+    """Bit for bit, also where there are fewer images than workers; statistics are the first worker's."""
+    alone = [_validated(0, 1, images) for images in (1, 5)]
+    assert [set(numbers) for numbers, _ in alone] == [{"psnr.sigma25", "ssim.sigma25"}] * 2
+    assert all(worker["validated"] == alone for worker in workers)
 
 
 def test_micro_batches_on_two_workers_equal_one_process_with_the_whole_batch(workers: list[dict[Any, Any]]) -> None:
