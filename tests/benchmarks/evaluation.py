@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import ray
@@ -187,7 +188,8 @@ def evaluating(bundle: Path, config: Config, items: list[dict[str, Any]], rounds
     model = plain_model(bundle)
     segmenter = segmenters.load(config.evaluate.segmenter or "", weights=config.evaluate.segmenter_weights)
     here = config.replace({"evaluate.actors": 0, "evaluate.threads": 1})
-    with torch_threads(1):
+    # Without a folder for them, numbers of noisy images are not kept from one round for the next.
+    with torch_threads(1), patch.dict(os.environ, XDG_CACHE_HOME=os.devnull):
         numbers = np.array(plain_evaluate(model, segmenter, here, items)), np.array(our_numbers(bundle, here))
         print(f"  largest difference of a number: {np.abs(numbers[0] - numbers[1]).max():.1e}", file=sys.stderr)
         np.testing.assert_allclose(*numbers, rtol=0, atol=1e-4)
