@@ -129,6 +129,13 @@ def parser() -> ArgumentParser:
     denoise("--device", default="cpu", help="cpu or cuda (default: cpu)")
     denoise("--tracking-uri", help=STORE)
 
+    export = _verb(verbs, "export", "write a model as an ONNX file, for programs without d2sm and PyTorch")
+    export("model", help=MODEL)
+    export("target", nargs="?", type=Path, help="file to write (default: NAME.onnx here)")
+    export("--to", choices=["onnx"], default="onnx", help="format of the file (default: onnx)")
+    _trust(export)
+    export("--tracking-uri", help=STORE)
+
     report = _verb(verbs, "report", "compare finished runs on one HTML page")
     report("runs", nargs="+", metavar="RUN", type=Path, help="folders of finished runs")
     report("--out", type=Path, default=Path("report.html"), help="file to write (default: report.html)")

@@ -33,9 +33,9 @@ VERBS = dict(verbs(parser()))
 
 def test_these_are_the_verbs() -> None:
     assert set(VERBS) == {
-        "demo", "scenes", "prepare", "train", "tune", "table", "evaluate", "denoise", "report", "figures", "check",
-        "models list", "models show", "models promote", "models compare", "models register", "models import", "submit",
-        "jobs list", "jobs logs", "jobs wait", "jobs stop", "cluster up", "cluster status", "cluster add",
+        "demo", "scenes", "prepare", "train", "tune", "table", "evaluate", "denoise", "export", "report", "figures",
+        "check", "models list", "models show", "models promote", "models compare", "models register", "models import",
+        "submit", "jobs list", "jobs logs", "jobs wait", "jobs stop", "cluster up", "cluster status", "cluster add",
         "cluster kill", "cluster down",
     }  # fmt: skip
 

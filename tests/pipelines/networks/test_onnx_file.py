@@ -1,0 +1,91 @@
+"""Backbones as ONNX files: what ONNX Runtime computes is what the network computes, at sizes it was not exported at."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torchvision.ops import deform_conv2d
+
+from d2sm.models import CBDNet, Denoiser, FFDNet, SADNet
+from pipelines.networks.onnx_file import ExportError, write
+
+onnxruntime = pytest.importorskip("onnxruntime", reason="needs the packages of d2sm[onnx]")
+
+
+class _Deformed(Denoiser):
+    """One modulated deformable convolution, whose offsets reach beyond the image."""
+
+    blind, stride, receptive_field, bytes_per_pixel = True, 1, 99, 1000
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.offsets, self.weight = (
+            torch.nn.Parameter(torch.randn(*size, generator=generator)) for size in ((27, 3, 3, 3), (3, 3, 3, 3))
+        )
+
+    def restore_padded(self, noisy: Tensor, sigma: Tensor | None) -> Tensor:
+        shifts, masks = torch.nn.functional.conv2d(noisy, self.offsets, padding=1).split([18, 9], dim=1)
+        out: Tensor = deform_conv2d(noisy, 3 * shifts, self.weight, padding=1, mask=masks.sigmoid())
+        return out
+
+
+class _Fixed(Denoiser):
+    """Computes something else at any size but the one it is exported at, where a value of the size is frozen."""
+
+    blind, stride, receptive_field, bytes_per_pixel = True, 1, 1, 10
+
+    def restore_padded(self, noisy: Tensor, sigma: Tensor | None) -> Tensor:
+        return noisy * torch.from_numpy(np.array(float(int(noisy.shape[-1]) > 50), dtype=np.float32))
+
+
+def stirred(network: Denoiser, by: float) -> Denoiser:
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight += by * torch.randn(weight.shape, generator=generator)
+    return network
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        stirred(FFDNet(width=8, depth=3), 0.02),
+        _Deformed(),
+        pytest.param(CBDNet(), marks=pytest.mark.slow),
+        pytest.param(stirred(SADNet(), 0.003), marks=pytest.mark.slow),
+    ],
+    ids=lambda network: type(network).__name__,
+)
+def test_the_file_computes_what_the_network_computes(network: Denoiser, tmp_path: Path) -> None:
+    """SADNet's offsets magnify rounding, so it is as exact as the network in float32 is itself."""
+    compared = write(network, tmp_path / "net.onnx", {"d2sm.model": "runs/first"})
+    assert compared.difference <= max(1e-5, 4 * compared.rounding) and compared.rounding < 1e-3
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+    assert session.get_modelmeta().custom_metadata_map["d2sm.model"] == "runs/first"
+    inputs = {"noisy": torch.rand(2, 3, 21, 50)} | ({} if network.blind else {"sigma": torch.tensor([10.0, 50.0])})
+    with torch.no_grad():
+        wanted = network(*inputs.values())
+    (restored,) = session.run(["restored"], {name: tensor.numpy() for name, tensor in inputs.items()})
+    assert np.abs(restored - wanted.numpy()).max() <= max(1e-5, 8 * compared.rounding)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.onnx"]
+
+
+def test_what_cannot_be_exported_leaves_no_file(tmp_path: Path) -> None:
+    with pytest.raises(
+        ExportError, match="net.onnx: not written, since the file cannot be run: .*Got: 32 Expected: 62"
+    ) as refused:
+        write(_Fixed(), tmp_path / "net.onnx", {})
+    assert "\n" not in str(refused.value) and list(tmp_path.iterdir()) == []
+
+
+def test_missing_packages_are_named_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if "onnx" in name else found(name, *rest))
+    with pytest.raises(ExportError, match=r'onnx, onnxscript, onnxruntime: not installed.*pip install "d2sm\[onnx\]"'):
+        write(FFDNet(width=4, depth=3), tmp_path / "net.onnx", {})
