@@ -18,6 +18,7 @@ from cluster import verdicts
 from cluster.probe import OURS, Ask, Seen, look
 from pipelines.check import Check, NotReady, check
 from pipelines.config import WEIGHTS, Config
+from pipelines.data.labels import BUILT_IN
 from pipelines.runs import storage as remote
 from pipelines.runs.trust import named_code
 from pipelines.runtime import resources, session
@@ -169,6 +170,8 @@ def _weights(config: Config) -> tuple[tuple[str, ...], tuple[str, ...], str]:
             from d2sm.features import installed_weights
 
             files.append(str(installed_weights(network)))
+    if config.data.labels not in BUILT_IN:
+        files.append(config.data.labels)
     modules += [name.partition(":")[0] for _, name in named_code(config)]
     return tuple(file for file in files if file != "random"), tuple(modules), trouble
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
+import numpy as np
 import pyarrow as pa
 
 from d2sm.objectives import TERMS
 from pipelines.config import Config
-from pipelines.data import plan
+from pipelines.data import plan, shards
 from pipelines.data.held_out import TRAIN, VAL
-from pipelines.data.images import DataError
+from pipelines.data.images import DataError, ImageError, LabelError, read_labels
 from pipelines.data.index import index, layout_of, skipped_images, undivided
 from pipelines.recipes import recipes
 from pipelines.runtime.progress import slow_stage
 from pipelines.text import more
+
+_SAMPLED = 8  # label maps of the training split that are read before anything is started
 
 
 def training_images(config: Config, *, hold_out: bool = True) -> pa.Table:
@@ -133,6 +136,26 @@ def check_labels(config: Config, items: pa.Table) -> None:
     if config.loss.uses_labels and len(missing):
         keys = [f"loss.{TERMS[name].weight_key}=0" for name in config.loss.terms if TERMS[name].uses_labels]
         raise _no_label(config.data.train_split, missing, " ".join(keys))
+    if config.loss.uses_labels:
+        _look_at_labels(config, items)
+
+
+def _look_at_labels(config: Config, items: pa.Table) -> None:
+    """Read some label maps, for values that are not the label set's.
+
+    Raises:
+        DataError: one holds such a value.
+    """
+    for row in np.unique(np.linspace(0, items.num_rows - 1, _SAMPLED).round().astype(int)).tolist():
+        where = items["label"][row].as_py()
+        if shards.open_stored(where) is not None:  # train ids, which `d2sm prepare` has read
+            return
+        try:
+            read_labels(where, config.data.labels)
+        except LabelError as error:
+            raise DataError(str(error)) from None
+        except ImageError:  # an image that cannot be read is another matter
+            return
 
 
 def settled(config: Config, *, given: Collection[str] = ()) -> tuple[Config, list[str]]:

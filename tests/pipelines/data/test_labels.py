@@ -12,11 +12,12 @@ import torch
 
 from d2sm.label_names import CLASSES, COLOURS, LABEL_IDS
 from d2sm.objectives.segmentation import ABSENT
-from pipelines.config import ConfigError
+from pipelines.config import Config, ConfigError
 from pipelines.data.images import DataError, LabelError, read_labels, write_png
 from pipelines.data.index import index
 from pipelines.data.items import read
 from pipelines.data.labels import VOID, label_set
+from pipelines.data.splits import check_labels, index_training
 from pipelines.networks.segmenters import OfClasses, SegmenterError, checked
 from pipelines.prepare import prepare
 from tests.helpers.segmenters import segmenter
@@ -139,3 +140,20 @@ def test_a_published_segmenter_gives_the_classes_of_the_set() -> None:
         assert torch.equal(found[:, place], wanted)
     with pytest.raises(SegmenterError, match=r"\(1, 19, 64, 96\).*needs logits \(1, 3, 64, 96\).*data.labels"):
         checked("mine:network", network, 3)
+
+
+def test_an_unknown_id_is_said_before_a_training(tmp_path: Path) -> None:
+    root = city(tmp_path / "city")
+    (root / "leftImg8bit/val").rename(root / "leftImg8bit/train")
+    (root / "gtFine/val").rename(root / "gtFine/train")
+    config = Config().replace(
+        {
+            "data.root": str(root), "data.labels": written(tmp_path / "mine.yaml", ignore=[0]),
+            "loss.cross_entropy": 1.0, "loss.segmenter": "espnet-camvid",
+        }
+    )  # fmt: skip
+    items = index_training(config)
+    with pytest.raises(DataError, match="holds the value 255.*data.labels=.*mine.yaml"):
+        check_labels(config, items)
+    check_labels(config.replace({"data.labels": written(tmp_path / "other.yaml")}), items)
+    check_labels(config.replace({"loss.cross_entropy": 0}), items)
