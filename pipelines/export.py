@@ -11,6 +11,7 @@ from pipelines import registry
 from pipelines.networks import onnx_file
 from pipelines.networks.onnx_file import Compared, ExportError
 from pipelines.runs import checkpoint, names
+from pipelines.runtime import files
 from pipelines.tracking import bundle, registered
 
 __all__ = ["Exported", "export"]
@@ -50,7 +51,9 @@ def export(
     tags = bundle.describe(config, checkpoint.meta(folder))
     about = {"d2sm.model": str(model), "d2sm.version": __version__, **{f"d2sm.{key}": tags[key] for key in tags}}
     about["d2sm.weights"] = fingerprint(checkpoint.read_weights(folder))
-    return Exported(path, onnx_file.write(network, path, about))
+    with files.replacing(path) as temporary:
+        compared = onnx_file.write(network, temporary, about)
+    return Exported(path, compared)
 
 
 def _name(model: str) -> str:

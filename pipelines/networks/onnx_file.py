@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from d2sm.models import Denoiser
-from pipelines.runtime import files
 from pipelines.text import one_line
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -53,7 +52,7 @@ def check_packages() -> None:
 
 
 def write(network: Denoiser, path: Path, about: Mapping[str, str]) -> Compared:
-    """Write a network as an ONNX file, whole or not at all.
+    """Write a network as an ONNX file, and compare the two; a file that fails is removed.
 
     Args:
         network: on the CPU.
@@ -67,18 +66,17 @@ def write(network: Denoiser, path: Path, about: Mapping[str, str]) -> Compared:
     network = copy.deepcopy(network).eval().float().to(memory_format=torch.contiguous_format)
     program = _program(network)
     program.model.metadata_props.update(about)
-    with files.replacing(path) as temporary:
-        program.save(temporary)
-        try:
-            compared = _compare(network, temporary)
-        except Exception as error:  # ONNX Runtime has errors of its own, and somebody else's network any
-            raise ExportError(f"{path}: not written, since the file cannot be run: {one_line(error)}") from None
+    try:
+        program.save(path)
+        compared = _compare(network, path)
         limit = max(_CLOSE, _ROUNDINGS * compared.rounding)
         if not compared.difference <= limit:
-            raise ExportError(
-                f"{path}: not written, since ONNX Runtime's result differs from the network's by "
-                f"{compared.difference:.1e}, more than {limit:.1e}"
-            )
+            raise ValueError(f"its result differs from the network's by {compared.difference:.1e}, limit {limit:.1e}")
+    except BaseException as error:  # ONNX Runtime has errors of its own, and somebody else's network any
+        path.unlink(missing_ok=True)
+        if isinstance(error, OSError) or not isinstance(error, Exception):
+            raise
+        raise ExportError(f"{network.label}: its ONNX file fails, so none is written: {one_line(error)}") from None
     return compared
 
 
