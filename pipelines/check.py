@@ -270,15 +270,16 @@ class _Run:
         from pipelines.training.objective import check_objective
 
         loss = self.config.loss
+        names = ", ".join(loss.phi_names)
         try:
             check_objective(self.config)
         except ValueError as error:
             if type(error) is not ValueError:
                 raise  # it names its keys
             raise ConfigError(
-                f"{one_line(error, None)} (the keys are loss.features={loss.features} and loss.features_weights)"
+                f"{one_line(error, None)} (the keys are loss.features={names} and loss.features_weights)"
             ) from None
-        yield f"Phi is {loss.features}" if loss.uses_phi else "no term uses Phi"
+        yield f"Phi is {names}" if loss.uses_phi else "no term uses Phi"
 
     def _segmenter(self) -> Iterator[Answer]:
         from pipelines import evaluate

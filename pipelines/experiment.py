@@ -283,14 +283,11 @@ def resolved(config: Config, *, what: str) -> Config:
         changes["data.labels"] = _absolute(config.data.labels)
     for key in ("data.root", *configs.WEIGHTS):
         value = config.flat()[key]
-        if isinstance(value, list):
-            changes[key] = [_absolute(each) for each in value]
-        elif value:
-            changes[key] = _absolute(value)
+        changes[key] = [_absolute(each) for each in value] if isinstance(value, list) else _absolute(value)
     if config.train.init:
         changes["train.init"] = initial.pinned(config)
     return config.replace(changes)
 
 
-def _absolute(file: str) -> str:
-    return str(Path(file).expanduser().absolute()) if Path(file).exists() else file
+def _absolute(file: str | None) -> str | None:
+    return str(Path(file).expanduser().absolute()) if file and Path(file).exists() else file

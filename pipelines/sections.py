@@ -44,7 +44,12 @@ SPANDREL = "spandrel"  # as model.name: one of the networks that this package kn
 
 
 def setting(
-    default: Any, description: str, *, effect: Effect, code: bool | Literal["chain"] = False, **constraints: Any
+    default: Any,
+    description: str,
+    *,
+    effect: Effect,
+    code: bool | Literal["chain", "features"] = False,
+    **constraints: Any,
 ) -> Any:
     """A field of a section.
 
@@ -52,8 +57,8 @@ def setting(
         default: its value unless configured.
         description: for `d2sm train --keys` and error messages.
         effect: what another value changes.
-        code: whether the value may name Python to import: as `module:callable`, or ("chain") as steps of a chain of
-            degradations; see `pipelines.runs.trust`.
+        code: whether the value may name Python to import: as `module:callable`, ("chain") as steps of a chain of
+            degradations, or ("features") as layers of Phi; see `pipelines.runs.trust`.
         constraints: of the value, as pydantic has them: ge, gt, le, lt, min_length. A whole number with `ge` alone is
             at most `LARGEST`, so that no library's integers overflow.
     """
@@ -303,11 +308,34 @@ else:
 class Loss(_Weights):
     """L1 + weight * D2SM, and the other objectives, each with a weight of its own; 0 leaves a term out."""
 
-    features: str = setting("vgg19.conv5_4", "Phi, the frozen feature network: NETWORK.LAYER", effect="results")
-    features_weights: str | None = setting(
+    features: str | tuple[str, ...] = setting(
+        "vgg19.conv5_4",
+        "Phi, the frozen feature network: NETWORK.LAYER, timm:NETWORK.LAYER, torchvision:NETWORK.LAYER, "
+        "segmenter:NAME.LAYER or module:callable; a list of several compares each layer in queues of its own "
+        "(d2sm train --layers NETWORK lists its layers)",
+        effect="results",
+        code="features",
+        min_length=1,
+    )
+    features_weights: str | tuple[str | None, ...] | None = setting(
         None,
-        "file with Phi's weights; null: those installed (torchvision's cache, or the network's Python package)",
+        "file with Phi's weights, or a list with one for each of loss.features; null: those installed (the cache of "
+        "torch or Hugging Face, or the network's Python package)",
         effect="place",
+    )
+    layer_weights: tuple[float, ...] = setting(
+        (),
+        "weight of each layer of loss.features in D2SM, which is their weighted mean; empty: all 1",
+        effect="results",
+    )
+    kernel: Literal["cosine", "exp"] = setting(
+        "cosine",
+        "kernel of D2SM: cosine: (cos + 1) / 2, the paper's; exp: exp(cos / loss.temperature)",
+        effect="results",
+    )
+    temperature: float = setting(0.1, "temperature of loss.kernel=exp", effect="results", ge=0.05)
+    center: bool = setting(
+        False, "subtract the running mean of the clean features before D2SM compares them", effect="results"
     )
     queue_size: int = setting(1024, "samples each feature queue holds (q)", effect="results", ge=2, le=MOST_SAMPLES)
     patch_size: int | None = setting(
@@ -326,10 +354,10 @@ class Loss(_Weights):
         "float32", "precision in which the queues are stored", effect="results"
     )
     perceptual_layers: tuple[str, ...] = setting(
-        (), "layers of Phi's network to compare; empty: the layer of loss.features", effect="results"
+        (), "layers of Phi's network to compare; empty: the layers of loss.features", effect="results"
     )
     contextual_layers: tuple[str, ...] = setting(
-        (), "layers of Phi's network to compare; empty: the layer of loss.features", effect="results"
+        (), "layers of Phi's network to compare; empty: the layers of loss.features", effect="results"
     )
     contextual_bandwidth: float = setting(0.5, "bandwidth h of the contextual loss", effect="results", gt=0)
     lpips_trunk: Literal["vgg16", "alexnet", "squeezenet1_1"] = setting(
@@ -357,6 +385,38 @@ class Loss(_Weights):
         if (weight := self.terms.get("cross_entropy")) and not self.segmenter:
             raise ValueError(f"loss.cross_entropy={weight:g}: needs loss.segmenter, such as espnet-camvid")
         return self
+
+    @field_validator("features", mode="after")
+    @classmethod
+    def _single(cls, given: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        """A list of one layer is that layer."""
+        return given[0] if isinstance(given, tuple) and len(given) == 1 else given
+
+    @model_validator(mode="after")
+    def _layers(self) -> Self:
+        count = len(self.phi_names)
+        if len(set(self.phi_names)) < count:
+            raise ValueError(f"loss.features={list(self.phi_names)}: a layer is named twice; name each once")
+        for key in ("features_weights", "layer_weights"):
+            value = getattr(self, key)
+            if isinstance(value, tuple) and (value or key == "features_weights") and len(value) != count:
+                raise ValueError(f"loss.{key}={list(value)}: loss.features names {count} layers; give one for each")
+        if any(weight <= 0 for weight in self.layer_weights):
+            raise ValueError(f"loss.layer_weights={list(self.layer_weights)}: give positive numbers")
+        if self.kernel == "cosine" and self.temperature != type(self).model_fields["temperature"].default:
+            raise ValueError(f"loss.temperature={self.temperature:g}: loss.kernel=cosine has none; set loss.kernel=exp")
+        return self
+
+    @property
+    def phi_names(self) -> tuple[str, ...]:
+        """The layers of Phi: one, or several."""
+        return (self.features,) if isinstance(self.features, str) else self.features
+
+    @property
+    def phi_weights(self) -> tuple[str | None, ...]:
+        """The file with the weights of the network of each layer of Phi; None: the installed one."""
+        given = self.features_weights
+        return given if isinstance(given, tuple) else (given,) * len(self.phi_names)
 
     @property
     def terms(self) -> dict[str, float]:

@@ -263,6 +263,8 @@ def _configuration(verb: _Options, *, lists: bool = False) -> None:
     if lists:
         which("--recipes", action="store_true", help="list the recipes and the keys they set")
         which("--keys", action="store_true", help="list every configuration key with its default and meaning")
+        which("--layers", metavar="NETWORK", help="list the layers of a network that loss.features can name, such as "
+              "timm:resnet50 or segmenter:espnet-camvid (with loss.features_weights=FILE)")  # fmt: skip
 
 
 def _trust(verb: _Options) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import textwrap
+from collections.abc import Sequence
 
 from cluster.cli.arguments import given_keys, training_configuration
 from cluster.cli.outcome import print_outcome
@@ -12,7 +13,7 @@ from pipelines.text import show
 
 
 def run_train(args: argparse.Namespace) -> int:
-    """Check, then train, evaluate and register; or only check, or list the recipes or the keys.
+    """Check, then train, evaluate and register; or only check, or list the recipes, the keys or a network's layers.
 
     Gives 1 if MLflow does not have all of it yet.
     """
@@ -21,6 +22,9 @@ def run_train(args: argparse.Namespace) -> int:
         return 0
     if args.recipes:
         show(_recipes())
+        return 0
+    if args.layers:
+        show(_layers(args.layers, args.overrides))
         return 0
     config, given = training_configuration(args), given_keys(args)
     if args.dry_run:
@@ -55,6 +59,21 @@ def _keys() -> str:
         about = configs.keys()[key].description or ""
         lines += [f"{key}={'' if value is None else value}", textwrap.indent(textwrap.fill(about, 100), "    ")]
     return "\n".join(lines)
+
+
+def _layers(network: str, overrides: Sequence[str]) -> str:
+    """The layers of a network that can be Phi, with stride and channels."""
+    from pipelines import config as configs
+    from pipelines.config import Config
+    from pipelines.networks.features import layers_of
+    from pipelines.tracking.segmenter import for_phi
+
+    weights = Config().replace(configs.parse(overrides)).loss.phi_weights[0]
+    layers = layers_of(network, for_phi(), weights=weights)
+    width = max((len(layer.name) for layer in layers), default=0)
+    return "\n".join(
+        f"{layer.name:<{width}}  stride {layer.stride:>3}  {layer.channels:>5} channels" for layer in layers
+    )
 
 
 def _recipes() -> str:

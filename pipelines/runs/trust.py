@@ -16,6 +16,7 @@ from d2sm.chain import parse
 from pipelines import parsing
 from pipelines.callables import is_imported
 from pipelines.config import Config, ConfigError, keys, keys_with_code
+from pipelines.networks.phi_names import parse as parse_phi
 from pipelines.runs.names import INFO
 from pipelines.runtime import provenance
 
@@ -123,8 +124,11 @@ def named_code(config: Config) -> list[tuple[str, str]]:
 def _imports(key: str, value: Any) -> list[str]:
     """The module:callables in the value of such a key, a text or a list of texts."""
     texts = [text for text in (value if isinstance(value, list) else [value]) if text]
-    if cast("dict[str, Any]", keys()[key].json_schema_extra)["code"] == "chain":
+    how = cast("dict[str, Any]", keys()[key].json_schema_extra)["code"]
+    if how == "chain":
         return [name for text in texts for name in parse(text).imports]
+    if how == "features":
+        return [phi.network for phi in map(parse_phi, texts) if phi.imports]
     return list(filter(is_imported, texts))
 
 

@@ -99,7 +99,7 @@ def describe(config: configs.Config, meta: dict[str, object]) -> dict[str, str]:
         "recipe": config.recipe,
         "backbone": backbone,
         "objective": " + ".join(f"{weight:g} {TERMS[name].label}" for name, weight in terms.items()),
-        "phi": config.loss.features if config.loss.uses_phi else "",
+        "phi": ", ".join(config.loss.phi_names) if config.loss.uses_phi else "",
         "segmenter": config.evaluate.segmenter or "",
         **{tag: str(meta[key]) for key, tag in _META_TAGS.items() if meta.get(key) is not None},
     }

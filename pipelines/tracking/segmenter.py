@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import nn
@@ -11,7 +11,7 @@ from torch import nn
 from d2sm.label_names import CLASSES
 from pipelines.config import Config
 from pipelines.data import labels
-from pipelines.networks import exported, segmenters
+from pipelines.networks import exported, phi_names, segmenters
 from pipelines.networks.segmenters import SegmenterError
 from pipelines.text import more, one_line, redact
 from pipelines.tracking import registered, store
@@ -53,6 +53,19 @@ def load_segmenter(
     except (registered.RegistryError, exported.ProgramError) as error:
         raise SegmenterError(f"segmenter={name!r}: {one_line(error)}") from None
     return segmenters.checked(name, program, len(classes)).eval().requires_grad_(False)
+
+
+def for_phi(uri: str = "", classes: Sequence[str] = CLASSES) -> Callable[[str, str | None], nn.Module]:
+    """What loads a segmenter of which Phi is a part, by name and file of weights.
+
+    Args:
+        uri, classes: see `load_segmenter`. The published networks are taken as they are, whatever the classes.
+    """
+
+    def load(name: str, file: str | None) -> nn.Module:
+        return load_segmenter(name, weights=file, resize=False, uri=uri, classes=classes if ":" in name else CLASSES)
+
+    return load
 
 
 def evaluation_judges(config: Config) -> dict[str, nn.Module]:
@@ -98,7 +111,8 @@ def segmenter_store(config: Config) -> str:
     Raises:
         TrackingError: the configuration names no store that can be used.
     """
-    names = (config.evaluate.segmenter, *config.evaluate.segmenters, config.loss.segmenter)
+    names = [config.evaluate.segmenter, *config.evaluate.segmenters, config.loss.segmenter]
+    names += [phi.network for phi in map(phi_names.parse, config.loss.phi_names) if phi.kind == "segmenter"]
     if not any(name and name.startswith("models:/") for name in names):
         return ""
     uri = store.uri_of(config)

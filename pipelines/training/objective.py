@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from d2sm import D2SMLoss
+from d2sm.features import Features
 from d2sm.label_names import CLASSES
+from d2sm.layers import Layers
 from d2sm.objectives import LPIPS, TERMS, Adversarial, Contextual, CrossEntropy, Perceptual, Term
 from pipelines.config import Config
 from pipelines.data import labels as label_sets
-from pipelines.networks.features import check_patch_size
+from pipelines.networks.features import build as build_phi
+from pipelines.networks.features import check_crops, check_patch_size
 from pipelines.sections import Loss
-from pipelines.tracking.segmenter import load_segmenter, segmenter_store
+from pipelines.tracking.segmenter import for_phi, load_segmenter, segmenter_store
 
 
 class Objective(nn.Module):
@@ -41,7 +45,7 @@ class Objective(nn.Module):
         on = [term for term in TERMS.values() if term.name in self.weights or term.name == "l1"]
         # The order in which terms are built and evaluated decides a run's last bits: random initial weights are drawn
         # in it, and autograd adds up the terms' gradients in the reverse of it. Old runs depend on this one.
-        self.order = sorted(on, key=lambda term: (bool(term.extra_losses), term.name in _BUILDERS))
+        self.order = sorted(on, key=lambda term: (bool(term.extra_losses), term.name in _WITH_OPTIONS))
         for term in TERMS.values():
             self.register_module(term.name, None)
         for term in self.order:
@@ -107,36 +111,39 @@ def build(term: Term, config: Loss, *, store_uri: str = "", classes: Sequence[st
     """
     if term.name == "cross_entropy":
         return _cross_entropy(config, store_uri, classes)
+    if term.name == "lpips":
+        return _lpips(config)
+    if not term.uses_phi:
+        return term.load()()
+    phi = partial(build_phi, config, for_phi(store_uri, classes))
     if term.name in _BUILDERS:
-        return _BUILDERS[term.name](config)
-    if term.uses_phi:
-        return term.load()(config.features, weights=config.features_weights)
-    return term.load()()
+        return _BUILDERS[term.name](config, phi)
+    return term.load()(phi())
 
 
-def build_d2sm(config: Loss) -> D2SMLoss:
-    """The D2SM loss as configured."""
+def build_d2sm(config: Loss, phi: Callable[..., Features | Layers]) -> D2SMLoss:
+    """The D2SM loss as configured, on what `phi()` builds."""
     return D2SMLoss(
-        config.features,
+        phi(),
         config.queue_size,
         config.patch_size,
         config.divergence,
         reduction=config.reduction,
-        weights=config.features_weights,
+        layer_weights=config.layer_weights,
+        kernel=config.kernel,
+        temperature=config.temperature,
+        center=config.center,
         queue_dtype=None if config.queue_dtype == "float32" else getattr(torch, config.queue_dtype),
         gather_dtype=None if config.gather_dtype == "float32" else getattr(torch, config.gather_dtype),
     )
 
 
-def _perceptual(config: Loss) -> Perceptual:
-    network, _, layer = config.features.partition(".")
-    return Perceptual(network, config.perceptual_layers or (layer,), weights=config.features_weights)
+def _perceptual(config: Loss, phi: Callable[..., Features | Layers]) -> Perceptual:
+    return Perceptual(phi(layers=config.perceptual_layers))
 
 
-def _contextual(config: Loss) -> Contextual:
-    network, _, layer = config.features.partition(".")
-    layers = config.contextual_layers or (layer,)
-    return Contextual(network, layers, bandwidth=config.contextual_bandwidth, weights=config.features_weights)
+def _contextual(config: Loss, phi: Callable[..., Features | Layers]) -> Contextual:
+    return Contextual(phi(layers=config.contextual_layers), bandwidth=config.contextual_bandwidth)
 
 
 def _lpips(config: Loss) -> LPIPS:
@@ -151,13 +158,13 @@ def _cross_entropy(config: Loss, store_uri: str = "", classes: Sequence[str] = C
     return CrossEntropy(segmenter, scale=config.segmenter_scale)
 
 
-# Terms with options of their own. The others are built from nothing, or from Phi's name and weights.
-_BUILDERS: dict[str, Callable[[Loss], nn.Module]] = {
+# Terms with options of their own; part of the order of `Objective`.
+_WITH_OPTIONS = ("d2sm", "perceptual", "lpips", "contextual", "cross_entropy")
+# Of these, those that use Phi.
+_BUILDERS: dict[str, Callable[[Loss, Callable[..., Features | Layers]], nn.Module]] = {
     "d2sm": build_d2sm,
     "perceptual": _perceptual,
-    "lpips": _lpips,
     "contextual": _contextual,
-    "cross_entropy": _cross_entropy,
 }
 
 
@@ -165,7 +172,8 @@ def check_objective(config: Config) -> None:
     """Build the objective once, before anything is started, so that missing weights are reported at once.
 
     Raises:
-        ConfigError, ValueError: a term cannot be built, or Phi's stride does not divide the patches. One line.
+        ConfigError, ValueError: a term cannot be built, or Phi does not suit the crops and patches. One line.
     """
     check_patch_size(config.loss)
-    Objective(config.loss, store_uri=segmenter_store(config), classes=label_sets.of(config).like)
+    objective = Objective(config.loss, store_uri=segmenter_store(config), classes=label_sets.of(config).like)
+    check_crops(objective, config.data.crop_size)

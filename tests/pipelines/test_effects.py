@@ -56,6 +56,7 @@ VALUES: dict[str, Any] = {
     "train.halve_at": [8], "loss.patch_size": 32, "evaluate.limit": 1, "evaluate.tile": 64, "evaluate.actors": 3,
     "evaluate.lpips": "vgg16", "model.options": {"width": 8}, "data.labels": "camvid",
     "train.validate_every": 7, "train.best": "psnr.sigma25", "train.patience": 3,
+    "loss.layer_weights": [2.0], "loss.temperature": 0.3,
 }  # fmt: skip
 # What has to be so for that value to be valid.
 BESIDE: dict[str, dict[str, Any]] = {
@@ -69,6 +70,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "train.cuda_graphs": {"train.use_gpu": True},
     "train.best": {"train.validate_every": 5},
     "train.patience": {"train.validate_every": 5, "train.best": "psnr.sigma25"},
+    "loss.temperature": {"loss.kernel": "exp"},
 }
 
 # A key that has a single valid value until something is added to its list (`d2sm.degradations`) cannot be changed.

@@ -16,15 +16,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from d2sm.features import Features, features, patches
+from d2sm.features import Features, patches
 from d2sm.matching import StatisticsMatching
 from pipelines.comparison.figures import style
 from pipelines.comparison.photographs import CLEAN, ComparedPhotograph, compared_photographs
 from pipelines.comparison.rows import Row, RunsError, short_names
 from pipelines.config import Config
+from pipelines.data import labels
 from pipelines.inference.pictures import spread
 from pipelines.inference.samples import tensor
+from pipelines.networks.features import first_layer
 from pipelines.runtime.progress import stage
+from pipelines.tracking.segmenter import for_phi, segmenter_store
 
 PERPLEXITY, SEED = 30.0, 0
 _PHOTOGRAPHS, _SAMPLES = 40, 200
@@ -90,7 +93,7 @@ def embed(photographs: Sequence[ComparedPhotograph], config: Config) -> Embeddin
         RunsError: a photograph is smaller than a crop, or there are fewer than 4 samples.
     """
     loss, side = config.loss, config.data.crop_size
-    phi = features(loss.features, weights=loss.features_weights)
+    phi = first_layer(loss, for_phi(segmenter_store(config), labels.of(config).like))
     samples = _samples(photographs, config, phi)
     clean = samples[CLEAN]
     if len(clean) < 4:
@@ -108,7 +111,7 @@ def embed(photographs: Sequence[ComparedPhotograph], config: Config) -> Embeddin
         distance={name: float((version - clean).norm(dim=1).mean()) for name, version in others.items()},
         divergence={name: float(StatisticsMatching(len(clean))(version, clean)) for name, version in others.items()},
         perplexity=perplexity,
-        description=f"{loss.features} of {kind}, crops of {side} pixels",
+        description=f"{phi.name} of {kind}, crops of {side} pixels",
     )
 
 

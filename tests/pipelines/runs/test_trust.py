@@ -221,7 +221,8 @@ def test_a_sweep_of_a_stranger_is_not_unpickled(kind: str, config: Config, tmp_p
 def test_the_keys_that_may_name_code() -> None:
     """Whatever else is imported for a configuration is an entry of a list in d2sm, not a name in a file."""
     assert configs.keys_with_code() == (
-        "degrade.chain", "model.name", "loss.segmenter", "evaluate.levels", "evaluate.segmenter", "evaluate.segmenters",
+        "degrade.chain", "model.name", "loss.features", "loss.segmenter", "evaluate.levels", "evaluate.segmenter",
+        "evaluate.segmenters",
     )  # fmt: skip
 
 
