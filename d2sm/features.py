@@ -188,7 +188,7 @@ def wrap(module: nn.Module, *, stride: int | None = None, name: str | None = Non
     module.requires_grad_(False).eval()
     weight = next(module.parameters(), torch.zeros(()))
     name = name or type(module).__name__
-    names = [f"{name}.{layer}" for layer in module.layers] if isinstance(module, Truncated) else [name]
+    names = [f"{name}.{layer}" for layer in module.names] if isinstance(module, Truncated) else [name]
     side = 8 * stride if stride else 96
     found = _probe(module, names, device=weight.device, dtype=weight.dtype, side=side)
     if stride not in (None, found[-1].stride):

@@ -30,11 +30,12 @@ class Truncated(nn.Module):
     Args:
         network: (B, 3, H, W) -> anything.
         layers: dotted names of submodules, in the order in which they run; each runs once (see `truncate`).
+        names: of the layers for messages and for `Features`; none: the same.
     """
 
-    def __init__(self, network: nn.Module, layers: Sequence[str]) -> None:
+    def __init__(self, network: nn.Module, layers: Sequence[str], names: Sequence[str] = ()) -> None:
         super().__init__()
-        self.network, self.layers = network, tuple(layers)
+        self.network, self.layers, self.names = network, tuple(layers), tuple(names or layers)
 
     def forward(self, images: Tensor) -> Tensor:
         """The output of the last layer."""
@@ -98,7 +99,7 @@ def truncate(network: nn.Module, layers: Sequence[str], *, name: str, image: Ten
         if counts[path] != 1:
             ran = "does not run as a module" if not counts[path] else f"runs {counts[path]} times"
             raise ValueError(f"features: layer {layer!r} of {name} {ran} in a forward pass; name one that runs once")
-    return Truncated(network, list(counts))
+    return Truncated(network, list(counts), [paths[path] for path in counts])
 
 
 def drop_unused(truncated: Truncated, image: Tensor) -> None:
