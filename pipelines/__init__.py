@@ -2,7 +2,7 @@
 
     from pipelines import Config, fit, lookup, open_model, recipe
 
-The verbs are modules: `train.fit`, `evaluate.evaluate`, `denoise.denoise`, `experiment.run`, ... The names above are
+The verbs are modules: `train.fit`, `evaluate.evaluate`, `restore.restore`, `experiment.run`, ... The names above are
 imported when they are first used, so that importing this package loads nothing heavy.
 """
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pipelines import denoise, registry, tracking
+from pipelines import registry, restore, tracking
 from pipelines.experiment import Outcome, run
 from pipelines.recipes import recipe
 from pipelines.runtime.progress import Line
@@ -55,8 +55,8 @@ def demo(folder: Path, *, say: Callable[[str], None] = print, verbose: bool = Fa
     outcome = run(config, verbose=verbose)
     record = registry.lookup(f"{MODEL}@{ALIAS}", uri=outcome.trained.uri)
     say(f"registry   {MODEL}@{ALIAS} is now version {record.version} of model {MODEL}")
-    restored = denoise.denoise(
-        scenes / "leftImg8bit" / "val", folder / "denoised", model=record.load(), add=35.0, quiet=True
+    restored = restore.restore(
+        scenes / "leftImg8bit" / "val", folder / "denoised", model=record.load(), add=35.0, clip=False, quiet=True
     )
     say(f"denoised   {len(restored)} images with the model looked up in the registry: {folder / 'denoised'}")
     say(f"\n{outcome.results.table('L1 + D2SM')}\n")

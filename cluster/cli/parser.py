@@ -26,7 +26,7 @@ EXAMPLES = """
 examples:
   d2sm demo
   d2sm train --recipe ffdnet_d2sm_cpu data.root=photos train.name=first
-  d2sm denoise noisy.png restored.png --model runs/first --sigma 25
+  d2sm restore noisy.png restored.png --model runs/first --sigma 25
 """
 _Verbs = Any  # argparse's own type for sub-commands is private
 
@@ -35,7 +35,7 @@ def parser() -> ArgumentParser:
     """All verbs and their options."""
     top = ArgumentParser(
         prog="d2sm",
-        description="Image restoration with the D2SM loss: train, sweep, evaluate, denoise, and look models up.",
+        description="Image restoration with the D2SM loss: train, sweep, evaluate, restore, and look models up.",
         epilog=EXAMPLES + "\n`d2sm VERB --help` explains a verb.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -114,20 +114,23 @@ def parser() -> ArgumentParser:
     _trust(evaluate)
     _overrides(evaluate)
 
-    denoise = _verb(verbs, "denoise", "restore a photograph, or all photographs of a folder")
-    denoise("source", help="a photograph (PNG, JPEG, TIFF, WebP or BMP), or a folder of them")
-    denoise("target", help="file to write, in the format of its suffix; or folder (NEW/ makes one), not in the source")
-    denoise("--model", required=True, help=MODEL)
-    level = denoise.exclusive()
-    level("--sigma", type=float, help="noise level of the photographs, 0 to 255")
+    restore = _verb(verbs, "restore", "restore a photograph, or all photographs of a folder", former="denoise")
+    restore("source", help="a photograph (PNG, JPEG, TIFF, WebP or BMP), or a folder of them")
+    restore("target", help="file to write, in the format of its suffix; or folder (NEW/ makes one), not in the source")
+    restore("--model", required=True, help=MODEL)
+    level = restore.exclusive()
+    level("--sigma", type=_sigma, help="noise level of the photographs, 0 to 255; auto: estimated for each")
     level("--add-noise", type=float, metavar="SIGMA", help="first add noise of this level, to try a model out")
-    denoise("--tile", type=_tile, default="auto",
+    restore("--unclipped", action="store_true",
+            help="of --add-noise: do not clip and round it as the photograph's file would")  # fmt: skip
+    _trust(restore)
+    restore("--tile", type=_tile, default="auto",
             help="side of the tiles in pixels; 0: whole images; auto: whole images, or tiles that fit into the free "
             "memory (default: auto)")  # fmt: skip
-    denoise("--format", choices=["png", "jpg", "tif", "webp", "same"], default="png",
+    restore("--format", choices=["png", "jpg", "tif", "webp", "same"], default="png",
             help="of the files in a target folder; same: as each source; jpg: quality 95 (default: png)")  # fmt: skip
-    denoise("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    denoise("--tracking-uri", help=STORE)
+    restore("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    restore("--tracking-uri", help=STORE)
 
     export = _verb(verbs, "export", "write a model as an ONNX file, for programs without d2sm and PyTorch")
     export("model", help=MODEL)
@@ -241,9 +244,10 @@ class _Options:
         self._verb.usage, self._verb.intermixed = usage, False
 
 
-def _verb(verbs: _Verbs, name: str, help: str, run: str = "") -> _Options:
-    """A verb; without `run`, its function is run_NAME in the file of its name."""
-    verb: ArgumentParser = verbs.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
+def _verb(verbs: _Verbs, name: str, help: str, run: str = "", *, former: str = "") -> _Options:
+    """A verb; without `run`, its function is run_NAME in the file of its name. `former`: another name that it has."""
+    aliases, about = [former] if former else [], f"{help[0].upper()}{help[1:]}."
+    verb: ArgumentParser = verbs.add_parser(name, aliases=aliases, help=help, description=about)
     verb.intermixed = True
     verb.add_argument("-v", "--verbose", action="store_true", help="show Ray's own log and full tracebacks")
     verb.set_defaults(run=f"cluster.cli.{run or f'{name}:run_{name}'}")
@@ -284,6 +288,13 @@ def _tile(text: str) -> int | str | None:
         return "auto" if text == "auto" else int(text) or None
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: give a number of pixels, 0 or auto") from None
+
+
+def _sigma(text: str) -> float | str:
+    try:
+        return "auto" if text == "auto" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number from 0 to 255, or auto") from None
 
 
 class _Version(argparse.Action):

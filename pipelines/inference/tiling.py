@@ -58,12 +58,22 @@ def tile_for_size(
     needs = getattr(model, "bytes_per_pixel", None)
     if needs is None:
         return max(UNSTATED, smallest_tile(model)) if has_tiles(model) else None
-    free = int(SHARE * free_bytes(next(model.parameters()).device)) // sharing
+    free = _free(model, sharing)
     if images * size[0] * size[1] * needs <= free or not has_tiles(model):
         return None
     reach, stride = model.receptive_field, model.stride
     assert isinstance(reach, int) and isinstance(stride, int)
     return largest_tile(*size, free=free, bytes_per_pixel=needs, halo=reach, stride=stride, images=images)
+
+
+def needs_tiles(model: nn.Module, size: tuple[int, int], *, sharing: int = 1) -> bool:
+    """Whether an image of this size is known not to fit into the memory that `tile_for_size` keeps to."""
+    needs = getattr(model, "bytes_per_pixel", None)
+    return needs is not None and size[0] * size[1] * needs > _free(model, sharing)
+
+
+def _free(model: nn.Module, sharing: int) -> int:
+    return int(SHARE * free_bytes(next(model.parameters()).device)) // sharing
 
 
 def has_tiles(model: nn.Module) -> bool:

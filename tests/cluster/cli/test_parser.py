@@ -33,9 +33,10 @@ VERBS = dict(verbs(parser()))
 
 def test_these_are_the_verbs() -> None:
     assert set(VERBS) == {
-        "demo", "scenes", "prepare", "train", "tune", "table", "evaluate", "denoise", "export", "report", "figures",
-        "check", "models list", "models show", "models promote", "models compare", "models register", "models import",
-        "submit", "jobs list", "jobs logs", "jobs wait", "jobs stop", "cluster up", "cluster status", "cluster add",
+        "demo", "scenes", "prepare", "train", "tune", "table", "evaluate", "restore", "denoise", "report", "figures",
+        "check", "export",
+        "models list", "models show", "models promote", "models compare", "models register", "models import", "submit",
+        "jobs list", "jobs logs", "jobs wait", "jobs stop", "cluster up", "cluster status", "cluster add",
         "cluster kill", "cluster down",
     }  # fmt: skip
 
@@ -54,7 +55,7 @@ def test_help(capsys: pytest.CaptureFixture[str], name: str) -> None:
         main([*name.split(), "--help"])
     out, err = capsys.readouterr()
     assert (end.value.code, err) == (0, "")
-    assert f"usage: d2sm {name}".rstrip() in out
+    assert f"usage: d2sm {'restore' if name == 'denoise' else name}".rstrip() in out
     assert len(out.splitlines()) > 5
 
 

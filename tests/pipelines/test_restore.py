@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,15 +13,18 @@ import torch
 from PIL import Image
 from torch import nn
 
-from d2sm.inference import restore
-from d2sm.models import FFDNet
-from d2sm.noise import add_noise, seed_of
+from d2sm import inference
+from d2sm.models import FFDNet, WrappedNetwork
+from d2sm.noise import clipped, gaussian, seed_of
+from pipelines import denoise
 from pipelines.data.images import ImageError, read_rgb, write_png
 from pipelines.data.index import index
 from pipelines.data.photofile import About, Photo, read_photo, write_photo
-from pipelines.denoise import DenoiseError, Incomplete, denoise
+from pipelines.inference import noise_level
 from pipelines.inference.samples import pixels, tensor
+from pipelines.restore import Incomplete, RestoreError, restore
 from pipelines.runtime.threads import torch_threads
+from tests.foreign.tiny_network import Whole
 from tests.helpers.image_files import full_disk
 from tests.helpers.networks import stirred
 
@@ -44,23 +49,23 @@ def photos(tmp_path: Path) -> Path:
 
 
 def expected(model: nn.Module, path: Path, sigma: float) -> np.ndarray:
-    return pixels(restore(model, tensor(read_rgb(path)), sigma))
+    return pixels(inference.restore(model, tensor(read_rgb(path)), sigma))
 
 
 def test_a_file(model: nn.Module, photos: Path, tmp_path: Path) -> None:
-    written = denoise(photos / "a.png", tmp_path / "out" / "x.png", model=model, sigma=25)
+    written = restore(photos / "a.png", tmp_path / "out" / "x.png", model=model, sigma=25)
     assert written == [tmp_path / "out" / "x.png"]
     np.testing.assert_array_equal(read_rgb(written[0]), expected(model, photos / "a.png", 25))
 
 
 def test_a_file_into_a_folder(model: nn.Module, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    written = denoise(photos / "more" / "c.JPG", tmp_path / "out", model=model, sigma=25)
+    written = restore(photos / "more" / "c.JPG", tmp_path / "out", model=model, sigma=25)
     assert written == [tmp_path / "out" / "c.png"]
 
 
 def test_a_folder_with_its_subfolders(model: nn.Module, photos: Path, tmp_path: Path) -> None:
-    written = denoise(photos, tmp_path / "out", model=model, sigma=15, quiet=True)
+    written = restore(photos, tmp_path / "out", model=model, sigma=15, quiet=True)
     assert written == [tmp_path / "out" / name for name in ("a.png", "b.png", "more/c.png")]
     for read, write in zip(("a.png", "b.png", "more/c.JPG"), written, strict=True):
         np.testing.assert_array_equal(read_rgb(write), expected(model, photos / read, 15))
@@ -68,7 +73,7 @@ def test_a_folder_with_its_subfolders(model: nn.Module, photos: Path, tmp_path: 
 
 @pytest.mark.parametrize("tile", [1, 16, 33, 512])
 def test_tiles_give_the_whole(model: nn.Module, photos: Path, tmp_path: Path, tile: int) -> None:
-    (written,) = denoise(photos / "b.png", tmp_path / "tiled.png", model=model, sigma=40, tile=tile)
+    (written,) = restore(photos / "b.png", tmp_path / "tiled.png", model=model, sigma=40, tile=tile)
     difference = read_rgb(written).astype(int) - expected(model, photos / "b.png", 40)
     # Float32 rounding may tip a pixel over the middle between two of 255 levels, no more.
     assert np.abs(difference).max() <= 1
@@ -79,7 +84,7 @@ def test_tiles_give_the_whole(model: nn.Module, photos: Path, tmp_path: Path, ti
 def test_side_by_side_is_one_by_one(model: nn.Module, photos: Path, tmp_path: Path, threads: int) -> None:
     before = torch.get_num_threads()
     with torch_threads(threads):
-        written = denoise(photos, tmp_path / "out", model=model, sigma=15, quiet=True)
+        written = restore(photos, tmp_path / "out", model=model, sigma=15, quiet=True)
         assert torch.get_num_threads() == threads
     assert torch.get_num_threads() == before
     for read, write in zip(("a.png", "b.png", "more/c.JPG"), written, strict=True):
@@ -91,7 +96,7 @@ def test_tiles_by_the_memory_at_hand_are_said_once(
 ) -> None:
     monkeypatch.setattr("pipelines.inference.tiling.free_bytes", lambda device: 0)
     (photos / "a.png").unlink()
-    written = denoise(photos, tmp_path / "out", model=model, sigma=15)
+    written = restore(photos, tmp_path / "out", model=model, sigma=15)
     said = [line for line in capsys.readouterr().err.splitlines() if "tiles of" in line]
     assert len(said) == 1 and f"{photos / 'b.png'}: restored in tiles of 14 pixels" in said[0]
     difference = read_rgb(written[0]).astype(int) - expected(model, photos / "b.png", 15)
@@ -106,7 +111,7 @@ def test_a_folder_goes_on_after_what_cannot_be_restored(
     os.mkfifo(photos / "more" / "a.PNG")
     (photos / "z.png").symlink_to("nowhere")
     with torch_threads(2), pytest.raises(Incomplete) as caught:
-        denoise(photos, tmp_path / "out", model=model, sigma=15)
+        restore(photos, tmp_path / "out", model=model, sigma=15)
     assert str(caught.value) == (
         "2 restored, 3 skipped: b.png: is truncated (the file ends too early); z.png: is a link to nowhere, which does "
         "not exist; more/a.PNG: is a named pipe, not a file"
@@ -125,7 +130,7 @@ def test_images_of_other_formats_are_not_dropped_without_a_word(
 ) -> None:
     for name in ("IMG_1.HEIC", "IMG_2.heic", "more/IMG_3.CR2", "more/IMG_4.gif", "._IMG_5.heic"):
         (photos / name).touch()
-    assert len(denoise(photos, tmp_path / "out", model=model, sigma=15)) == 3
+    assert len(restore(photos, tmp_path / "out", model=model, sigma=15)) == 3
     said = capsys.readouterr().err
     assert "left out: IMG_1.HEIC, IMG_2.heic, IMG_3.CR2 and 1 more: of formats that are not read" in said
 
@@ -141,7 +146,7 @@ def test_training_and_denoising_take_the_same_photographs(model: nn.Module, phot
     Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(photos / "album.png" / "d.TIF", "TIFF")
     (photos / "linked").symlink_to(photos / "more")
     (photos / "more" / "circle").symlink_to(photos)
-    written = denoise(photos, tmp_path / "out", model=model, sigma=25, quiet=True)
+    written = restore(photos, tmp_path / "out", model=model, sigma=25, quiet=True)
     names = index(photos, "", layout="folder")["name"].to_pylist()
     assert sorted(path.relative_to(tmp_path / "out").with_suffix("").as_posix() for path in written) == names
     assert names == ["a", "album.png/d", "b", "linked/c"]
@@ -156,7 +161,7 @@ def test_a_target_inside_the_source_is_refused(model: nn.Module, photos: Path, t
     (photos / "elsewhere").unlink()
     assert sorted(found(photos)) == before
     # A source inside its target is harmless, until a result would lie on a photograph.
-    assert denoise(photos / "more", photos, model=model, sigma=25, quiet=True) == [photos / "c.png"]
+    assert restore(photos / "more", photos, model=model, sigma=25, quiet=True) == [photos / "c.png"]
     (photos / "more" / "more").mkdir()
     (photos / "more" / "c.JPG").rename(photos / "more" / "c.png")
     write_png(photos / "more" / "more" / "c.png", read_rgb(photos / "a.png"))
@@ -176,11 +181,11 @@ def test_a_photograph_comes_back_as_it_was(model: nn.Module, tmp_path: Path, nam
     colours = values[..., 0] if channels < 3 else values[..., :3]
     given = Photo(colours, values[..., -1] if channels in (2, 4) else None, About(None, None, (300.0, 300.0)))
     write_photo(tmp_path / name, given)
-    (written,) = denoise(tmp_path / name, tmp_path / f"out{Path(name).suffix}", model=model, sigma=25)
+    (written,) = restore(tmp_path / name, tmp_path / f"out{Path(name).suffix}", model=model, sigma=25)
     restored = read_photo(written)
     rgb = np.repeat(colours[..., None], 3, 2) if channels < 3 else colours
     most = np.iinfo(kind).max
-    image = restore(model, torch.from_numpy(rgb.astype(np.float32)).permute(2, 0, 1)[None] / most, 25.0)[0]
+    image = inference.restore(model, torch.from_numpy(rgb.astype(np.float32)).permute(2, 0, 1)[None] / most, 25.0)[0]
     wanted = (image.mean(0) if channels < 3 else image.permute(1, 2, 0)).clamp(0, 1) * most
     assert restored.pixels.dtype == kind and restored.pixels.shape == colours.shape
     assert np.abs(restored.pixels - wanted.numpy()).max() <= 0.51
@@ -196,28 +201,28 @@ def test_a_telephone_s_photograph_stays_upright(model: nn.Module, tmp_path: Path
     exif[0x112] = 6
     Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(tmp_path / "a.jpg", exif=exif)
     for target in ("b.png", "b.jpg"):
-        denoise(tmp_path / "a.jpg", tmp_path / target, model=model, sigma=25)
+        restore(tmp_path / "a.jpg", tmp_path / target, model=model, sigma=25)
         with Image.open(tmp_path / target) as image:
             assert image.size == (40, 60) and image.getexif()[0x112] == 1
 
 
 def test_formats_of_a_folder(model: nn.Module, photos: Path, tmp_path: Path) -> None:
-    written = denoise(photos, tmp_path / "same", model=model, sigma=25, format="same", quiet=True)
+    written = restore(photos, tmp_path / "same", model=model, sigma=25, format="same", quiet=True)
     assert [path.name for path in written] == ["a.png", "b.png", "c.JPG"]
-    written = denoise(photos, tmp_path / "jpg", model=model, sigma=25, format="jpg", quiet=True)
+    written = restore(photos, tmp_path / "jpg", model=model, sigma=25, format="jpg", quiet=True)
     assert [path.name for path in written] == ["a.jpg", "b.jpg", "c.jpg"]
     with Image.open(written[0]) as image:
         assert image.format == "JPEG"
     write_photo(photos / "deep.png", Photo(np.zeros((20, 20), np.uint16)))
     with pytest.raises(Incomplete, match="3 restored, 1 skipped: deep.png: .*JPEG cannot hold 16 bits"):
-        denoise(photos, tmp_path / "again", model=model, sigma=25, format="jpg", quiet=True)
+        restore(photos, tmp_path / "again", model=model, sigma=25, format="jpg", quiet=True)
 
 
 def test_paths_that_are_empty_or_end_in_a_slash(model: nn.Module, photos: Path, tmp_path: Path) -> None:
     for source, target, name in (("", "out", "source"), (str(photos), "", "target")):
-        with pytest.raises(DenoiseError, match=f"{name}: is empty; give the path"):
-            denoise(source, target, model=model, sigma=25)
-    assert denoise(photos / "a.png", f"{tmp_path}/new/", model=model, sigma=25) == [tmp_path / "new" / "a.png"]
+        with pytest.raises(RestoreError, match=f"{name}: is empty; give the path"):
+            restore(source, target, model=model, sigma=25)
+    assert restore(photos / "a.png", f"{tmp_path}/new/", model=model, sigma=25) == [tmp_path / "new" / "a.png"]
     refused(
         r"other: has no suffix.*name it other\.png, or other/ for",
         model,
@@ -234,8 +239,8 @@ def test_paths_that_are_empty_or_end_in_a_slash(model: nn.Module, photos: Path, 
 def test_a_full_disk_is_one_line_and_leaves_whole_files(model: nn.Module, photos: Path, tmp_path: Path) -> None:
     last = photos / "more" / "c.JPG"
     write_png(last, np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8))
-    with full_disk(50_000), torch_threads(1), pytest.raises(DenoiseError) as caught:
-        denoise(photos, tmp_path / "out", model=model, sigma=1, quiet=True)
+    with full_disk(50_000), torch_threads(1), pytest.raises(RestoreError) as caught:
+        restore(photos, tmp_path / "out", model=model, sigma=1, quiet=True)
     assert f"{tmp_path / 'out' / 'more' / 'c.png'}: would be larger than this process may write (ulimit -f)" in str(
         caught.value
     )
@@ -246,10 +251,10 @@ def test_a_full_disk_is_one_line_and_leaves_whole_files(model: nn.Module, photos
 def test_a_small_tile_is_raised_to_the_receptive_field(
     model: nn.Module, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    denoise(photos / "b.png", tmp_path / "b.png", model=model, sigma=25, tile=3)
+    restore(photos / "b.png", tmp_path / "b.png", model=model, sigma=25, tile=3)
     said = capsys.readouterr().err
     assert "tile=3: raised to 14, the receptive field of FFDNet" in said
-    assert "denoise tile 15/15" in said  # 70 x 41 pixels
+    assert "restore tile 15/15" in said  # 70 x 41 pixels
     for tile in (-3, 0):
         refused(
             f"tile={tile}: needs a side in pixels", model, photos / "b.png", tmp_path / "c.png", sigma=25, tile=tile
@@ -274,20 +279,70 @@ def test_a_large_photograph_is_stopped_within_a_tile(model: nn.Module, photos: P
 
     stopped = Interrupts()
     with pytest.raises(KeyboardInterrupt):
-        denoise(photos, tmp_path / "out", model=stopped, tile=4, quiet=True)
+        restore(photos, tmp_path / "out", model=stopped, tile=4, quiet=True)
     assert stopped.calls < 10 and not (tmp_path / "out").exists()
 
 
 def test_noise_for_a_trial(model: nn.Module, photos: Path, tmp_path: Path) -> None:
-    (written,) = denoise(photos / "a.png", tmp_path / "trial.png", model=model, add=50)
     clean = tensor(read_rgb(photos / "a.png"))
-    noisy = add_noise(clean, sigma=torch.tensor([50.0]), seeds=[seed_of("a")])
-    np.testing.assert_array_equal(read_rgb(written), pixels(restore(model, noisy, 50)))
+    for clip, degrade in ((False, gaussian), (True, clipped)):
+        (written,) = restore(photos / "a.png", tmp_path / "trial.png", model=model, add=50, clip=clip)
+        noisy = degrade(clean, level=torch.tensor([50.0]), seeds=[seed_of("a")])
+        np.testing.assert_array_equal(read_rgb(written), pixels(inference.restore(model, noisy, 50)))
 
 
-def refused(words: str, model: nn.Module, source: Path, target: Path, **options: float) -> None:
+def street(kind: str) -> Photo:
+    """A smooth picture with noise of sigma 20 as a file of this kind holds it."""
+    rng, rows, columns = np.random.default_rng(1), *np.mgrid[:90, :130]
+    smooth = 120 + 60 * np.sin(rows / 30) * np.cos(columns / 25)
+    grey = (smooth[..., None] + rng.normal(0, 20, (90, 130, 1 if kind == "grey" else 3))).clip(0, 255)
+    values = grey[..., 0] if kind == "grey" else grey
+    of_16 = np.round(values * 257).astype(np.uint16) if kind == "16 bits" else np.round(values).astype(np.uint8)
+    alpha = np.where(columns > 60, 255, 0).astype(np.uint8) if kind == "alpha" else None
+    return Photo(of_16, alpha, About())
+
+
+@pytest.mark.parametrize("kind", ["RGB", "grey", "16 bits", "alpha"])
+def test_the_level_is_estimated_and_said(
+    kind: str, model: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_photo(tmp_path / "a.png", street(kind))
+    restore(tmp_path / "a.png", tmp_path / "auto.png", model=model, sigma="auto")
+    said = capsys.readouterr()
+    (level,) = re.findall(r"a\.png: sigma ([\d.]+) \(estimated\)", said.out + said.err)
+    assert float(level) == pytest.approx(20, abs=1.5)
+    found = noise_level.estimate(read_photo(tmp_path / "a.png").pixels)
+    restore(tmp_path / "a.png", tmp_path / "told.png", model=model, sigma=found, quiet=True)
+    assert (tmp_path / "auto.png").read_bytes() == (tmp_path / "told.png").read_bytes()
+
+
+def test_an_estimate_is_refused_where_it_means_nothing(model: nn.Module, photos: Path, tmp_path: Path) -> None:
+    refused("sigma=auto: Blind is blind", Blind(), photos / "a.png", tmp_path / "out.png", sigma="auto")
+    refused("sigma=loud: .*or auto", model, photos / "a.png", tmp_path / "out.png", sigma="loud")
+    write_png(tmp_path / "small.png", np.zeros((7, 40, 3), np.uint8))
+    with pytest.raises(ImageError, match="small.png: its noise level cannot be estimated.*8 pixels"):
+        restore(tmp_path / "small.png", tmp_path / "out.png", model=model, sigma="auto")
+
+
+def test_a_network_over_the_whole_image_is_restored_without_tiles(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = WrappedNetwork(Whole())
+    (written,) = restore(photos / "a.png", tmp_path / "out.png", model=network, tile=16)
+    said = capsys.readouterr()
+    assert "tile=16: restored whole, without tiles: the receptive field of Whole is not known" in said.out + said.err
+    np.testing.assert_array_equal(
+        read_rgb(written), pixels(inference.restore(network, tensor(read_rgb(photos / "a.png"))))
+    )
+
+
+def test_its_former_name() -> None:
+    assert denoise.denoise is restore and denoise.DenoiseError is RestoreError and denoise.Incomplete is Incomplete
+
+
+def refused(words: str, model: nn.Module, source: Path, target: Path, **options: Any) -> None:
     with pytest.raises(ValueError, match=words) as error:
-        denoise(source, target, model=model, quiet=True, **options)
+        restore(source, target, model=model, quiet=True, **options)
     assert "\n" not in str(error.value)
 
 
@@ -303,7 +358,7 @@ def test_a_source_is_never_written_over(model: nn.Module, photos: Path, tmp_path
 
 def test_two_sources_of_one_name_are_both_kept(model: nn.Module, photos: Path, tmp_path: Path) -> None:
     Image.fromarray(read_rgb(photos / "b.png")).save(photos / "a.jpg", "JPEG", quality=95)
-    written = denoise(photos, tmp_path / "out", model=model, sigma=25, quiet=True)
+    written = restore(photos, tmp_path / "out", model=model, sigma=25, quiet=True)
     assert [path.name for path in written] == ["a.jpg.png", "a.png", "b.png", "c.png"]
     for path, source in zip(written, ("a.jpg", "a.png"), strict=False):
         np.testing.assert_array_equal(read_rgb(path), expected(model, photos / source, 25))
@@ -335,10 +390,10 @@ class Blind(nn.Module):
 
 
 def test_a_blind_model_needs_no_level(photos: Path, tmp_path: Path) -> None:
-    (written,) = denoise(photos / "a.png", tmp_path / "out.png", model=Blind())
+    (written,) = restore(photos / "a.png", tmp_path / "out.png", model=Blind())
     assert np.abs(read_rgb(written) - read_rgb(photos / "a.png") / 2).max() <= 0.5
     refused("sigma=25: Blind is blind", Blind(), photos / "a.png", tmp_path / "told.png", sigma=25)
-    denoise(photos / "a.png", tmp_path / "trial.png", model=Blind(), add=25)  # a trial needs the level all the same
+    restore(photos / "a.png", tmp_path / "trial.png", model=Blind(), add=25)  # a trial needs the level all the same
 
 
 def test_sources_that_cannot_be_restored(model: nn.Module, photos: Path, tmp_path: Path) -> None:
@@ -350,5 +405,5 @@ def test_sources_that_cannot_be_restored(model: nn.Module, photos: Path, tmp_pat
     data = (photos / "a.png").read_bytes()
     (tmp_path / "short.png").write_bytes(data[: len(data) // 2])
     with pytest.raises(ImageError, match="truncated"):
-        denoise(tmp_path / "short.png", tmp_path / "out.png", model=model, sigma=25)
+        restore(tmp_path / "short.png", tmp_path / "out.png", model=model, sigma=25)
     assert not (tmp_path / "out.png").exists()
