@@ -14,8 +14,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from safetensors.torch import load_file
 
 from cluster import nodes
+from tests.foreign import tiny_network
 from tests.helpers.local_cluster import TOKEN, LocalCluster, interrupt_after
 
 pytestmark = pytest.mark.slow
@@ -141,6 +143,19 @@ def test_a_run_is_left_found_again_and_stopped(cluster: LocalCluster, scenes_roo
     assert told["metadata"]["d2sm.verb"] == "train" and TOKEN not in json.dumps(told)
     kept = [path for top in (tmp_path, Path(cluster.state.temp)) for path in top.rglob("*") if path.is_file()]
     assert len(kept) > 50 and [path for path in kept if TOKEN.encode() in path.read_bytes()] == []
+
+
+def test_a_users_own_network_travels_with_the_job(cluster: LocalCluster, scenes_root: Path, tmp_path: Path) -> None:
+    """Named on the command line of a folder that no node looks into."""
+    source = Path(tiny_network.__file__).read_text()
+    (cluster.folder / "mynet.py").write_text(source)
+    words = ["train", *SMALL[:2], *SMALL[4:], f"data.root={scenes_root}", f"train.storage={tmp_path}/runs"]
+    words += ["train.name=mine", "train.max_steps=2", "model.name=mynet:TinyNetwork", "model.options.width=6"]
+    out, err = cluster.d2sm("submit", "--", *words)
+    assert "succeeded after" in err and "ok      model" in out and "mynet:TinyNetwork width=6" in out
+    weights = load_file(next((tmp_path / "runs" / "mine").glob("step-*")) / "model.safetensors")
+    assert weights["down.weight"].shape[0] == 6
+    (cluster.folder / "mynet.py").unlink()
 
 
 def test_down_ends_everything_even_after_a_node_was_killed(cluster: LocalCluster) -> None:
