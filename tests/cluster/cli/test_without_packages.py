@@ -13,7 +13,7 @@ VERBS = [
     "demo", "scenes x", "prepare a b", "train --recipe demo data.root=a", "train --keys", "train --recipes",
     "tune --recipe demo --space weights data.root=a", "table --recipes demo --data a", "evaluate a",
     "restore a b --model a", "denoise a b --model a", "report a", "figures a", "models list", "models show a/1",
-    "models register a --as a", "models import a --as a", "models promote a/1",
+    "models register a --as a", "models import a --as a", "export a", "models promote a/1",
     "models compare a/1 a/2", "submit -- train --recipe demo data.root=/a", "jobs list", "jobs logs x", "jobs wait x",
     "jobs stop x", "check --recipe demo data.root=a", "cluster up", "cluster status", "cluster add", "cluster kill",
     "cluster down",
