@@ -118,7 +118,7 @@ def main() -> None:
     if given.runs:
         show(table([read_run(folder) for folder in given.runs]))
     if given.picture:
-        Image.fromarray(picture()).save(given.picture, quality=85)
+        Image.fromarray(picture()).save(given.picture, quality=60)
 
 
 if __name__ == "__main__":
