@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.comparison.rows import DIGITS, FinishedRun, Row, common_changes, labels
-from pipelines.runs.results import level_title, metric_name
+from pipelines.comparison.rows import FinishedRun, Row, common_changes, labels
+from pipelines.runs.results import level_title, metric_digits, metric_name
 from pipelines.runtime import files
 from pipelines.text import columns, markdown, markdown_code, printable, redact
 from pipelines.tracking.store import ui_command
@@ -32,18 +32,21 @@ def cells(rows: Sequence[Row]) -> list[list[str]]:
     if not rows:
         return []
     first = rows[0].runs[0]
-    levels = list(first.results.restored)
-    found = [["PSNR dB / SSIM / MIoU", "seeds", "steps", *map(level_title, levels)]]
+    levels, metrics = list(first.results.restored), first.results.metrics
+    found = [[" / ".join(first.results.titles), "seeds", "steps", *map(level_title, levels)]]
     noisy = {name.removeprefix("noisy."): x for name, x in first.metrics.items() if name.startswith("noisy.")}
-    found.append(["noisy", "", "", *(_values(level, noisy.get) for level in levels)])
+    found.append(["noisy", "", "", *(_values(metrics, level, noisy.get) for level in levels)])
     for row, name in zip(rows, labels([row.config for row in rows]), strict=True):
         steps = "/".join(sorted({str(run.step) for run in row.runs}, key=int))
-        found.append([name, str(len(row.runs)), steps, *(_values(level, row.mean, row.deviation) for level in levels)])
+        values = [_values(metrics, level, row.mean, row.deviation) for level in levels]
+        found.append([name, str(len(row.runs)), steps, *values])
         if row is not rows[0]:
-            found.append(["  gain over the first row", "", "", *(_gains(level, row, rows[0]) for level in levels)])
+            found.append(
+                ["  gain over the first row", "", "", *(_gains(metrics, level, row, rows[0]) for level in levels)]
+            )
         if row.published:
-            found.append(["  in the paper", "", "", *(_values(level, row.published.get) for level in levels)])
-    ceiling = f"- / - / {_number(first.results.clean.miou, 'miou')}"
+            found.append(["  in the paper", "", "", *(_values(metrics, level, row.published.get) for level in levels)])
+    ceiling = " / ".join(_number(first.metrics.get(f"clean.{metric}"), metric) for metric in metrics)
     return [*found, ["clean (ceiling)", "", "", *([ceiling] * len(levels))]]
 
 
@@ -100,6 +103,7 @@ def tree(rows: Sequence[Row]) -> dict[str, Any]:
     names, measured = first.columns, first.results
     return {
         **{name: getattr(measured, name) for name in ("data", "split", "images", "segmenter", "convention")},
+        "judges": {name: judge.segmenter for name, judge in measured.judges.items()},
         "noisy": {name: first.metrics.get(f"noisy.{name}") for name in names},
         "clean.miou": measured.clean.miou,
         "rows": [
@@ -131,20 +135,20 @@ def _in_all(rows: Sequence[Row]) -> str:
     return " ".join(f"{key}={value}" for key, value in common_changes([row.config for row in rows]).items())
 
 
-def _values(level: str, mean: _Lookup, deviation: _Lookup | None = None) -> str:
-    """A cell: PSNR / SSIM / MIoU at a level, each with its standard deviation where there is one."""
+def _values(metrics: Sequence[str], level: str, mean: _Lookup, deviation: _Lookup | None = None) -> str:
+    """A cell: the metrics at a level, each with its standard deviation where there is one."""
     parts = []
-    for metric in DIGITS:
+    for metric in metrics:
         name = metric_name(metric, level)
         spread = deviation(name) if deviation else None
         parts.append(_number(mean(name), metric) + ("" if spread is None else f" ±{_number(spread, metric)}"))
     return " / ".join(parts)
 
 
-def _gains(level: str, row: Row, over: Row) -> str:
+def _gains(metrics: Sequence[str], level: str, row: Row, over: Row) -> str:
     """A cell: the differences to another row, signed."""
     parts = []
-    for metric in DIGITS:
+    for metric in metrics:
         mean, deviation = row.gain(over, metric_name(metric, level)) or (None, None)
         sign = "" if mean is None else "+" if mean >= 0 else "-"
         part = sign + _number(None if mean is None else abs(mean), metric)
@@ -153,8 +157,8 @@ def _gains(level: str, row: Row, over: Row) -> str:
 
 
 def _number(value: float | None, metric: str) -> str:
-    """SSIM and MIoU without the zero before the point, to keep the table narrow."""
+    """All but PSNR without the zero before the point, to keep the table narrow."""
     if value is None:
         return "-"
-    number = f"{value:.{DIGITS[metric]}f}"
+    number = f"{value:.{metric_digits(metric)}f}"
     return number if metric == "psnr" else number.removeprefix("0")

@@ -22,9 +22,6 @@ from pipelines.runs.results import Results, metric_name
 from pipelines.runs.trust import is_made_here
 from pipelines.tracking import location
 
-DIGITS = {"psnr": 2, "ssim": 3, "miou": 3}
-"""The metrics of a table in the order of its columns, with the digits shown of each."""
-
 _ACRONYMS = ("l1", "ssim", "lpips", "d2sm", "kl", "jsd", "gan")
 
 
@@ -73,7 +70,7 @@ class FinishedRun:
     @property
     def columns(self) -> list[str]:
         """The metrics of a table's row, in order: psnr.sigma25, ssim.sigma25, miou.sigma25, psnr.sigma35, ..."""
-        return [metric_name(metric, level) for level in self.results.restored for metric in DIGITS]
+        return [metric_name(metric, level) for level in self.results.restored for metric in self.results.metrics]
 
     @cached_property
     def metrics(self) -> Mapping[str, float]:
@@ -250,7 +247,7 @@ def _short(value: Any) -> str:
 
 def _check_measured_alike(first: FinishedRun, other: FinishedRun) -> None:
     """Numbers are compared only if they were measured in the same way on the same images."""
-    for name in ("data", "split", "images", "segmenter", "convention", "labels"):
+    for name in ("data", "split", "images", "segmenter", "convention", "labels", "lpips"):
         a, b = getattr(first.results, name), getattr(other.results, name)
         if a != b:
             raise RunsError(
@@ -262,6 +259,12 @@ def _check_measured_alike(first: FinishedRun, other: FinishedRun) -> None:
         raise RunsError(
             f"{other.folder}: not evaluated as {first.folder} was (weights of the segmenter: {b}, there {a}); evaluate "
             "both with the same evaluate.segmenter_weights"
+        )
+    if first.results.judges != other.results.judges:
+        ours, theirs = (", ".join(run.results.judges) or "none" for run in (other, first))
+        raise RunsError(
+            f"{other.folder}: evaluated with the further segmenters {ours}, {first.folder} with {theirs}, or with "
+            "other weights of them; evaluate both with the same evaluate.segmenters and evaluate.segmenters_weights"
         )
     if first.results.restored.keys() != other.results.restored.keys():
         ours, theirs = (", ".join(run.results.restored) for run in (other, first))

@@ -29,6 +29,8 @@ RESULTS = "results.json"
 _BYTES = 2**27  # of the largest file that is read: 100,000 images at three noise levels
 
 _METRICS = ("psnr", "ssim", "miou", "lpips")
+_TITLES = {"psnr": "PSNR dB", "ssim": "SSIM", "miou": "MIoU", "lpips": "LPIPS"}
+_DIGITS = {"psnr": 2, "ssim": 3, "miou": 3, "lpips": 4}
 _SIGMA = r"\d+(?:\.\d+)?(?:e[+-]\d+)?"  # the name of a level of Gaussian noise alone: 25, 12.5
 # A level as a part of a metric's name, see `level_key`.
 _LEVEL_KEY = rf"sigma(?:{PAIR}|{_SIGMA})|[A-Za-z_]\w*?{_SIGMA}(?:-[A-Za-z_]\w*?{_SIGMA})*"
@@ -65,6 +67,21 @@ def level_key(level: str) -> str:
 def metric_name(metric: str, level: str) -> str:
     """The name of a metric at a level, in MLflow, tables and sweeps: "psnr.sigma25", "psnr.blur2-noise10"."""
     return f"{metric}.{level_key(level)}"
+
+
+def metric_title(metric: str) -> str:
+    """A metric without a level as people read it: "PSNR dB", "SSIM", "MIoU", "MIoU espnet-cityscapes", "LPIPS"."""
+    kind, _, judge = metric.partition("-")
+    return f"{_TITLES[kind]} {judge}".rstrip()
+
+
+def metric_digits(metric: str) -> int:
+    """The digits shown of a metric.
+
+    Args:
+        metric: with or without a level: "psnr", "miou-espnet-cityscapes.sigma25".
+    """
+    return _DIGITS[re.split("[-.]", metric, maxsplit=1)[0]]
 
 
 def level_title(level: str) -> str:
@@ -215,6 +232,16 @@ class Results:
     lpips: str = ""
     labels: str = "cityscapes"
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What was measured at each level, in the order of tables: psnr, ssim, miou, miou-NAME (`judges`), lpips."""
+        return ("psnr", "ssim", "miou", *(f"miou-{judge}" for judge in self.judges), *(["lpips"] if self.lpips else []))
+
+    @property
+    def titles(self) -> tuple[str, ...]:
+        """`metrics` as the heads of tables have them: PSNR dB, SSIM, MIoU, MIoU NAME, LPIPS TRUNK."""
+        return tuple(f"LPIPS {self.lpips}" if metric == "lpips" else metric_title(metric) for metric in self.metrics)
+
     def flat(self) -> dict[str, float]:
         """What was measured, by its name in MLflow: psnr.sigma25 (restored), noisy.psnr.sigma25, clean.miou.
 
@@ -274,9 +301,7 @@ class Results:
             title: of the row of the restored images.
         """
         levels = list(self.restored)
-        measured = ["PSNR dB", "SSIM", "MIoU", *(f"MIoU {judge}" for judge in self.judges)]
-        measured += [f"LPIPS {self.lpips}"] if self.lpips else []
-        rows = [[" / ".join(measured), *map(level_title, levels)]]
+        rows = [[" / ".join(self.titles), *map(level_title, levels)]]
         for name, by_level in (("noisy", self.noisy), (title, self.restored)):
             rows.append([name, *(self._cell(by_level[level]) for level in levels)])
         rows.append(["clean (ceiling)", *([self._cell(self.clean)] * len(levels))])
@@ -284,9 +309,8 @@ class Results:
 
     def _cell(self, score: Score) -> str:
         """The numbers of a score in the order of the table's head."""
-        judged = [score.judges[judge].miou if judge in score.judges else None for judge in self.judges]
-        parts = [_number(score.psnr, 2), *(_number(value, 3) for value in (score.ssim, score.miou, *judged))]
-        return " / ".join([*parts, *([_number(score.lpips, 4)] if self.lpips else [])])
+        values = _numbers(score)
+        return " / ".join(_number(values.get(metric), metric_digits(metric)) for metric in self.metrics)
 
 
 def _without_unused(tree: Any) -> Any:

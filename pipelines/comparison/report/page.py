@@ -14,7 +14,7 @@ from markupsafe import Markup
 from pipelines.comparison.photographs import ComparedPhotograph
 from pipelines.comparison.report import pictures, tables
 from pipelines.comparison.report.figures import Figure
-from pipelines.comparison.rows import DIGITS, Row, short_names
+from pipelines.comparison.rows import Row, short_names
 from pipelines.runs.results import level_title
 
 LIMIT = 10_000_000
@@ -61,7 +61,7 @@ def html(
         commits=list(dict.fromkeys(run.commit for run in runs)),
         level_name=level_title,
         columns=first.columns,
-        metrics=DIGITS,
+        metrics=[title.removesuffix(" dB") for title in first.results.titles],
         number=tables.number,
         table=tables.table(rows),
         bars={level: tables.bars(rows, level) for level in first.results.restored},

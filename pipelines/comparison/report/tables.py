@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pipelines.comparison.figures import style
-from pipelines.comparison.rows import DIGITS, Row, short_names
+from pipelines.comparison.rows import Row, short_names
 from pipelines.data.labels import label_set
-from pipelines.runs.results import higher_is_better
+from pipelines.runs.results import higher_is_better, metric_digits
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,7 @@ def table(rows: Sequence[Row]) -> Table:
         paper = tuple(number(row.published.get(metric), metric) for metric in metrics) if row.published else ()
         lines.append(Line(name, tuple(run.seed for run in row.runs), tuple(cells), paper, look.colour))
     noisy = [Cell(number(first.metrics.get(f"noisy.{metric}"), metric)) for metric in metrics]
-    ceiling = first.metrics.get("clean.miou")
-    clean = [Cell(number(ceiling, metric) if metric.startswith("miou.") else "") for metric in metrics]
+    clean = [Cell(number(first.metrics.get(f"clean.{metric.partition('.')[0]}"), metric)) for metric in metrics]
     return Table(
         levels=tuple(first.results.restored),
         noisy=Line("noisy", (), tuple(noisy)),
@@ -98,7 +97,7 @@ def _with_best_marked(lines: Sequence[Line], metrics: Sequence[str]) -> list[Lin
 
 def number(value: float | None, metric: str) -> str:
     """A number with the digits of its metric; "" for None."""
-    return "" if value is None else f"{value:.{DIGITS[metric.partition('.')[0]]}f}"
+    return "" if value is None else f"{value:.{metric_digits(metric)}f}"
 
 
 def bars(rows: Sequence[Row], level: str) -> dict[str, list[Bar]]:
