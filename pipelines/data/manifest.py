@@ -72,8 +72,9 @@ class Manifest(_Section):
     shards: dict[str, tuple[Shard, ...]] = {}
 
     def save(self, path: Path) -> None:
-        """Write it whole or not at all."""
-        files.write_text(path, self.model_dump_json(indent=1))
+        """Write it whole or not at all; the usual label set is not named, as in files of earlier versions."""
+        usual = {"labels"} if self.labels == CITYSCAPES else None
+        files.write_text(path, self.model_dump_json(indent=1, exclude=usual))
 
 
 def is_prepared(root: Path) -> bool:
