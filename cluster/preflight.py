@@ -156,10 +156,11 @@ def _trial_at(uri: str) -> Iterator[tuple[str, str]]:
 
 def _weights(config: Config) -> tuple[tuple[str, ...], tuple[str, ...], str]:
     """The files and modules that every node must have, and why they cannot be loaded here, or ""."""
-    trouble = _trouble(lambda: _load_objective(config)) or _trouble(lambda: _load_segmenter(config))
+    no_objective = _trouble(lambda: _load_objective(config))
+    trouble = no_objective or _trouble(lambda: _load_segmenter(config))
     files = [file for key in WEIGHTS for file in config.names(key)]
     modules: list[str] = []
-    if not trouble:
+    if not no_objective:
         from pipelines.networks.features import needed
 
         of_phi, modules = needed(config.loss)

@@ -7,14 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-from d2sm.matching import StatisticsMatching
 from tests.benchmarks.fronts import reader
 from tests.benchmarks.fronts.__main__ import main
 from tests.benchmarks.fronts.data import LABEL_IDS, VOID, read_photographs
 from tests.benchmarks.fronts.jobs import jobs
-from tests.benchmarks.fronts.networks import TemperatureKL
 
 RESULTS = Path(__file__).parent / "results" / "2026-11-27-h100-fronts.jsonl.gz"
 
@@ -84,36 +81,6 @@ def test_the_results_are_jobs_of_the_list(results: dict[str, reader.Result]) -> 
 def test_miou_counts_classes_that_occur() -> None:
     right, labelled, predicted = [2, 0, 0], [4, 2, 0], [2, 1, 3]
     assert float(reader.miou(np.array([right, labelled, predicted], dtype=float))) == (2 / 4 + 0) / 2
-
-
-def dense(restored: Tensor, clean: Tensor, temperature: float) -> Tensor:
-    """The loss with the kernel exp((cos - 1) / temperature), from whole matrices."""
-
-    def columns(rows: Tensor) -> Tensor:
-        unit = torch.nn.functional.normalize(rows, dim=1)
-        k = ((unit @ unit.T - 1) / temperature).exp() * (1 - torch.eye(len(unit), dtype=unit.dtype))
-        return k / k.sum(0)
-
-    off = ~torch.eye(len(clean), dtype=torch.bool)
-    p, q = columns(restored)[off], columns(clean)[off]
-    return (p * (p / q).log()).sum() / len(clean)
-
-
-def test_the_temperature_kernel_is_that_of_the_dense_form() -> None:
-    torch.manual_seed(0)
-    matching = StatisticsMatching(12).double()
-    matching.divergence = TemperatureKL(12, 0.5)
-    stored: list[tuple[Tensor, Tensor]] = []
-    for _ in range(5):  # the queues are full after three
-        clean = torch.randn(4, 6, dtype=torch.float64)
-        restored = (clean + 0.3 * torch.randn_like(clean)).requires_grad_()
-        value = matching(restored, clean)
-        (gradient,) = torch.autograd.grad(value, restored)
-        stored = [*stored[-2:], (restored, clean)]
-        history = [part.detach() for part, _ in stored[:-1]]
-        expected = dense(torch.cat([*history, restored]), torch.cat([part for _, part in stored]), 0.5)
-        (by_autograd,) = torch.autograd.grad(expected, restored)
-        torch.testing.assert_close((value, gradient), (expected, by_autograd), rtol=1e-9, atol=1e-12)
 
 
 def test_labels_become_indices_of_the_classes(shared: Path) -> None:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2sm import D2SMLoss
-from d2sm.divergence import KLDivergence
+from d2sm.divergence import Kernel
 from d2sm.features import features, wrap
 from d2sm.models import ESPNet, FFDNet
 from d2sm.objectives import CrossEntropy
@@ -95,24 +95,6 @@ class FeatureDistance(nn.Module):
         return F.mse_loss(self.phi(restored), of_clean)
 
 
-class TemperatureKL(KLDivergence):
-    """KL of columns of exp((cos - 1) / temperature) instead of (cos + 1) / 2, which is what it is given."""
-
-    def __init__(self, queue_size: int, temperature: float) -> None:
-        super().__init__(queue_size, inverse=False)
-        self.temperature = temperature
-
-    def _sharpened(self, k: Tensor) -> Tensor:
-        return torch.where(k > 0, ((2 * k - 2) / self.temperature).exp(), 0)  # 0 where a sample meets itself
-
-    def update(self, k: Tensor, k_leaving: Tensor, new: Tensor, own: Tensor) -> None:
-        super().update(self._sharpened(k), self._sharpened(k_leaving), new, own)
-
-    def gradient(self, k: Tensor, own: Tensor) -> Tensor:
-        sharpened = self._sharpened(k)
-        return super().gradient(sharpened, own) * 2 * sharpened[0] / self.temperature  # dk/dcos was 1 / 2
-
-
 def objective(name: str, weights: Path, device: torch.device, dry: bool = False) -> nn.Module | None:
     """One of `OBJECTIVES` with empty queues; None for "l1", which has no second term. dry: short queues."""
     if name == "l1":
@@ -127,9 +109,8 @@ def objective(name: str, weights: Path, device: torch.device, dry: bool = False)
         else:
             whole = name == "d2sm_whole"
             queue_size = 64 if dry else 1024 if whole else 2048
-            made = loss = D2SMLoss(phi, queue_size, patch_size=None if whole else 32)
-            if name.endswith("temperature"):
-                loss.matching.divergence = TemperatureKL(queue_size, 0.1)
+            kernel: Kernel = "exp" if name.endswith("temperature") else "cosine"
+            made = D2SMLoss(phi, queue_size, patch_size=None if whole else 32, kernel=kernel, temperature=0.1)
     return made.requires_grad_(False).to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
 
 
