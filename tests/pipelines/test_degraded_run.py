@@ -71,6 +71,7 @@ def test_levels_have_one_name_everywhere(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_run_on_a_chain_resumes_to_the_same_weights(ray_session: None, scenes_root: Path, tmp_path: Path) -> None:
     """Its degradations follow from seed, epoch and crop, so it does not matter where it was stopped."""
     whole = config_of(scenes_root, tmp_path, train__name="whole", train__checkpoint_every=2)
@@ -83,6 +84,7 @@ def test_a_run_on_a_chain_resumes_to_the_same_weights(ray_session: None, scenes_
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_one_and_two_workers_see_the_same(ray_session: None, scenes_root: Path, tmp_path: Path) -> None:
     """The losses of all steps are equal but for the rounding of their sums."""
     losses = []
@@ -105,6 +107,7 @@ def pairs(root: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_blind_network_is_trained_on_pairs_whose_level_nobody_knows(ray_session: None, tmp_path: Path) -> None:
     root = pairs(tmp_path / "pairs")
     config, said = settled(

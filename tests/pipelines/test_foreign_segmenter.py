@@ -57,6 +57,7 @@ ignore: [0, 1, 2, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 29, 30, 255]
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_foreign_segmenters_judge_on_two_actors(scenes_root: Path, tmp_path: Path) -> None:
     (tmp_path / "foreign_judge.py").write_text(CODE)
     (tmp_path / "three.yaml").write_text(LABELS)

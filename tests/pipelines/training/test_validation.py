@@ -129,6 +129,7 @@ def test_a_worker_killed_within_a_validation_changes_nothing(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_stop_within_a_validation_ends_it_and_the_resumed_run_makes_up_for_it(
     whole: Trained, scenes_root: Path, storage: Path
 ) -> None:
@@ -157,6 +158,7 @@ def _interrupt(marker: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_workers_share_the_images(whole: Trained, scenes_root: Path, storage: Path) -> None:
     """Their weights differ from one worker's by rounding; the numbers are those of the weights."""
     both = fit(watched(scenes_root, storage, "both", train__num_workers=2), quiet=True)
@@ -165,6 +167,7 @@ def test_two_workers_share_the_images(whole: Trained, scenes_root: Path, storage
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_patience_ends_a_run_which_goes_on_only_if_asked(
     whole: Trained, scenes_root: Path, storage: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
