@@ -48,7 +48,9 @@ def test_it_is_trained_evaluated_and_registered(outcome: experiment.Outcome) -> 
     assert again.restored == outcome.results.restored
 
 
-def test_it_is_looked_up_by_those_who_trust_it(outcome: experiment.Outcome, tmp_path: Path) -> None:
+def test_it_is_looked_up_by_those_who_trust_it(
+    outcome: experiment.Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     uri, noisy = outcome.trained.uri, torch.rand(1, 3, 33, 47)
     with pytest.raises(TrustError, match=f"^model.name={NAME}: .*--trust.*trust=True"):
         registry.lookup("mine", uri=uri).load(cache=tmp_path)
@@ -56,7 +58,7 @@ def test_it_is_looked_up_by_those_who_trust_it(outcome: experiment.Outcome, tmp_
     expected = restore(checkpoint.load_model(outcome.trained.checkpoint)[0], noisy, 25.0)
     torch.testing.assert_close(restore(model, noisy, 25.0), expected, rtol=0, atol=0)
     assert main(["models", "show", "mine/1", "--tracking-uri", uri]) == 0
-    mlflow.set_tracking_uri(uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     served = mlflow.pyfunc.load_model("models:/mine/1")
     found = served.predict(np.asarray(noisy), params={"sigma": 25.0})
     np.testing.assert_allclose(found, expected.clamp(0, 1).numpy(), atol=1e-6)

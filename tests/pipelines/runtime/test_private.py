@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[3]
 # Private names of modules and objects, but for one's own, torch's, and namedtuple's _replace and os._exit, which are
 # documented; and names without an underscore that are not documented.
 PRIVATE = re.compile(
-    r"(?<!\bself)(?<!\bcls)(?<!\bsuper\(\))(?<!\btorch)\._(?!replace\(|exit\()[a-z]|node:__|\.to_proto\(|system_metrics_monitor"
+    r"(?<!\bself)(?<!\bcls)(?<!\bsuper\(\))(?<!\btorch)(?<!\btorch\.utils)\._(?!replace\(|exit\()[a-z]|node:__|\.to_proto\(|system_metrics_monitor"
 )
 
 
