@@ -37,7 +37,6 @@ def changed(folder: Path) -> dict[str, float]:
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_a_sweep_from_space_to_best(ray_session: None, l1_run: Trained, scenes_root: Path, tmp_path: Path) -> None:
     space = {"train.lr": [1e-3, 1e30]}
     sweep = tiny_sweep(scenes_root, tmp_path, space=space, metrics=("psnr.sigma25", "loss.l1"))
