@@ -24,6 +24,7 @@ from pipelines import parsing, secrets
 
 # Runs pickled by earlier versions name Train, Evaluate and Tracking as classes of this module.
 from pipelines.sections import (
+    NULL,
     Data,
     Degrade,
     Effect,
@@ -164,7 +165,7 @@ class Config(Section):
         """The names, or the files, that a key gives: its value, or those in its list; not null or "null"."""
         value = self.flat()[key]
         named = [str(each) for each in (value if isinstance(value, list) else [value]) if each]
-        return [each for each in named if each.lower() not in ("none", "null")]
+        return [each for each in named if each.lower() not in NULL]
 
     def replace(self, changes: Mapping[str, Any]) -> Config:
         """A new configuration with some dotted keys changed, validated as a whole.

@@ -11,6 +11,8 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
+from itertools import chain as chained
+from itertools import count
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, create_model, field_validator, model_validator
@@ -39,7 +41,8 @@ record      what is written down about the run: labels, log entries, pictures
 LARGEST = 2**31 - 1
 # What takes memory or threads by a number alone: a configuration of somebody else's may say any.
 WIDEST, DEEPEST, LARGEST_CROP, MOST_SAMPLES, MOST_IMAGES, MOST_THREADS = 8192, 1000, 2**14, 2**24, 2**16, 1024
-_NULL = ("none", "null")
+NULL = ("none", "null")
+LpipsTrunk = Literal["vgg16", "alexnet", "squeezenet1_1"]
 SPANDREL = "spandrel"  # as model.name: one of the networks that this package knows
 
 
@@ -89,7 +92,7 @@ class Section(BaseModel):
             return given
         may_be_null = {name for name, field in cls.model_fields.items() if type(None) in get_args(field.annotation)}
         return {
-            name: None if name in may_be_null and isinstance(value, str) and value.lower() in _NULL else value
+            name: None if name in may_be_null and isinstance(value, str) and value.lower() in NULL else value
             for name, value in given.items()
         }
 
@@ -360,9 +363,7 @@ class Loss(_Weights):
         (), "layers of Phi's network to compare; empty: the layers of loss.features", effect="results"
     )
     contextual_bandwidth: float = setting(0.5, "bandwidth h of the contextual loss", effect="results", gt=0)
-    lpips_trunk: Literal["vgg16", "alexnet", "squeezenet1_1"] = setting(
-        "vgg16", "network whose features LPIPS compares", effect="results"
-    )
+    lpips_trunk: LpipsTrunk = setting("vgg16", "network whose features LPIPS compares", effect="results")
     lpips_heads: str | None = setting(
         None,
         "file with LPIPS's linear layers for this trunk; null: the published ones, which torchmetrics holds",
@@ -640,12 +641,12 @@ class Evaluate(Section):
         effect="evaluation",
         code=True,
     )
-    segmenters_weights: tuple[str, ...] = setting(
+    segmenters_weights: tuple[str | None, ...] = setting(
         (),
         "file with the weights of each of evaluate.segmenters, in their order; null for one that needs none",
         effect="place",
     )
-    lpips: Literal["vgg16", "alexnet", "squeezenet1_1"] | None = setting(
+    lpips: LpipsTrunk | None = setting(
         None,
         "trunk of LPIPS, measured beside PSNR and SSIM (smaller is better); null: not measured",
         effect="evaluation",
@@ -713,16 +714,14 @@ class Evaluate(Section):
 
         The name is the segmenter's, with "-" for what a metric's name cannot hold, and numbered if it is there twice.
         """
-        weights = self.segmenters_weights or ("",) * len(self.segmenters)
-        given = [(self.segmenter, self.segmenter_weights or "")] if self.segmenter else []
+        weights = self.segmenters_weights or (None,) * len(self.segmenters)
+        given = [(self.segmenter, self.segmenter_weights)] if self.segmenter else []
         found: dict[str, tuple[str, str | None]] = {}
         for name, file in [*given, *zip(self.segmenters, weights, strict=True)]:
             plain = re.sub(r"[^A-Za-z0-9_]+", "-", name).strip("-")
-            number = 1 + sum(each == plain or each.startswith(f"{plain}-no") for each in found)
-            found[plain if number == 1 else f"{plain}-no{number}"] = (
-                name,
-                None if file.lower() in ("", *_NULL) else file,
-            )
+            numbered = (f"{plain}-no{number}" for number in count(2))
+            free = next(each for each in chained([plain], numbered) if each not in found)
+            found[free] = (name, None if (file or "").lower() in ("", *NULL) else file)
         return found
 
 

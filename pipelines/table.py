@@ -227,7 +227,7 @@ def _run_all(missing: Sequence[Config], most: int, line: Line, write: Callable[[
                     line.say(f"failed    {shown[name]}: {why}")
                 else:
                     results = read_run(RunFolder.of(config).path).results
-                    line.say(f"finished  {shown[name]}: PSNR dB / SSIM / MIoU at {results.line()}")
+                    line.say(f"finished  {shown[name]}: {' / '.join(results.titles)} at {results.line()}")
                 write()
         finally:  # after Ctrl-C or an error some are left; each resumes from its last checkpoint
             if running:

@@ -102,7 +102,10 @@ def tree(rows: Sequence[Row]) -> dict[str, Any]:
     first = rows[0].runs[0]
     names, measured = first.columns, first.results
     return {
-        **{name: getattr(measured, name) for name in ("data", "split", "images", "segmenter", "convention")},
+        **{
+            name: getattr(measured, name)
+            for name in ("data", "split", "images", "segmenter", "labels", "lpips", "convention")
+        },
         "judges": {name: judge.segmenter for name, judge in measured.judges.items()},
         "noisy": {name: first.metrics.get(f"noisy.{name}") for name in names},
         "clean.miou": measured.clean.miou,

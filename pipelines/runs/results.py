@@ -69,12 +69,6 @@ def metric_name(metric: str, level: str) -> str:
     return f"{metric}.{level_key(level)}"
 
 
-def metric_title(metric: str) -> str:
-    """A metric without a level as people read it: "PSNR dB", "SSIM", "MIoU", "MIoU espnet-cityscapes", "LPIPS"."""
-    kind, _, judge = metric.partition("-")
-    return f"{_TITLES[kind]} {judge}".rstrip()
-
-
 def metric_digits(metric: str) -> int:
     """The digits shown of a metric.
 
@@ -128,9 +122,7 @@ class Judged:
     iou: Mapping[str, float]
 
     def __post_init__(self) -> None:
-        if self.miou is not None and not math.isfinite(self.miou):
-            object.__setattr__(self, "miou", None)
-        object.__setattr__(self, "iou", {name: value for name, value in self.iou.items() if math.isfinite(value)})
+        _drop_infinite(self)
 
 
 @dataclass(frozen=True)
@@ -194,7 +186,6 @@ class Score:
 
     def __post_init__(self) -> None:
         _drop_infinite(self)
-        object.__setattr__(self, "iou", {name: value for name, value in self.iou.items() if math.isfinite(value)})
 
 
 @dataclass(frozen=True)
@@ -214,7 +205,7 @@ class Results:
         rows: of the single images, by name; empty in files of earlier versions.
         judges: the further segmenters that gave an MIoU, by their names in results (see `Evaluate.judges`).
         lpips: the trunk of LPIPS; "" where it was not measured.
-        labels: the label set, as `LabelSet.shown` has it.
+        labels: the label set, as `LabelSet.shown` has it; "cityscapes" without MIoU.
     """
 
     images: int
@@ -235,12 +226,13 @@ class Results:
     @property
     def metrics(self) -> tuple[str, ...]:
         """What was measured at each level, in the order of tables: psnr, ssim, miou, miou-NAME (`judges`), lpips."""
-        return ("psnr", "ssim", "miou", *(f"miou-{judge}" for judge in self.judges), *(["lpips"] if self.lpips else []))
+        return _in_order_of_tables(["miou", *map(_miou_by, self.judges)], self.lpips)
 
     @property
     def titles(self) -> tuple[str, ...]:
         """`metrics` as the heads of tables have them: PSNR dB, SSIM, MIoU, MIoU NAME, LPIPS TRUNK."""
-        return tuple(f"LPIPS {self.lpips}" if metric == "lpips" else metric_title(metric) for metric in self.metrics)
+        by = {"lpips": self.lpips, **{_miou_by(judge): judge for judge in self.judges}}
+        return tuple(f"{_TITLES[metric.partition('-')[0]]} {by.get(metric, '')}".rstrip() for metric in self.metrics)
 
     def flat(self) -> dict[str, float]:
         """What was measured, by its name in MLflow: psnr.sigma25 (restored), noisy.psnr.sigma25, clean.miou.
@@ -291,7 +283,7 @@ class Results:
         return found
 
     def line(self) -> str:
-        """PSNR / SSIM / MIoU of the restored images by level, on one line."""
+        """The metrics of the restored images by level, on one line; `titles` says which."""
         return ", ".join(f"{level_title(level)} {self._cell(score)}" for level, score in self.restored.items())
 
     def table(self, title: str = "restored") -> str:
@@ -324,12 +316,20 @@ def _without_unused(tree: Any) -> Any:
     return [_without_unused(each) for each in tree] if isinstance(tree, (list, tuple)) else tree
 
 
-def _drop_infinite(score: ImageScore | Score) -> None:
-    """Make None of the numbers of a new score that are not finite."""
-    for name in _METRICS:
-        value = getattr(score, name)
-        if value is not None and not math.isfinite(value):
-            object.__setattr__(score, name, None)
+def _drop_infinite(score: ImageScore | Score | Judged) -> None:
+    """Make None of the numbers of a new score that are not finite, and leave out such IoU of classes."""
+    for name, value in vars(score).copy().items():
+        if name == "iou":
+            value = {each: number for each, number in value.items() if math.isfinite(number)}
+        elif name == "judges" and isinstance(score, ImageScore):
+            value = {judge: _finite(miou) for judge, miou in value.items()}
+        elif name in _METRICS:
+            value = _finite(value)
+        object.__setattr__(score, name, value)
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else value
 
 
 def higher_is_better(metric: str) -> bool:
@@ -365,20 +365,24 @@ def metric_names(config: Config, *, segmented: bool) -> list[str]:
     Args:
         segmented: whether MIoU is measured.
     """
-    further = [f"miou-{judge}" for judge in list(config.evaluate.judges)[1:]]
-    metrics = [
-        "psnr",
-        "ssim",
-        *(["miou", *further] if segmented else []),
-        *(["lpips"] if config.evaluate.lpips else []),
-    ]
+    mious = ["miou", *map(_miou_by, list(config.evaluate.judges)[1:])] if segmented else []
+    metrics = _in_order_of_tables(mious, config.evaluate.lpips)
     return [metric_name(metric, level) for metric in metrics for level in config.level_names]
+
+
+def _in_order_of_tables(mious: Iterable[str], lpips: str | None) -> tuple[str, ...]:
+    return ("psnr", "ssim", *mious, *(["lpips"] if lpips else []))
+
+
+def _miou_by(judge: str) -> str:
+    """The metric of a further segmenter."""
+    return f"miou-{judge}"
 
 
 def _numbers(score: Score) -> dict[str, float | None]:
     """All numbers of a score by the names of their metrics; MIoU by a further segmenter is "miou-NAME"."""
     named = {name: getattr(score, name) for name in _METRICS}
-    return named | {f"miou-{judge}": judged.miou for judge, judged in score.judges.items()}
+    return named | {_miou_by(judge): judged.miou for judge, judged in score.judges.items()}
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -280,3 +280,19 @@ def test_a_configuration_of_before_the_chain_loads(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(tree))
     with pytest.raises(ConfigError, match="noise.degradation=uniform: .*degrade.chain=uniform:0..75"):
         load(path)
+
+
+def test_a_segmenter_without_a_file_of_weights_has_null_in_the_list() -> None:
+    words = ["evaluate.segmenter=first:net", "evaluate.segmenters=[second:net,third:net]"]
+    changes = parse([*words, "evaluate.segmenters_weights=[null,third.pth]"])
+    judges = Config().replace(changes).evaluate.judges
+    assert list(judges.values()) == [("first:net", None), ("second:net", None), ("third:net", "third.pth")]
+
+
+def test_every_segmenter_has_a_name_of_its_own_in_results() -> None:
+    names = ["x", "x-no3", "x", "x"]
+    given = {"evaluate.segmenter": names[0], "evaluate.segmenters": names[1:]}
+    judges = Config().replace(given).evaluate.judges
+    assert {label: name for label, (name, _) in judges.items()} == {
+        "x": "x", "x-no3": "x-no3", "x-no2": "x", "x-no4": "x",
+    }  # fmt: skip

@@ -298,6 +298,11 @@ def test_labels_that_are_void_everywhere_give_no_miou(bundle: Path, tmp_path: Pa
     assert results.clean.miou is results.restored["25"].miou is None
     assert results.restored["25"].iou == {} and results.segmenter == SEGMENTER
     assert "MIoU has no value: all pixels of the labels are void" in results.notes()
+    judged = measured(bundle, city(tmp_path, labels=labels), evaluate__segmenters=[SEGMENTER])
+    (judge,) = judged.judges
+    assert judged.rows[0].clean.judges[judge] is judged.restored["25"].judges[judge].miou is None
+    judged.save(tmp_path / "judged.json")  # JSON has no nan
+    assert Results.load(tmp_path / "judged.json") == judged
 
 
 def test_train_ids_are_refused_before_anything_is_measured(
