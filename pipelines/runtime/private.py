@@ -42,6 +42,13 @@ def autoscaler_limits() -> dict[str, float]:
     return dict(state.get_max_resources_from_cluster_config() or {})
 
 
+def in_a_worker() -> bool:
+    """Whether this process runs a task or an actor of Ray's; a task has no id of an actor."""
+    import ray
+
+    return ray.is_initialized() and ray.get_runtime_context().worker.mode == ray.WORKER_MODE
+
+
 def stay_on_loopback() -> None:
     """Let the Ray that this process starts listen on loopback alone. To be called before `ray.init`.
 

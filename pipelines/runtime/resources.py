@@ -56,7 +56,8 @@ def evaluation_actors(config: Config, images: int) -> int:
 
     As many as are configured. Where none are, a GPU of this machine is used by this process, which saves the start of
     further ones, and so are the CPUs of a small machine. A larger one has an actor for each core, a cluster one for
-    each of its CPUs or GPUs, as long as each has some images; and a trial of a sweep, which shares them, one.
+    each of its CPUs or GPUs, as long as each has some images. A trial of a sweep or a run of a table, which share them,
+    has one.
 
     Args:
         images: that are evaluated.
@@ -77,9 +78,9 @@ def evaluation_actors(config: Config, images: int) -> int:
 
 
 def _in_a_worker() -> bool:
-    import ray
+    from pipelines.runtime import private
 
-    return ray.is_initialized() and ray.get_runtime_context().get_actor_id() is not None
+    return private.in_a_worker()
 
 
 def workers_on_gpus(config: Config, gpus: float) -> float:

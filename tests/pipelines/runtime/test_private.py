@@ -151,3 +151,13 @@ def test_the_machine_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         found = read()
         assert 0 < found["system_memory_usage_percentage"] < 100
         assert "cpu_utilization_percentage" in found
+
+
+def test_a_task_and_an_actor_are_known_to_be_such(ray_session: None) -> None:
+    class Actor:
+        def asked(self) -> bool:
+            return private.in_a_worker()
+
+    assert not private.in_a_worker()
+    assert ray.get(ray.remote(num_cpus=0)(private.in_a_worker).remote())
+    assert ray.get(ray.remote(num_cpus=0)(Actor).remote().asked.remote())
