@@ -111,7 +111,7 @@ class Reason:
             config = self.base.replace(point)
             splits.check_sizes(config, self.items)
             check_patch_size(config.loss)
-            if config.train.init and config.train.init != self.base.train.init:
+            if config.train.init and (config.train.init, config.model) != (self.base.train.init, self.base.model):
                 initial.read(config)
         except ValueError as error:
             return str(error)

@@ -115,7 +115,8 @@ def for_cluster(verb: Sequence[str]) -> tuple[list[str], list[Path]]:
     if config.train.init and init.is_file() and not init.is_absolute():
         words = [word for word in words if not word.startswith("train.init=")] + [f"train.init={init.name}"]
         files.append(init)
-    files += [file for each in _configurations(args, config) for file in _code(each) if file not in files]
+    code = dict.fromkeys(file for each in _configurations(args, config) for file in _code(each))  # each file once
+    files += [file for file in code if file not in files]
     return words, files
 
 

@@ -340,6 +340,14 @@ def test_secrets_do_not_travel(tmp_path: Path, verb: list[str], env: dict[str, s
     assert shown in text and "hunter2" not in text and "sesame" not in text and "\n" not in text
 
 
+def test_code_that_several_rows_of_a_table_name_is_sent_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "minenet.py").write_text("def net(): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    rows = ["table", "--recipes", "ffdnet_l1_cpu", "ffdnet_d2sm_cpu", *TRAIN[3:], "model.name=minenet:net"]
+    assert arguments.for_cluster(rows)[1] == [tmp_path / "minenet.py"]
+
+
 def test_where_runs_are_logged_travels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     assert jobs._variables({}, TRAIN) == {"MLFLOW_TRACKING_URI": "http://mlflow:5000"}
