@@ -139,7 +139,7 @@ def _train(
     metrics: Mapping[str, float] = {}
     stopped = False
     if last and checkpoint.is_of(last, name):
-        folder.selected()  # raises if the best checkpoint so far is gone
+        checkpoint.selected_by(last)  # raises if the best checkpoint so far is gone
         for entry in checkpoint.log(last).get("recent", []):  # a driver that was killed may not have recorded them
             run.log(entry["step"], entry["metrics"])
         for entry in standing.recent:
@@ -165,11 +165,12 @@ def _train(
             folder.push(folder.skipped_file)
     elif not quiet and start >= steps:
         show(f"{name}: already at step {start} of {steps}, nothing to train")
-    final, selected = folder.latest(), folder.selected()
-    if (final is None or selected is None) and not stopped:
+    final = folder.latest()
+    if final is None and not stopped:
         raise TrainingError(f"{folder.path}: training ended without a checkpoint")
-    if final is None or selected is None or (stopped and not checkpoint.meta(final).get("final")):
+    if final is None or (stopped and not checkpoint.meta(final).get("final")):
         raise KeyboardInterrupt
+    selected = checkpoint.selected_by(final)
     reached, step = checkpoint.step(final), checkpoint.step(selected)
     standing = Standing.at(final, config, about)
     _say_standing(standing, name, reached, steps, folder, run, quiet)

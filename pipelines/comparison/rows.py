@@ -143,8 +143,7 @@ def read_run(folder: str | Path, *, trust: bool = False) -> FinishedRun:
     if not meta.get("final"):
         of = f" of {meta['steps']}" if "steps" in meta else ""
         raise RunsError(f"{run.path}: stopped at step {checkpoint.step(last)}{of}; train it to its last step first")
-    selected = run.selected()
-    assert selected is not None  # there is a last one
+    selected = checkpoint.selected_by(last)
     info, step = run.read_info(), checkpoint.step(selected)
     if not run.results_file.exists() or info.get("evaluated", step) != step:
         which = "last step" if selected == last else f"best step, {step},"

@@ -199,20 +199,25 @@ def best(folder: Path) -> Best | None:
 
 
 def selected(run_dir: Path) -> Path | None:
-    """The checkpoint in a run's folder whose weights are the run's model; None: there is none.
+    """The checkpoint in a run's folder whose weights are the run's model; None: there is none. See `selected_by`."""
+    last = latest(run_dir)
+    return None if last is None else selected_by(last)
 
-    It is the last complete one or, if training selects by `train.best`, the best that the last one names. That is
+
+def selected_by(last: Path) -> Path:
+    """The checkpoint whose weights are the model of the run whose last complete checkpoint is given.
+
+    It is the last one itself or, if training selects by `train.best`, the best that the last one names. That is
     downloaded if the folder is the copy of a run at a URI and lacks it.
 
     Raises:
         CheckpointError: the best one is missing or damaged.
         RemoteError: it cannot be downloaded.
     """
-    last = latest(run_dir)
-    if last is None or (named := best(last)) is None or named.name == last.name:
+    if (named := best(last)) is None or named.name == last.name:
         return last
-    folder = run_dir / named.name
-    if not is_complete(folder) and (uri := storage.uri_of(run_dir)):
+    folder = last.parent / named.name
+    if not is_complete(folder) and (uri := storage.uri_of(last.parent)):
         storage.local(storage.joined(uri, named.name))
     if why := fault(folder):
         raise CheckpointError(
