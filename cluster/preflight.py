@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster import verdicts
 from cluster.probe import OURS, Ask, Seen, look
 from pipelines.check import Check, NotReady, check
-from pipelines.config import WEIGHTS, Config
+from pipelines.config import NO_JUDGES, WEIGHTS, Config
 from pipelines.data.labels import BUILT_IN
 from pipelines.runs import storage as remote
 from pipelines.runs.trust import named_code
@@ -60,9 +60,7 @@ def ask_nodes(config: Config, *, evaluates: bool = True, verbose: bool = False) 
         AuthError: see `preflight`.
     """
     if not evaluates and config.train.validate_every is None:
-        config = config.replace(
-            {"evaluate.segmenter": None, "evaluate.segmenters": [], "evaluate.segmenters_weights": []}
-        )  # not needed, so not asked for
+        config = config.replace(NO_JUDGES)  # not needed, so not asked for
     session.start(cpus=resources.run_cpus(config), verbose=verbose)
     living = [node for node in ray.nodes() if node["Alive"]]
     stage(f"asking {len(living)} node{'s' * (len(living) > 1)} what they have")

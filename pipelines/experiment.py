@@ -147,7 +147,8 @@ def evaluate_run(
     quiet: bool = False,
     verbose: bool = False,
 ) -> Evaluated:
-    """Evaluate a model. The numbers of a run's last checkpoint also go into the run's folder and MLflow record.
+    """Evaluate a model. The numbers of a run's model (`checkpoint.selected`) also go into the run's folder and its
+    MLflow record.
 
     Those of other images, levels, another segmenter or checkpoint than the run's own (see `runs.evaluations`) go
     into a folder of their own within the run's, and into an MLflow run of their own below the run's.

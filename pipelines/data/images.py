@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from d2sm.label_names import LABEL_IDS
 from pipelines.data import formats
 from pipelines.data.formats import Header, ImageError
-from pipelines.data.labels import CITYSCAPES, LabelError, label_set
+from pipelines.data.labels import CITYSCAPES, LAST_LABEL_ID, LabelError, label_set
 from pipelines.runtime import files
 
 __all__ = [
@@ -30,7 +30,6 @@ Kind = Literal["rgb", "labels"]
 Pixels = NDArray[np.uint8]
 
 _WANTED = {"rgb": "8-bit RGB", "labels": "8-bit grey"}
-_LAST_LABEL_ID = 34  # Cityscapes has 0 to 33; some of its derivatives give the license plate 34
 _LAST_TRAIN_ID = len(LABEL_IDS) - 1
 
 TRAIN_IDS: Pixels = np.full(256, 255, np.uint8)
@@ -73,11 +72,11 @@ def read_labels(path: str | Path, labels: str = CITYSCAPES) -> Pixels:
 
 def _check_label_ids(ids: Pixels, path: Path) -> None:
     """Check that a label map holds label ids. 255 is accepted as void, as other tools write it, among label ids."""
-    if ids.max(initial=0) <= _LAST_LABEL_ID:
+    if ids.max(initial=0) <= LAST_LABEL_ID:
         return
     values = np.flatnonzero(np.bincount(ids.ravel(), minlength=256))
-    inside = values[values <= _LAST_LABEL_ID]
-    foreign = values[(values > _LAST_LABEL_ID) & (values < 255)]
+    inside = values[values <= LAST_LABEL_ID]
+    foreign = values[(values > LAST_LABEL_ID) & (values < 255)]
     remedy = "give the *_gtFine_labelIds.png of Cityscapes, or write label ids: road 7, car 26, void 0"
     if len(foreign):
         raise LabelError(f"{path}: holds the value {foreign[0]}, but label ids are 0 to 33; {remedy}")

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 VOID = 255  # the train id of a pixel that does not count
 CITYSCAPES = "cityscapes"
 _MOST_CLASSES = 254
-_LAST_LABEL_ID = 34  # Cityscapes has 0 to 33; some of its derivatives give the license plate 34
+LAST_LABEL_ID = 34  # Cityscapes has 0 to 33; some of its derivatives give the license plate 34
 _ENDINGS = {"ids": "_gtFine_labelIds.png", "colours": "_gtFine_color.png"}
 
 Pixels = NDArray[np.uint8]
@@ -59,8 +59,6 @@ class LabelSet:
         name: as `data.labels` has it.
         classes: their names; a train id is an index here.
         colours: (classes, 3) uint8 RGB.
-        ids: (256,) uint8, the train id of every value of a label image, `VOID` for all that do not count. Of no
-            meaning for colour-coded images.
         known: the values that a label image may hold: ids, or colours as red * 65536 + green * 256 + blue, sorted.
         of_known: the train id of each of these.
         images: whether label images hold ids or colours.
@@ -247,7 +245,7 @@ BUILT_IN = (CITYSCAPES, "camvid")
 @lru_cache(maxsize=2)
 def _built_in(name: str) -> LabelSet:
     if name == CITYSCAPES:
-        values = {label_id: VOID for label_id in (*range(_LAST_LABEL_ID + 1), 255)}
+        values = {label_id: VOID for label_id in (*range(LAST_LABEL_ID + 1), 255)}
         values |= {label_id: train_id for train_id, label_id in enumerate(LABEL_IDS)}
         return _made(name, CLASSES, COLOURS, values, "ids", _ENDINGS["ids"], CLASSES)
     values = {0: VOID, 255: VOID} | {label_id: index for index, (label_id, _) in enumerate(_CAMVID.values())}

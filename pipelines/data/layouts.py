@@ -15,7 +15,7 @@ from pipelines.text import did_you_mean, listed, more
 
 Layout = Literal["cityscapes", "folder", "pairs"]
 
-IMAGE, LABEL = "_leftImg8bit.png", "_gtFine_labelIds.png"
+IMAGE = "_leftImg8bit.png"
 _SPLITS = {"train", "val", "test"}
 _ALSO_SPLITS = {"training", "valid", "validation", "testing", "dev", "eval", "evaluation"}
 _ANY = " ".join(f"*{ending}" for ending in ENDINGS)
@@ -30,6 +30,7 @@ class ItemFiles(NamedTuple):
         label: its label map.
         noisy: its noisy partner.
         scene: name of the photograph, where several items are pairs of one; "": that of the item.
+        label_kind: what its label map must hold.
     """
 
     name: str

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from d2sm.objectives import TERMS
-from pipelines.config import Config
+from pipelines.config import NO_JUDGES, Config
 from pipelines.data import plan, shards
 from pipelines.data.held_out import TRAIN, VAL
 from pipelines.data.images import DataError, ImageError, LabelError, read_labels
@@ -182,9 +182,7 @@ def settled(config: Config, *, given: Collection[str] = ()) -> tuple[Config, lis
             f"evaluate.segmenter={evaluate.segmenter}: left out, since there are no labels; PSNR and SSIM are "
             "measured, and no MIoU"
         )
-        config = config.replace(
-            {"evaluate.segmenter": None, "evaluate.segmenters": [], "evaluate.segmenters_weights": []}
-        )
+        config = config.replace(NO_JUDGES)
     return config, said
 
 

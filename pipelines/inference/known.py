@@ -108,10 +108,11 @@ class KnownFile:
 
     def add(self, found: Mapping[str, Known]) -> None:
         """Keep these numbers too. Where they cannot be kept, as in a read-only home, they are measured again."""
-        if not found:
+        before = self.load()
+        if found.keys() <= before.keys():
             return
         # An infinite PSNR, of equal images, is measured again: JSON has no such number.
-        all_known = {key: one for key, one in {**self.load(), **found}.items() if not math.isinf(one.psnr)}
+        all_known = {key: one for key, one in {**before, **found}.items() if not math.isinf(one.psnr)}
         numbers = {key: [*map(_stored, one[:3]), one.confusions] for key, one in all_known.items()}
         text = json.dumps({"about": self.common, "sha256": _sha256(numbers), "numbers": numbers})
         if len(text) > _BYTES:

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+from pipelines.callables import is_imported
+
 _LIBRARIES = ("timm", "torchvision")
 _SEGMENTER, _REGISTERED = "segmenter:", "models:/"
 
@@ -33,7 +35,7 @@ class PhiName(NamedTuple):
     @property
     def imports(self) -> bool:
         """Whether it names Python to import."""
-        return self.kind == "code" or (self.kind == "segmenter" and _is_code(self.network))
+        return self.kind == "code" or (self.kind == "segmenter" and is_imported(self.network))
 
 
 def parse(name: str) -> PhiName:
@@ -41,18 +43,9 @@ def parse(name: str) -> PhiName:
     if name.startswith(_SEGMENTER):
         rest = name.removeprefix(_SEGMENTER)
         return PhiName("segmenter", rest, "") if rest.startswith(_REGISTERED) else PhiName("segmenter", *_split(rest))
-    if _is_code(name) and name.partition(":")[0] not in _LIBRARIES:
+    if is_imported(name) and name.partition(":")[0] not in _LIBRARIES:
         return PhiName("code", *_split(name))
     return PhiName("known", name, "")
-
-
-def imports_code(name: str) -> bool:
-    """Whether a name of Phi's layer names Python to import."""
-    return parse(name).imports
-
-
-def _is_code(name: str) -> bool:
-    return ":" in name and "/" not in name
 
 
 def _split(name: str) -> tuple[str, str]:

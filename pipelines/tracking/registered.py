@@ -194,8 +194,9 @@ def model_folder(reference: str | Path, *, uri: str | None = None) -> Path:
     """The folder with a model's files on this machine, for whatever names the model.
 
     Args:
-        reference: the folder of a run (its newest checkpoint is meant) or of a checkpoint, the URI of either, or a
-            registered model: "models:/" followed by name@alias, name/3 or name (the newest version), or name@alias.
+        reference: the folder of a run (the checkpoint that is its model is meant: the best one by `train.best`, else
+            the last) or of a checkpoint, the URI of either, or a registered model: "models:/" followed by name@alias,
+            name/3 or name (the newest version), or name@alias.
         uri: of the store of registered models; None or empty: MLFLOW_TRACKING_URI, else runs/mlflow.db.
 
     Raises:
