@@ -30,14 +30,23 @@ def shared() -> Path:
     return path
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tests download and measure is kept in no user's cache, and none of a user's is found."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.delenv("TORCH_HOME", raising=False)
+        yield
+
+
 @pytest.fixture(scope="session")
-def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def ray_session() -> Iterator[None]:
     """One Ray for the whole suite: starting it costs more than most tests."""
     from pipelines.runtime import session
     from tests.helpers.s3_server import ENVIRONMENT
 
     # As an administrator would set them for a cluster's nodes.
-    os.environ |= ENVIRONMENT | {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}
+    os.environ |= ENVIRONMENT
     session.start(cpus=4)
     import ray
 
