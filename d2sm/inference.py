@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from d2sm.models.base import noise_levels
+from d2sm.tiles import round_up
 
 
 def restore(
@@ -101,7 +102,7 @@ def windows(
         raise ValueError(f"restore: tile={tile}: needs at least 1 pixel")
     if halo < receptive_field:
         raise ValueError(f"restore: halo={halo}: needs at least the model's receptive field, {receptive_field} pixels")
-    tile, halo = (-(-side // stride) * stride for side in (tile, halo))
+    tile, halo = (round_up(side, stride) for side in (tile, halo))
     spans = [[(start, min(start + tile, side)) for start in range(0, side, tile)] for side in size]
     for rows, columns in product(*spans):
         yield (rows, columns), (_widened(rows, halo, size[0]), _widened(columns, halo, size[1]))

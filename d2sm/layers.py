@@ -38,11 +38,16 @@ class Layers(FrozenWrapper):
             phis, names = [at_layers(network, layers, weights=weights)], []
         else:
             phis, names = list(network), list(layers)
-        found = {layer.name: (index, layer) for index, layer in enumerate(each for phi in phis for each in phi.layers)}
-        chosen = [found[name] for name in names or found]
+        every = [layer for phi in phis for layer in phi.layers]
+        place = {layer.name: index for index, layer in enumerate(every)}
+        if not every:
+            raise ValueError("layers: none; name one or more")
+        if unknown := [name for name in names if name not in place]:
+            raise ValueError(f"layers: {unknown[0]} is none of {', '.join(place)}")
         super().__init__(phis[0] if len(phis) == 1 else nn.ModuleList(phis))
-        self.order = [index for index, _ in chosen]
-        self.layers = tuple(layer for _, layer in chosen)
+        # By index: modules of one's own may have the same name.
+        self.order = [place[name] for name in names] or list(range(len(every)))
+        self.layers = tuple(every[index] for index in self.order)
 
     def compile(self, *args: Any, **options: Any) -> None:
         """As `Features.compile`."""

@@ -37,7 +37,7 @@ _WEIGHTS = [weight / sum(_GAUSSIAN) for weight in _GAUSSIAN]
 
 
 def psnr(restored: Image, clean: Image) -> float:
-    """Peak signal-to-noise ratio of one image in dB; `inf` if both are identical.
+    """Peak signal-to-noise ratio of one image in dB; `inf` if both are identical. Measured on the device of `clean`.
 
     Args:
         restored, clean: (3, H, W), floating point, in [0, 1].
@@ -47,7 +47,8 @@ def psnr(restored: Image, clean: Image) -> float:
     """
     a, b = _checked("restored", restored), _checked("clean", clean)
     _check_shapes(a, b)
-    if a.device.type != "cpu":
+    a = a.to(b.device)
+    if b.device.type != "cpu":
         return _psnr_in_torch(a, b)
     from skimage.metrics import peak_signal_noise_ratio
 
@@ -193,13 +194,16 @@ def miou(confusion: Tensor) -> float:
 
 def _checked(name: str, image: Image) -> Tensor:
     """The image in float64, a tensor on its device."""
-    found = image.detach().float() if isinstance(image, Tensor) else np.asarray(image)
-    kind = "f" if isinstance(found, Tensor) else found.dtype.kind
-    if kind != "f":
-        raise ValueError(f"{name} holds {found.dtype}: needs floating point in [0, 1]; divide by 255 first")
+    if isinstance(image, Tensor):
+        found = image.detach().float().double()
+    else:
+        array = np.asarray(image)
+        if array.dtype.kind != "f":
+            raise ValueError(f"{name} holds {array.dtype}: needs floating point in [0, 1]; divide by 255 first")
+        found = torch.from_numpy(array.astype(np.float64))
     if found.ndim != 3 or found.shape[0] != 3:
         raise ValueError(f"{name} has shape {tuple(found.shape)}: needs one image, (3, H, W)")
-    return found.double() if isinstance(found, Tensor) else torch.from_numpy(found.astype(np.float64))
+    return found
 
 
 def _check_shapes(restored: Image, clean: Image) -> None:

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from d2sm.tiles import round_up
+
 Run = Callable[[nn.Module, Tensor], Tensor]
 """(network, noisy (B, 3, H, W)) -> restored; passes sigma on where the network takes it."""
 
@@ -109,7 +111,7 @@ def bytes_per_pixel(network: nn.Module, run: Run, multiple: int, minimum: int = 
     try:
         with undisturbed(network), torch.no_grad():
             twin = copy.deepcopy(network).to("cpu", torch.float32).eval()
-            small, large = (_peak_bytes(twin, run, -(-max(side, minimum) // multiple) * multiple) for side in (64, 128))
+            small, large = (_peak_bytes(twin, run, round_up(max(side, minimum), multiple)) for side in (64, 128))
     except Exception:  # as above
         return None
     return None if large > _GROWS * small else int(_UNSEEN * max(small, large)) + 1
@@ -176,8 +178,8 @@ def _reach(twin: nn.Module, run: Run, multiple: int, minimum: int) -> int | None
 
 def _windows_agree(twin: nn.Module, run: Run, reach: int, stride: int, minimum: int) -> bool:
     """Whether windows that start or end at odd multiples of the stride give what the whole image gives there."""
-    halo = -(-reach // stride) * stride
-    side = -(-max(halo + 4 * stride, minimum) // stride) * stride
+    halo = round_up(reach, stride)
+    side = round_up(max(halo + 4 * stride, minimum), stride)
     with torch.no_grad():
         for upright in (False, True):
             axis = 2 if upright else 3
@@ -194,7 +196,7 @@ def _windows_agree(twin: nn.Module, run: Run, reach: int, stride: int, minimum: 
 
 def _strip(length: int, upright: bool, multiple: int, minimum: int) -> Tensor:
     """An image of this length, and as narrow as the network takes it, with sides that are multiples of `multiple`."""
-    length, width = (-(-max(side, minimum) // multiple) * multiple for side in (length, _NARROW))
+    length, width = (round_up(max(side, minimum), multiple) for side in (length, _NARROW))
     return _image(length, width) if upright else _image(width, length)
 
 

@@ -31,10 +31,10 @@ def largest_tile(
     pixels = free // (bytes_per_pixel * images)
     if height * width <= pixels:
         return None
-    margin = 2 * _round_up(halo, stride)
+    margin = 2 * round_up(halo, stride)
     # Binary search over multiples of the stride: a window grows with its tile.
-    smallest = _round_up(halo, stride) // stride
-    low, high = smallest, max(smallest, _round_up(max(height, width), stride) // stride)
+    smallest = round_up(halo, stride) // stride
+    low, high = smallest, max(smallest, round_up(max(height, width), stride) // stride)
     while low < high:
         middle = (low + high + 1) // 2
         side = middle * stride + margin
@@ -43,5 +43,6 @@ def largest_tile(
     return low * stride
 
 
-def _round_up(value: int, multiple: int) -> int:
+def round_up(value: int, multiple: int) -> int:
+    """The smallest multiple that is not below `value`."""
     return -(-value // multiple) * multiple

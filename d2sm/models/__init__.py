@@ -1,8 +1,8 @@
 """The networks, one paper a file, and the list of the backbones.
 
 A new backbone is one file here, with a subclass of `Denoiser`, and one entry in `BACKBONES`; a network of somebody
-else's becomes a `Denoiser` in `WrappedNetwork`. Importing this module
-loads no torch: a class is imported when it is first used.
+else's becomes a `Denoiser` in `WrappedNetwork`. Importing this module loads no torch: a class is imported when it is
+first used.
 """
 
 from __future__ import annotations

@@ -26,7 +26,8 @@ class WrappedNetwork(Denoiser):
 
     Args:
         network: (noisy) -> restored, or (noisy, sigma) -> restored; noisy and restored (B, 3, H, W), sigma (B,) in
-            units of 0..255. It may have the attributes of `Denoiser`, each of which is then believed.
+            units of 0..255. It may have the attributes of `Denoiser`, which are then believed; a `stride` without a
+            `receptive_field` is only the multiple to which images are padded, and that of windows is still measured.
         blind: whether it is called with (noisy) alone; None: its own `blind`, else as its forward takes arguments.
         multiple: of the sides that the network takes, in pixels; None: its own `stride`, else what is found by trying.
         minimum: smallest side that it takes.

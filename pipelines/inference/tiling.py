@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from d2sm.inference import restore, windows
-from d2sm.tiles import largest_tile
+from d2sm.tiles import largest_tile, round_up
 from pipelines.inference import samples
 from pipelines.runtime.memory import free_bytes
 
@@ -93,7 +93,7 @@ def without_tiles(model: nn.Module) -> str:
 def smallest_tile(model: nn.Module) -> int:
     """The receptive field, in whole strides. There nine pixels are computed for each one kept; below, many more."""
     reach, stride = getattr(model, "receptive_field", 1), getattr(model, "stride", 1)
-    return int(-(-reach // stride) * stride)
+    return round_up(reach, stride)
 
 
 def restore_pixels(

@@ -31,12 +31,8 @@ def float32(rows: Tensor, queues: Tensor) -> Tensor:
 
 def pieces(rows: Tensor, queues: Tensor, count: int = 32) -> Tensor:
     """The sum of products of `count` pieces of D: what `d2sm.divergence` does on a GPU where few rows are long."""
-    return torch.stack([_in_pieces(a, b, count) for a, b in zip(rows, queues, strict=True)])
-
-
-def _in_pieces(rows: Tensor, queue: Tensor, count: int) -> Tensor:
-    by_piece = queue.unflatten(1, (count, -1)).transpose(0, 1)
-    return torch.bmm(rows.unflatten(1, (count, -1)).transpose(0, 1), by_piece.mT).sum(0)
+    products = [divergence._in_pieces(queue, row, count) for queue, row in zip(queues, rows, strict=True)]
+    return torch.stack(products).mT
 
 
 def rounded(values: Tensor, bits: int) -> Tensor:

@@ -14,8 +14,9 @@ import torchvision
 from PIL import Image
 from torch import Tensor, nn
 
-from d2sm import feature_networks, feature_weights
+from d2sm import D2SMLoss, feature_networks, feature_weights
 from d2sm.features import Features, features, patches, wrap
+from d2sm.layers import Layers
 
 VGG_NAMES = [
     f"{kind}{block}_{index}"
@@ -315,3 +316,18 @@ def test_compiles_whole(name: str) -> None:
     phi, images = features(name, weights="random"), random_images(1, 3, 64, 64)
     compiled = torch.compile(phi, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(images), phi(images), rtol=1e-5, atol=1e-5)
+
+
+def test_layers_of_two_modules_of_one_class_are_two_maps() -> None:
+    first, second = (wrap(nn.Sequential(nn.Conv2d(3, channels, 3, padding=1))) for channels in (2, 5))
+    both = Layers([first, second])
+    assert (
+        [each.shape[1] for each in both(torch.rand(1, 3, 16, 16))] == [each.channels for each in both.layers] == [2, 5]
+    )
+
+
+def test_no_layer_and_an_unknown_one_are_refused() -> None:
+    net = wrap(nn.Conv2d(3, 2, 3, padding=1))
+    for make in (lambda: Layers([]), lambda: D2SMLoss([]), lambda: Layers([net], ["conv9"])):
+        with pytest.raises(ValueError, match="^layers: (none|conv9)"):
+            make()
