@@ -49,6 +49,11 @@ def markdown_code(text: str) -> str:
     return f"{fence}{pad}{text}{pad}{fence}"
 
 
+def how_to_install(extra: str) -> str:
+    """How an extra of this project is installed."""
+    return f"pip install '.[{extra}]' in a checkout, pip install 'd2sm[{extra}]' elsewhere"
+
+
 def one_line(error: object, limit: int | None = 300) -> str:
     """An error, or any text, on one line: white space collapsed, secrets left out, only what a terminal can show.
 

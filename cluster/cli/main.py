@@ -11,14 +11,11 @@ from cluster.cli import terminal
 from cluster.cli.parser import parser
 from pipelines import secrets
 from pipelines.runtime import auth, leaving, native
-from pipelines.text import one_line, redact, show
+from pipelines.text import how_to_install, one_line, redact, show
 
 _ON_RAY = tuple(f"cluster.cli.{verb}" for verb in ("train", "tune", "table", "prepare", "check", "demo"))
 
-_INSTALL = (
-    "every verb needs the packages of the pipeline, the loss alone does not: pip install '.[pipelines]' in a checkout, "
-    "pip install 'd2sm[pipelines]' elsewhere"
-)
+_INSTALL = f"every verb needs the packages of the pipeline, the loss alone does not: {how_to_install('pipelines')}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

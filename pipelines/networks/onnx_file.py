@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from d2sm.models import Denoiser
-from pipelines.text import one_line
+from pipelines.text import how_to_install, one_line
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 20  # DeformConv came with 19
@@ -48,7 +48,7 @@ class Compared:
 def check_packages() -> None:
     """Raise ExportError if a package is missing."""
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
-        raise ExportError(f'{", ".join(missing)}: not installed, and needed for ONNX; pip install "d2sm[onnx]"')
+        raise ExportError(f"{', '.join(missing)}: not installed, and needed for ONNX; {how_to_install('onnx')}")
 
 
 def write(network: Denoiser, path: Path, about: Mapping[str, str]) -> Compared:

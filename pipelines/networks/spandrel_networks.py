@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 from d2sm.models import WrappedNetwork
 from d2sm.weights import WeightsError, read_plain, read_safetensors
-from pipelines.text import one_line
+from pipelines.text import how_to_install, one_line
 
-INSTALL = "pip install '.[spandrel]' in a checkout, pip install 'd2sm[spandrel]' elsewhere"
 # Networks that are not called with an image in [0, 1] alone, or give more than one.
 _OTHER_CALLS = ("FBCNN", "IPT", "MixDehazeNet")
 
@@ -62,7 +61,9 @@ def _made(state: dict[str, Any], source: str, error: type[ValueError]) -> Wrappe
     try:
         import spandrel
     except ModuleNotFoundError:
-        raise error(f"model.name=spandrel: the package spandrel is not installed; {INSTALL}") from None
+        raise error(
+            f"model.name=spandrel: the package spandrel is not installed; {how_to_install('spandrel')}"
+        ) from None
     try:
         found = spandrel.ModelLoader().load_from_state_dict(state)
     except spandrel.UnsupportedModelError:
