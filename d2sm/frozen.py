@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, Self
 
@@ -62,6 +63,15 @@ class FrozenWrapper(FrozenNetwork):
 
     def forward_chunk(self, images: Tensor) -> Any:
         return self.network(images)
+
+
+def own_networks(objective: nn.Module) -> Iterator[FrozenNetwork]:
+    """The frozen networks within an objective, but for those in a bare `FrozenWrapper`, such as a segmenter, which may
+    be anybody's code: torch may be unable to compile or capture that.
+    """
+    for module in objective.modules():
+        if isinstance(module, FrozenNetwork) and type(module) is not FrozenWrapper:
+            yield module
 
 
 def exclude_from_state_dict(module: nn.Module, child: str) -> None:

@@ -186,8 +186,9 @@ def _say_standing(
     """Say and record why training stopped early, and which checkpoint is the best one."""
     lines = []
     if standing.exhausted and reached < steps:
-        run.tag("d2sm.stopped_early", standing.why_stopped(reached, steps))
-        lines.append(f"{standing.why_stopped(reached, steps)}; train.patience=null, or a larger one, trains on")
+        why = standing.why_stopped(reached, steps)
+        run.tag("d2sm.stopped_early", why)
+        lines.append(f"{why}; train.patience=null, or a larger one, trains on")
     if standing.best is not None:
         folder.write_info(**standing.best.entry())
         run.tag("d2sm.best", str(standing.best))

@@ -171,8 +171,10 @@ def check_patch_size(loss: Loss) -> None:
         ValueError: no such Phi.
     """
     side = loss.patch_size
-    for phi in loss.phi_names if "d2sm" in loss.terms and side else ():
-        if side and parse(phi).kind == "known" and side % stride(phi):
+    if side is None or "d2sm" not in loss.terms:
+        return
+    for phi in loss.phi_names:
+        if parse(phi).kind == "known" and side % stride(phi):
             raise ConfigError(f"loss.patch_size={side}: must be a multiple of {phi}'s stride, {stride(phi)}")
 
 

@@ -88,6 +88,11 @@ def workers_on_gpus(config: Config, gpus: float) -> float:
     return gpus * (1 // config.train.gpus_per_worker)
 
 
+def sharing(config: Config, processes: int, *, on_gpus: bool) -> int:
+    """How many of a machine's processes share its memory or, on GPUs, that of one GPU."""
+    return max(1, min(processes, int(1 // config.train.gpus_per_worker))) if on_gpus else processes
+
+
 def capacity() -> dict[str, float]:
     """What Ray has, or would have once its autoscaler had started all the nodes that it may start. Ray is up."""
     import ray

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from d2sm.frozen import FrozenNetwork, FrozenWrapper
+from d2sm.frozen import own_networks
 from d2sm.matching import StatisticsMatching
 from pipelines.config import ConfigError
 from pipelines.sections import Train
@@ -28,8 +28,8 @@ def compile_step(network: nn.Module, objective: nn.Module) -> None:
         network: as a step calls it, before DistributedDataParallel wraps it.
         objective: with its terms.
     """
-    ours = (part for part in objective.modules() if isinstance(part, (FrozenNetwork, StatisticsMatching)))
-    for part in (network, *(part for part in ours if type(part) is not FrozenWrapper)):
+    matching = (part for part in objective.modules() if isinstance(part, StatisticsMatching))
+    for part in (network, *own_networks(objective), *matching):
         part.compile(fullgraph=True, dynamic=False, backend=BACKEND)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from d2sm.frozen import FrozenNetwork, FrozenWrapper
+from d2sm.frozen import own_networks
 from pipelines.config import ConfigError
 from pipelines.networks.models import TrainingModule
 from pipelines.text import one_line
@@ -27,15 +27,14 @@ def use_graphs(module: TrainingModule, objective: nn.Module) -> None:
 
     Args:
         module: before DistributedDataParallel wraps it: its own hooks stay outside of the graphs.
-        objective: with its terms. A segmenter may be anybody's code, which a graph may not be able to hold: it stays.
+        objective: with its terms; of its networks those of `own_networks`.
     """
     if module.estimate:
         module.forward = Graphed(module.forward, module)  # type: ignore[method-assign, assignment]
     else:
         module.network.forward = Graphed(module.network.forward, module.network)  # type: ignore[method-assign, assignment]
-    for part in objective.modules():
-        if isinstance(part, FrozenNetwork) and type(part) is not FrozenWrapper:
-            part.forward_chunk = Graphed(part.forward_chunk, None)  # type: ignore[method-assign, assignment]
+    for part in own_networks(objective):
+        part.forward_chunk = Graphed(part.forward_chunk, None)  # type: ignore[method-assign, assignment]
 
 
 class Graphed:

@@ -45,7 +45,7 @@ class Objective(nn.Module):
         on = [term for term in TERMS.values() if term.name in self.weights or term.name == "l1"]
         # The order in which terms are built and evaluated decides a run's last bits: random initial weights are drawn
         # in it, and autograd adds up the terms' gradients in the reverse of it. Old runs depend on this one.
-        self.order = sorted(on, key=lambda term: (bool(term.extra_losses), term.name in _WITH_OPTIONS))
+        self.order = sorted(on, key=lambda term: (bool(term.extra_losses), term.name in _BUILDERS))
         for term in TERMS.values():
             self.register_module(term.name, None)
         for term in self.order:
@@ -109,20 +109,18 @@ def build(term: Term, config: Loss, *, store_uri: str = "", classes: Sequence[st
     Raises:
         ConfigError, ValueError: it cannot be built so. One line.
     """
-    if term.name == "cross_entropy":
-        return _cross_entropy(config, store_uri, classes)
-    if term.name == "lpips":
-        return _lpips(config)
-    if not term.uses_phi:
-        return term.load()()
     phi = partial(build_phi, config, for_phi(store_uri, classes))
+    segmenter = partial(load_segmenter, resize=False, uri=store_uri, classes=classes)
     if term.name in _BUILDERS:
-        return _BUILDERS[term.name](config, phi)
-    return term.load()(phi())
+        return _BUILDERS[term.name](config, phi, segmenter)
+    return term.load()(phi()) if term.uses_phi else term.load()()
 
 
-def build_d2sm(config: Loss, phi: Callable[..., Features | Layers]) -> D2SMLoss:
-    """The D2SM loss as configured, on what `phi()` builds."""
+_MakePhi = Callable[..., Features | Layers]  # (layers=...): at these layers, by default at those of loss.features
+_MakeSegmenter = Callable[..., nn.Module]  # (name, weights=...)
+
+
+def _d2sm(config: Loss, phi: _MakePhi, _: _MakeSegmenter) -> D2SMLoss:
     return D2SMLoss(
         phi(),
         config.queue_size,
@@ -138,33 +136,30 @@ def build_d2sm(config: Loss, phi: Callable[..., Features | Layers]) -> D2SMLoss:
     )
 
 
-def _perceptual(config: Loss, phi: Callable[..., Features | Layers]) -> Perceptual:
+def _perceptual(config: Loss, phi: _MakePhi, _: _MakeSegmenter) -> Perceptual:
     return Perceptual(phi(layers=config.perceptual_layers))
 
 
-def _contextual(config: Loss, phi: Callable[..., Features | Layers]) -> Contextual:
+def _contextual(config: Loss, phi: _MakePhi, _: _MakeSegmenter) -> Contextual:
     return Contextual(phi(layers=config.contextual_layers), bandwidth=config.contextual_bandwidth)
 
 
-def _lpips(config: Loss) -> LPIPS:
+def _lpips(config: Loss, _: _MakePhi, __: _MakeSegmenter) -> LPIPS:
     return LPIPS(config.lpips_heads, config.lpips_trunk, weights=config.lpips_weights)
 
 
-def _cross_entropy(config: Loss, store_uri: str = "", classes: Sequence[str] = CLASSES) -> CrossEntropy:
+def _cross_entropy(config: Loss, _: _MakePhi, segmenter: _MakeSegmenter) -> CrossEntropy:
     assert config.segmenter is not None  # validated with the configuration
-    segmenter = load_segmenter(
-        config.segmenter, weights=config.segmenter_weights, resize=False, uri=store_uri, classes=classes
-    )
-    return CrossEntropy(segmenter, scale=config.segmenter_scale)
+    return CrossEntropy(segmenter(config.segmenter, weights=config.segmenter_weights), scale=config.segmenter_scale)
 
 
-# Terms with options of their own; part of the order of `Objective`.
-_WITH_OPTIONS = ("d2sm", "perceptual", "lpips", "contextual", "cross_entropy")
-# Of these, those that use Phi.
-_BUILDERS: dict[str, Callable[[Loss, Callable[..., Features | Layers]], nn.Module]] = {
-    "d2sm": build_d2sm,
+# Terms with options of their own. The others are built from nothing, or from Phi alone.
+_BUILDERS: dict[str, Callable[[Loss, _MakePhi, _MakeSegmenter], nn.Module]] = {
+    "d2sm": _d2sm,
     "perceptual": _perceptual,
+    "lpips": _lpips,
     "contextual": _contextual,
+    "cross_entropy": _cross_entropy,
 }
 
 

@@ -27,6 +27,7 @@ from pipelines.inference.known import Known
 from pipelines.inference.measuring import Measurement, Measurer, numbers_of, score
 from pipelines.inference.pool import here
 from pipelines.runs.results import Results, Score
+from pipelines.runtime import resources
 from pipelines.text import one_line
 from pipelines.tracking.measurer import measurer_of
 from pipelines.training.finite import TrainingError
@@ -70,7 +71,9 @@ class Validation:
         self._known: dict[str, Known] = {}  # of clean and noisy images, which no training changes
         context = ray.train.get_context()
         self.rank, self.workers = context.get_world_rank(), context.get_world_size()
-        self._sharing = _sharing(task.config, context.get_local_world_size())
+        self._sharing = resources.sharing(
+            task.config, context.get_local_world_size(), on_gpus=task.config.train.use_gpu
+        )
         for entry in self.standing.recent:  # the driver may have been killed before it recorded them
             self._send(Validated(**entry, best=self._best()))
 
@@ -193,10 +196,3 @@ def _numbers(config: Config, found: Sequence[Measurement], *, segmented: bool) -
     restored = {level: score(found, "restored", level, segmented=segmented, classes=classes) for level in levels}
     clean = Score(None, None, None, {})
     return Results(len(found), "", "", "", "", noisy={}, restored=restored, clean=clean).flat()
-
-
-def _sharing(config: Config, local_workers: int) -> int:
-    """How many workers share the memory of this machine, or of this GPU."""
-    if not config.train.use_gpu:
-        return local_workers
-    return max(1, min(local_workers, int(1 // config.train.gpus_per_worker)))
