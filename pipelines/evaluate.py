@@ -18,7 +18,6 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from d2sm import metrics
 from pipelines import registry
 from pipelines.config import Config
 from pipelines.data import degradation, index, shards
@@ -27,7 +26,7 @@ from pipelines.data.images import DataError, ImageError, LabelError, read_labels
 from pipelines.data.splits import evaluated_part_line, evaluation_images
 from pipelines.inference import pool
 from pipelines.inference.known import Known, KnownFile, about
-from pipelines.inference.measuring import SKIPPED, Measurement, Measurer, confusion_of, numbers_of, score
+from pipelines.inference.measuring import SKIPPED, Measurement, Measurer, image_score, numbers_of, score
 from pipelines.inference.pictures import spread
 from pipelines.networks import segmenters
 from pipelines.runs import checkpoint
@@ -266,9 +265,7 @@ def measurements(
 
 
 def _measurer(network: nn.Module, config: Config, known: Mapping[str, Known] | None) -> Measurer:
-    evaluate, actors = config.evaluate, max(1, config.evaluate.actors or 0)
-    # Actors that share the memory of this machine, or of this GPU.
-    sharing = min(actors, int(1 // config.train.gpus_per_worker)) if evaluate.use_gpu else actors
+    sharing = resources.sharing(config, max(1, config.evaluate.actors or 0), on_gpus=config.evaluate.use_gpu)
     return measurer_of(config, network, device=device_of(config), sharing=sharing, known=known)
 
 
@@ -296,9 +293,7 @@ def _summary(config: Config, found: Sequence[Measurement], subject: Subject) -> 
     def row(name: str, of_it: Sequence[Measurement]) -> ImageRow:
         scores: dict[str, dict[str, ImageScore]] = {"clean": {}, "noisy": {}, "restored": {}}
         for one in of_it:
-            miou = metrics.miou(confusion_of([one])) if segmented else None
-            judged = {judge: metrics.miou(confusion_of([one], judge)) for judge in subject.judges}
-            scores[one["kind"]][one["level"]] = ImageScore(one["psnr"], one["ssim"], miou, one["lpips"], judged)
+            scores[one["kind"]][one["level"]] = image_score(one, segmented=segmented)
         noisy, restored = ({level: scores[kind][level] for level in levels} for kind in ("noisy", "restored"))
         return ImageRow(name, noisy, restored, scores["clean"][""])
 

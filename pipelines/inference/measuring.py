@@ -30,7 +30,7 @@ from pipelines.inference.known import Known, digest
 from pipelines.inference.samples import Noisy, Sample
 from pipelines.inference.tiling import tile_for
 from pipelines.networks.segmenters import classes as classes_of
-from pipelines.runs.results import Judged, Score
+from pipelines.runs.results import ImageScore, Judged, Score, miou_by
 
 SKIPPED = "skipped"
 _NAN = float("nan")
@@ -277,6 +277,32 @@ def score(
         iou=first.iou,
         lpips=float(np.mean([one["lpips"] for one in of_it])) if compared else None,
         judges={judge: _judged(of_it, classes, judge) for judge in of_it[0]["judged"]} if segmented else {},
+    )
+
+
+def image_score(one: Measurement, *, segmented: bool) -> ImageScore:
+    """The numbers of one version of one image.
+
+    Args:
+        segmented: whether there were a segmenter and labels.
+    """
+    judges = one["judged"] if segmented else {}
+    confusions = {"miou": confusion_of([one])} if segmented else {}
+    confusions |= {miou_by(judge): confusion_of([one], judge) for judge in judges}
+    return ImageScore(
+        psnr=one["psnr"],
+        ssim=one["ssim"],
+        miou=metrics.miou(confusions["miou"]) if segmented else None,
+        lpips=one["lpips"],
+        judges={judge: metrics.miou(confusions[miou_by(judge)]) for judge in judges},
+        counts={name: _class_counts(confusion) for name, confusion in confusions.items()},
+    )
+
+
+def _class_counts(confusion: Tensor) -> tuple[tuple[int, int, int], ...]:
+    """`metrics.class_counts` by class."""
+    return tuple(
+        (right, labelled, predicted) for right, labelled, predicted in metrics.class_counts(confusion).T.tolist()
     )
 
 

@@ -26,7 +26,7 @@ CONVENTION = _CONVENTION.format(noise="Gaussian noise of sigma/255, not clipped"
 """How the numbers are taken. It stands in every results.json: numbers taken differently are not compared."""
 
 RESULTS = "results.json"
-_BYTES = 2**27  # of the largest file that is read: 100,000 images at three noise levels
+_BYTES = 2**28  # of the largest file that is read: 50,000 images at three noise levels, two segmenters
 
 _METRICS = ("psnr", "ssim", "miou", "lpips")
 _TITLES = {"psnr": "PSNR dB", "ssim": "SSIM", "miou": "MIoU", "lpips": "LPIPS"}
@@ -137,6 +137,9 @@ class ImageScore:
         miou: of its segmentation, over the classes in its labels; None without labels or segmenter, or if all is void.
         lpips: against the clean image; None if it was not asked for.
         judges: MIoU by the further segmenters, by their names in results.
+        counts: by metric ("miou", "miou-NAME"), of each class of the label set in its order: pixels segmented right,
+            labelled, and predicted. MIoU of any set of images is made of their sums. Empty without MIoU, and in files
+            of earlier versions.
     """
 
     psnr: float | None
@@ -144,6 +147,7 @@ class ImageScore:
     miou: float | None
     lpips: float | None = None
     judges: Mapping[str, float | None] = field(default_factory=dict)
+    counts: Mapping[str, tuple[tuple[int, int, int], ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _drop_infinite(self)
@@ -226,12 +230,12 @@ class Results:
     @property
     def metrics(self) -> tuple[str, ...]:
         """What was measured at each level, in the order of tables: psnr, ssim, miou, miou-NAME (`judges`), lpips."""
-        return _in_order_of_tables(["miou", *map(_miou_by, self.judges)], self.lpips)
+        return _in_order_of_tables(["miou", *map(miou_by, self.judges)], self.lpips)
 
     @property
     def titles(self) -> tuple[str, ...]:
         """`metrics` as the heads of tables have them: PSNR dB, SSIM, MIoU, MIoU NAME, LPIPS TRUNK."""
-        by = {"lpips": self.lpips, **{_miou_by(judge): judge for judge in self.judges}}
+        by = {"lpips": self.lpips, **{miou_by(judge): judge for judge in self.judges}}
         return tuple(f"{_TITLES[metric.partition('-')[0]]} {by.get(metric, '')}".rstrip() for metric in self.metrics)
 
     def flat(self) -> dict[str, float]:
@@ -306,10 +310,12 @@ class Results:
 
 
 def _without_unused(tree: Any) -> Any:
-    """The tree without further segmenters and LPIPS where there are none, as files have always been."""
+    """The tree without further segmenters, LPIPS and counts where there are none, as files have always been."""
     if isinstance(tree, dict):
         unused: dict[str, Any] = (
-            {"judges": {}, "lpips": None} if "psnr" in tree else {"judges": {}, "lpips": "", "labels": "cityscapes"}
+            {"judges": {}, "lpips": None, "counts": {}}
+            if "psnr" in tree
+            else {"judges": {}, "lpips": "", "labels": "cityscapes"}
         )
         kept = {key: value for key, value in tree.items() if key not in unused or value != unused[key]}
         return {key: _without_unused(value) for key, value in kept.items()}
@@ -365,7 +371,7 @@ def metric_names(config: Config, *, segmented: bool) -> list[str]:
     Args:
         segmented: whether MIoU is measured.
     """
-    mious = ["miou", *map(_miou_by, list(config.evaluate.judges)[1:])] if segmented else []
+    mious = ["miou", *map(miou_by, list(config.evaluate.judges)[1:])] if segmented else []
     metrics = _in_order_of_tables(mious, config.evaluate.lpips)
     return [metric_name(metric, level) for metric in metrics for level in config.level_names]
 
@@ -374,15 +380,15 @@ def _in_order_of_tables(mious: Iterable[str], lpips: str | None) -> tuple[str, .
     return ("psnr", "ssim", *mious, *(["lpips"] if lpips else []))
 
 
-def _miou_by(judge: str) -> str:
-    """The metric of a further segmenter."""
+def miou_by(judge: str) -> str:
+    """The metric of a further segmenter: "miou-NAME"."""
     return f"miou-{judge}"
 
 
 def _numbers(score: Score) -> dict[str, float | None]:
     """All numbers of a score by the names of their metrics; MIoU by a further segmenter is "miou-NAME"."""
     named = {name: getattr(score, name) for name in _METRICS}
-    return named | {_miou_by(judge): judged.miou for judge, judged in score.judges.items()}
+    return named | {miou_by(judge): judged.miou for judge, judged in score.judges.items()}
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -403,6 +403,11 @@ def test_several_segmenters_measure_beside_the_first(bundle: Path, tmp_path: Pat
     assert flat[f"miou-{second}.sigma25"] == brightness.restored["25"].miou
     assert judged.restored["25"].judges[second].iou == brightness.restored["25"].iou
     assert judged.rows[0].clean.judges[second] == brightness.rows[0].clean.miou
+    for metric, judge in (("miou", None), (f"miou-{first}", first), (f"miou-{second}", second)):
+        right, labelled, predicted = np.sum([row.restored["25"].counts[metric] for row in judged.rows], axis=0).T
+        there, whole = labelled > 0, judged.restored["25"]
+        miou = (right[there] / (labelled + predicted - right)[there]).mean()
+        assert miou == pytest.approx(whole.judges[judge].miou if judge else whole.miou, abs=1e-12)
     head = judged.table().splitlines()[0]
     assert f"MIoU / MIoU {first} / MIoU {second} / LPIPS squeezenet1_1" in head
     judged.save(tmp_path / "results.json")

@@ -95,8 +95,9 @@ def test_an_unknown_metric_brings_up_the_nearest() -> None:
 
 
 def with_rows() -> Results:
-    score = ImageScore(27.5, 0.8, 0.5)
-    row = ImageRow("ulm/a", {"25": score}, {"25": score}, ImageScore(None, None, 0.7))
+    noisy = ImageScore(27.5, 0.8, 0.5)
+    score = replace(noisy, counts={"miou": ((3, 4, 5), (0, 0, 0)), "miou-other": ((1, 4, 1), (0, 0, 3))})
+    row = ImageRow("ulm/a", {"25": noisy}, {"25": score}, ImageScore(None, None, 0.7))
     return replace(results(), rows=(row, replace(row, name="ulm/b")), skipped={"ulm/c": "is damaged"}, weights="abc")
 
 
