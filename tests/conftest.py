@@ -54,15 +54,6 @@ def ray_session() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.fixture
-def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A training worker by itself: no process group, on the CPU."""
-    import torch
-
-    monkeypatch.setattr("ray.train.torch.get_device", lambda: torch.device("cpu"))
-    monkeypatch.setattr("ray.train.torch.prepare_model", lambda model: model)
-
-
 @pytest.fixture(scope="session")
 def scenes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six training and two evaluation scenes of 96 x 192 pixels, in the Cityscapes layout. Never write to it."""

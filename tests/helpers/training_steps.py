@@ -15,6 +15,7 @@ from pipelines.data import index, stream
 from pipelines.recipes import recipe
 from tests.helpers.objectives import write_heads
 
+CPU = torch.device("cpu")
 CROPS, SIDE = 5, 32
 SMALL = {"model.width": 8, "model.depth": 4, "loss.features": "efficientnet_lite0.bn1"}
 

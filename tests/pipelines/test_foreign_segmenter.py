@@ -61,13 +61,12 @@ ignore: [0, 1, 2, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 29, 30, 255]
 def test_foreign_segmenters_judge_on_two_actors(scenes_root: Path, tmp_path: Path) -> None:
     (tmp_path / "foreign_judge.py").write_text(CODE)
     (tmp_path / "three.yaml").write_text(LABELS)
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     uri = f"sqlite:///{tmp_path}/mlflow.db"
 
     def done(*words: str) -> str:
         found = subprocess.run(
             [sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, timeout=600,
-            env=environment | {"MLFLOW_TRACKING_URI": uri, "XDG_CACHE_HOME": str(tmp_path / "cache")},
+            env=os.environ | {"MLFLOW_TRACKING_URI": uri, "XDG_CACHE_HOME": str(tmp_path / "cache")},
         )  # fmt: skip
         assert found.returncode == 0, found.stderr
         return found.stdout

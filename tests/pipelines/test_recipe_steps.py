@@ -12,7 +12,7 @@ from pipelines.recipes import recipes
 from pipelines.training.state import TrainState
 from pipelines.training.step import train_step
 from tests.helpers.objectives import write_heads
-from tests.helpers.training_steps import share, small
+from tests.helpers.training_steps import CPU, share, small
 
 ROWS = [name for name in recipes() if name.endswith("_cpu")]
 
@@ -23,11 +23,11 @@ def heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_a_reduced_row_trains(name: str, scenes_root: Path, heads: Path, without_ray: None) -> None:
+def test_a_reduced_row_trains(name: str, scenes_root: Path, heads: Path) -> None:
     config = small(name, scenes_root, heads)
     row = share(config, scenes_root)
     assert ("label" in row) == ("cross_entropy" in name)
-    state = TrainState(config, steps_per_epoch=10)
+    state = TrainState(config, steps_per_epoch=10, device=CPU)
     before = [parameter.detach().clone() for parameter in state.network.parameters()]
     # A fresh FFDNet repeats its input, and at first gets worse.
     parts = [train_step(state, row, step) for step in range(12 if config.model.name == "ffdnet" else 4)]

@@ -16,6 +16,7 @@ from pipelines.training.objective import Objective
 from pipelines.training.state import TrainState
 from pipelines.training.step import train_step
 from tests.helpers.objectives import write_heads
+from tests.helpers.training_steps import CPU
 
 ROWS = [name for name in recipes() if name.endswith("_cpu")]
 HELD_OUT = 3  # batches
@@ -60,12 +61,12 @@ def loss_on(state: TrainState, held_out: list[stream.WorkerBatch]) -> float:
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", ROWS)
-def test_a_row_learns_on_real_photographs(name: str, shared: Path, tmp_path: Path, without_ray: None) -> None:
+def test_a_row_learns_on_real_photographs(name: str, shared: Path, tmp_path: Path) -> None:
     config = on_camvid(name, shared, tmp_path)
     steps = 120 if config.model.name == "ffdnet" else 12  # FFDNet starts as the identity, and is worse at first
     *rows, a, b, c = batches(config, steps + HELD_OUT)
     torch.set_num_threads(2)
-    state = TrainState(config, steps_per_epoch=100)
+    state = TrainState(config, steps_per_epoch=100, device=CPU)
     before = loss_on(state, [a, b, c])
     for step, row in enumerate(rows):
         train_step(state, row, step)

@@ -16,7 +16,7 @@ from pipelines.training.objective import Objective
 from pipelines.training.state import TrainState
 from pipelines.training.step import train_step
 from tests.helpers.networks import stirred
-from tests.helpers.training_steps import CROPS, OBJECTIVES, batch, config, rows_are_tensors
+from tests.helpers.training_steps import CPU, CROPS, OBJECTIVES, batch, config, rows_are_tensors
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def tensor_rows(without_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def tensor_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     rows_are_tensors(monkeypatch)
 
 
@@ -38,7 +38,8 @@ def two_steps(config: Config, dtype: torch.dtype) -> tuple[dict[str, Tensor], di
 
     The discriminator's gradients are cleared in a step, so Adam's mean of them stands for them.
     """
-    state = TrainState(config.replace({"train.lr": 1e-30, "loss.adversarial_lr": 1e-30}), steps_per_epoch=10)
+    still = config.replace({"train.lr": 1e-30, "loss.adversarial_lr": 1e-30})
+    state = TrainState(still, steps_per_epoch=10, device=CPU)
     torch.manual_seed(0)
     stirred(state.network).to(dtype)
     state.objective.to(dtype)

@@ -13,9 +13,8 @@ from torch._dynamo.utils import counters
 from pipelines.config import ConfigError
 from pipelines.training.state import TrainState
 from pipelines.training.step import train_step
-from tests.helpers.training_steps import config, row
+from tests.helpers.training_steps import CPU, config, row
 
-CPU = torch.device("cpu")
 STEPS = 8  # the queues of 24 samples are full after five
 
 

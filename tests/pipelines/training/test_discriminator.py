@@ -17,7 +17,7 @@ from pipelines.training.finite import TrainingError
 from pipelines.training.state import TrainState
 from pipelines.training.step import train_step
 from tests.helpers.equality import equal
-from tests.helpers.training_steps import share, small
+from tests.helpers.training_steps import CPU, share, small
 
 
 def test_its_optimizer_clips_and_goes_on_at_the_configured_rate() -> None:
@@ -46,10 +46,10 @@ def still(root: Path, **changes: Any) -> Config:
     return small("ffdnet_gan_cpu", root, root).replace({"train.lr": 1e-20, **rest})
 
 
-def test_the_discriminator_learns(camvid: Path, without_ray: None) -> None:
+def test_the_discriminator_learns(camvid: Path) -> None:
     """Photographs, the real Phi, the recipe's rate: from no idea (2) to mostly right, with the network held fixed."""
     config = still(camvid)
-    state, row = TrainState(config, steps_per_epoch=10), share(config, camvid)
+    state, row = TrainState(config, steps_per_epoch=10, device=CPU), share(config, camvid)
     before = copy.deepcopy(state.network.state_dict())
     losses = [train_step(state, row, step)["loss.discriminator"].item() for step in range(20)]
     assert losses[0] == pytest.approx(2, abs=0.3) and losses[-1] < 0.7 * losses[0]
@@ -57,11 +57,11 @@ def test_the_discriminator_learns(camvid: Path, without_ray: None) -> None:
         torch.testing.assert_close(weight, before[name], rtol=0, atol=1e-15)
 
 
-def test_stopped_and_restored_equals_not_stopped(scenes_root: Path, without_ray: None, tmp_path: Path) -> None:
+def test_stopped_and_restored_equals_not_stopped(scenes_root: Path, tmp_path: Path) -> None:
     """Bit for bit: network, average, discriminator, both optimizers."""
     config = small("ffdnet_gan_cpu", scenes_root, scenes_root).replace({"train.lr": 1e-3})
     row = share(config, scenes_root)
-    whole, other = TrainState(config, 10), TrainState(config.replace({"train.seed": 1}), 10)
+    whole, other = (TrainState(config.replace({"train.seed": seed}), 10, device=CPU) for seed in (config.train.seed, 1))
     for step in range(3):
         train_step(whole, row, step)
     folder = tmp_path / checkpoint.name_of(3)
@@ -80,9 +80,9 @@ def test_stopped_and_restored_equals_not_stopped(scenes_root: Path, without_ray:
     assert whole.ema is not None and not any("discriminator" in name for name in whole.ema.state_dict())
 
 
-def test_a_discriminator_that_breaks_is_named(scenes_root: Path, without_ray: None) -> None:
+def test_a_discriminator_that_breaks_is_named(scenes_root: Path) -> None:
     config = still(scenes_root, adversarial_lr=1e30)
-    state, row = TrainState(config, steps_per_epoch=10), share(config, scenes_root)
+    state, row = TrainState(config, steps_per_epoch=10, device=CPU), share(config, scenes_root)
     with pytest.raises(
         TrainingError, match=r"step [123]: the discriminator's loss .*Lower loss.adversarial_lr"
     ) as error:

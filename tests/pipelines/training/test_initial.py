@@ -27,6 +27,7 @@ from pipelines.training.state import TrainState
 from tests.conftest import tiny_config
 from tests.helpers.finished_runs import results, write_run
 from tests.helpers.published import convolutions, write_kair
+from tests.helpers.training_steps import CPU
 from tuning.sweep import Sweep
 from tuning.sweep import resolved as resolved_sweep
 
@@ -130,13 +131,12 @@ def test_a_run_keeps_its_own_copy(runs: Path, tmp_path: Path) -> None:
     assert initial.load(config.replace({"train.init": ""}), folder) is None
 
 
-def test_training_starts_with_them(runs: Path, without_ray: None) -> None:
+def test_training_starts_with_them(runs: Path) -> None:
     """The network and the EMA; the optimizer is new, and the random generator stands where it does without them."""
     config = starting(runs, "first", train__ema=0.9, loss__weight=0, loss__l1=1)
-    device = torch.device("cpu")
-    plain = TrainState(config, 10, device=device)
+    plain = TrainState(config, 10, device=CPU)
     drawn = torch.rand(3)
-    state = TrainState(config, 10, initial=weights_of(runs), device=device)
+    state = TrainState(config, 10, initial=weights_of(runs), device=CPU)
     assert torch.equal(torch.rand(3), drawn)
     assert fingerprint(state.network.state_dict()) == fingerprint(state.weights()) == fingerprint(weights_of(runs))
     assert fingerprint(plain.weights()) != fingerprint(state.weights())

@@ -15,7 +15,7 @@ from pipelines.sections import Train
 from pipelines.training.state import TrainState, lr_factor
 from pipelines.training.step import train_step
 from tests.helpers.equality import equal
-from tests.helpers.training_steps import batch, config, rows_are_tensors
+from tests.helpers.training_steps import CPU, batch, config, rows_are_tensors
 
 
 def train(**changes: Any) -> Train:
@@ -36,13 +36,11 @@ def test_the_other_schedules() -> None:
     np.testing.assert_allclose(after, wanted, atol=1e-6)  # float32 cosine
 
 
-def test_a_restored_state_takes_the_configured_learning_rate(
-    tmp_path: Path, without_ray: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_restored_state_takes_the_configured_learning_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in population-based training; everything else is what was saved."""
     rows_are_tensors(monkeypatch)
     halving = {"train.schedule": "halve", "train.halve_at": [1], "train.ema": 0.9}
-    donor = TrainState(config("d2sm", tmp_path, **halving, **{"train.lr": 1e-3}), steps_per_epoch=2)
+    donor = TrainState(config("d2sm", tmp_path, **halving, **{"train.lr": 1e-3}), steps_per_epoch=2, device=CPU)
     for step in range(3):
         row: Any = batch(step, donor.optimizer.param_groups[0]["params"][0].dtype)
         train_step(donor, row, step)
@@ -50,7 +48,7 @@ def test_a_restored_state_takes_the_configured_learning_rate(
     checkpoint.write(
         folder, weights=donor.weights(), state=donor.state_dict(), config=donor.config, meta={"step": 3, "epoch": 1}
     )
-    state = TrainState(config("d2sm", tmp_path, **halving, **{"train.lr": 1e-2}), steps_per_epoch=2)
+    state = TrainState(config("d2sm", tmp_path, **halving, **{"train.lr": 1e-2}), steps_per_epoch=2, device=CPU)
     assert state.restore(folder) == 3
     assert [group["lr"] for group in state.optimizer.param_groups] == [1e-2 * 0.5]
     ours, theirs = state.state_dict(), donor.state_dict()

@@ -18,7 +18,7 @@ from pipelines.tracking import bundle
 from pipelines.training.state import TrainState
 from pipelines.training.step import train_step
 from tests.helpers.objectives import write_heads
-from tests.helpers.training_steps import CROPS, SIDE, batch, rows_are_tensors
+from tests.helpers.training_steps import CPU, CROPS, SIDE, batch, rows_are_tensors
 
 ESTIMATES = next(backbone.name for backbone in BACKBONES.values() if backbone.estimates_noise)
 
@@ -68,11 +68,9 @@ def test_what_it_needs_must_be_there(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_a_training_step_minimises_and_logs_it(
-    name: str, tmp_path: Path, without_ray: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_training_step_minimises_and_logs_it(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows_are_tensors(monkeypatch)
-    state = TrainState(config_with(name, tmp_path), steps_per_epoch=10)
+    state = TrainState(config_with(name, tmp_path), steps_per_epoch=10, device=CPU)
     row: Any = batch(0, torch.float32)
     numbers = train_step(state, row, 0)
     logged = {"loss", *(f"loss.{loss}" for loss in ("l1", name, *TERMS[name].extra_losses))}
