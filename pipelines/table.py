@@ -7,31 +7,25 @@ folder. Finished runs are not repeated; the others run side by side, as many as 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from pipelines import config as configs
-from pipelines import experiment, tracking
-from pipelines.check import NotReady, check, refuse
+from pipelines import tracking
 from pipelines.comparison import render
-from pipelines.comparison.rows import Row, RunsError, label, labels, read_rows, read_run
+from pipelines.comparison.rows import Row, label, labels, read_rows
 from pipelines.config import Config, ConfigError
-from pipelines.data import plan, splits
+from pipelines.data import splits
 from pipelines.experiment import resolved
+from pipelines.parallel import check_all, is_done, run_all
 from pipelines.recipes import recipe, recipes
-from pipelines.runs import checkpoint
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.names import check_name, shortened
-from pipelines.runtime import resources, session
+from pipelines.runtime import resources
 from pipelines.runtime.progress import Line
-from pipelines.text import one_line, show
-from pipelines.training.messages import QueueReader, RunProgress
-
-_STOP_SECONDS = 20.0  # that a run has to write its checkpoint after Ctrl-C
+from pipelines.text import show
 
 
 @dataclass(frozen=True)
@@ -130,7 +124,7 @@ def _table(
 ) -> Outcome:
     name = folder.path.name
     missing = [config for config in wanted if not is_done(config)]
-    steps = _check({label(config): config for config in missing})
+    steps = check_all({label(config): config for config in missing})
     folder.path.mkdir(parents=True, exist_ok=True)
     # The MLflow run of the table; those of its rows are shown below it.
     with tracking.open_run(
@@ -155,7 +149,10 @@ def _table(
             missing = [config.replace({"tracking.parent": parent.id}) for config in missing]
             what = f"table {name}: {len(missing)} runs, {most} at a time"
             with Line(what, sum(steps[label(config)] for config in missing), quiet=quiet) as line:
-                failed = _run_all(missing, most, line, write)
+                names = [
+                    f"{name} seed {config.train.seed}" for config, name in zip(missing, labels(missing), strict=True)
+                ]
+                failed = run_all(dict(zip(names, missing, strict=True)), most, line, write)
         return Outcome(write(), failed, folder.path, parent.page, parent.uri)
 
 
@@ -163,108 +160,3 @@ def _run_name(row: Config, seed: int) -> str:
     """The name of a run: its row and seed; a row with many changed keys is shortened, with a digest of them all."""
     full = label(row)
     return shortened(full.replace(" ", "-").replace("/", "_"), f"-seed{seed}", key=full)
-
-
-def is_done(config: Config) -> bool:
-    """Whether this run is finished: trained as configured, and evaluated as it is asked for now."""
-    try:
-        found = read_run(RunFolder.of(config).path).config
-    except (RunsError, checkpoint.CheckpointError):
-        return False
-    return not found.differences(config, "results", "length", "run", "evaluation")
-
-
-def _check(rows: Mapping[str, Config]) -> dict[str, int]:
-    """Check before the first run starts whatever a run of each row will need; gives the steps of its training.
-
-    Raises:
-        NotReady: all reasons, of all rows; a single one is raised as it is.
-    """
-    steps: dict[str, int] = {}
-    reasons: list[Exception] = []
-    said: dict[str, None] = {}
-    for row, config in rows.items():
-        try:
-            ready = check(config, say=lambda line: said.update({line: None}))
-            steps[row] = plan.total_steps(config, ready.training.num_rows)
-        except NotReady as error:
-            reasons += map(ValueError, error.reasons)
-        except (ValueError, OSError) as error:
-            reasons.append(error)
-    refuse(reasons)
-    for line in said:
-        show(line)
-    return steps
-
-
-def _run_all(missing: Sequence[Config], most: int, line: Line, write: Callable[[], object]) -> dict[str, str]:
-    """Run them all, `most` at once, and write the table after each; gives why some failed, by run name."""
-    shown = {
-        config.train.name: f"{name} seed {config.train.seed}"
-        for config, name in zip(missing, labels(missing), strict=True)
-    }
-    failed: dict[str, str] = {}
-    reached: dict[str, int] = {}  # run -> its last step
-
-    def watch(progress: RunProgress) -> None:
-        reached[progress.name] = progress.step
-        line.to(sum(reached.values()), {f"{shown[progress.name]}: loss": progress.loss})
-
-    with QueueReader(watch) as reader:
-        waiting = list(missing)
-        running: dict[Any, Config] = {}  # by Ray's reference to its task
-        try:
-            while waiting or running:
-                while waiting and len(running) < most:
-                    config = waiting.pop(0)
-                    running[_run_experiment.remote(config.model_dump(mode="json"), reader.queue)] = config
-                ended, _ = ray.wait(list(running), num_returns=1)
-                config = running.pop(ended[0])
-                name = config.train.name
-                if why := _why_failed(ended[0]):
-                    failed[name] = why
-                    _settle(config, "FAILED")
-                    line.say(f"failed    {shown[name]}: {why}")
-                else:
-                    results = read_run(RunFolder.of(config).path).results
-                    line.say(f"finished  {shown[name]}: {' / '.join(results.titles)} at {results.line()}")
-                write()
-        finally:  # after Ctrl-C or an error some are left; each resumes from its last checkpoint
-            if running:
-                for task in running:
-                    ray.cancel(task)
-                ray.wait(list(running), num_returns=len(running), timeout=_STOP_SECONDS)
-                for task, config in running.items():
-                    ray.cancel(task, force=True)
-                    _settle(config, "KILLED")
-    return failed
-
-
-@ray.remote(num_cpus=0, max_retries=0)
-def _run_experiment(tree: Mapping[str, Any], messages: Any) -> None:
-    """One run, in a process of its own, which reserves no CPU: the run's workers do."""
-    session.quiet()
-    config = Config.model_validate(tree)
-
-    def watch(step: int, metrics: Mapping[str, float]) -> None:
-        messages.send.remote(RunProgress(config.train.name, step, metrics["loss"]))
-
-    experiment.run(config, quiet=True, watch=watch)
-
-
-def _why_failed(task: Any) -> str:
-    """Why a finished task failed; "" if it did not."""
-    try:
-        ray.get(task)
-    except ray.exceptions.WorkerCrashedError:
-        return "its process died, perhaps for lack of memory"
-    except Exception as error:  # Ray wraps the original exception in several layers
-        return one_line(session.cause(error), 600)
-    return ""
-
-
-def _settle(config: Config, status: tracking.Status) -> None:
-    """Note in a run's MLflow record how it ended; the process that would have done so may be gone."""
-    run_id = RunFolder.of(config).read_info().get("run_id")
-    if run_id:
-        tracking.end_runs(tracking.uri_of(config), {run_id: status})

@@ -13,7 +13,7 @@ from pipelines import secrets
 from pipelines.runtime import auth, leaving, native
 from pipelines.text import how_to_install, one_line, redact, show
 
-_ON_RAY = tuple(f"cluster.cli.{verb}" for verb in ("train", "tune", "table", "prepare", "check", "demo"))
+_ON_RAY = tuple(f"cluster.cli.{verb}" for verb in ("train", "tune", "table", "study", "prepare", "check", "demo"))
 
 _INSTALL = f"every verb needs the packages of the pipeline, the loss alone does not: {how_to_install('pipelines')}"
 

@@ -34,6 +34,7 @@ class _Info(TypedDict, total=False):
     page: str
     evaluated: int
     best: best.Best
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -189,6 +190,8 @@ class RunFolder:
 
     def read_info(self) -> dict[str, Any]:
         """What is known of the run beside its configuration: fingerprint, run_id, page, evaluated (a step), best.
+
+        Of a run of a table or a study also: seconds, that it took in all.
 
         Raises:
             ConfigError: the file is damaged.

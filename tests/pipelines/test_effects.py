@@ -13,7 +13,7 @@ import torch
 
 from cluster.cli.arguments import for_cluster
 from pipelines import config as configs
-from pipelines import sections, table
+from pipelines import parallel, sections
 from pipelines.comparison.rows import changed_keys, label
 from pipelines.config import Config, ConfigError, effect, keys, keys_with
 from pipelines.runs import checkpoint
@@ -148,7 +148,7 @@ def test_a_row_is_named_by_what_is_trained(key: str, tmp_path: Path) -> None:
 def test_a_run_is_done_when_its_numbers_would_be_the_same(key: str, tmp_path: Path) -> None:
     one, other = pair(key, tmp_path)
     left_by(one, RunFolder.of(other).path)
-    assert table.is_done(other) == (effect(key) in ("speed", "place", "record"))
+    assert parallel.is_done(other) == (effect(key) in ("speed", "place", "record"))
 
 
 @pytest.mark.parametrize("key", CHANGEABLE)

@@ -14,7 +14,7 @@ import pytest
 from mlflow import MlflowClient
 
 from cluster.cli.main import main
-from pipelines import table
+from pipelines import parallel, table
 from pipelines.comparison import render
 from pipelines.comparison.rows import label, read_run
 from pipelines.config import Config
@@ -152,7 +152,7 @@ def test_done_means_trained_and_measured_as_asked_now(tmp_path: Path, changes: d
     small = {"model.width": 4, "model.depth": 3, "train.storage": str(tmp_path)}
     (config,) = table.runs_of(table.rows_of(["ffdnet_l1_cpu"], small), name="t", seeds=1)
     write_run(RunFolder.of(config).path, config, results())
-    assert table.is_done(config.replace(changes)) is not again
+    assert parallel.is_done(config.replace(changes)) is not again
 
 
 @pytest.mark.slow

@@ -1,0 +1,32 @@
+"""The verb `study`."""
+
+from __future__ import annotations
+
+import argparse
+
+from cluster.cli.outcome import mlflow_page
+from pipelines.text import show
+
+
+def run_study(args: argparse.Namespace) -> int:
+    """Train what is missing and print the tables; 1 when a run failed. Of a study's results print the tables alone."""
+    from pipelines import config as configs
+    from pipelines import study
+    from pipelines.comparison import study_results
+
+    if args.file.suffix == ".gz":
+        show(study_results.text(study_results.load(args.file)))
+        return 0
+    planned = study.read(args.file, name=args.name, changes=configs.parse(args.overrides))
+    if args.dry_run:
+        planned = study.settled(planned)
+        show(study.budget(planned, study.check(planned)))
+        return 0
+    outcome = study.run(planned, concurrent=args.concurrent, quiet=args.quiet, verbose=args.verbose)
+    show(f"\n{study_results.text(outcome.results)}\n")
+    for path in outcome.files:
+        show(path)
+    show(f"MLflow {mlflow_page(outcome.uri, outcome.page)}")
+    for name, why in outcome.failed.items():
+        show(f"failed {name}: {why}; the same command tries it again")
+    return 1 if outcome.failed else 0

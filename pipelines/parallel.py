@@ -1,0 +1,137 @@
+"""Several runs on one Ray: checked together, and trained and evaluated side by side, as many as fit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ray
+
+from pipelines import experiment, tracking
+from pipelines.check import NotReady, check, refuse
+from pipelines.comparison.rows import RunsError, read_run
+from pipelines.config import Config
+from pipelines.data import plan
+from pipelines.runs import checkpoint
+from pipelines.runs.folder import RunFolder
+from pipelines.runtime import session
+from pipelines.runtime.progress import Line
+from pipelines.text import one_line, show
+from pipelines.training.messages import QueueReader, RunProgress
+
+_STOP_SECONDS = 20.0  # that a run has to write its checkpoint after Ctrl-C
+
+
+def is_done(config: Config) -> bool:
+    """Whether this run is finished: trained as configured, and evaluated as it is asked for now."""
+    try:
+        found = read_run(RunFolder.of(config).path).config
+    except (RunsError, checkpoint.CheckpointError):
+        return False
+    return not found.differences(config, "results", "length", "run", "evaluation")
+
+
+def check_all(settings: Mapping[str, Config]) -> dict[str, int]:
+    """Check before the first run starts whatever a run of each setting will need; gives the steps of its training.
+
+    Args:
+        settings: by any name; a run of each, since its other seeds need the same.
+
+    Raises:
+        NotReady: all reasons, of all settings; a single one is raised as it is.
+    """
+    steps: dict[str, int] = {}
+    reasons: list[Exception] = []
+    said: dict[str, None] = {}
+    for name, config in settings.items():
+        try:
+            ready = check(config, say=lambda line: said.update({line: None}))
+            steps[name] = plan.total_steps(config, ready.training.num_rows)
+        except NotReady as error:
+            reasons += map(ValueError, error.reasons)
+        except (ValueError, OSError) as error:
+            reasons.append(error)
+    refuse(reasons)
+    for line in said:
+        show(line)
+    return steps
+
+
+def run_all(missing: Mapping[str, Config], most: int, line: Line, write: Callable[[], object]) -> dict[str, str]:
+    """Run them all, `most` at once, and call `write` after each; gives why some failed, by run name.
+
+    Args:
+        missing: by the name that people see; their run names differ.
+    """
+    shown = {config.train.name: name for name, config in missing.items()}
+    failed: dict[str, str] = {}
+    reached: dict[str, int] = {}  # run -> its last step
+
+    def watch(progress: RunProgress) -> None:
+        reached[progress.name] = progress.step
+        line.to(sum(reached.values()), {f"{shown[progress.name]}: loss": progress.loss})
+
+    with QueueReader(watch) as reader:
+        waiting = list(missing.values())
+        running: dict[Any, Config] = {}  # by Ray's reference to its task
+        try:
+            while waiting or running:
+                while waiting and len(running) < most:
+                    config = waiting.pop(0)
+                    running[_run_experiment.remote(config.model_dump(mode="json"), reader.queue)] = config
+                ended, _ = ray.wait(list(running), num_returns=1)
+                config = running.pop(ended[0])
+                name = config.train.name
+                if why := _why_failed(ended[0]):
+                    failed[name] = why
+                    _settle(config, "FAILED")
+                    line.say(f"failed    {shown[name]}: {why}")
+                else:
+                    results = read_run(RunFolder.of(config).path).results
+                    line.say(f"finished  {shown[name]}: {' / '.join(results.titles)} at {results.line()}")
+                write()
+        finally:  # after Ctrl-C or an error some are left; each resumes from its last checkpoint
+            if running:
+                for task in running:
+                    ray.cancel(task)
+                ray.wait(list(running), num_returns=len(running), timeout=_STOP_SECONDS)
+                for task, config in running.items():
+                    ray.cancel(task, force=True)
+                    _settle(config, "KILLED")
+    return failed
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _run_experiment(tree: Mapping[str, Any], messages: Any) -> None:
+    """One run, in a process of its own, which reserves no CPU: the run's workers do."""
+    session.quiet()
+    config = Config.model_validate(tree)
+
+    def watch(step: int, metrics: Mapping[str, float]) -> None:
+        messages.send.remote(RunProgress(config.train.name, step, metrics["loss"]))
+
+    folder, begun = RunFolder.of(config), time.monotonic()
+    try:
+        experiment.run(config, quiet=True, watch=watch)
+    finally:
+        if folder.info_file.exists():
+            folder.write_info(seconds=folder.read_info().get("seconds", 0.0) + time.monotonic() - begun)
+
+
+def _why_failed(task: Any) -> str:
+    """Why a finished task failed; "" if it did not."""
+    try:
+        ray.get(task)
+    except ray.exceptions.WorkerCrashedError:
+        return "its process died, perhaps for lack of memory"
+    except Exception as error:  # Ray wraps the original exception in several layers
+        return one_line(session.cause(error), 600)
+    return ""
+
+
+def _settle(config: Config, status: tracking.Status) -> None:
+    """Note in a run's MLflow record how it ended; the process that would have done so may be gone."""
+    run_id = RunFolder.of(config).read_info().get("run_id")
+    if run_id:
+        tracking.end_runs(tracking.uri_of(config), {run_id: status})
