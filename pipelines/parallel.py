@@ -95,9 +95,10 @@ def run_all(missing: Mapping[str, Config], most: int, line: Line, write: Callabl
             if running:
                 for task in running:
                     ray.cancel(task)
-                ray.wait(list(running), num_returns=len(running), timeout=_STOP_SECONDS)
-                for task, config in running.items():
+                _, left = ray.wait(list(running), num_returns=len(running), timeout=_STOP_SECONDS)
+                for task in left:  # no other: Ray aborts this process if it cancels a task that is just ending
                     ray.cancel(task, force=True)
+                for config in running.values():
                     _settle(config, "KILLED")
     return failed
 

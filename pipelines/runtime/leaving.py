@@ -99,8 +99,11 @@ def said() -> None:
 
 
 def lose(reason: str) -> None:
-    """Ray has ended: interrupt the main thread with a `LostError`, and end the process if that does not."""
-    if not _state.active or _state.lost:
+    """Ray has ended: interrupt the main thread with a `LostError`, and end the process if that does not.
+
+    Where the process is ending already, this is Ray's own end, and the exit code stays.
+    """
+    if not _state.active or _state.lost or _state.said:
         return
     _state.lost = reason
     _leave_at(time.monotonic() + _LOST)

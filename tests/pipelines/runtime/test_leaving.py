@@ -83,6 +83,13 @@ def test_without_ray_a_process_ends_with_a_line(how: str) -> None:
     assert (code, out, err) == (0, "Ray has ended; start again\n", "")
 
 
+def test_ray_that_ends_with_a_stopped_process_changes_no_exit_code() -> None:
+    """While Python ends, Ray ends its processes, and a busy machine may take long over it."""
+    ending = "except KeyboardInterrupt:\n    leaving.said()\nleaving.lose('Ray has ended')\nstuck()"
+    code, _, err, _ = run(f"try:\n    time.sleep(60)\n{ending}", (0.2, signal.SIGINT))
+    assert (code, err) == (130, "")
+
+
 def test_another_process_is_left_alone() -> None:
     """What is no command of ours keeps its own handlers: nothing is done without `guard`."""
     code = (
