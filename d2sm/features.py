@@ -118,7 +118,7 @@ def at_layers(network: str, layers: Sequence[str], *, weights: str | Path | None
         return _features(net, found, scale)
     whole, by_name, scale = feature_networks.build(network, layers)
     order = list(by_name)
-    wanted = sorted({order.index(layer) for layer in _checked(network, layers, *order)})
+    wanted = sorted({order.index(layer) for layer in _checked(network, layers, example=order[-1])})
     start = FirstLayers(list(by_name.values())[: wanted[-1] + 1], wanted).eval()
     if len(wanted) > 1:  # an in-place ReLU would overwrite the map of the layer before it
         _forbid_inplace(start)
@@ -229,10 +229,10 @@ def _maps(net: nn.Module, images: Tensor) -> list[Tensor]:
     return net.maps(images) if isinstance(net, (FirstLayers, Truncated)) else [net(images)]
 
 
-def _checked(network: str, layers: Sequence[str], *known: str) -> list[str]:
+def _checked(network: str, layers: Sequence[str], *, example: str = "") -> Sequence[str]:
     if not layers:
-        raise ValueError(f"layers: none of {network}; name one or more" + (f", such as {known[-1]}" if known else ""))
-    return list(layers)
+        raise ValueError(f"layers: none of {network}; name one or more" + (f", such as {example}" if example else ""))
+    return layers
 
 
 def _forbid_inplace(network: nn.Module) -> None:

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from d2sm.features import Features, at_layers, split
+from d2sm.features import Features, at_layers, split, wrap
 from d2sm.frozen import FrozenWrapper
 from d2sm.images import check_pair
 from d2sm.truncation import Truncated
@@ -100,3 +100,19 @@ def phi(names: Sequence[str], *, weights: Sequence[str | Path | None] = ()) -> F
         networks[network].append(layer)
     built = [at_layers(network, layers, weights=files[network]) for network, layers in networks.items()]
     return built[0] if len(names) == 1 else Layers(built, names)
+
+
+def phi_of(features: str | Sequence[str] | nn.Module, *, weights: str | Path | None = None) -> Features | Layers:
+    """Phi as a loss is given it: by one or several names, or as a module.
+
+    Args:
+        features: names as in `phi`; or a module, which is wrapped unless it is a `Features` or `Layers`.
+        weights: of every named network, see `features.features`.
+
+    Raises:
+        ValueError: as `phi` or `features.wrap`.
+    """
+    if isinstance(features, nn.Module):
+        return features if isinstance(features, Layers) else wrap(features)
+    names = [features] if isinstance(features, str) else list(features)
+    return phi(names, weights=[weights] * len(names))

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from d2sm.divergence import Divergence, Kernel
-from d2sm.features import Features, patches, wrap
+from d2sm.features import patches
 from d2sm.frozen import exclude_from_state_dict
 from d2sm.images import check_pair
-from d2sm.layers import Layers, phi
+from d2sm.layers import phi_of
 from d2sm.matching import Reduction, StatisticsMatching
 
 
@@ -82,7 +82,7 @@ class D2SMLoss(nn.Module):
         gather_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.features = _phi(features, weights)
+        self.features = phi_of(features, weights=weights)
         layers = self.features.layers
         for layer in layers:
             if patch_size is not None and (patch_size < 1 or patch_size % layer.stride):
@@ -161,13 +161,6 @@ class D2SMLoss(nn.Module):
         if first:  # wide: an untrained network may stray, and later values are up to the optimizer
             _check_range("restored", restored.detach(), -10.0, 11.0)
             self._range_checked = True
-
-
-def _phi(features: str | Sequence[str] | nn.Module, weights: str | Path | None) -> Features | Layers:
-    if isinstance(features, nn.Module):
-        return features if isinstance(features, Layers) else wrap(features)
-    names = [features] if isinstance(features, str) else list(features)
-    return phi(names, weights=[weights] * len(names))
 
 
 def _normalised(weights: Sequence[float], count: int) -> list[float]:

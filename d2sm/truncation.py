@@ -126,28 +126,29 @@ def maps_of(network: nn.Module, small: Tensor, large: Tensor, *, inside: str = "
     Args:
         small, large: two square images of which one has twice the side of the other.
     """
-    shapes = []
-    for image in (small, large):
-        found: dict[str, tuple[int, ...]] = {}
-        counts: Counter[str] = Counter()
-
-        def look(
-            path: str, output: Any, found: dict[str, tuple[int, ...]] = found, counts: Counter[str] = counts
-        ) -> None:
-            counts[path] += 1
-            if isinstance(output, Tensor) and output.ndim == 4:
-                found[path] = tuple(output.shape)
-
-        paths = [path for path, _ in network.named_modules() if path]
-        with _hooks(network, paths, look), torch.no_grad(), suppress(Exception):
-            network(image)
-        shapes.append({path: shape for path, shape in found.items() if counts[path] == 1})
+    of_small, of_large = _map_shapes(network, small), _map_shapes(network, large)
     prefix = f"{inside}." if inside else ""
-    for path, shape in shapes[0].items():
-        if path.startswith(prefix) and path in shapes[1]:
-            stride = stride_between(small.shape[-1], shape[2:], shapes[1][path][2:])
+    for path, shape in of_small.items():
+        if path.startswith(prefix) and path in of_large:
+            stride = stride_between(small.shape[-1], shape[2:], of_large[path][2:])
             if stride is not None:
                 yield Layer(path.removeprefix(prefix), stride, shape[1])
+
+
+def _map_shapes(network: nn.Module, image: Tensor) -> dict[str, tuple[int, ...]]:
+    """Shapes of the outputs (B, C, h, w) of the submodules that run once, as far as the network does not fail."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    counts: Counter[str] = Counter()
+
+    def look(path: str, output: Any) -> None:
+        counts[path] += 1
+        if isinstance(output, Tensor) and output.ndim == 4:
+            shapes[path] = tuple(output.shape)
+
+    paths = [path for path, _ in network.named_modules() if path]
+    with _hooks(network, paths, look), torch.no_grad(), suppress(Exception):
+        network(image)
+    return {path: shape for path, shape in shapes.items() if counts[path] == 1}
 
 
 def stride_between(pixels: int, small: Sequence[int], large: Sequence[int]) -> int | None:

@@ -20,14 +20,13 @@ from torch import nn
 
 from pipelines import registry
 from pipelines.config import Config
-from pipelines.data import degradation, index, shards
+from pipelines.data import degradation, index
 from pipelines.data import labels as label_sets
-from pipelines.data.images import DataError, ImageError, LabelError, read_labels
-from pipelines.data.splits import evaluated_part_line, evaluation_images
+from pipelines.data.images import DataError, ImageError, LabelError
+from pipelines.data.splits import evaluated_part_line, evaluation_images, sampled_labels
 from pipelines.inference import pool
 from pipelines.inference.known import Known, KnownFile, about
 from pipelines.inference.measuring import SKIPPED, Measurement, Measurer, image_score, numbers_of, score
-from pipelines.inference.pictures import spread
 from pipelines.networks import segmenters
 from pipelines.runs import checkpoint
 from pipelines.runs.results import EvaluationError, ImageRow, ImageScore, Judge, Results, convention, in_order
@@ -39,7 +38,6 @@ from pipelines.tracking.measurer import evaluation_lpips, measurer_of
 from pipelines.tracking.segmenter import evaluation_judges, segmenter_store
 
 SMALLEST = 11  # pixels: the side of SSIM's window (d2sm.metrics)
-_SAMPLED = 8  # label maps that are read before anything is measured
 _HIGHEST_BELOW_19 = 5  # the train id of a pole: its label id, 17, is the last below 19
 
 
@@ -135,16 +133,10 @@ def _looked_at_labels(config: Config, items: pa.Table) -> tuple[str, ...]:
     """
     highest = -1
     try:
-        for row in spread(items.num_rows, _SAMPLED):
-            where = items["label"][row].as_py()
-            if shards.open_stored(where) is not None:  # `d2sm prepare` has read it as label ids
-                return ()
-            ids = read_labels(where, config.data.labels)
+        for ids in sampled_labels(config, items):
             highest = max([highest, *np.unique(ids[ids != 255]).tolist()])
     except LabelError as error:
         raise DataError(f"{error}; or evaluate without MIoU: evaluate.segmenter=null") from None
-    except ImageError:  # the evaluation will stop at it, or leave it out
-        return ()
     if config.data.labels == label_sets.CITYSCAPES and -1 < highest <= _HIGHEST_BELOW_19:
         return (
             "the labels hold no id above 18 (no sky, no vegetation, no car); if they are train ids instead of label "

@@ -12,7 +12,7 @@ from pipelines import tracking
 from pipelines.check import Ready, check
 from pipelines.config import Config
 from pipelines.data import index, plan
-from pipelines.inference.pictures import spread
+from pipelines.data.splits import spread
 from pipelines.runs import checkpoint
 from pipelines.runs.folder import RunFolder
 from pipelines.runtime import resources, session

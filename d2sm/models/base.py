@@ -65,10 +65,13 @@ class Denoiser(nn.Module):
         Raises:
             ValueError: the shape is not (B, 3, H, W).
         """
-        if noisy.dim() != 4 or noisy.shape[1] != 3:
-            raise ValueError(f"{self.label}: noisy has shape {tuple(noisy.shape)}: needs (B, 3, H, W)")
+        self._check_shape(noisy)
         height, width = noisy.shape[-2:]
         return F.pad(noisy, (0, -width % self.stride, 0, -height % self.stride), mode="replicate")
+
+    def _check_shape(self, noisy: Tensor) -> None:
+        if noisy.dim() != 4 or noisy.shape[1] != 3:
+            raise ValueError(f"{self.label}: noisy has shape {tuple(noisy.shape)}: needs (B, 3, H, W)")
 
     def crop(self, padded: Tensor, noisy: Tensor) -> Tensor:
         """The result for the padded images, at the size of `noisy`."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from d2sm import probing
 from d2sm.models.base import Denoiser
+from d2sm.tiles import round_up
 
 _INSIDE = "network."
 
@@ -97,12 +98,8 @@ class WrappedNetwork(Denoiser):
         return self.call(self.network, noisy.contiguous(), sigma)
 
     def pad(self, noisy: Tensor) -> Tensor:
-        if noisy.dim() != 4 or noisy.shape[1] != 3:
-            raise ValueError(f"{self.label}: noisy has shape {tuple(noisy.shape)}: needs (B, 3, H, W)")
-        height, width = (max(side, self.minimum) for side in noisy.shape[-2:])
-        right, below = (
-            side + -side % self.multiple - given for side, given in zip((width, height), noisy.shape[:-3:-1])
-        )
+        self._check_shape(noisy)
+        below, right = (round_up(max(side, self.minimum), self.multiple) - side for side in noisy.shape[-2:])
         return F.pad(noisy, (0, right, 0, below), mode="replicate")
 
     def to(self, *args: Any, **kwargs: Any) -> WrappedNetwork:

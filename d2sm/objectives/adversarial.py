@@ -11,11 +11,9 @@ from torch.func import functional_call
 from torch.nn.functional import relu
 from torch.nn.utils.parametrizations import spectral_norm
 
-from d2sm.features import Features, wrap
-from d2sm.features import features as named_features
 from d2sm.frozen import exclude_from_state_dict
 from d2sm.images import check_pair
-from d2sm.layers import Layers
+from d2sm.layers import phi_of
 
 _EPSILON = 1e-8
 
@@ -51,7 +49,7 @@ class Adversarial(nn.Module):
         weights: Phi's, see `features.features`.
 
     Raises:
-        ValueError: as `features.features` or `features.wrap`.
+        ValueError: as `layers.phi_of`.
 
     Example:
         >>> loss = Adversarial(nn.Conv2d(3, 8, 4, stride=4))
@@ -65,11 +63,7 @@ class Adversarial(nn.Module):
 
     def __init__(self, features: str | nn.Module = "vgg19.conv5_4", *, weights: str | Path | None = None) -> None:
         super().__init__()
-        self.features: Features | Layers
-        if isinstance(features, str):
-            self.features = named_features(features, weights=weights)
-        else:
-            self.features = features if isinstance(features, Layers) else wrap(features)
+        self.features = phi_of(features, weights=weights)
         layers = [discriminator(layer.channels) for layer in self.features.layers]
         self.discriminator: nn.Module = layers[0] if len(layers) == 1 else nn.ModuleList(layers)
         exclude_from_state_dict(self, "features")  # Phi finds its own weights

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from d2sm.inference import restore
 from pipelines.comparison.rows import Row, RunsError, short_names
 from pipelines.data.labels import CITYSCAPES, LabelSet, label_set
-from pipelines.data.splits import evaluation_images
+from pipelines.data.splits import evaluation_images, spread
 from pipelines.inference import samples
-from pipelines.inference.pictures import spread
 from pipelines.inference.tiling import tile_for
 from pipelines.networks import segmenters
 from pipelines.runs import checkpoint

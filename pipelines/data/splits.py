@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from d2sm.objectives import TERMS
 from pipelines.config import NO_JUDGES, Config
@@ -17,7 +18,7 @@ from pipelines.recipes import recipes
 from pipelines.runtime.progress import slow_stage
 from pipelines.text import more
 
-_SAMPLED = 8  # label maps of the training split that are read before anything is started
+_SAMPLED = 8  # label maps that are read before anything is started
 
 
 def training_images(config: Config, *, hold_out: bool = True) -> pa.Table:
@@ -130,32 +131,46 @@ def check_labels(config: Config, items: pa.Table) -> None:
     """Check that every image has labels if an objective compares with them.
 
     Raises:
-        DataError: names the first image without.
+        DataError: names the first image without, or a label map with values that are not the label set's.
     """
     missing = items.filter(items["label"].is_null())["name"]
     if config.loss.uses_labels and len(missing):
         keys = [f"loss.{TERMS[name].weight_key}=0" for name in config.loss.terms if TERMS[name].uses_labels]
         raise _no_label(config.data.train_split, missing, " ".join(keys))
     if config.loss.uses_labels:
-        _look_at_labels(config, items)
-
-
-def _look_at_labels(config: Config, items: pa.Table) -> None:
-    """Read some label maps, for values that are not the label set's.
-
-    Raises:
-        DataError: one holds such a value.
-    """
-    for row in np.unique(np.linspace(0, items.num_rows - 1, _SAMPLED).round().astype(int)).tolist():
-        where = items["label"][row].as_py()
-        if shards.open_stored(where) is not None:  # train ids, which `d2sm prepare` has read
-            return
         try:
-            read_labels(where, config.data.labels)
+            for _ in sampled_labels(config, items):
+                pass
         except LabelError as error:
             raise DataError(str(error)) from None
-        except ImageError:  # an image that cannot be read is another matter
+
+
+def sampled_labels(config: Config, items: pa.Table) -> Iterator[NDArray[np.uint8]]:
+    """Some label maps, read before the long work for what shows in their values alone.
+
+    None of a prepared set: it holds train ids, which `d2sm prepare` has read. A map that cannot be read ends them; the
+    training or evaluation will stop at it, or leave it out.
+
+    Raises:
+        LabelError: a map holds a value that is not the label set's.
+    """
+    for row in spread(items.num_rows, _SAMPLED):
+        where = items["label"][row].as_py()
+        if shards.open_stored(where) is not None:
             return
+        try:
+            labels = read_labels(where, config.data.labels)
+        except LabelError:
+            raise
+        except ImageError:
+            return
+        yield labels
+
+
+def spread(total: int, count: int) -> list[int]:
+    """At most `count` indices, evenly spaced from the first to the last of `total`."""
+    chosen = np.linspace(0, total - 1, min(count, total)).round().astype(int)
+    return list(dict.fromkeys(chosen.tolist()))
 
 
 def settled(config: Config, *, given: Collection[str] = ()) -> tuple[Config, list[str]]:

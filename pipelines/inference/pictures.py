@@ -14,7 +14,7 @@ from d2sm.inference import restore
 from pipelines.config import Config
 from pipelines.data import labels as label_sets
 from pipelines.data.images import write_png
-from pipelines.data.splits import evaluation_images
+from pipelines.data.splits import evaluation_images, spread
 from pipelines.inference import samples
 from pipelines.inference.tiling import tile_for
 from pipelines.networks import segmenters
@@ -57,12 +57,6 @@ def draw(bundle: Path, config: Config, folder: Path, segmenter: nn.Module | None
         write_png(path, labelled(grid(list(images.values()), segmenter, colours), list(images)))
         written.append(path)
     return written
-
-
-def spread(total: int, count: int) -> list[int]:
-    """At most `count` indices, evenly spaced from the first to the last of `total`."""
-    chosen = np.linspace(0, total - 1, min(count, total)).round().astype(int)
-    return list(dict.fromkeys(chosen.tolist()))
 
 
 def grid(

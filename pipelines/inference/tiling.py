@@ -49,18 +49,17 @@ def tile_for_size(
     """`tile_for`, by the height and width of the images."""
     if asked is None:
         return None
-    if asked != "auto" and not has_tiles(model):
+    needs = getattr(model, "bytes_per_pixel", None) if asked == "auto" else None
+    free = 0 if needs is None else _free(model, sharing)
+    if needs is not None and images * size[0] * size[1] * needs <= free:
         return None
-    if asked != "auto":
-        if asked < 1:
-            raise ValueError(f"tile={asked}: needs a side in pixels, 0 for whole images, or auto")
-        return max(asked, smallest_tile(model))
-    needs = getattr(model, "bytes_per_pixel", None)
+    if not has_tiles(model):
+        return None
     if needs is None:
-        return max(UNSTATED, smallest_tile(model)) if has_tiles(model) else None
-    free = _free(model, sharing)
-    if images * size[0] * size[1] * needs <= free or not has_tiles(model):
-        return None
+        side = UNSTATED if asked == "auto" else asked
+        if side < 1:
+            raise ValueError(f"tile={side}: needs a side in pixels, 0 for whole images, or auto")
+        return max(side, smallest_tile(model))
     reach, stride = model.receptive_field, model.stride
     assert isinstance(reach, int) and isinstance(stride, int)
     return largest_tile(*size, free=free, bytes_per_pixel=needs, halo=reach, stride=stride, images=images)

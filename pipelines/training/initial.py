@@ -84,16 +84,16 @@ def pinned(config: Config) -> str:
         ConfigError: see `read`.
     """
     reference = _reference(config)
-    if not isinstance(reference, Path) or reference.is_file():
-        initial = read(config)
-        if not isinstance(reference, Path):
-            return initial.source if registered.is_reference(reference) else reference
-        copy = Path(config.train.storage).expanduser().absolute() / _FILES / f"{initial.fingerprint}{SUFFIX}"
-        if not copy.exists():
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            _write(initial.weights, copy)
-        return str(copy)
-    return str(reference)
+    if isinstance(reference, Path) and reference.is_dir():
+        return str(reference)
+    initial = read(config)
+    if not isinstance(reference, Path):
+        return initial.source if registered.is_reference(reference) else reference
+    copy = Path(config.train.storage).expanduser().absolute() / _FILES / f"{initial.fingerprint}{SUFFIX}"
+    if not copy.exists():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        _write(initial.weights, copy)
+    return str(copy)
 
 
 def prepare(config: Config, folder: RunFolder) -> None:

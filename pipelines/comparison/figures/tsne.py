@@ -23,7 +23,7 @@ from pipelines.comparison.photographs import CLEAN, ComparedPhotograph, compared
 from pipelines.comparison.rows import Row, RunsError, short_names
 from pipelines.config import Config
 from pipelines.data import labels
-from pipelines.inference.pictures import spread
+from pipelines.data.splits import spread
 from pipelines.inference.samples import tensor
 from pipelines.networks.features import first_layer
 from pipelines.runtime.progress import stage

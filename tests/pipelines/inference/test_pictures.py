@@ -10,7 +10,8 @@ import torch
 
 from d2sm.metrics import COLOURS
 from pipelines.data.images import read_rgb
-from pipelines.inference.pictures import draw, grid, labelled, spread
+from pipelines.data.splits import spread
+from pipelines.inference.pictures import draw, grid, labelled
 from tests.conftest import tiny_config
 from tests.helpers.checkpoints import bundle_of
 from tests.helpers.segmenters import Brightness
