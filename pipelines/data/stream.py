@@ -65,6 +65,7 @@ def stream(config: Config, items: pa.Table, first_step: int = 0, *, workers: int
     # A task emits its rows at its end. With Ray's buffer of two blocks it then keeps its CPU while they are fetched two
     # by two.
     private.let_blocks_wait(context, plan.steps_per_task(config) * (workers or config.train.workers[1]))
+    private.pause_when_idle(context)
     context.execution_no_progress_timeout_s = 300
     context.raise_original_map_exception = True  # Ray would otherwise pass on the text of an error alone
     # Elastic workers take every CPU, and a task that reserves one would wait for ever. So tasks reserve none, and

@@ -1,7 +1,8 @@
-"""What libraries write to the file of stderr past Python: Ray's C++ log lines are kept from the terminal.
+"""What libraries write past this project: Ray's own log lines are kept from the terminal.
 
 They would break into the progress line, and say nothing that a user could act on. Python's own stderr gets the
 terminal to itself; what is written to file descriptor 2 goes through a pipe, and lines that are not Ray's are shown.
+To stdout Ray prints what its raylet reports, from a thread of its own; that thread's text is dropped.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 import sys
 import threading
 from contextlib import suppress
+from typing import Any, TextIO
 
 from pipelines.text import one_line, show
 
@@ -24,8 +26,12 @@ _FATAL = re.compile(rb"\[\d{4}-\d\d-\d\d [\d:,.]+ C \d+ \d+\] *(\S+:\d+: *)?(?P<
 _MORE = re.compile(rb"\s+\[state-dump\]|\*\*\* |\S*/_raylet\.so|\s+@ |\S*\.so(\.\d+)*\(")  # of several lines
 
 
+_REPORTS = "ray_listen_error_messages"  # Ray's thread that prints to stdout, whatever `log_to_driver` is
+
+
 def set_aside() -> None:
     """Begin with that; until the end of the process."""
+    sys.stdout = _WithoutReports(sys.stdout)  # type: ignore[assignment]
     try:
         if sys.stderr.fileno() != 2:
             return
@@ -45,6 +51,19 @@ def set_aside() -> None:
         reader.join(0.2)  # processes that Ray started may hold the pipe open
 
     atexit.register(put_back)
+
+
+class _WithoutReports:
+    """Stdout, but for what Ray's thread prints there."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        return len(text) if threading.current_thread().name == _REPORTS else self.stream.write(text)
 
 
 def _pass_on(read: int) -> None:

@@ -110,6 +110,66 @@ def test_a_task_of_ray_data_makes_blocks_ahead(ray_session: None, tmp_path: Path
     assert [int(row["number"][0]) for row in rows] == list(range(1, 12))
 
 
+class Steps:
+    """Counts the steps of Ray Data's scheduler in a file, from within the process that it runs in."""
+
+    file: Path
+
+    def on_execution_step(self, executor: object) -> None:
+        with self.file.open("ab") as file:
+            file.write(b".")
+
+    def before_execution_starts(self, executor: object) -> None:
+        pass
+
+    def after_execution_succeeds(self, executor: object) -> None:
+        pass
+
+    def after_execution_fails(self, executor: object, error: Exception) -> None:
+        pass
+
+
+def steps_while_nothing_is_read(steps: Path, *, pauses: bool) -> int:
+    """Of Ray Data's scheduler in a second; all rows then come in order."""
+
+    class Counted(Steps):
+        file = steps
+
+    context = ray.data.DataContext.get_current().copy()
+    context.target_max_block_size = 1
+    context.enable_progress_bars = context.print_on_execution_start = False
+    context.execution_options.preserve_order = True
+    context.execution_options.resource_limits = ray.data.ExecutionResources(cpu=2, object_store_memory=2**22)
+    private.let_blocks_wait(context, 20)
+    context.custom_execution_callback_classes.append(Counted)
+    if pauses:
+        private.pause_when_idle(context)
+    with ray.data.DataContext.current(context):
+        source = ray.data.from_items([{"task": task} for task in range(30)], override_num_blocks=30)
+        made = source.map_batches(_rows, batch_size=1, num_cpus=0.5)
+    (split,) = made.streaming_split(1)
+    rows = iter(split.iter_batches(batch_size=1, prefetch_batches=1))
+    next(rows)
+    time.sleep(3)  # until as many blocks are made as have room
+    before = steps.stat().st_size
+    time.sleep(1)
+    taken = steps.stat().st_size - before
+    assert [int(row["number"][0]) for row in rows] == [*range(1, 20), *(list(range(20)) * 29)]
+    return taken
+
+
+def test_ray_datas_scheduler_pauses_while_blocks_wait_for_their_reader(ray_session: None, tmp_path: Path) -> None:
+    """Without the pause it takes thousands of steps a second on an idle machine, and with it at most 100."""
+    busy = steps_while_nothing_is_read(tmp_path / "busy", pauses=False)
+    paused = steps_while_nothing_is_read(tmp_path / "paused", pauses=True)
+    assert paused <= 110 and busy > 2 * paused
+
+
+def _rows(batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    for number in range(20):
+        yield {"number": np.array([number]), "crops": np.zeros((1, 100, 100, 3), np.uint8)}
+
+
 def test_the_reason_within_rays_errors() -> None:
     from ray.exceptions import RayTaskError
     from ray.train import ControllerError, WorkerGroupError
