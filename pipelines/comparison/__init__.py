@@ -1,6 +1,7 @@
 """Finished runs compared: as a table, as figures, and as an HTML report.
 
 rows          finished runs grouped into rows: a row is one setting, its runs differ in their seed alone
+intervals     intervals of metrics and of gains, by a bootstrap over the photographs
 paper         the paper's published numbers
 render        rows as a table: on the terminal, as table.md and as table.json
 photographs   evaluation photographs as each row restores them

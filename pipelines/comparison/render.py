@@ -8,10 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from pipelines.comparison import intervals
 from pipelines.comparison.rows import FinishedRun, Row, common_changes, labels
 from pipelines.runs.results import level_title, metric_digits, metric_name
 from pipelines.runtime import files
-from pipelines.text import columns, markdown, markdown_code, printable, redact
+from pipelines.text import columns, markdown, markdown_code, more, printable, redact
 from pipelines.tracking.store import ui_command
 
 TEXT, JSON = "table.md", "table.json"
@@ -28,7 +31,8 @@ def write(rows: Sequence[Row], folder: Path) -> list[Path]:
 
 
 def cells(rows: Sequence[Row]) -> list[list[str]]:
-    """The table as text: a header; noisy; each row, its gain over the first row, and the paper's numbers; clean."""
+    """The table as text: a header; noisy; each row, its gain over the first row with its interval, and the paper's
+    numbers; clean."""
     if not rows:
         return []
     first = rows[0].runs[0]
@@ -44,6 +48,10 @@ def cells(rows: Sequence[Row]) -> list[list[str]]:
             found.append(
                 ["  gain over the first row", "", "", *(_gains(metrics, level, row, rows[0]) for level in levels)]
             )
+            if any(row.interval(rows[0], name) for name in first.columns):
+                found.append(
+                    ["  its 95 % interval", "", "", *(_intervals(metrics, level, row, rows[0]) for level in levels)]
+                )
         if row.published:
             found.append(["  in the paper", "", "", *(_values(metrics, level, row.published.get) for level in levels)])
     ceiling = " / ".join(_number(first.metrics.get(f"clean.{metric}"), metric) for metric in metrics)
@@ -54,9 +62,10 @@ def text(rows: Sequence[Row]) -> str:
     """For the terminal."""
     if not rows:
         return "no run has finished"
-    table = columns(cells(rows), ruled=True)
     common = _in_all(rows)
-    return f"{table}\n\nin all rows: {printable(common)}" if common else table
+    notes = [f"in all rows: {printable(common)}"] if common else []
+    notes += map(printable, interval_notes(rows))
+    return "\n\n".join([columns(cells(rows), ruled=True), *["\n".join(notes)] * bool(notes)])
 
 
 def document(rows: Sequence[Row]) -> str:
@@ -80,6 +89,7 @@ def document(rows: Sequence[Row]) -> str:
         "Each cell is the mean over the seeds ± the standard deviation (n - 1); a gain is the mean difference between "
         "runs of the same seed. The paper's numbers were measured on Cityscapes, with full-size networks and the full "
         "schedule.",
+        *(text for note in interval_notes(rows) for text in ("", markdown(note))),
         "",
         "## Runs",
         "",
@@ -109,18 +119,74 @@ def tree(rows: Sequence[Row]) -> dict[str, Any]:
         "judges": {name: judge.segmenter for name, judge in measured.judges.items()},
         "noisy": {name: first.metrics.get(f"noisy.{name}") for name in names},
         "clean.miou": measured.clean.miou,
+        "intervals": {"level": intervals.LEVEL, "draws": intervals.DRAWS, "notes": interval_notes(rows)},
         "rows": [
             {
                 "label": row.label,
                 "recipe": row.config.recipe,
                 "mean": {name: row.mean(name) for name in names},
                 "spread": {name: row.deviation(name) for name in names},
+                **({} if row is rows[0] else {"gain": {name: _gain(row, rows[0], name) for name in names}}),
                 "paper": dict(row.published),
                 "runs": [_run(run) for run in row.runs],
             }
             for row in rows
         ],
     }
+
+
+def _gain(row: Row, over: Row, metric: str) -> dict[str, Any] | None:
+    """The mean and the standard deviation of the difference to another row, and the ends of its interval."""
+    if (gain := row.gain(over, metric)) is None:
+        return None
+    interval = row.interval(over, metric)
+    return {"mean": gain[0], "spread": gain[1], "interval": interval and [interval.low, interval.high]}
+
+
+def interval_notes(rows: Sequence[Row]) -> list[str]:
+    """What a reader of gains has to know of their intervals, a sentence or more each: how they were made, and why some
+    are missing."""
+    return [*filter(None, [_how_intervals(rows)]), *_missing_intervals(rows)] if len(rows) > 1 else []
+
+
+def _how_intervals(rows: Sequence[Row]) -> str:
+    """How the intervals were made; "" where there are none."""
+    if not any(row.interval(rows[0], name) for row in rows[1:] for name in rows[0].runs[0].columns):
+        return ""
+    images = rows[0].runs[0].results.images
+    few = "; with so few it is too narrow" if images < 20 else ""
+    return (
+        f"95 % interval of a gain: paired bootstrap over the {images} photographs ({intervals.DRAWS} draws, the same "
+        f"for all runs), seeds averaged. It covers the choice of photographs{few}, not that of seeds, and is too "
+        "narrow where photographs resemble each other, as neighbouring frames of a video do."
+    )
+
+
+def _missing_intervals(rows: Sequence[Row]) -> list[str]:
+    """Why gains over the first row have no interval: a sentence for each cause; none where all have one."""
+    first = rows[0].runs[0]
+    if first.results.images < 2:
+        return ["There are no 95 % intervals: a single photograph was evaluated."]
+    notes = []
+    without = {
+        run.folder: [name for name in first.columns if name in run.metrics and name not in run.draws]
+        for row in rows
+        for run in row.runs
+    }
+    if folders := [folder for folder, names in without.items() if names]:
+        lacking = {name.partition(".")[0] for names in without.values() for name in names}
+        metrics = ", ".join(metric for metric in first.results.metrics if metric in lacking)
+        notes.append(
+            f"No 95 % interval for {metrics}: the results of {folders[0]}{more(folders)} do not hold it by photograph, "
+            f"as those of earlier versions do not; `d2sm evaluate {folders[0]}` writes them again."
+        )
+    if unlabelled := [
+        name
+        for name in first.columns
+        if any(np.isnan(run.draws[name]).any() for row in rows for run in row.runs if name in run.draws)
+    ]:
+        notes.append(f"No 95 % interval for {', '.join(unlabelled)}: some draws of photographs hold no labels.")
+    return notes
 
 
 def _run(run: FinishedRun) -> dict[str, Any]:
@@ -153,15 +219,27 @@ def _gains(metrics: Sequence[str], level: str, row: Row, over: Row) -> str:
     parts = []
     for metric in metrics:
         mean, deviation = row.gain(over, metric_name(metric, level)) or (None, None)
-        sign = "" if mean is None else "+" if mean >= 0 else "-"
-        part = sign + _number(None if mean is None else abs(mean), metric)
-        parts.append(part + ("" if deviation is None else f" ±{_number(deviation, metric)}"))
+        parts.append(_signed(mean, metric) + ("" if deviation is None else f" ±{_number(deviation, metric)}"))
     return " / ".join(parts)
 
 
-def _number(value: float | None, metric: str) -> str:
-    """All but PSNR without the zero before the point, to keep the table narrow."""
+def _intervals(metrics: Sequence[str], level: str, row: Row, over: Row) -> str:
+    """A cell: the ends of the intervals of the gains, with a digit more than the gains, so that their sign shows."""
+    parts = []
+    for metric in metrics:
+        found = row.interval(over, metric_name(metric, level))
+        parts.append(f"[{_signed(found.low, metric, 1)}, {_signed(found.high, metric, 1)}]" if found else "-")
+    return " / ".join(parts)
+
+
+def _signed(value: float | None, metric: str, further: int = 0) -> str:
+    sign = "" if value is None else "+" if value >= 0 else "-"
+    return sign + _number(None if value is None else abs(value), metric, further)
+
+
+def _number(value: float | None, metric: str, further: int = 0) -> str:
+    """All but PSNR without the zero before the point, to keep the table narrow; `further`: digits beside the usual."""
     if value is None:
         return "-"
-    number = f"{value:.{metric_digits(metric)}f}"
+    number = f"{value:.{metric_digits(metric) + further}f}"
     return number if metric == "psnr" else number.removeprefix("0")

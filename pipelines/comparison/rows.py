@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import config as configs
+from pipelines.comparison import intervals
 from pipelines.comparison.paper import published
 from pipelines.config import Config
 from pipelines.recipes import recipes
@@ -77,6 +78,11 @@ class FinishedRun:
         """The evaluation under MLflow's names: psnr.sigma25 of the restored, noisy.psnr.sigma25, clean.miou."""
         return self.results.flat()
 
+    @cached_property
+    def draws(self) -> Mapping[str, intervals.Values]:
+        """The metrics of all photographs and of draws of them, see `intervals.of_results`."""
+        return intervals.of_results(self.results)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -118,6 +124,19 @@ class Row:
         if not gains:
             return None
         return statistics.fmean(gains), statistics.stdev(gains) if len(gains) > 1 else None
+
+    def interval(self, over: Row, metric: str) -> intervals.Interval | None:
+        """The 95 % interval of the gain's mean, over the choice of photographs; see `intervals`.
+
+        None where a run of such a seed was not measured photograph by photograph, see `intervals.of_results`.
+        """
+        found = self.difference(over, metric)
+        return None if found is None else intervals.interval(found)
+
+    def difference(self, over: Row, metric: str) -> intervals.Values | None:
+        """The gain's mean, of all photographs and of draws of them; None as in `interval`."""
+        ours, theirs = ({run.seed: run.draws for run in row.runs if metric in run.metrics} for row in (self, over))
+        return intervals.difference(ours, theirs, metric)
 
     def _values(self, metric: str) -> list[float]:
         return [run.metrics[metric] for run in self.runs if metric in run.metrics]

@@ -80,7 +80,7 @@ def test_the_results_are_jobs_of_the_list(results: dict[str, reader.Result]) -> 
 
 def test_miou_counts_classes_that_occur() -> None:
     right, labelled, predicted = [2, 0, 0], [4, 2, 0], [2, 1, 3]
-    assert float(reader.miou(np.array([right, labelled, predicted], dtype=float))) == (2 / 4 + 0) / 2
+    assert reader.miou(np.array([[right, labelled, predicted]], dtype=float))[0] == (2 / 4 + 0) / 2
 
 
 def test_labels_become_indices_of_the_classes(shared: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
+from pipelines.comparison import render
 from pipelines.comparison.photographs import ComparedPhotograph
 from pipelines.comparison.report import pictures, tables
 from pipelines.comparison.report.figures import Figure
@@ -64,6 +65,7 @@ def html(
         metrics=[title.removesuffix(" dB") for title in first.results.titles],
         number=tables.number,
         table=tables.table(rows),
+        notes=render.interval_notes(rows),
         bars={level: tables.bars(rows, level) for level in first.results.restored},
         pictures=pictures.pictures(photographs, limit=LIMIT - _TEXT - sum(len(figure.uri) for figure in figures)),
         legend=pictures.legend(photographs),

@@ -23,12 +23,22 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Gain:
+    """A difference to the first row, signed: "" where a seed of both was not measured; `interval` is "" for none."""
+
+    mean: str = ""
+    interval: str = ""
+
+
+@dataclass(frozen=True)
 class Line:
-    """A line of the table: a cell for each level and metric, and the paper's numbers for these, or ()."""
+    """A line of the table: a cell for each level and metric; for these the gains over the first row, or (), and the
+    paper's numbers, or ()."""
 
     name: str
     seeds: tuple[int, ...]
     cells: tuple[Cell, ...]
+    gains: tuple[Gain, ...] = ()
     paper: tuple[str, ...] = ()
     colour: str = ""  # as in the figures
 
@@ -70,7 +80,8 @@ def table(rows: Sequence[Row]) -> Table:
             for metric in metrics
         ]
         paper = tuple(number(row.published.get(metric), metric) for metric in metrics) if row.published else ()
-        lines.append(Line(name, tuple(run.seed for run in row.runs), tuple(cells), paper, look.colour))
+        gains = () if row is rows[0] else tuple(_gain(row, rows[0], metric) for metric in metrics)
+        lines.append(Line(name, tuple(run.seed for run in row.runs), tuple(cells), gains, paper, look.colour))
     noisy = [Cell(number(first.metrics.get(f"noisy.{metric}"), metric)) for metric in metrics]
     clean = [Cell(number(first.metrics.get(f"clean.{metric.partition('.')[0]}"), metric)) for metric in metrics]
     return Table(
@@ -93,6 +104,15 @@ def _with_best_marked(lines: Sequence[Line], metrics: Sequence[str]) -> list[Lin
         )
         for line in lines
     ]
+
+
+def _gain(row: Row, over: Row, metric: str) -> Gain:
+    """The interval with a digit more than the gain, so that its sign shows."""
+    if (gain := row.gain(over, metric)) is None:
+        return Gain()
+    digits, interval = metric_digits(metric), row.interval(over, metric)
+    shown = f"[{interval.low:+.{digits + 1}f}, {interval.high:+.{digits + 1}f}]" if interval else ""
+    return Gain(f"{gain[0]:+.{digits}f}", shown)
 
 
 def number(value: float | None, metric: str) -> str:

@@ -13,13 +13,13 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+
+from pipelines.comparison import intervals
+from pipelines.comparison.intervals import Values
 
 Result = dict[str, Any]
-Values = NDArray[np.float64]  # (1 + DRAWS,): of all photographs, then of each draw
 Scores = dict[str, Values]
 
-DRAWS = 2000
 # Measure: how it is printed, factor, digits.
 MEASURES = {
     "psnr": ("PSNR", 1, 3), "camvid": ("CamVid", 100, 2), "cityscapes": ("Cityscapes", 100, 2),
@@ -39,37 +39,28 @@ def load(paths: Iterable[Path]) -> dict[str, Result]:
     return made
 
 
-def miou(counts: Values) -> Values:
-    """(..., 3, 11) pixels right, labelled, predicted -> mean IoU over the classes that occur in the labels."""
-    right, labelled, predicted = np.moveaxis(counts, -2, 0)
-    with np.errstate(invalid="ignore"):
-        made: Values = np.nanmean(np.where(labelled > 0, right / (labelled + predicted - right), np.nan), axis=-1)
-    return made
-
-
 def summary(evaluation: dict[str, Any]) -> dict[str, float]:
     """One number for each measure; of nothing, nothing."""
     arrays = {key: np.array(values, dtype=float) for key, values in evaluation.items()}
-    return {key: float(miou(a.sum(0)) if a.ndim == 3 else a.mean()) for key, a in arrays.items()}
+    return {key: float(miou(a)[0] if a.ndim == 3 else a.mean()) for key, a in arrays.items()}
 
 
 def bootstrap(evaluation: dict[str, Any]) -> Scores:
-    """Every measure of all photographs and of `DRAWS` samples of them with replacement, the same for every call."""
-    count = len(evaluation["psnr"])
-    random = np.random.default_rng(0)
-    samples = [np.bincount(random.integers(0, count, count), minlength=count) for _ in range(DRAWS)]
-    times = np.stack([np.ones(count), *samples])  # how often each photograph counts, (1 + DRAWS, photographs)
-    made = {}
-    for key in MEASURES:
-        values = np.array(evaluation[key], dtype=float)
-        made[key] = miou(np.tensordot(times, values, 1)) if values.ndim == 3 else times @ values / times.sum(1)
-    return made
+    """Every measure of all photographs and of draws of them, see `pipelines.comparison.intervals`."""
+    arrays = {key: np.array(evaluation[key], dtype=float) for key in MEASURES}
+    return {key: miou(values) if values.ndim == 3 else intervals.mean(values) for key, values in arrays.items()}
+
+
+def miou(counts: Values) -> Values:
+    """MIoU from (photographs, 3, 11) pixels right, labelled, predicted."""
+    return intervals.miou(np.moveaxis(counts, 1, 2))
 
 
 def interval(values: Values, factor: float = 1) -> tuple[float, float, float]:
     """The number, and the ends of its interval."""
-    low, high = np.percentile(values[1:] * factor, [2.5, 97.5])
-    return float(values[0] * factor), float(low), float(high)
+    found = intervals.interval(values * factor)
+    assert found is not None, "every photograph has labels"
+    return found.value, found.low, found.high
 
 
 def said(values: Values, measure: str) -> str:
@@ -114,7 +105,7 @@ class Fronts:
     def at(self, name: str, drop: float) -> Scores | None:
         """Differences from L1 where the PSNR is `drop` dB below it, interpolated linearly between the two neighbours
         on the front, the first of which may be L1 itself; None beyond the front's end."""
-        points = [{key: np.zeros(1 + DRAWS) for key in MEASURES}]
+        points = [{key: np.zeros(1 + intervals.DRAWS) for key in MEASURES}]
         points += sorted((point.difference for point in self.fronts[name]), key=lambda d: -d["psnr"][0])
         for a, b in pairwise(points):
             below, above = -a["psnr"][0], -b["psnr"][0]
