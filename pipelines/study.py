@@ -109,12 +109,13 @@ class Outcome:
     uri: str
 
 
-def read(file: Path, *, name: str, changes: Mapping[str, Any]) -> Study:
+def read(file: Path, *, name: str, changes: Mapping[str, Any], absolute: bool = True) -> Study:
     """The runs of the plan in a file.
 
     Args:
         name: of the study's folder in `train.storage`.
         changes: dotted keys that all runs change.
+        absolute: whether paths become absolute, as the processes that train need them; False: as they are given.
 
     Raises:
         ConfigError: the file is missing or no plan; no such recipe; a wrong key or value. One line.
@@ -137,7 +138,7 @@ def read(file: Path, *, name: str, changes: Mapping[str, Any]) -> Study:
         variants = list(_variants(plan.objectives, file))
         if plan.start is not None:
             config = _changed(of_setting, {**variants[0][1], **plan.start}, f"{where}: {START}")
-            starts[setting] = StudyRun(setting, START, _placed(config, name, f"{setting} {START}"))
+            starts[setting] = StudyRun(setting, START, _placed(config, name, f"{setting} {START}", absolute))
         for objective, own in variants:
             config = _changed(of_setting, own, f"{where}: {objective}")
             for number in range(plan.seeds):
@@ -145,7 +146,7 @@ def read(file: Path, *, name: str, changes: Mapping[str, Any]) -> Study:
                 one = config.replace({"train.seed": seed})
                 if setting in starts:
                     one = one.replace({"train.init": str(RunFolder.of(starts[setting].config).path)})
-                placed = _placed(one, name, f"{setting} {objective} seed{seed}")
+                placed = _placed(one, name, f"{setting} {objective} seed{seed}", absolute)
                 by_seed[number].append(StudyRun(setting, objective, placed))
     return Study(name, starts, list(itertools.chain.from_iterable(by_seed)))
 
@@ -328,9 +329,11 @@ def _changed(config: Config, changes: Mapping[str, Any], where: str) -> Config:
         raise ConfigError(f"{where}: {one_line(error)}") from None
 
 
-def _placed(config: Config, study: str, name: str) -> Config:
-    """The configuration in the study's folder, for another process."""
+def _placed(config: Config, study: str, name: str, absolute: bool) -> Config:
+    """The configuration in the study's folder, with absolute paths if asked."""
     run_name = name.replace(" ", "-")
     check_name(run_name, "the name of a run of the study")
-    config = resolved(config.replace({"train.init": ""}), what="a study").replace({"train.init": config.train.init})
+    if absolute:
+        without = config.replace({"train.init": ""})  # the run that it starts from is not there yet
+        config = resolved(without, what="a study").replace({"train.init": config.train.init})
     return config.replace({"train.name": run_name, "train.storage": str(Path(config.train.storage) / study)})

@@ -12,6 +12,7 @@ from cluster.working_dir import CODE
 
 if TYPE_CHECKING:
     from pipelines.config import Config
+    from pipelines.study import Study
 
 _NOT_SENT = ("submit", "jobs", "cluster", "demo")  # verbs that start clusters, or ask them, themselves
 
@@ -24,6 +25,8 @@ def configuration(args: argparse.Namespace) -> Config | None:
     """
     if getattr(args, "rows", None):
         return table_rows(args)[0]
+    if getattr(args, "plan", None):
+        return study_runs(args, absolute=False).runs[0].config
     name, file = getattr(args, "recipe", None), getattr(args, "config", None)
     if not name and not file:
         return None
@@ -80,6 +83,27 @@ def table_rows(args: argparse.Namespace) -> list[Config]:
     return rows_of(rows, changes)
 
 
+def study_runs(args: argparse.Namespace, *, absolute: bool = True) -> Study:
+    """The runs that `d2sm study` is asked for.
+
+    Args:
+        absolute: see `study.read`.
+
+    Raises:
+        ConfigError: the file is no plan; a wrong recipe, key or value; no data.
+        TrustError: the plan names code to import, and the user does not.
+    """
+    from pipelines import config as configs
+    from pipelines import study
+    from pipelines.runs.trust import check_config
+
+    changes = configs.parse(args.overrides)
+    found = study.read(args.plan, name=args.name, changes=changes, absolute=absolute)
+    for one in (*found.starts.values(), *found.runs):
+        check_config(one.config, args.plan, given=changes, trust=args.trust)
+    return found
+
+
 def for_cluster(verb: Sequence[str]) -> tuple[list[str], list[Path]]:
     """A verb's words as a job runs them, and the files that have to be sent with it.
 
@@ -97,14 +121,16 @@ def for_cluster(verb: Sequence[str]) -> tuple[list[str], list[Path]]:
     config = configuration(args)
     if config is None:
         return list(verb), []
-    _check_paths(config)
+    configs = _configurations(args, config)
+    for each in configs:
+        _check_paths(each)
     words, files = list(verb), []
-    if getattr(args, "config", None) and not args.trust:
+    if (getattr(args, "config", None) or getattr(args, "plan", None)) and not args.trust:
         from pipelines.runs.trust import names_code
 
-        if names_code(config):
+        if any(map(names_code, configs)):
             words.insert(1, "--trust")  # it was found trustworthy here, where it can be known who made the file
-    for option in ("config", "space"):
+    for option in ("config", "space", "plan"):
         given = getattr(args, option, None)
         if given and Path(given).is_file():
             name = Path(given).name  # the file lies in the job's own folder
@@ -115,13 +141,18 @@ def for_cluster(verb: Sequence[str]) -> tuple[list[str], list[Path]]:
     if config.train.init and init.is_file() and not init.is_absolute():
         words = [word for word in words if not word.startswith("train.init=")] + [f"train.init={init.name}"]
         files.append(init)
-    code = dict.fromkeys(file for each in _configurations(args, config) for file in _code(each))  # each file once
+    code = dict.fromkeys(file for each in configs for file in _code(each))  # each file once
     files += [file for file in code if file not in files]
     return words, files
 
 
 def _configurations(args: argparse.Namespace, config: Config) -> list[Config]:
-    return table_rows(args) if getattr(args, "rows", None) else [config]
+    if getattr(args, "rows", None):
+        return table_rows(args)
+    if getattr(args, "plan", None):
+        planned = study_runs(args, absolute=False)
+        return [one.config for one in (*planned.starts.values(), *planned.runs)]
+    return [config]
 
 
 def _code(config: Config) -> list[Path]:

@@ -108,11 +108,12 @@ def parser() -> ArgumentParser:
     _overrides(table)
 
     study = _verb(verbs, "study", "train objectives in several settings from a plan, and say where each of them helps")
-    study("file", type=Path, metavar="FILE", help="YAML file with the plan (see pipelines/README.md); or the "
+    study("plan", type=Path, metavar="FILE", help="YAML file with the plan (see pipelines/README.md); or the "
           "study.json.gz of a study, whose tables are printed")  # fmt: skip
     study("--name", default="study", help="folder in train.storage; the same name resumes it (default: study)")
     study("--concurrent", type=int, help="most runs at the same time (default: as many as fit)")
     study("--dry-run", action="store_true", help="only check the plan, and say what it will cost")
+    _trust(study)
     study("--quiet", action="store_true", help=QUIET)
     _overrides(study)
 

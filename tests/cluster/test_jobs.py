@@ -29,6 +29,7 @@ from cluster.probe import OURS, Ask, Seen, look
 from cluster.working_dir import WorkingDirError
 from d2sm import __version__
 from pipelines.config import Config, ConfigError
+from pipelines.runs.trust import TrustError
 from pipelines.runtime import auth, session
 from pipelines.runtime.auth import AuthError
 from pipelines.tracking.run import COMMIT, commit
@@ -312,6 +313,27 @@ def test_words_that_mean_nothing_there(more: list[str], message: str) -> None:
 def test_verbs_that_stay(verb: list[str]) -> None:
     with pytest.raises(ConfigError, match="submit: "):
         arguments.for_cluster(verb)
+
+
+PLAN = """
+recipe: ffdnet_l1_cpu
+keys: {train.storage: /storage}
+settings: {noise: {noise25: {}, noise50: {evaluate.segmenter: "tests.helpers.segmenters:by_brightness"}}}
+objectives: {L1: {}, D2SM: {loss.weight: 3}}
+"""
+
+
+def test_a_plan_travels_along(tmp_path: Path) -> None:
+    """With the code that only its second setting names, once the user trusts it."""
+    file = tmp_path / "plan.yaml"
+    file.write_text(PLAN)
+    words = ["study", str(file), "data.root=/data"]
+    with pytest.raises(TrustError, match=r"by_brightness: .*plan\.yaml asks to import"):
+        arguments.for_cluster(words)
+    sent, carried = arguments.for_cluster([*words, "--trust"])
+    assert sent == ["study", "plan.yaml", "data.root=/data", "--trust"] and carried[0] == file
+    with pytest.raises(ConfigError, match="data.root=photos: a relative path"):
+        arguments.for_cluster(["study", str(file), "--trust", "data.root=photos"])
 
 
 def test_a_configuration_travels_along(tmp_path: Path) -> None:

@@ -1,0 +1,217 @@
+"""Studies: what a plan means, what is said against it, what is finished already, the file of results; a real one."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cluster.cli.main import main
+from pipelines import study
+from pipelines.comparison import study_results
+from pipelines.comparison.rows import RunsError
+from pipelines.comparison.study_results import RAW, START, TEXT
+from pipelines.runs.folder import RunFolder
+from pipelines.training.initial import note
+from tests.helpers.finished_runs import write_run
+from tests.helpers.scored_images import scored_results
+
+
+@pytest.fixture(autouse=True)
+def no_other_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow sets the variable when a test tells it a store."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def plan(tmp_path: Path, **changes: Any) -> Path:
+    """Two degradations, two networks, L1 and D2SM at two weights."""
+    tree = {
+        "recipe": "ffdnet_d2sm_cpu",
+        "seeds": 2,
+        "keys": {"data.root": str(tmp_path), "train.storage": str(tmp_path / "runs"), "model.depth": 3},
+        "start": {"train.epochs": 3},
+        "settings": {
+            "degradation": {
+                "noise50": {"noise.sigma": [0, 50], "evaluate.sigmas": [25, 50]},
+                "jpeg": {"degrade.chain": "jpeg:10"},
+            },
+            "network": {"small": {"model.width": 4}, "large": {"model.width": 8}},
+        },
+        "objectives": {"L1": {"loss.weight": 0}, "D2SM": {"loss.weight": [3, 30]}},
+    }
+    file = tmp_path / "plan.yaml"
+    file.write_text(yaml.safe_dump(tree | changes, sort_keys=False))
+    return file
+
+
+def read(file: Path, **changes: Any) -> study.Study:
+    return study.read(file, name="s", changes=changes)
+
+
+def test_a_plan_is_every_objective_in_every_setting_with_every_seed(tmp_path: Path) -> None:
+    found = read(plan(tmp_path))
+    assert found.settings == ["noise50 small", "noise50 large", "jpeg small", "jpeg large"]
+    assert [one.objective for one in found.runs[:3]] == ["L1", "D2SM 3", "D2SM 30"]
+    assert [one.config.train.seed for one in found.runs] == [0] * 12 + [1] * 12
+    assert found.runs[0].title == "noise50 small: L1 seed 0"
+    names = [one.config.train.name for one in found.runs]
+    assert len(set(names)) == 24 and names[1] == "noise50-small-D2SM-3-seed0"
+    assert [one.config.loss.terms.get("d2sm") for one in found.runs[:3]] == [None, 3, 30]
+    assert {one.config.model.width for one in found.runs if "large" in one.setting} == {8}
+    assert {RunFolder.of(one.config).path.parent for one in found.runs} == {tmp_path / "runs" / "s"}
+
+
+def test_the_runs_of_a_setting_start_from_its_own_network(tmp_path: Path) -> None:
+    found = read(plan(tmp_path))
+    assert [one.config.train.epochs for one in found.starts.values()] == [3] * 4
+    assert all(one.objective == START and "d2sm" not in one.config.loss.terms for one in found.starts.values())
+    for one in found.runs:
+        assert one.config.train.init == str(RunFolder.of(found.starts[one.setting].config).path)
+    alone = read(plan(tmp_path, start=None))
+    assert not alone.starts and {one.config.train.init for one in alone.runs} == {""}
+
+
+def test_keys_of_the_command_line_change_all_runs(tmp_path: Path) -> None:
+    found = read(plan(tmp_path), **{"train.lr": 0.5, "model.depth": 4})
+    assert {(one.config.train.lr, one.config.model.depth) for one in (*found.runs, *found.starts.values())} == {
+        (0.5, 4)
+    }
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"objective": {}}, "objective: "),
+        ({"seeds": 0}, "seeds: "),
+        ({"objectives": {}}, "objectives: "),
+        ({"recipe": "ffdnet"}, "recipe 'ffdnet': no such recipe"),
+        ({"objectives": {"L1": {"loss.wieght": 0}}}, "noise50 small: start: "),
+        ({"objectives": {"L1": {"loss.weight": 0}, "D2SM": {"loss.queue_size": 1}}}, "D2SM: loss.queue_size=1"),
+        ({"objectives": {"D2SM": {"loss.weight": [1, 2], "loss.l1": [1, 2]}}}, "D2SM: loss.weight and loss.l1"),
+        ({"settings": {"a": {"x": {"train.lr": 1}}, "b": {"y": {"train.lr": 2}}}}, "train.lr is changed by two axes"),
+        ({"settings": {"a": {"x/y": {}}}}, "x/y"),
+        ({"keys": {}}, "data.root: "),
+    ],
+)
+def test_a_wrong_plan_is_one_line(
+    tmp_path: Path, changes: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["study", str(plan(tmp_path, **changes)), "--dry-run"]) == 2
+    said = capsys.readouterr().err
+    assert message in said and len(said.splitlines()) == 1
+
+
+def test_a_missing_plan_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", str(tmp_path / "none.yaml")]) == 2
+    assert "none.yaml" in capsys.readouterr().err
+
+
+def finish(found: study.Study, *, runs: int | None = None) -> None:
+    """Write the starts and the first runs of a study as training and evaluation leave them."""
+    for number, one in enumerate([*found.starts.values(), *found.runs][:runs]):
+        folder = RunFolder.of(one.config).path
+        better = 0.02 * one.objective.startswith("D2SM")
+        write_run(folder, one.config, scored_results(number, right=0.6 + better, judges={"other": 0.5 + better}))
+        RunFolder.at(folder).write_info(seconds=1800.0)
+
+
+def small(tmp_path: Path, **changes: Any) -> study.Study:
+    """A study of the network that `write_run` writes."""
+    settings = {"degradation": {"noise": {"model.width": 4, "evaluate.sigmas": [25, 50]}}}
+    return read(plan(tmp_path, settings=settings, **changes))
+
+
+def test_what_is_left_is_said_with_the_time_of_the_finished_runs(tmp_path: Path) -> None:
+    """12 runs of 100 steps and 16 crops; each finished one took half an hour."""
+    found = small(tmp_path, seeds=4)
+    steps = {one.title: 100 for one in (*found.starts.values(), *found.runs)}
+    said = study.budget(found, steps, at_once=2)
+    assert said.startswith("study s: 1 settings, 13 runs, 0 done; 1,300 steps of 20,800 crops left; how long ")
+    finish(found, runs=5)
+    said = study.budget(found, steps, at_once=2)
+    assert "13 runs, 5 done; 800 steps of 12,800 crops left; about 2.0 hours, 2 at a time" in said
+
+
+def test_results_come_back_as_they_were_written_without_paths_of_this_machine(tmp_path: Path) -> None:
+    found = small(tmp_path)
+    finish(found)
+    written, files = study.write(found)
+    assert [file.name for file in files] == [TEXT, RAW]
+    loaded = study_results.load(files[1])
+    assert study_results.document(loaded) == study_results.document(written) == files[0].read_text()
+    assert study_results.text(loaded) == study_results.text(written)
+    assert str(tmp_path) not in gzip.decompress(files[1].read_bytes()).decode()
+    assert study.write(found)[1][1].read_bytes() == files[1].read_bytes()
+
+
+def test_the_tables_hold_differences_intervals_and_both_segmenters(tmp_path: Path) -> None:
+    found = small(tmp_path)
+    finish(found)
+    results, _ = study.write(found)
+    rows = results.rows("noise")
+    assert [row.label for row in rows] == ["L1", "D2SM 3", "D2SM 30"] and results.start("noise") is not None
+    text = study_results.text(results)
+    for row in rows[1:]:
+        for name in ("miou.sigma25", "miou-other.sigma50"):
+            gain, interval = row.gain(rows[0], name), row.interval(rows[0], name)
+            assert gain is not None and interval is not None
+            assert (
+                f"{100 * gain[0]:+.2f}" in text and f"[{100 * interval.low:+.2f}, {100 * interval.high:+.2f}]" in text
+            )
+    assert "7 runs (seeds 0, 1), 3.50 hours of runs on CPUs" in text and "commit c0ffee+" in text
+    assert "Fronts" in study_results.document(results)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", gzip.compress(b"{}"), gzip.compress(b"nothing"), None])
+def test_a_file_of_no_study_is_one_line(tmp_path: Path, content: bytes | None) -> None:
+    file = tmp_path / RAW
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(
+        RunsError, match=r"study\.json\.gz: .*give the study\.json\.gz that `d2sm study` wrote"
+    ) as caught:
+        study_results.load(file)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_study_from_plan_to_tables(
+    ray_session: None, scenes_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A common start and two objectives; the same command again trains nothing; the file gives the same tables."""
+    keys = {
+        "data.root": str(scenes_root), "train.storage": str(tmp_path), "data.crop_size": 64, "data.crops_per_image": 2,
+        "data.shuffle_images": 6, "model.width": 8, "model.depth": 3, "train.batch_size": 4, "train.num_workers": 1,
+        "train.cpus_per_worker": 0.5, "evaluate.actors": 0, "evaluate.pictures": 0,
+        "evaluate.segmenter": "tests.helpers.segmenters:by_brightness",
+        "loss.features": "squeezenet1_0.fire3", "loss.features_weights": "random", "loss.queue_size": 32,
+    }  # fmt: skip
+    file = plan(
+        tmp_path, recipe="", seeds=1, keys=keys, start={"train.epochs": 2},
+        settings={"degradation": {"noise": {"noise.sigma": [0, 50], "evaluate.sigmas": [50]}}},
+        objectives={"L1": {"loss.weight": 0}, "D2SM": {"loss.weight": 3}},
+    )  # fmt: skip
+    words = ["study", str(file), "--name", "s", "--quiet"]
+    assert main([*words, "--dry-run"]) == 0
+    assert "3 runs, 0 done" in capsys.readouterr().out and not (tmp_path / "s").exists()
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "difference from the first objective" in said and str(tmp_path / "s" / RAW) in said
+    found = study.settled(study.read(file, name="s", changes={}))
+    start = RunFolder.of(found.starts["noise"].config)
+    for one in found.runs:
+        info = RunFolder.of(one.config).read_info()
+        assert str(start.path) in note(info) and info["seconds"] > 0
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "s").rglob("*.safetensors")}
+    assert main(words) == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "s").rglob("*.safetensors")} == written
+    capsys.readouterr()
+    assert main(["study", str(tmp_path / "s" / RAW)]) == 0
+    tables = capsys.readouterr().out
+    assert "D2SM" in tables and tables.strip() in said
+    raw = json.loads(gzip.decompress((tmp_path / "s" / RAW).read_bytes()))
+    assert [run["objective"] for run in raw["runs"]] == [START, "L1", "D2SM"]
