@@ -157,10 +157,13 @@ def parser() -> ArgumentParser:
     _trust(report)
     report("--quiet", action="store_true", help=QUIET)
 
-    figures = _verb(verbs, "figures", "draw t-SNE of features, restored images and learning curves of finished runs")
+    figures = _verb(
+        verbs, "figures", "draw t-SNE of features, restored images, learning curves and fronts of finished runs"
+    )
     figures("runs", nargs="+", metavar="RUN", help="folders of finished runs; seeds of one setting form a row")
     figures("--out", type=Path, default=Path("figures"), help="folder for PNG and SVG files (default: figures)")
-    figures("--only", choices=["tsne", "comparison", "convergence"], help="draw only this one")
+    figures("--only", choices=["tsne", "comparison", "convergence", "front"], help="draw only this one; front: MIoU "
+            "over PSNR of runs that differ in the weight of a term of the loss; with front.md, front.json")  # fmt: skip
     _trust(figures)
     figures("--quiet", action="store_true", help=QUIET)
 

@@ -39,8 +39,9 @@ class Interval:
 
 
 def interval(values: Values) -> Interval | None:
-    """Of a metric or of a difference; None where a draw has no value, such as MIoU of photographs without labels."""
-    if not np.isfinite(values).all():
+    """Of a metric or of a difference; None where a draw has no value, such as MIoU of photographs without labels, and
+    without draws."""
+    if len(values) == 1 or not np.isfinite(values).all():
         return None
     low, high = np.percentile(values[1:], [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
     return Interval(float(values[0]), float(low), float(high))

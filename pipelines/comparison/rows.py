@@ -253,13 +253,14 @@ def short_names(settings: Sequence[Config]) -> list[str]:
         kin = [other for other in settings if other.recipe == config.recipe]
         keys = dict.fromkeys(key for other in kin for key in changed_keys(other))
         differing = [key for key in keys if any(other[key] != values[0][key] for other in values)]
-        shown.append([f"{key.rpartition('.')[2]}={_short(own[key])}" for key in differing])
+        shown.append([f"{key.rpartition('.')[2]}={short(own[key])}" for key in differing])
     if len(set(words)) == 1 and all(shown):
         words = [""] * len(words)
     return [" ".join([word, *keys]).strip() for word, keys in zip(words, shown, strict=True)]
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """The value of a key, as names of rows have it."""
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 

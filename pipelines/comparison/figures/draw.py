@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Literal
 
 from pipelines import tracking
-from pipelines.comparison.figures import crops, curves, tsne
+from pipelines.comparison import fronts
+from pipelines.comparison.figures import crops, curves, front, tsne
 from pipelines.comparison.mlflow_run import log_run
 from pipelines.comparison.rows import read_rows
 from pipelines.runs.trust import check_config
 from pipelines.tracking import store
 
-Figure = Literal["tsne", "comparison", "convergence"]
+Figure = Literal["tsne", "comparison", "convergence", "front"]
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,9 @@ def draw_figures(
 
     Args:
         folders: of the runs; those that differ in their seed alone are one row.
-        out: folder for the PNG and SVG files, made if it is not there; files of the same names are replaced.
-        only: one figure; None: all.
+        out: folder for the PNG and SVG files and the numbers of fronts, made if it is not there; files of the same
+            names are replaced.
+        only: one figure; None: all, that of fronts only where there are some.
         trust: see `rows.read_run`.
         quiet: no progress line.
 
@@ -54,6 +56,8 @@ def draw_figures(
     client = store.prepare(uri)  # before the work: it fails when the store cannot be reached
     files: list[Path] = []
     numbers: dict[str, float] = {}
+    if only == "front" or (only is None and fronts.are_there(rows)):
+        files += front.draw(rows, out)
     if only in (None, "convergence"):
         files += curves.draw(rows, out / "convergence")
     if only in (None, "comparison"):
