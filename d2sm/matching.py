@@ -15,6 +15,7 @@ from d2sm.distributed import gather_rows, world_size
 from d2sm.divergence import LOWEST_TEMPERATURE, Divergence, JSDivergence, Kernel, KLDivergence, cosines, kernel
 from d2sm.feature_mean import FeatureMean
 from d2sm.feature_queue import FeatureQueue
+from d2sm.precomputed import with_gradient
 
 Reduction = Literal["mean", "sum"]
 
@@ -118,7 +119,7 @@ class StatisticsMatching(nn.Module):
                 with nullcontext() if self.training else self.center.unchanged():
                     x, y = self.center.centred(x, y)
             value, gradient = self._step(x, y, needs_gradient)
-        return _WithGradient.apply(restored, value, gradient) if needs_gradient else value
+        return value if gradient is None else with_gradient(value, restored, gradient)
 
     def _step(self, restored: Tensor, clean: Tensor, needs_gradient: bool) -> tuple[Tensor, Tensor | None]:
         """The value and its gradient by `restored`, which is computed at once because the queues move on."""
@@ -176,21 +177,6 @@ class StatisticsMatching(nn.Module):
         """Restore the state at the end of the block, in which `count` samples enter."""
         with self.memory.unchanged(count), self.divergence.unchanged(self.memory.next_indices(count)):
             yield
-
-
-class _WithGradient(torch.autograd.Function):
-    """A value whose gradient has been computed already."""
-
-    @staticmethod
-    def forward(ctx: Any, features: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
-        ctx.save_for_backward(gradient)
-        return value.clone()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return upstream.to(gradient.dtype) * gradient, None, None
 
 
 def _unit(restored: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:

@@ -311,6 +311,13 @@ else:
 class Loss(_Weights):
     """L1 + weight * D2SM, and the other objectives, each with a weight of its own; 0 leaves a term out."""
 
+    gradient_ratio: float | None = setting(
+        None,
+        "length of the gradient by the restored images, over that of loss.l1 and loss.mse, that all other weights "
+        "together are scaled to in every step; they count relative to each other; null: they are not scaled",
+        effect="results",
+        gt=0,
+    )
     features: str | tuple[str, ...] = setting(
         "vgg19.conv5_4",
         "Phi, the frozen feature network: NETWORK.LAYER, timm:NETWORK.LAYER, torchvision:NETWORK.LAYER, "
@@ -385,6 +392,15 @@ class Loss(_Weights):
             raise ValueError("loss.l1=0: all other weights are 0 too, so there is nothing to minimise; set one of them")
         if (weight := self.terms.get("cross_entropy")) and not self.segmenter:
             raise ValueError(f"loss.cross_entropy={weight:g}: needs loss.segmenter, such as espnet-camvid")
+        if (ratio := self.gradient_ratio) is not None:
+            on = [TERMS[name] for name in self.terms]
+            if not any(term.pixelwise for term in on):
+                raise ValueError(f"loss.gradient_ratio={ratio:g}: is a ratio to loss.l1 and loss.mse; set one of them")
+            if all(term.pixelwise or term.uses_estimate for term in on):
+                raise ValueError(
+                    f"loss.gradient_ratio={ratio:g}: there is no weight to scale beside "
+                    f"{listed(f'loss.{term.weight_key}' for term in on)}; set loss.weight or another, or null"
+                )
         return self
 
     @field_validator("features", mode="after")

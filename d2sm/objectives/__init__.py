@@ -68,6 +68,7 @@ class Term:
             weighted sum, with weight 1, and have no parameter in common with it.
         global_batch: whether it is a function of the batch of all ranks. Otherwise it is a mean over the images of this
             rank, which counts for more where a rank has more images.
+        pixelwise: whether it is an error of each pixel by itself, which `loss.gradient_ratio` compares others with.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Term:
     inputs: tuple[Input, ...] = ()
     extra_losses: tuple[str, ...] = ()
     global_batch: bool = False
+    pixelwise: bool = False
 
     lower_is_better: ClassVar[bool] = True  # objectives are minimised
 
@@ -106,7 +108,10 @@ class Term:
 TERMS: dict[str, Term] = {
     term.name: term
     for term in (
-        Term("l1", "d2sm.objectives.pixel:L1", "the mean absolute error", default_weight=1.0, label="L1"),
+        Term(
+            "l1", "d2sm.objectives.pixel:L1", "the mean absolute error",
+            default_weight=1.0, label="L1", pixelwise=True,
+        ),
         Term(
             "d2sm", "d2sm.loss:D2SMLoss", "D2SM; 0 leaves it, its queues and Phi out",
             weight_key="weight", default_weight=10.0, label="D2SM", uses_phi=True, global_batch=True,
@@ -116,7 +121,7 @@ TERMS: dict[str, Term] = {
             "the adversarial loss, from a discriminator on Phi's features",
             uses_phi=True, extra_losses=("discriminator",),
         ),
-        Term("mse", "d2sm.objectives.pixel:MSE", "the mean squared error", label="MSE"),
+        Term("mse", "d2sm.objectives.pixel:MSE", "the mean squared error", label="MSE", pixelwise=True),
         Term("ssim", "d2sm.objectives.ssim:SSIMLoss", "1 - SSIM", label="SSIM"),
         Term(
             "perceptual", "d2sm.objectives.perceptual:Perceptual", "the mean squared difference of Phi's features",

@@ -44,6 +44,10 @@ _LARGER_IS_BETTER = {
     "steps_per_second": True,
     "data_wait": False,
 }
+_WITHOUT_DIRECTION = {
+    "lr": "the learning rate is set, not measured",
+    "weight_scale": "the factor of the weights follows from loss.gradient_ratio",
+}
 
 
 def convention(levels: Iterable[Chain]) -> str:
@@ -357,8 +361,8 @@ def higher_is_better(metric: str) -> bool:
         return False
     if re.fullmatch(r"clean\.miou-[\w-]+", name):
         return True
-    if name == "lr":
-        raise EvaluationError("metric lr: the learning rate is set, not measured, so no value of it is better")
+    if name in _WITHOUT_DIRECTION:
+        raise EvaluationError(f"metric {name}: {_WITHOUT_DIRECTION[name]}, so no value of it is better")
     near = did_you_mean(metric, [*_LARGER_IS_BETTER, "psnr.sigma25", "ssim.sigma25", "miou.sigma25"])
     raise EvaluationError(
         f"metric {metric}: neither logged in training nor measured by evaluation, as loss.l1 or psnr.sigma25 are{near}"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from d2sm import D2SMLoss
+from d2sm.balance import GradientBalance
 from d2sm.features import Features
 from d2sm.label_names import CLASSES
 from d2sm.layers import Layers
@@ -24,8 +25,12 @@ from pipelines.tracking.segmenter import for_phi, load_segmenter, segmenter_stor
 class Objective(nn.Module):
     """The weighted sum of the terms that are on; each is an attribute by its name, None if it is off.
 
-    It is not part of the DDP model. Its state holds what the terms remember (D2SM's queues, the discriminator), and no
-    frozen network.
+    With `loss.gradient_ratio` the terms that are not pixelwise are scaled, all alike, so that the gradient of their sum
+    by the restored images has that ratio to the one of the pixelwise terms (`GradientBalance`). Terms of the network's
+    estimate of the noise have no gradient by the restored images and keep their weights.
+
+    It is not part of the DDP model. Its state holds what the terms remember (D2SM's queues, the discriminator) and the
+    lengths of gradients, and no frozen network.
 
     Args:
         config: the loss section.
@@ -38,6 +43,7 @@ class Objective(nn.Module):
 
     d2sm: D2SMLoss | None
     adversarial: Adversarial | None
+    balance: GradientBalance | None
 
     def __init__(self, config: Loss, *, store_uri: str = "", classes: Sequence[str] = CLASSES) -> None:
         super().__init__()
@@ -50,6 +56,8 @@ class Objective(nn.Module):
             self.register_module(term.name, None)
         for term in self.order:
             self.register_module(term.name, build(term, config, store_uri=store_uri, classes=classes))
+        ratio = config.gradient_ratio
+        self.balance = None if ratio is None else GradientBalance(ratio)
 
     def forward(
         self,
@@ -63,11 +71,13 @@ class Objective(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar to minimise, and the losses to log, detached: "loss" (the weighted sum) and "loss.<name>".
 
-        L1 is always logged. The scalar also holds a term's extra losses with weight 1, such as the discriminator's.
-        They have no parameter in common with the weighted sum, so one backward pass serves both.
+        L1 is always logged. With `loss.gradient_ratio` the factor of the weights is logged too, as "weight_scale"; the
+        logged "loss" is the weighted sum without it. The scalar also holds a term's extra losses with weight 1, such as
+        the discriminator's. They have no parameter in common with the weighted sum, so one backward pass serves both.
 
         Args:
-            restored, clean: (B, 3, H, W), this rank's crops.
+            restored, clean: (B, 3, H, W), this rank's crops. With `loss.gradient_ratio` the gradient by `restored` is
+                computed here, and the backward pass of the scalar begins there.
             sigma: (B,), in units of 0..255.
             estimate: (B, 3, H, W), the network's estimate of the noise.
             labels: (B, H, W) train ids.
@@ -88,16 +98,36 @@ class Objective(nn.Module):
             losses |= dict(zip((term.name, *term.extra_losses), values, strict=True))
         total = self._weighted_sum(losses, 1.0)
         logged = {"loss": total.detach(), **{f"loss.{name}": loss.detach() for name, loss in losses.items()}}
-        if rank_weight != 1.0:
+        if self.balance is not None:
+            total = self._balanced_sum(self.balance, restored, losses, rank_weight)
+            logged["weight_scale"] = self.balance.scale
+        elif rank_weight != 1.0:
             total = self._weighted_sum(losses, rank_weight)
         for term in self.order:
             for name in term.extra_losses:
                 total = total + rank_weight * losses[name]
         return total, logged
 
-    def _weighted_sum(self, losses: dict[str, Tensor], rank_weight: float) -> Tensor:
+    def _balanced_sum(
+        self, balance: GradientBalance, restored: Tensor, losses: dict[str, Tensor], rank_weight: float
+    ) -> Tensor:
+        pixelwise = [name for name in self.weights if TERMS[name].pixelwise]
+        of_estimate = [name for name in self.weights if TERMS[name].uses_estimate]
+        others = [name for name in self.weights if name not in (*pixelwise, *of_estimate)]
+        total = balance(
+            restored,
+            self._weighted_sum(losses, rank_weight, pixelwise),
+            self._weighted_sum(losses, rank_weight, others),
+        )
+        return total + self._weighted_sum(losses, rank_weight, of_estimate) if of_estimate else total
+
+    def _weighted_sum(
+        self, losses: dict[str, Tensor], rank_weight: float, names: Iterable[str] | None = None
+    ) -> Tensor:
+        """Of the terms of these names; None: of all."""
         scales = {name: 1.0 if TERMS[name].global_batch else rank_weight for name in self.weights}
-        return torch.stack([weight * scales[name] * losses[name] for name, weight in self.weights.items()]).sum()
+        names = self.weights if names is None else names
+        return torch.stack([self.weights[name] * scales[name] * losses[name] for name in names]).sum()
 
 
 def build(term: Term, config: Loss, *, store_uri: str = "", classes: Sequence[str] = CLASSES) -> nn.Module:

@@ -44,6 +44,7 @@ def share(config: Config, root: Path) -> stream.WorkerBatch:
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "l1": {"loss.weight": 0} | SMALL,
     "d2sm": SMALL,
+    "ratio": {"loss.gradient_ratio": 2.0, "loss.ssim": 1.0, "loss.adversarial": 0.5} | SMALL,
     "patches": {"loss.patch_size": 16, "loss.divergence": "jsd"} | SMALL,
     "adversarial": {"loss.adversarial": 0.5} | SMALL,
     "all": {

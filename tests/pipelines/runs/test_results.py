@@ -72,6 +72,7 @@ def test_the_direction_of_every_metric() -> None:
     "name",
     [
         "lr",
+        "weight_scale",
         "psnr",
         "psnr.sigma",
         "psnr.jpeg",

@@ -28,6 +28,7 @@ from tests.helpers.process_group import batch_of, on_ranks, slice_of, small_netw
 from tests.helpers.training_steps import rows_are_tensors
 
 STEPS = 4
+RATIOS = (None, 2.0)
 
 
 def _play(rank: int, workers: int) -> dict[str, Any]:
@@ -109,13 +110,17 @@ def _counted(meetings, bucket):  # type: ignore[no-untyped-def]  # DDP checks an
     return allreduce_hook(None, bucket)
 
 
-def _shared(rank: int, workers: int) -> torch.Tensor:
-    """The gradient of all that the objective can hold, on shares of which some have more crops than others."""
+def _shared(rank: int, workers: int, ratio: float | None) -> torch.Tensor:
+    """The gradient of all that the objective can hold, on shares of which some have more crops than others.
+
+    Args:
+        ratio: `loss.gradient_ratio`.
+    """
     network = small_network().float()
     model = DistributedDataParallel(network) if workers > 1 else network
     config = Config().replace(
         {"loss.mse": 2, "loss.ssim": 1, "loss.perceptual": 1, "loss.weight": 10, "loss.queue_size": 16,
-         "loss.features": "squeezenet1_0.fire3", "loss.features_weights": "random"}
+         "loss.features": "squeezenet1_0.fire3", "loss.features_weights": "random", "loss.gradient_ratio": ratio}
     )  # fmt: skip
     objective, batch = Objective(config.loss), 5
     for step in range(2):
@@ -164,7 +169,8 @@ def _validated(rank: int, workers: int, images: int) -> tuple[dict[str, float], 
 
 
 def _results(rank: int, workers: int) -> dict[Any, Any]:
-    results: dict[Any, Any] = {"play": _play(rank, workers), "shared": _shared(rank, workers)}
+    results: dict[Any, Any] = {"play": _play(rank, workers)}
+    results["shared"] = {ratio: _shared(rank, workers, ratio) for ratio in RATIOS}
     results["logged"] = [_logged(rank, workers, stop=stop) for stop in (False, True)]
     results["validated"] = [_validated(rank, workers, images) for images in (1, 5)]
     if workers == 2:
@@ -195,10 +201,11 @@ def test_a_discriminator_is_the_same_on_all_workers_and_on_one(workers: list[dic
 
 def test_unequal_shares_descend_as_one_process(workers: list[dict[Any, Any]]) -> None:
     """Five crops on two or four workers; float32, so to rounding."""
-    alone = _shared(0, 1)
-    assert alone.abs().max() > 1e-4
-    for worker in workers:
-        torch.testing.assert_close(worker["shared"], alone, rtol=1e-3, atol=1e-6)
+    for ratio in RATIOS:
+        alone = _shared(0, 1, ratio)
+        assert alone.abs().max() > 1e-4
+        for worker in workers:
+            torch.testing.assert_close(worker["shared"][ratio], alone, rtol=1e-3, atol=1e-6)
 
 
 def test_what_is_logged_is_of_the_whole_batch(workers: list[dict[Any, Any]]) -> None:

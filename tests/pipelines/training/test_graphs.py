@@ -70,7 +70,7 @@ def test_refused_where_it_cannot_be_had(key: str, value: Any) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("name", ["d2sm", "all"])
+@pytest.mark.parametrize("name", ["d2sm", "ratio", "all"])
 def test_steps_on_a_gpu_are_those_without(name: str, precision: str, tmp_path: Path) -> None:
     given = config(name, tmp_path, **{"train.use_gpu": True, "train.precision": precision, "train.ema": 0.9})
     cuda = torch.device("cuda")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from d2sm.objectives import NoiseAsymmetry, NoiseTotalVariation, SSIMLoss
-from pipelines.config import Config
+from pipelines.config import Config, ConfigError
 from pipelines.training.objective import Objective
 from tests.helpers.objectives import images, write_heads
 
@@ -118,4 +119,74 @@ def test_perceptual_and_contextual_stand_at_phis_layer_unless_told() -> None:
 def test_what_is_missing_is_one_line(weights: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words) as error:
         objective(**weights)
+    assert "\n" not in str(error.value)
+
+
+def test_a_gradient_ratio_scales_all_that_is_not_pixelwise() -> None:
+    """Against separate backward passes of each group of terms. The noise estimate's terms and the discriminator keep
+    their own gradients, and the terms that are scaled theirs relative to each other."""
+    weights = {"l1": 1, "mse": 3, "weight": 2, "ssim": 0.5, "adversarial": 7, "noise_asymmetry": 5, "noise_tv": 6}
+    groups = {
+        "pixelwise": {"l1": 1.0, "mse": 3.0},
+        "scaled": {"d2sm": 2.0, "ssim": 0.5, "adversarial": 7.0},
+        "estimate": {"noise_asymmetry": 5.0, "noise_tv": 6.0},
+    }
+    torch.manual_seed(0)
+    plain = objective(**weights)
+    balanced = objective(**weights, gradient_ratio=0.7)
+    balanced.load_state_dict(plain.state_dict(), strict=False)
+    squares = torch.zeros(2, dtype=torch.float64)
+    for step in range(3):
+        given = batch()
+        given["clean"] = given["clean"] / (1 + step)
+
+        def gradients(term: Objective) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+            leaves = {name: given[name].clone().requires_grad_() for name in ("restored", "estimate")}  # noqa: B023
+            assert term.adversarial is not None
+            term.zero_grad()
+            total, parts = term(**{**given, **leaves})  # noqa: B023
+            total.backward()
+            leaves |= dict(term.adversarial.discriminator.named_parameters())
+            return {key: torch.zeros(()) if x.grad is None else x.grad.clone() for key, x in leaves.items()}, parts
+
+        wanted = {}
+        for name, of_group in groups.items():
+            alone = copy.deepcopy(plain)
+            alone.weights = of_group
+            wanted[name], _ = gradients(alone)
+        new = [wanted[name]["restored"].double().square().sum() for name in ("pixelwise", "scaled")]
+        squares = 0.9 * squares + 0.1 * torch.stack(new)
+        scale = (0.7 * (squares[0] / squares[1]).sqrt()).float()
+
+        (of_plain, parts), (found, balanced_parts) = gradients(plain), gradients(balanced)
+        by_restored = wanted["pixelwise"]["restored"] + scale * wanted["scaled"]["restored"]
+        torch.testing.assert_close(found.pop("restored"), by_restored, rtol=1e-4, atol=1e-9)
+        torch.testing.assert_close(balanced_parts.pop("weight_scale").float(), scale, rtol=1e-4, atol=0)
+        del of_plain["restored"]
+        assert of_plain["estimate"].any()
+        torch.testing.assert_close(found, of_plain, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(balanced_parts, parts, rtol=0, atol=0)
+    assert balanced.state_dict().keys() - plain.state_dict().keys() == {"balance.squares"}
+
+
+def test_without_gradients_there_is_a_value() -> None:
+    given, term = batch(), objective(weight=2, gradient_ratio=0.7)
+    with torch.no_grad():
+        total, parts = term(given["restored"], given["clean"])
+    torch.testing.assert_close(total, parts["loss"])
+    assert parts["weight_scale"] == 1
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"l1": 0, "ssim": 1}, r"loss\.gradient_ratio=2: is a ratio to loss\.l1 and loss\.mse; set one of them"),
+        ({"mse": 1}, r"loss\.gradient_ratio=2: .*beside loss\.l1, loss\.mse; set loss\.weight"),
+        ({"noise_tv": 1}, r"loss\.gradient_ratio=2: .*beside loss\.l1, loss\.noise_tv; set loss\.weight"),
+        ({"weight": 1, "gradient_ratio": 0}, r"loss\.gradient_ratio=0: .*greater than 0"),
+    ],
+)
+def test_a_ratio_of_nothing_is_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words) as error:
+        objective(**{"gradient_ratio": 2, **changes})
     assert "\n" not in str(error.value)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from pipelines.config import Config
 from pipelines.runs import checkpoint
@@ -57,3 +58,27 @@ def test_a_restored_state_takes_the_configured_learning_rate(tmp_path: Path, mon
         assert equal(ours[name], theirs[name])
     assert equal(ours["optimizer"]["state"], theirs["optimizer"]["state"])
     assert equal(state.weights(), donor.weights()) and not equal(state.weights(), ours["model"])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_resumed_run_with_a_gradient_ratio_is_the_uninterrupted_one(
+    precision: str, tmp_path: Path, without_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights, queues and the running lengths of gradients, bit for bit."""
+    rows_are_tensors(monkeypatch)
+    given = config("ratio", tmp_path, **{"train.precision": precision})
+    whole, folder = TrainState(given, steps_per_epoch=10), tmp_path / checkpoint.name_of(3)
+    for step in range(6):
+        if step == 3:
+            checkpoint.write(
+                folder, weights=whole.weights(), state=whole.state_dict(), config=given, meta={"step": 3, "epoch": 0}
+            )
+        row: Any = batch(step, torch.float32)
+        wanted = train_step(whole, row, step)
+    resumed = TrainState(given, steps_per_epoch=10)
+    resumed.restore(folder)
+    for step in range(3, 6):
+        row = batch(step, torch.float32)
+        found = train_step(resumed, row, step)
+    assert equal(found, wanted) and wanted["weight_scale"] not in (0, 1)
+    assert equal(resumed.state_dict(), whole.state_dict())

@@ -1,0 +1,92 @@
+"""GradientBalance: a weight that keeps the ratio of two losses' gradients while both change in training."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from d2sm.distributed import sum_over_workers
+from d2sm.precomputed import with_gradient
+
+
+class GradientBalance(nn.Module):
+    """The sum of two losses, the second scaled so that its gradient has `ratio` times the length of the first's.
+
+        g = d reference / d restored,   h = d other / d restored          over the crops of all ranks
+        G <- m G + (1 - m) |g|^2,       H <- m H + (1 - m) |h|^2           from 0; m: momentum
+        s = ratio sqrt(G / H)
+        L = reference + s other,        dL / d restored = g + s h          s is a constant of the step
+
+    G and H are running means, which both lack the same factor 1 - m^steps, so it cancels: the first step has exactly
+    the ratio asked for. Later steps have it on average, and s |h| is at most 1 / sqrt(1 - m) times ratio times the
+    largest |g| so far, however much longer than before h is. With m = 0 every step has the ratio.
+
+    The lengths are those by the restored images. The gradients by the parameters of a network may have another ratio:
+    what differs from crop to crop cancels out in them.
+
+    Cost: none beside the norms. Both gradients are computed here, once, and the backward pass begins from their sum.
+    Nothing is read from the device. In eval mode the means stay as they are.
+
+    Args:
+        ratio: > 0.
+        momentum: m, in [0, 1).
+
+    Raises:
+        ValueError: an argument out of range.
+
+    Example:
+        >>> balance = GradientBalance(ratio=0.5)
+        >>> clean = torch.zeros(1, 3, 4, 4)
+        >>> restored = torch.ones(1, 3, 4, 4, requires_grad=True)
+        >>> total = balance(restored, (restored - clean).abs().mean(), 7 * restored.square().mean())
+        >>> total.backward()
+        >>> round(restored.grad.sum().item(), 4), round(balance.scale.item(), 4)
+        (1.5, 0.0357)
+    """
+
+    squares: Tensor
+
+    def __init__(self, ratio: float, momentum: float = 0.9) -> None:
+        super().__init__()
+        if not (0 < ratio < math.inf and 0 <= momentum < 1):
+            raise ValueError(
+                f"ratio={ratio}, momentum={momentum}: give a ratio above 0 and a momentum from 0 to below 1"
+            )
+        self.ratio, self.momentum = ratio, momentum
+        self.register_buffer("squares", torch.zeros(2, dtype=torch.float64))  # G, H
+
+    @property
+    def scale(self) -> Tensor:
+        """s as of the last step, a scalar on the device; 1 as long as no gradient of `other` was seen."""
+        return self._scale(self.squares)
+
+    def forward(self, restored: Tensor, reference: Tensor, other: Tensor) -> Tensor:
+        """The scalar to minimise, differentiable by `restored` alone.
+
+        The graphs from `reference` and `other` to `restored` are gone through, and freed, here.
+
+        Args:
+            restored: any shape; where it needs a gradient, both losses must be functions of it.
+            reference, other: scalars; with several ranks each rank's part, both scaled alike.
+        """
+        if not (torch.is_grad_enabled() and restored.requires_grad):
+            return reference + self.scale.to(other.dtype) * other
+        with torch.autocast(restored.device.type, enabled=False):
+            (g,) = torch.autograd.grad(reference, restored)
+            (h,) = torch.autograd.grad(other, restored)
+            lengths = [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in (g, h)]
+            new = sum_over_workers(torch.stack(lengths).square())
+            squares = torch.lerp(new, self.squares, self.momentum)
+            # A step whose gradient is not finite ends the training elsewhere; it must not remain in the means.
+            squares = torch.where(new.isfinite().all(), squares, self.squares)
+            if self.training:
+                self.squares = squares
+            scale = self._scale(squares)
+            value = reference.detach() + scale.to(other.dtype) * other.detach()
+            return with_gradient(value, restored, torch.addcmul(g, h, scale.to(g.dtype)))
+
+    def _scale(self, squares: Tensor) -> Tensor:
+        of_reference, of_other = squares
+        return torch.where(of_other > 0, self.ratio * (of_reference / of_other).sqrt(), torch.ones_like(of_other))

@@ -1,0 +1,133 @@
+"""GradientBalance: the gradient has the ratio asked for, whatever the losses are; nothing else about it changes."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from d2sm import D2SMLoss
+from d2sm.balance import GradientBalance
+from tests.helpers.process_group import batch_of, on_ranks, slice_of, small_network, small_phi
+
+STEPS = 5
+
+
+def gradient(value: Tensor, by: Tensor) -> Tensor:
+    (found,) = torch.autograd.grad(value, by, retain_graph=True)
+    return found
+
+
+def pair(restored: Tensor, clean: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    """Two losses; from step to step the second one's gradient changes by a factor of 100 and more."""
+    return (restored - clean).abs().mean(), 10.0 ** (-2 * step) * (restored.sin() - clean).pow(4).mean()
+
+
+def images(step: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    restored, clean = torch.rand(2, 2, 3, 8, 8, generator=generator, dtype=torch.float64)
+    return restored.requires_grad_(), clean
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_the_ratio_of_the_gradients_is_the_one_asked_for(momentum: float) -> None:
+    """Against two separate passes, to 1e-9; with momentum, the lengths are those of the running mean of squares."""
+    balance, first, second, total_weight = GradientBalance(0.3, momentum), 0.0, 0.0, 0.0
+    for step in range(STEPS):
+        restored, clean = images(step)
+        g, h = (gradient(loss, restored) for loss in pair(restored, clean, step))
+        first = momentum * first + (1 - momentum) * g.square().sum().item()
+        second = momentum * second + (1 - momentum) * h.square().sum().item()
+        total_weight = momentum * total_weight + (1 - momentum)
+        scale = 0.3 * ((first / total_weight) / (second / total_weight)) ** 0.5
+
+        total = balance(restored, *pair(restored, clean, step))
+        total.backward()
+        assert restored.grad is not None
+        torch.testing.assert_close(restored.grad, g + scale * h, rtol=1e-9, atol=0)
+        reference, other = pair(restored, clean, step)
+        assert total.item() == pytest.approx((reference + scale * other).item(), rel=1e-9)
+        assert balance.scale.item() == pytest.approx(scale, rel=1e-9)
+        if momentum == 0 or step == 0:
+            assert (restored.grad - g).norm().item() == pytest.approx(0.3 * g.norm().item(), rel=1e-9)
+
+
+def test_a_sudden_long_gradient_is_bounded() -> None:
+    """At most 1 / sqrt(1 - momentum) times what was asked for, also where the first step had nearly none."""
+    balance = GradientBalance(1.0)
+    for factor in (1e-12, 1.0, 1e-6, 1e6, 1.0):
+        restored, clean = images(0)
+        g = gradient((restored - clean).abs().mean(), restored)
+        balance(restored, (restored - clean).abs().mean(), factor * restored.square().mean()).backward()
+        assert restored.grad is not None
+        assert (restored.grad - g).norm() <= 1.0001 * g.norm() / 0.1**0.5
+
+
+def test_a_loss_without_gradient_and_one_that_is_not_finite() -> None:
+    balance = GradientBalance(2.0)
+    restored, clean = images(1)
+    total = balance(restored, (restored - clean).abs().mean(), 0 * restored.sum())
+    total.backward()
+    assert balance.scale.item() == 1 and restored.grad is not None and restored.grad.isfinite().all()
+    balance(restored, (restored - clean).abs().mean(), restored.square().sum())
+    before = balance.scale
+    balance(restored, (restored - clean).abs().mean(), float("nan") * restored.sum())
+    assert torch.equal(balance.scale, before)
+
+
+def test_without_gradient_and_in_eval_mode_the_means_stay() -> None:
+    balance = GradientBalance(0.5)
+    restored, clean = images(2)
+    balance(restored, *pair(restored, clean, 0))
+    before = copy.deepcopy(balance.state_dict())
+    with torch.no_grad():
+        reference, other = pair(restored, clean, 1)
+        torch.testing.assert_close(balance(restored, reference, other), reference + balance.scale * other)
+    balance.eval()(restored, *pair(restored, clean, 3)).backward()
+    assert torch.equal(balance.state_dict()["squares"], before["squares"]) and restored.grad is not None
+    resumed = GradientBalance(0.5)
+    resumed.load_state_dict(before)
+    assert torch.equal(resumed.scale, balance.scale)
+
+
+@pytest.mark.parametrize("ratio, momentum", [(0.0, 0.9), (-1.0, 0.9), (float("nan"), 0.9), (1.0, 1.0), (1.0, -0.1)])
+def test_arguments_out_of_range(ratio: float, momentum: float) -> None:
+    with pytest.raises(ValueError, match=r"^ratio=.*momentum="):
+        GradientBalance(ratio, momentum)
+
+
+def train(rank: int, workers: int) -> dict[str, Any]:
+    """A plain loop with D2SM, a different number of images on each rank, without any other correction for it.
+
+    Under DistributedDataParallel a mean over a rank's images counts by their number.
+    """
+    network, loss, balance = small_network(), D2SMLoss(small_phi(), 32).double(), GradientBalance(0.7)
+    model: nn.Module = DistributedDataParallel(network) if workers > 1 else network
+    optimizer, scales = torch.optim.Adam(network.parameters(), lr=0.01), []
+    for step in range(STEPS):
+        batch, sizes = batch_of(step, uneven=True)
+        clean = batch[slice_of(sizes, rank, workers)]
+        restored = model(clean)
+        l1 = (restored - clean).abs().mean() * len(clean) * workers / len(batch)
+        total = balance(restored, l1, loss(restored, clean))
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        scales.append(balance.scale.item())
+    return {"scales": scales, "network": network.state_dict()}
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_several_workers_train_as_one(workers: int, tmp_path: Path) -> None:
+    """To 1e-7 in float64; the scale is the same on every rank, bit for bit."""
+    alone, found = train(0, 1), on_ranks(train, workers, tmp_path)
+    assert len(set(alone["scales"])) == STEPS
+    for worker in found:
+        assert worker["scales"] == found[0]["scales"] == pytest.approx(alone["scales"], rel=1e-7)
+        for name, weight in worker["network"].items():
+            torch.testing.assert_close(weight, alone["network"][name], rtol=1e-7, atol=1e-9)
