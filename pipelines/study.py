@@ -33,7 +33,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines import parsing, tracking
-from pipelines.comparison import study_results
+from pipelines.comparison import fronts, study_results
+from pipelines.comparison.figures import front
 from pipelines.comparison.rows import read_run
 from pipelines.comparison.study_results import START, Compared, StudyResults
 from pipelines.config import Config, ConfigError
@@ -121,7 +122,7 @@ def read(file: Path, *, name: str, changes: Mapping[str, Any], absolute: bool = 
         ConfigError: the file is missing or no plan; no such recipe; a wrong key or value. One line.
     """
     check_name(name, "name")
-    remedy = "`d2sm study --help` shows a plan"
+    remedy = "pipelines/README.md shows a plan"
     tree = parsing.read_yaml(file, error=ConfigError, remedy=remedy)
     plan = parsing.shaped(tree, Plan, source=file, error=ConfigError, remedy=remedy)
     base = recipe(plan.recipe) if plan.recipe else Config()
@@ -189,6 +190,10 @@ def run(study: Study, *, concurrent: int | None = None, quiet: bool = False, ver
                 with Line(what, sum(steps[title] for title in missing), quiet=quiet) as line:
                     failed |= run_all(missing, most, line, lambda: write(study))
             results, files = write(study)
+            for setting in results.settings:
+                rows = results.rows(setting)
+                if study_results.has_fronts(rows) and fronts.are_there(rows):
+                    files += front.draw(rows, folder.path / "fronts" / setting.replace(" ", "-"))
             for path in files:
                 parent.file(path)
             return Outcome(results, failed, files, parent.page, parent.uri)

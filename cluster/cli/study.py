@@ -14,10 +14,10 @@ def run_study(args: argparse.Namespace) -> int:
     from pipelines import study
     from pipelines.comparison import study_results
 
-    if args.file.suffix == ".gz":
-        show(study_results.text(study_results.load(args.file)))
+    if args.plan.suffix == ".gz":
+        show(study_results.text(study_results.load(args.plan)))
         return 0
-    planned = study.read(args.file, name=args.name, changes=configs.parse(args.overrides))
+    planned = study.read(args.plan, name=args.name, changes=configs.parse(args.overrides))
     if args.dry_run:
         planned = study.settled(planned)
         show(study.budget(planned, study.check(planned)))

@@ -216,9 +216,7 @@ def _overview(results: StudyResults) -> list[list[str]]:
 def _cells(results: StudyResults, setting: str) -> list[list[str]]:
     """A setting: its degraded images, the network that all start from, every objective, and the clean images."""
     rows, start = results.rows(setting), results.start(setting)
-    runs = [row.runs[0] for row in rows] or [start]
-    first = runs[0]
-    assert first is not None  # a setting is one because a run of it has finished
+    first = next(one.run for one in results.runs if one.setting == setting)
     names = first.columns
     titles = [f"{title}, {level_title(level)}" for level in first.results.restored for title in first.results.titles]
     table = [["", "seeds", "steps", *titles]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,14 @@ def test_the_tables_hold_differences_intervals_and_both_segmenters(tmp_path: Pat
             )
     assert "7 runs (seeds 0, 1), 3.50 hours of runs on CPUs" in text and "commit c0ffee+" in text
     assert "Fronts" in study_results.document(results)
+
+
+def test_the_plan_in_the_readme_is_one(tmp_path: Path) -> None:
+    page = (Path(__file__).resolve().parents[2] / "pipelines" / "README.md").read_text()
+    (text,) = re.findall(r"```yaml\n(recipe: .*?)```", page, re.DOTALL)
+    (tmp_path / "plan.yaml").write_text(text)
+    found = study.read(tmp_path / "plan.yaml", name="map", changes={}, absolute=False)
+    assert found.settings == ["sr4 small", "sr4 large", "jpeg10 small", "jpeg10 large"] and len(found.runs) == 48
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", gzip.compress(b"{}"), gzip.compress(b"nothing"), None])
