@@ -21,17 +21,18 @@ def section(heading: str) -> str:
     return (ROOT / README).read_text().split(f"## {heading}\n")[1].split("\n## ")[0]
 
 
-def followed(heading: str, folder: Path) -> Path:
-    """A copy of the code with steps 1 and 2 of a recipe done: a file is written, an entry is added to a list."""
+def followed(headings: list[str], folder: Path) -> Path:
+    """A copy of the code with steps 1 and 2 of recipes done: a file is written, an entry is added to a list."""
     for name in ("d2sm", "pipelines", "tuning", "cluster", "tests"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "fixtures"))
     shutil.copy(ROOT / "pyproject.toml", folder)
-    text = section(heading)
-    code, entry = (textwrap.dedent(block) for block in re.findall(r"^ *```python\n(.*?)^ *```", text, re.S | re.M))
-    (folder / code.splitlines()[0].removeprefix("# ")).write_text(code)
-    found = re.search(r"at the end of `(\w+)` in `([\w/]+\.py)`", text)
-    assert found, f"{README}, {heading}: names no list"
-    append(folder / found[2], found[1], entry.strip())
+    for heading in headings:
+        text = section(heading)
+        code, entry = (textwrap.dedent(block) for block in re.findall(r"^ *```python\n(.*?)^ *```", text, re.S | re.M))
+        (folder / code.splitlines()[0].removeprefix("# ")).write_text(code)
+        found = re.search(r"at the end of `(\w+)` in `([\w/]+\.py)`", text)
+        assert found, f"{README}, {heading}: names no list"
+        append(folder / found[2], found[1], entry.strip())
     return folder
 
 
@@ -52,11 +53,11 @@ def append(path: Path, name: str, entry: str) -> None:
     path.write_text("".join(lines))
 
 
-def command(heading: str) -> list[str]:
-    """The command of step 3, without `python`."""
-    found = re.search(r"`python (-m pytest [^`]+)`", section(heading))
+def named_tests(heading: str) -> tuple[list[str], str]:
+    """The test files that step 3 names, and the word that picks the tests among theirs."""
+    found = re.search(r"`python -m pytest ([^`]+) -k (\w+)`", section(heading))
     assert found, f"{README}, {heading}: names no tests"
-    return found[1].split()
+    return found[1].split(), found[2]
 
 
 def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
