@@ -165,7 +165,7 @@ def test_a_registered_model_is_served_by_mlflow(old: Path, exact: bool, monkeypa
     np.testing.assert_allclose(restored, wanted, rtol=0, atol=0 if exact else PIXELS)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_goes_on(ray_session: None, old: Path, expected: dict[str, Any], exact: bool) -> None:
     """Two of four trials were measured; Optuna suggested the third before the sweep was stopped, the fourth after."""
     import ray

@@ -64,10 +64,12 @@ def test_it_is_looked_up_by_those_who_trust_it(
     np.testing.assert_allclose(found, expected.clamp(0, 1).numpy(), atol=1e-6)
 
 
-def test_a_stopped_run_ends_with_the_same_weights(ray_session: None, scenes_root: Path, tmp_path: Path) -> None:
-    whole = fit(configured(scenes_root, tmp_path, "whole"), quiet=True)
-    stopped = fit(configured(scenes_root, tmp_path, "parts", train__max_steps=whole.step // 2), quiet=True)
+@pytest.mark.long
+def test_a_stopped_run_ends_with_the_same_weights(outcome: experiment.Outcome) -> None:
+    whole = outcome.trained
+    parts = whole.config.replace({"train.name": "parts", "tracking.register_as": ""})
+    stopped = fit(parts.replace({"train.max_steps": whole.step // 2}), quiet=True)
     assert stopped.step < whole.step
-    resumed = fit(configured(scenes_root, tmp_path, "parts"), quiet=True)
+    resumed = fit(parts, quiet=True)
     one, other = (checkpoint.load_model(run.checkpoint)[0].state_dict() for run in (whole, resumed))
     assert all(torch.equal(one[name], other[name]) for name in one)

@@ -410,7 +410,7 @@ def test_a_server_keeps_models(server: Server, tmp_path: Path) -> None:
         lookup("remot", uri=server.uri)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_real_http_request(first: Record, tmp_path: Path) -> None:
     port, log = free_port(), tmp_path / "serve.log"

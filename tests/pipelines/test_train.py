@@ -188,7 +188,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_full_disk_leaves_the_former_checkpoint(
     ray_session: None, scenes_root: Path, storage: Path, small_disk: Path
 ) -> None:

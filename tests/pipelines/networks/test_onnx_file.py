@@ -60,7 +60,7 @@ def sadnet() -> SADNet:
     [
         pytest.param(lambda: stirred(FFDNet(width=8, depth=3)), id="FFDNet"),
         pytest.param(_Deformed, id="deformed"),
-        pytest.param(CBDNet, id="CBDNet", marks=pytest.mark.slow),
+        pytest.param(CBDNet, id="CBDNet", marks=pytest.mark.long),
         pytest.param(sadnet, id="SADNet", marks=pytest.mark.slow),
     ],
 )

@@ -21,7 +21,7 @@ from pipelines.networks.models import build
 from pipelines.runs import checkpoint
 from pipelines.runs.folder import RunFolder
 from pipelines.tracking import store
-from pipelines.train import fit
+from pipelines.train import Trained, fit
 from pipelines.training import initial
 from pipelines.training.state import TrainState
 from tests.conftest import tiny_config
@@ -188,26 +188,42 @@ def test_a_table_tells_them_apart(runs: Path, tmp_path: Path) -> None:
         read_rows(folders)
 
 
-@pytest.mark.slow
-def test_a_run_on_two_workers(ray_session: None, scenes_root: Path, tmp_path: Path) -> None:
-    """Its first step starts there; it is recorded everywhere; the source may be gone when the run is resumed."""
+def started(root: Path, storage: Path, file: Path) -> Trained:
+    """Two steps on two workers, of a length that leaves the weights as they were."""
+    config = tiny_config(root, storage, train__init=str(file), train__lr=1e-12, train__max_steps=2, loss__weight=0)
+    return fit(config, quiet=True)
+
+
+def written(file: Path) -> dict[str, torch.Tensor]:
+    """Weights of the tiny network, in a file."""
     torch.manual_seed(7)
     network = build(Config().replace({"model.width": 8, "model.depth": 3}).model)
     weights = {name: tensor + 0.01 * torch.randn_like(tensor) for name, tensor in network.state_dict().items()}
-    file = tmp_path / "weights.safetensors"
     save_file(weights, file)
-    config = tiny_config(
-        scenes_root, tmp_path, train__init=str(file), train__lr=1e-12, train__max_steps=2, loss__weight=0
-    )
-    started = fit(config, quiet=True)
-    file.unlink()
-    trained = checkpoint.load_model(started.checkpoint)[0].state_dict()
+    return weights
+
+
+@pytest.mark.slow
+def test_a_run_on_two_workers(ray_session: None, scenes_root: Path, tmp_path: Path) -> None:
+    """Its first step starts there; it is recorded everywhere."""
+    file = tmp_path / "weights.safetensors"
+    weights = written(file)
+    done = started(scenes_root, tmp_path, file)
+    trained = checkpoint.load_model(done.checkpoint)[0].state_dict()
     assert max(float((trained[name] - weights[name]).abs().max()) for name in weights) < 1e-9
     recorded = f"{file} (weights {fingerprint(weights)})"
-    assert checkpoint.meta(started.checkpoint)["init"] == recorded
-    run = store.client(started.uri).get_run(started.run_id)
+    assert checkpoint.meta(done.checkpoint)["init"] == recorded
+    run = store.client(done.uri).get_run(done.run_id)
     assert run.data.tags["d2sm.init"] == recorded and run.data.params["train.init"] == str(file)
-    resumed = fit(config.replace({"train.max_steps": None}), quiet=True)
-    assert (resumed.step, resumed.run_id) == (6, started.run_id)
     with pytest.raises(ConfigError, match="train.init=other: the run tiny was started with"):
-        fit(config.replace({"train.init": "other"}), quiet=True)
+        fit(done.config.replace({"train.init": "other"}), quiet=True)
+
+
+@pytest.mark.long
+def test_the_source_may_be_gone_when_the_run_is_resumed(ray_session: None, scenes_root: Path, tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    written(file)
+    done = started(scenes_root, tmp_path, file)
+    file.unlink()
+    resumed = fit(done.config.replace({"train.max_steps": None}), quiet=True)
+    assert (resumed.step, resumed.run_id) == (6, done.run_id)

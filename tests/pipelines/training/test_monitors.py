@@ -112,7 +112,7 @@ class Occupant:
         pass
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_if_the_cluster_has_no_room_the_run_prints_what_it_waits_for(
     ray_session: None, scenes_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

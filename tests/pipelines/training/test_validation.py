@@ -107,6 +107,7 @@ def test_the_best_is_evaluated_and_registered(whole: Trained) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_it_does_not_change_training(whole: Trained, scenes_root: Path, storage: Path) -> None:
     """Bit for bit: weights, optimizer, random generator, queues and history."""
     off = dict.fromkeys(("train__validate_every", "train__best"))
