@@ -98,7 +98,7 @@ def test_what_an_evaluation_says(results: Results) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("actors", [0, 2])
+@pytest.mark.parametrize("actors", [0, pytest.param(2, marks=pytest.mark.long)])
 def test_any_number_of_actors_says_the_same_bit_for_bit(
     actors: int, results: Results, bundle: Path, scenes_root: Path
 ) -> None:
@@ -106,15 +106,15 @@ def test_any_number_of_actors_says_the_same_bit_for_bit(
     assert evaluate(bundle, config, quiet=True) == results
 
 
-@pytest.mark.slow
-def test_a_folder_has_no_labels_so_no_miou(ray_session: None, bundle: Path, scenes_root: Path, tmp_path: Path) -> None:
+def test_a_folder_has_no_labels_so_no_miou(bundle: Path, scenes_root: Path, tmp_path: Path) -> None:
     photos = tmp_path / "photos" / "val"
     photos.mkdir(parents=True)
     for path in scenes_root.glob("leftImg8bit/val/*/*.png"):
         shutil.copy(path, photos)
     config = checkpoint.load_model(bundle)[1].replace(
-        {"data.root": str(photos.parent), "data.layout": "folder", "evaluate.tile": 32, "evaluate.sigmas": [25]}
-    )
+        {"data.root": str(photos.parent), "data.layout": "folder", "evaluate.tile": 32, "evaluate.sigmas": [25],
+         "evaluate.actors": 0}
+    )  # fmt: skip
     done = evaluate_run(bundle, config, out=tmp_path / "results.json", quiet=True)
     results, path = done.results, done.path
     assert results.segmenter == ""

@@ -207,7 +207,7 @@ def test_a_server_that_is_away(s3: S3, tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_on_s3_stopped_and_gone_on_with_on_another_machine(
     l1_run: Trained, s3: S3, scenes_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

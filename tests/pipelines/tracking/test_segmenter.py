@@ -156,7 +156,7 @@ def test_an_evaluation_uses_it(ray_session: None, uri: str, scenes_root: Path, t
     assert results.segmenter == NAME and results.clean.miou is not None and results.clean.miou > 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_training_of_a_blind_backbone_uses_it(ray_session: None, uri: str, scenes_root: Path, tmp_path: Path) -> None:
     """Two workers under DDP: CBDNet's own objective and the segmenter's cross-entropy, with labels in the stream.
 

@@ -42,7 +42,7 @@ def compare(plain: TrainState, compiled: TrainState, steps: int = STEPS) -> list
     return graphs
 
 
-@pytest.mark.parametrize("name", ["d2sm", "ratio", pytest.param("all", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["d2sm", "ratio", pytest.param("all", marks=pytest.mark.long)])
 def test_steps_are_equal_and_compiled_once(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As graphs of torch's own operators, so that no compiler is needed."""
     monkeypatch.setattr("pipelines.training.compiled.BACKEND", "aot_eager")
