@@ -92,7 +92,7 @@ def fit(
     config = ready.config
     folder = RunFolder.of(config)
     with folder.owned():
-        tracking.preload()  # while Ray's processes start
+        tracking.preload(config)  # while Ray's processes start
         session.start(cpus=resources.run_cpus(config), verbose=verbose)
         resources.check(config)
         folder.open(config, ready.fingerprint)

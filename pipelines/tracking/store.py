@@ -41,14 +41,21 @@ class TrackingError(ValueError):
     """MLflow cannot be used as configured. One line: the URI without its password, what is wrong, the remedy."""
 
 
-def preload() -> None:
-    """Import MLflow in a thread: it takes two seconds, which pass while the caller waits for something else."""
+def preload(config: Config) -> None:
+    """Import MLflow in a thread, and set up a database on this machine, while the caller waits for something else.
+
+    The import takes two seconds and the tables of a new database as long. What goes wrong is left to `prepare`, which
+    does the same for whoever opens the store and says it.
+    """
 
     def load() -> None:
-        with contextlib.suppress(Exception):  # whoever needs it imports it again, and says what is wrong
+        with contextlib.suppress(Exception):
             import_module("mlflow.tracking")
+            if sqlite_file(uri := uri_of(config)):
+                prepare(uri)
 
-    threading.Thread(target=load, name="import mlflow", daemon=True).start()
+    # Not a daemon: a process that ends waits for it, because a database that is half set up stays broken.
+    threading.Thread(target=load, name="preload mlflow").start()
 
 
 def uri_of(config: Config) -> str:
