@@ -24,6 +24,8 @@ cosine occurs in two columns, hence dL/ds_ij = (dL/dkx_ij + dL/dkx_ji) dk_ij/ds_
 and k / tau for k = exp((s - 1) / tau).
 
 Sums and logarithms are taken in float64: when restored and clean are close, C_j / S_j and log S_j - log T_j cancel.
+That is about 120 operations a pair of new and stored sample, a small part of a step also on cards that compute float64
+at 1/64 of float32's rate; logarithms in float32 lose exactness (tests/benchmarks/README.md, "On a GPU").
 """
 
 from __future__ import annotations
@@ -109,6 +111,7 @@ class KLDivergence(nn.Module):
         self.sums: Tensor
         self.compiling = Compiling()
         self._steady = False  # whether the last update was of full queues, and replaced as many samples as entered
+        self._log_ratio: Tensor | None = None  # of the last update's new samples, until `gradient` has used it
 
     def update(self, k: Tensor, k_leaving: Tensor, new: Tensor, own: Tensor) -> None:
         """Replace the samples that leave by those that enter.
@@ -119,7 +122,7 @@ class KLDivergence(nn.Module):
             new, own: (M,), (N,) indices of all ranks' and of this rank's new samples in the queue.
         """
         self._steady = k.shape == k_leaving.shape and k.shape[2] == self.sums.shape[1]
-        change = self.compiling(_change, k, k_leaving, new, own, self.inverse, steady=self._steady)
+        change, self._log_ratio = self.compiling(_change, k, k_leaving, new, own, self.inverse, steady=self._steady)
         self.sums = self.sums.to(change.device)
         self.sums.index_fill_(1, new, 0)
         self.sums[:, : change.shape[1]] += sum_over_workers(change)
@@ -135,10 +138,9 @@ class KLDivergence(nn.Module):
         return (c / s - s.log() + t.log()).clamp(min=0).sum()
 
     def gradient(self, k: Tensor, own: Tensor) -> Tensor:
-        """dL/ds between this rank's new samples and all samples: (N, n) float64."""
-        n = k.shape[2]
-        sums = self.sums[:, :n]
-        return self.compiling(_gradient, k, sums, own, self.inverse, self.temperature, steady=self._steady)
+        """dL/ds between the new samples of the last update, whose kernels are `k`, and all samples: (N, n) float64."""
+        sums, log_ratio, self._log_ratio = self.sums[:, : k.shape[2]], self._log_ratio, None
+        return self.compiling(_gradient, k, log_ratio, sums, own, self.inverse, self.temperature, steady=self._steady)
 
     @contextmanager
     def unchanged(self, new: Tensor) -> Iterator[None]:
@@ -151,36 +153,45 @@ class KLDivergence(nn.Module):
             self.sums = sums
 
 
-def _change(k: Tensor, k_leaving: Tensor, new: Tensor, own: Tensor, inverse: bool) -> Tensor:
-    """What this rank adds to S, T and C of all columns (arguments as in `KLDivergence.update`): (3, n)."""
-    entering = _contributions(k, inverse)  # (3, N, n)
-    change = entering.sum(1) - _contributions(k_leaving, inverse).sum(1)
+def _change(k: Tensor, k_leaving: Tensor, new: Tensor, own: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+    """What this rank adds to S, T and C of all columns, (3, n), and log kx - log ky of its new samples, (N, n).
+
+    Arguments as in `KLDivergence.update`.
+    """
+    log_ratio = _log_ratio(k)
+    entering = _contributions(k, log_ratio, inverse)  # (3, N, n)
+    change = entering.sum(1) - _contributions(k_leaving, _log_ratio(k_leaving), inverse).sum(1)
     # Columns of replaced samples are not updated incrementally: zero them, then let the rank that owns the new sample
     # write the full sum.
     change.index_fill_(1, new, 0)  # an assigned number would be copied from the host, which then waits
     change[:, own] = entering.sum(2)
-    return change
+    return change, log_ratio
 
 
-def _contributions(k: Tensor, inverse: bool) -> Tensor:
+def _contributions(k: Tensor, log_ratio: Tensor, inverse: bool) -> Tensor:
     """What each pair adds to S, T and C: (3, N, n)."""
-    c = -k[1] * _log_ratio(k) if inverse else k[0] * _log_ratio(k)
+    c = -k[1] * log_ratio if inverse else k[0] * log_ratio
     return torch.cat([k, c[None]])
 
 
-def _gradient(k: Tensor, sums: Tensor, own: Tensor, inverse: bool, temperature: float | None) -> Tensor:
-    """dL/ds between this rank's new samples and all samples, from their kernels and the sums (3, n): (N, n)."""
+def _gradient(
+    k: Tensor, log_ratio: Tensor, sums: Tensor, own: Tensor, inverse: bool, temperature: float | None
+) -> Tensor:
+    """dL/ds between this rank's new samples and all samples, from their kernels and the sums (3, n): (N, n).
+
+    Every pair stands in two columns, i and j. Numbers of a column are divided once, not once a pair.
+    """
     kx, ky = k
     s, t, c = sums
+    by_s = 1 / s
+    both = by_s + by_s[own, None]
     if inverse:  # g = -Q/P, whose mean under P is -1
-        ratio = ky / kx.clamp(min=floor(temperature))
-        by_column = (1 - ratio * (s / t)) / s
-        by_row = (1 - ratio * (s / t)[own, None]) / s[own, None]
+        by_t = 1 / t
+        by_kernel = both - ky / kx.clamp(min=floor(temperature)) * (by_t + by_t[own, None])
     else:  # g = log(P/Q) + 1, of which what depends on the column alone cancels
-        log_ratio = _log_ratio(k)
-        by_column = (log_ratio - c / s) / s
-        by_row = (log_ratio - (c / s)[own, None]) / s[own, None]
-    return _by_cosine(kx, by_column + by_row, temperature)
+        mean = c * by_s.square()
+        by_kernel = torch.addcmul(-mean - mean[own, None], log_ratio, both)
+    return _by_cosine(kx, by_kernel, temperature)
 
 
 def _by_cosine(k: Tensor, by_kernel: Tensor, temperature: float | None) -> Tensor:
@@ -221,8 +232,8 @@ class JSDivergence(nn.Module):
         total = self.kernels.new_zeros(())
         for columns in torch.arange(n, device=total.device).split(self.CHUNK):
             p, q, _ = self._distributions(columns, n)
-            m = (p + q) / 2
-            of_columns = (p * (_log(p) - _log(m)) + q * (_log(q) - _log(m))).sum(1) / 2
+            log_m = _log((p + q) / 2)
+            of_columns = (p * (_log(p) - log_m) + q * (_log(q) - log_m)).sum(1) / 2
             total += of_columns.clamp(min=0).sum()
         return total
 
@@ -265,6 +276,6 @@ def _log(values: Tensor) -> Tensor:
 
 
 def _log_ratio(k: Tensor) -> Tensor:
-    """log kx - log ky of (2, N, n) kernels."""
-    logs = _log(k)
-    return logs[0] - logs[1]
+    """log kx - log ky of (2, N, n) kernels, as one logarithm: it costs more than the division."""
+    kx, ky = k.clamp(min=_TINY)  # on the diagonal both kernels are 0
+    return (kx / ky).log_()
