@@ -6,7 +6,8 @@ Writes OUT/gpu.jsonl as numbers come, and OUT/gpu.md and OUT/gpu.json after ever
 its time is reported, and the next one starts; the exit code is then 1. A part whose packages are not installed is left
 out: torch alone is enough for the first. Needs neither make nor a virtual environment:
 PYTHONPATH=site:project python3 -m tests.gpu. Without --data, street scenes are drawn; FOLDER is in the Cityscapes
-layout, such as CamVid. `--device cpu --small` tries the script out on a machine without a GPU.
+layout, such as CamVid, and ESPNet judges it if FOLDER/../weights holds espnet_p2_q8_camvid.pth. `--device cpu --small`
+tries the script out on a machine without a GPU.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ PARTS = {
     "steps": Part(95, CONFIG),
     "runs": Part(180, SERVICES),
     "modes": Part(60, CONFIG),
-    "shares": Part(30, ("timm",)),
+    "shares": Part(30),
     "ingest": Part(30, SERVICES),
     "checks": Part(40, (*CONFIG, "pytest", "hypothesis")),
 }

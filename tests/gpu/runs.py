@@ -72,6 +72,14 @@ class Runs:
         return (last - first) / (end - start)
 
 
+def segmenter(data: Path | None) -> list[str]:
+    """Keys of ESPNet-CamVid if its weights lie beside the photographs, as `../shared/gpu/pack` has them; else none."""
+    weights = data.parent / "weights/espnet_p2_q8_camvid.pth" if data else None
+    if weights is None or not weights.is_file():
+        return ["evaluate.segmenter=null"]
+    return ["evaluate.segmenter=espnet-camvid", f"evaluate.segmenter_weights={weights}"]
+
+
 def wait(*processes: subprocess.Popen[bytes]) -> None:
     for process in processes:
         if code := process.wait():
@@ -113,7 +121,7 @@ def main() -> None:
             os.environ["XDG_CACHE_HOME"] = str(runs.folder / f"cache-{actors}")  # with no numbers of an earlier one
             begun = time.time()
             out = runs.folder / f"results-{actors}.json"
-            keys = [f"evaluate.actors={actors}", f"evaluate.sigmas={LEVELS}", "evaluate.segmenter=null"]
+            keys = [f"evaluate.actors={actors}", f"evaluate.sigmas={LEVELS}", *segmenter(given.data)]
             keys += [f"evaluate.use_gpu={str(given.device.type == 'cuda').lower()}"]
             wait(runs.start("evaluate", "--out", str(out), "--quiet", str(runs.folder / "first/first"), *keys))
             count = json.loads(out.read_text())["images"]

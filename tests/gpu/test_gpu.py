@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipelines.config import Config
 from tests.gpu.__main__ import PARTS, main
 from tests.gpu.results import GOALS, Number, page
 
@@ -66,6 +67,18 @@ def test_goals_are_met_or_not() -> None:
     assert "| Ray Train to a plain loop, steps a second |  | >= 0.97 | 0.97 | yes |" in lines
     assert sum("| not measured |" in line for line in lines) == len(GOALS) - 3
     assert "## runs: stopped after 9 s" in lines
+
+
+def test_the_segmenter_beside_the_photographs(tmp_path: Path) -> None:
+    from tests.gpu.runs import segmenter
+
+    data, weights = tmp_path / "camvid", tmp_path / "weights" / "espnet_p2_q8_camvid.pth"
+    assert segmenter(None) == segmenter(data) == ["evaluate.segmenter=null"]
+    weights.parent.mkdir()
+    weights.touch()
+    keys = dict(key.split("=", 1) for key in segmenter(data))
+    config = Config().replace(keys)
+    assert (config.evaluate.segmenter, config.evaluate.segmenter_weights) == ("espnet-camvid", str(weights))
 
 
 def test_bad_options(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
