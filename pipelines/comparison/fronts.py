@@ -1,9 +1,9 @@
 """Fronts: what each objective trades PSNR for as its weight grows, and objectives compared at equal PSNR.
 
-A front holds the rows that differ in the weight of one objective alone; L1 alone, trained with the same other settings,
-is the first point of every front. All differences are from L1, paired by seed and by photograph (`intervals`). Between
-two neighbouring points a front is interpolated linearly, so that two fronts can be compared where both have lost the
-same PSNR.
+A front holds the rows that differ in the weight of one objective alone, or in `loss.gradient_ratio` alone; L1 alone,
+trained with the same other settings, is the first point of every front. All differences are from L1, paired by seed and
+by photograph (`intervals`). Between two neighbouring points a front is interpolated linearly, so that two fronts can be
+compared where both have lost the same PSNR.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ TEXT, JSON = "front.md", "front.json"
 DROPS = (0.05, 0.1, 0.25, 0.5)  # dB below L1 at which fronts are compared
 _L1 = "l1"
 _WEIGHTS = {name: f"loss.{term.weight_key}" for name, term in TERMS.items() if name != _L1}
+_RATIO = "loss.gradient_ratio"
 _SETTING = tuple(
-    key for key in keys_with("results", "length") if key not in _WEIGHTS.values() and key != "train.init"
+    key for key in keys_with("results", "length") if key not in (*_WEIGHTS.values(), _RATIO, "train.init")
 )  # what all rows of a front share; `Row.init` stands for train.init
 
 
@@ -51,7 +52,9 @@ class Front:
 
     @staticmethod
     def weight(row: Row) -> str:
-        """The weight of the objective, or of each of its terms: "10", "10 / 0.0003"."""
+        """The weight of the objective, or of each of its terms: "10", "10 / 0.0003"; "ratio 2" where it has one."""
+        if (ratio := row.config.loss.gradient_ratio) is not None:
+            return f"ratio {ratio:g}"
         return " / ".join(f"{weight:g}" for name, weight in row.config.loss.terms.items() if name != _L1)
 
     def difference(self, row: Row, metric: str) -> Values | None:
@@ -105,7 +108,7 @@ def of(rows: Sequence[Row]) -> list[Front]:
         objective = _objective(row.config)
         if objective and _settings(row, loss=False) in l1:
             groups.setdefault((*objective, *_settings(row, loss=True)), []).append(row)
-    found = [sorted(group, key=lambda row: list(row.config.loss.terms.values())) for group in groups.values()]
+    found = [sorted(group, key=lambda row: _strength(row.config)) for group in groups.values()]
     names = _names([group[0] for group in found])
     return [
         Front(name, l1[_settings(group[0], loss=False)], tuple(group)) for name, group in zip(names, found, strict=True)
@@ -224,6 +227,7 @@ def _level(fronts: Sequence[Front], level: str) -> dict[str, Any]:
                 "points": [
                     {
                         "weights": {k: w for k, w in row.config.loss.terms.items() if k != _L1},
+                        "gradient_ratio": row.config.loss.gradient_ratio,
                         "seeds": _common(front, row),
                         "row": row.label,
                         "difference": numbers({name: front.difference(row, name) for name in names}),
@@ -311,11 +315,19 @@ def _objective(config: Config) -> tuple[str, ...]:
     return tuple(name for name in config.loss.terms if name != _L1)
 
 
+def _strength(config: Config) -> tuple[float, ...]:
+    """What the rows of a front differ in: the gradients' ratio, and the weights."""
+    return (config.loss.gradient_ratio or 0.0, *config.loss.terms.values())
+
+
 def _settings(row: Row, *, loss: bool) -> tuple[str, ...]:
     """What the rows of a front have in common; without the section `loss`, what they share with L1 alone."""
     flat = row.config.flat()
     shared = (key for key in _SETTING if loss or not key.startswith("loss."))
-    return (row.runs[0].init, *(f"{key}={json.dumps(flat[key], default=str)}" for key in shared))
+    own = [f"{key}={json.dumps(flat[key], default=str)}" for key in shared]
+    if loss:
+        own.append(f"at a ratio: {flat[_RATIO] is not None}")
+    return (row.runs[0].init, *own)
 
 
 def _names(rows: Sequence[Row]) -> list[str]:
@@ -334,5 +346,7 @@ def _names(rows: Sequence[Row]) -> list[str]:
             and any(flat[key] != own[key] for flat in (kin if key.startswith("loss.") else flats))
         ]
         words = [" + ".join(TERMS[name].label for name in objective)]
+        if own[_RATIO] is not None:
+            words.append("by gradient ratio")
         found.append(" ".join([*words, *(f"{key.rpartition('.')[2]}={short(own[key])}" for key in differing)]))
     return found

@@ -86,6 +86,22 @@ def test_other_settings_are_other_fronts_and_need_their_own_l1(tmp_path: Path) -
     )
 
 
+def test_rows_at_gradient_ratios_are_a_front_of_their_own(tmp_path: Path) -> None:
+    scored, d2sm = scored_results(images=3), "ffdnet_d2sm_cpu"
+    changes: list[dict[str, Any]] = [
+        {"loss__gradient_ratio": 10.0},
+        {"loss__weight": 5.0},
+        {"loss__gradient_ratio": 2.0},
+    ]
+    found = read_rows(
+        [written(tmp_path, "ffdnet_l1_cpu", scored), *(written(tmp_path, d2sm, scored, **c) for c in changes)]
+    )
+    by_ratio, by_weight = fronts.of(found)
+    assert (by_ratio.name, by_weight.name) == ("D2SM by gradient ratio", "D2SM")
+    assert [by_ratio.weight(row) for row in by_ratio.rows] == ["ratio 2", "ratio 10"]
+    assert [by_weight.weight(row) for row in by_weight.rows] == ["5"]
+
+
 @pytest.mark.parametrize("drop", [0.02, 0.05, 0.1, 0.25, 0.39])
 def test_at_equal_psnr_a_front_is_a_line_between_its_neighbours(rows: list[Row], drop: float) -> None:
     d2sm, _ = fronts.of(rows)
