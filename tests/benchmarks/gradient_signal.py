@@ -1,12 +1,13 @@
 """How much of D2SM's gradient survives the average over batches, and where it points, by kernel, samples and queue.
 
-    python -m tests.benchmarks.gradient_signal --data ../shared/data [--task sr4] [--steps 400] [--batches 24]
+    python -m tests.benchmarks.gradient_signal --data ../shared/data --network RUN/step-00000800
+        [--earlier RUN/step-00000600] [--chain downsample:4] [--batches 24] [--out FILE.json]
 
-No objective is trained. A small FFDNet is trained with L1, queues are filled, and the gradients by its parameters are
-taken over batches that are the same for every variant. |E g|^2 / E |g|^2 is the part of a batch's gradient that all
-batches have in common; the rest is noise of the batch. Products of expectations are estimated without bias, from pairs
-of different batches, as are the cosines between them; intervals leave out one batch at a time (jackknife). The
-networks that look at the crops are those of `tests.benchmarks.fronts`.
+Nothing is trained: the network is that of a checkpoint of `d2sm train`. Queues are filled, and the gradients by its
+parameters are taken over batches that are the same for every variant. |E g|^2 / E |g|^2 is the part of a batch's
+gradient that all batches have in common; the rest is noise of the batch. Products of expectations are estimated without
+bias, from pairs of different batches, as are the cosines between them; intervals leave out one batch at a time
+(jackknife). The networks that look at the crops are those of `tests.benchmarks.fronts`.
 
 The class-aware variants are prototypes that need labels. Each matches n x n similarities, with `allowed` pairs alone.
 """
@@ -16,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -25,18 +26,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from d2sm.chain import parse
 from d2sm.divergence import Kernel
 from d2sm.features import features, patches
 from d2sm.matching import StatisticsMatching
 from d2sm.models import FFDNet
 from d2sm.objectives import CrossEntropy
-from tests.benchmarks.fronts.data import CLASSES, VOID, Batches, read_photographs
+from d2sm.weights import read_state_dict
+from tests.benchmarks.fronts.data import CLASSES, VOID, Photographs, read_photographs
 from tests.benchmarks.fronts.networks import PHI, Segmenter
 from tests.benchmarks.timing import machine, table
 
 BATCH, SIDE = 16, 96
-FILL = 64  # batches before the first that counts
-EARLIER = 100  # steps by which the network that fills a stale queue is behind
+FILL = 32  # batches before the first that counts; they fill all queues
 Allowed = Callable[[Tensor, Tensor], Tensor]  # classes (n,), places in the queue (n,) -> (n, n) pairs that are compared
 
 
@@ -61,8 +63,10 @@ class Variant:
         )
 
     def __call__(self, restored: Tensor, clean: Tensor, labels: Tensor) -> Tensor:
-        """Of Phi's maps."""
+        """The divergence of Phi's maps, which enter the queue."""
         return cast(Tensor, self.matching(*(samples(maps, self.patch) for maps in (restored, clean))))
+
+    store = __call__
 
 
 @dataclass
@@ -81,16 +85,20 @@ class ClassAware:
     stale: bool = False
     stored: list[Tensor] = field(default_factory=list)
 
-    def __call__(self, restored: Tensor, clean: Tensor, labels: Tensor) -> Tensor:
+    def store(self, restored: Tensor, clean: Tensor, labels: Tensor) -> list[Tensor]:
+        """The queue with the new samples: features of restored and clean, classes, numbers drawn for each sample."""
         classes, part = majority(labels, self.patch)
         keep = (classes != VOID) & (part >= self.pure)
         new = [samples(maps, self.patch)[keep] for maps in (restored, clean)]
-        drawn = torch.randint(0, 2**31, (len(classes),), generator=DRAWN)  # for pairs by chance
+        drawn = torch.randint(0, 2**31, (len(classes),), generator=DRAWN)
         new += [classes[keep], drawn[keep]]
         if self.stored:
             new = [torch.cat([old, x])[-self.queue :] for old, x in zip(self.stored, new, strict=True)]
         self.stored = [x.detach() for x in new]
-        x, y, classes, drawn = new
+        return new
+
+    def __call__(self, restored: Tensor, clean: Tensor, labels: Tensor) -> Tensor:
+        x, y, classes, drawn = self.store(restored, clean, labels)
         pairs = self.allowed(classes, drawn) & ~torch.eye(len(x), dtype=torch.bool)
         pairs = pairs & (pairs.sum(0) > 1)  # a column of one entry says nothing
         log_p, log_q = (log_columns(rows, pairs) for rows in (x, y))
@@ -141,11 +149,11 @@ VARIANTS: dict[str, Callable[[], Variant | ClassAware]] = {
     "exp, tau .1, center": lambda: Variant(kernel="exp", center=True),
     "patches of 16": lambda: Variant(patch=16),
     "patches of 48": lambda: Variant(patch=48),
-    "whole crops": lambda: Variant(patch=None),
-    "whole crops, center": lambda: Variant(patch=None, center=True),
+    "whole crops, q 512": lambda: Variant(patch=None, queue=512),
+    "whole crops, q 512, center": lambda: Variant(patch=None, queue=512, center=True),
     "q 256": lambda: Variant(queue=256),
     "q 4096": lambda: Variant(queue=4096),
-    "queue of the network 100 steps before": lambda: Variant(stale=True),
+    "queue of an earlier network": lambda: Variant(stale=True),
     "prototype: all pairs": lambda: ClassAware(lambda classes, _: torch.ones(2 * classes.shape, dtype=torch.bool)),
     "prototype: same class": lambda: ClassAware(same),
     "prototype: other class": lambda: ClassAware(other),
@@ -156,42 +164,60 @@ VARIANTS: dict[str, Callable[[], Variant | ClassAware]] = {
 TARGETS = ("L1", "perceptual", "CE, CamVid", "CE, Cityscapes")
 
 
-def start_networks(task: str, steps: int, seed: int, batches: Batches) -> tuple[FFDNet, FFDNet]:
-    """FFDNet 32 x 8 after L1 training with Adam at 1e-3, cosine; and the same `EARLIER` steps before its end."""
-    torch.manual_seed(seed)
-    networks = FFDNet(32, 8), FFDNet(32, 8)
-    optimizer = torch.optim.Adam(networks[0].parameters(), lr=1e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for step in range(steps):
-        if step == max(0, steps - EARLIER):
-            networks[1].load_state_dict(networks[0].state_dict())
-        clean, degraded, sigma, _ = batches()
-        optimizer.zero_grad()
-        (networks[0](degraded, sigma) - clean).abs().mean().backward()
-        optimizer.step()
-        schedule.step()
-    return networks
+class Crops:
+    """Crops of the training photographs and their degraded versions, from a seed alone."""
+
+    def __init__(self, photographs: Photographs, chain: str, seed: int) -> None:
+        self.photographs, self.chain, self.count = photographs, parse(chain), 0
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Clean (B, 3, H, W), degraded likewise, sigma (B,) as a network is told it, labels (B, H, W)."""
+        clean, labels = self.photographs.crops(self.generator, BATCH, SIDE)
+        seeds = range(self.count, self.count + BATCH)
+        self.count += BATCH
+        levels = torch.tensor([self.chain.level] * BATCH)
+        return (
+            clean,
+            self.chain.degraded(clean, levels=levels, seeds=seeds),
+            torch.full((BATCH,), self.chain.sigma),
+            labels,
+        )
+
+
+def load(checkpoint: Path) -> FFDNet:
+    network = FFDNet(32, 8)
+    network.load_state_dict(read_state_dict(checkpoint / "model.safetensors"))
+    return network.requires_grad_()
 
 
 def flat(values: tuple[Tensor, ...]) -> Tensor:
     return torch.cat([value.flatten() for value in values])
 
 
-def measure(data: Path, task: str, steps: int, count: int, seed: int) -> dict[str, Any]:
-    """Gradients of all variants over the batches, reduced to products."""
+def measure(
+    data: Path, network: FFDNet, earlier: FFDNet | None, chain: str, count: int, seed: int, only: list[str]
+) -> Iterator[dict[str, Any]]:
+    """Gradients of all variants over the batches, reduced to products; of those so far, from the third batch on.
+
+    Args:
+        earlier: fills the stale queue; None: that variant is left out.
+        only: names of variants; []: all.
+    """
     photographs = read_photographs(data / "camvid", torch.device("cpu"))
-    network, earlier = start_networks(task, steps, seed, Batches(photographs, task, seed, BATCH, SIDE))
     phi, weights = features(PHI), data / "weights"
     camvid, cityscapes = CrossEntropy(Segmenter("camvid", weights)), Segmenter("cityscapes", weights)
-    made = {name: build() for name, build in VARIANTS.items()}
-    batches, parameters = Batches(photographs, task, 1000 + seed, BATCH, SIDE), list(network.parameters())
+    made = {name: build() for name, build in VARIANTS.items() if not only or name in only}
+    made = {name: variant for name, variant in made.items() if earlier or not variant.stale}
+    batches, parameters = Crops(photographs, chain, seed), list(network.parameters())
 
     with torch.no_grad():
         for _ in range(FILL):
             clean, degraded, sigma, labels = batches()
-            of_clean, of_restored, of_earlier = phi(clean), phi(network(degraded, sigma)), phi(earlier(degraded, sigma))
+            of_clean, of_restored = phi(clean), phi(network(degraded, sigma))
+            of_earlier = phi(earlier(degraded, sigma)) if earlier else of_restored
             for variant in made.values():
-                variant(of_earlier if variant.stale else of_restored, of_clean, labels)
+                variant.store(of_earlier if variant.stale else of_restored, of_clean, labels)
 
     names = [*TARGETS, *made]
     rows: list[list[Tensor]] = [[] for _ in names]
@@ -213,12 +239,14 @@ def measure(data: Path, task: str, steps: int, count: int, seed: int) -> dict[st
         ]
         for index, loss in enumerate(losses):
             (gradient,) = torch.autograd.grad(loss, x, retain_graph=True)
-            by_image[index] += gradient.double().square().sum() / count
+            by_image[index] += gradient.double().square().sum()
             rows[index].append(flat(torch.autograd.grad(restored, parameters, gradient, retain_graph=True)))
-    stacked = torch.stack([torch.stack(of_one) for of_one in rows]).double()  # (K, batches, parameters)
-    of_pairs = torch.einsum("kip,ljp->klij", stacked[: len(TARGETS)], stacked)
-    own = torch.einsum("kip,kjp->kij", stacked, stacked)
-    return {"names": names, "image": by_image.tolist(), "products": of_pairs.tolist(), "own": own.tolist()}
+        if len(rows[0]) > 2:
+            stacked = torch.stack([torch.stack(of_one) for of_one in rows]).double()  # (K, batches, parameters)
+            of_pairs = torch.einsum("kip,ljp->klij", stacked[: len(TARGETS)], stacked)
+            own = torch.einsum("kip,kjp->kij", stacked, stacked)
+            image = (by_image / len(rows[0])).tolist()
+            yield {"names": names, "image": image, "products": of_pairs.tolist(), "own": own.tolist()}
 
 
 def apart(products: Tensor) -> Tensor:
@@ -256,20 +284,23 @@ def report(made: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with camvid/ and weights/")
-    parser.add_argument("--task", default="sr4", help="sr4, noise50, ...")
-    parser.add_argument("--steps", type=int, default=400, help="of L1 training")
-    parser.add_argument("--batches", type=int, default=24)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--network", type=Path, required=True, help="checkpoint of an FFDNet 32 x 8")
+    parser.add_argument("--earlier", type=Path, help="another, to fill a queue with")
+    parser.add_argument("--chain", default="downsample:4", help="as degrade.chain, with fixed levels")
+    parser.add_argument("--batches", type=int, default=24, help="at least 3")
+    parser.add_argument("--seed", type=int, default=1000)
+    parser.add_argument("--only", nargs="+", default=[], choices=VARIANTS, metavar="VARIANT")
     parser.add_argument("--out", type=Path, help="file for the products of gradients, as JSON")
     args = parser.parse_args()
     torch.set_num_threads(1)
     began = time.monotonic()
-    made = measure(args.data, args.task, args.steps, args.batches, args.seed)
-    if args.out:
-        args.out.write_text(json.dumps(made))
+    earlier = load(args.earlier) if args.earlier else None
+    for made in measure(args.data, load(args.network), earlier, args.chain, args.batches, args.seed, args.only):
+        if args.out:
+            args.out.write_text(json.dumps(made))
     print(
-        f"{machine(torch.device('cpu'))}; {args.task}, FFDNet 32 x 8 after {args.steps} steps of L1, seed {args.seed}; "
-        f"{args.batches} batches of {BATCH} crops of {SIDE}; {time.monotonic() - began:.0f} s\n"
+        f"{machine(torch.device('cpu'))}; {args.network}, {args.chain}, seed {args.seed}; {args.batches} batches "
+        f"of {BATCH} crops of {SIDE}; {time.monotonic() - began:.0f} s\n"
     )
     print(report(made))
     print("\nLengths are those of one batch's gradient over that of L1, at weight 1.")
