@@ -272,9 +272,11 @@ def report(made: dict[str, Any]) -> str:
     error = [1.96 * ((n - 1) * torch.stack(each).var(0, unbiased=False)).sqrt() for each in zip(*again, strict=True)]
     length = own.diagonal(dim1=-2, dim2=-1).mean(-1).sqrt()
     image = torch.tensor(made["image"]).sqrt()
-    lines = []
+    lines, found = [], (surviving > error[0]).tolist()
     for k, name in enumerate(made["names"]):
-        cells = [f"{cosines[t, k]:.2f} ± {error[1][t, k]:.2f}" for t in range(len(TARGETS))]
+        cells = [
+            f"{cosines[t, k]:.2f} ± {error[1][t, k]:.2f}" if found[t] and found[k] else "-" for t in range(len(TARGETS))
+        ]
         ratios = [f"{length[k] / length[0]:.3g}", f"{image[k] / image[0]:.3g}"]
         lines.append([name, f"{100 * surviving[k]:.0f} ± {100 * error[0][k]:.0f}", *cells, *ratios])
     header = ["gradient", "surviving, %", *(f"cosine with {target}" for target in TARGETS), "length", "by image"]
@@ -303,7 +305,8 @@ def main() -> None:
         f"of {BATCH} crops of {SIDE}; {time.monotonic() - began:.0f} s\n"
     )
     print(report(made))
-    print("\nLengths are those of one batch's gradient over that of L1, at weight 1.")
+    print("\nLengths are those of one batch's gradient over that of L1, at weight 1. A cosine is left out where")
+    print("nothing of one of both gradients survives beyond the interval.")
 
 
 if __name__ == "__main__":
