@@ -154,11 +154,11 @@ def _how_intervals(rows: Sequence[Row]) -> str:
     if not any(row.interval(rows[0], name) for row in rows[1:] for name in rows[0].runs[0].columns):
         return ""
     images = rows[0].runs[0].results.images
-    few = "; with so few it is too narrow" if images < 20 else ""
+    few = ", and with so few of them" if images < 20 else ""
     return (
         f"95 % interval of a gain: paired bootstrap over the {images} photographs ({intervals.DRAWS} draws, the same "
-        f"for all runs), seeds averaged. It covers the choice of photographs{few}, not that of seeds, and is too "
-        "narrow where photographs resemble each other, as neighbouring frames of a video do."
+        f"for all runs), seeds averaged. It covers the choice of photographs, not that of seeds. It is too narrow "
+        f"where photographs resemble each other, as neighbouring frames of a video do{few}."
     )
 
 

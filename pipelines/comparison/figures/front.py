@@ -68,10 +68,17 @@ def _draw_level(rows: Sequence[Row], found: Sequence[Front], level: str, path: P
         _references(axes, rows, metric, level)
     handles = [Line2D([], [], color=_L1_STYLE.colour, marker=_L1_STYLE.marker, linestyle="", markersize=9)]
     handles += [Line2D([], [], color=s.colour, marker=s.marker, linestyle=s.line, linewidth=2) for s in styles.values()]
+    # As many entries side by side as fit: a character is .6 of its size wide, and a line is drawn before each entry.
+    fitting = int(drawn.get_figwidth() * 72 / (0.6 * style.SIZE) // (8 + max(map(len, styles))))
     drawn.legend(
-        handles, ["L1 alone", *styles], loc="outside upper center", ncols=min(4, 1 + len(styles)), fontsize=style.SIZE,
-        title=f"What each objective trades PSNR for, {level_title(level)}", title_fontsize=style.SIZE + 3,
-    )  # fmt: skip
+        handles,
+        ["L1 alone", *styles],
+        loc="outside upper center",
+        ncols=max(1, min(fitting, 1 + len(styles))),
+        fontsize=style.SIZE,
+        title=f"What each objective trades PSNR for, {level_title(level)}",
+        title_fontsize=style.SIZE + 3,
+    )
     style.caption(drawn, _caption(rows, found), size=style.SIZE - 2)
     return style.save(drawn, path)
 
@@ -155,7 +162,8 @@ def _caption(rows: Sequence[Row], found: Sequence[Front]) -> list[str]:
     lines = [
         f"{measured.images} images of split {measured.split}. Numbers at the points: weight of the objective beside "
         "L1. To the right and up is better. A point is L1's mean plus the mean difference from L1 of the same seed "
-        f"(L1: seeds {', '.join(map(str, seeds))}); small dots: single seeds.",
+        f"(L1: seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}); small dots: single seeds where there are "
+        "several.",
     ]
     if any(run.draws for front in found for run in front.l1.runs):
         lines.append(
