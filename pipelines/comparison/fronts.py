@@ -99,7 +99,7 @@ def of(rows: Sequence[Row]) -> list[Front]:
     Args:
         rows: from `rows.read_rows`.
     """
-    l1 = {}
+    l1: dict[tuple[str, ...], Row] = {}
     for row in rows:
         if _objective(row.config) == ():
             l1.setdefault(_settings(row, loss=False), row)

@@ -85,11 +85,10 @@ def _draw_level(rows: Sequence[Row], found: Sequence[Front], level: str, path: P
 
 def _draw_front(axes: Axes, front: Front, metric: str, level: str, look: style.Style, place: tuple[int, int]) -> None:
     across, up = metric_name("psnr", level), metric_name(metric, level)
-    start = (front.l1.mean(across), front.l1.mean(up))
-    if start[0] is None or start[1] is None:
+    x0, y0 = front.l1.mean(across), front.l1.mean(up)
+    if x0 is None or y0 is None:
         return
-    x0, y0 = start
-    line = [start]
+    line = [(x0, y0)]
     for row in front.points(level):
         dx, dy = front.difference(row, across), front.difference(row, up)
         if dx is None or dy is None:
@@ -103,12 +102,13 @@ def _draw_front(axes: Axes, front: Front, metric: str, level: str, look: style.S
         others = {run.seed: run.metrics for run in front.l1.runs}
         pairs = [(run.metrics, others[run.seed]) for run in row.runs if run.seed in others]
         dots = [
-            tuple(base + ours[name] - theirs[name] for base, name in ((x0, across), (y0, up)))
+            (x0 + ours[across] - theirs[across], y0 + ours[up] - theirs[up])
             for ours, theirs in pairs
             if all(name in numbers for name in (across, up) for numbers in (ours, theirs))
         ]
         if len(dots) > 1:
-            axes.scatter(*zip(*dots, strict=True), s=14, color=look.colour, alpha=0.7, linewidths=0, zorder=3)
+            dots_x, dots_y = zip(*dots, strict=True)
+            axes.scatter(dots_x, dots_y, s=14, color=look.colour, alpha=0.7, linewidths=0, zorder=3)
         axes.annotate(
             front.weight(row), (x, y), xytext=place, textcoords="offset points", fontsize=style.SIZE - 2,
             color=look.colour, ha="center" if not place[0] else "left" if place[0] > 0 else "right", zorder=6,

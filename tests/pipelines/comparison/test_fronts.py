@@ -20,8 +20,6 @@ from pipelines.runs.results import Results
 from tests.helpers.finished_runs import write_run
 from tests.helpers.scored_images import scored_results
 
-PERCEPTUAL = {"loss.perceptual": 0.0003}
-
 
 def written(folder: Path, name: str, results: Results, **changes: Any) -> Path:
     """A run; `changes` are dotted keys with `__` for the dot."""
@@ -71,7 +69,7 @@ def test_other_settings_are_other_fronts_and_need_their_own_l1(tmp_path: Path) -
             written(tmp_path, d2sm, scored, loss__weight=2.0, loss__kernel="exp"),
             written(tmp_path, d2sm, scored, loss__weight=3.0, data__crop_size=64, data__flip=False),
             written(tmp_path, d2sm, scored, loss__weight=4.0, loss__perceptual=0.5),
-            written(tmp_path, d2sm, scored, loss__weight=4.0, train__lr=0.5),
+            written(tmp_path, d2sm, scored, loss__weight=4.0, train__lr=0.25),
         ]
     )
     names = [(front.name, [front.weight(row) for row in front.rows]) for front in fronts.of(found)]
@@ -80,7 +78,7 @@ def test_other_settings_are_other_fronts_and_need_their_own_l1(tmp_path: Path) -
     ]  # fmt: skip
     assert [weights for _, weights in names] == [["1"], ["2"], ["3"], ["4 / 0.5"]]
     assert [front.l1 is found[0] for front in fronts.of(found)] == [True, True, False, True]
-    assert fronts.left_out(found) == [found[6].label] and "train.lr=0.5" in found[6].label
+    assert fronts.left_out(found) == [found[6].label] and "train.lr=0.25" in found[6].label
     assert (
         f"On no front, since no row is L1 alone with their other settings: {found[6].label}" in fronts.notes(found)[1]
     )
@@ -170,9 +168,10 @@ def test_the_verb_draws_each_level_and_writes_the_numbers(
     pixels = np.asarray(Image.open(tmp_path / names[0]).convert("RGB"))
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
     svg = (tmp_path / names[1]).read_text()
-    for shown in ("What each objective trades PSNR for, sigma 25", "L1 alone", "D2SM", "perceptual", "400", "0.01",
+    for shown in ("What each objective trades PSNR for, sigma 25", "L1 alone", "D2SM", "perceptual",
                   "PSNR, dB (higher is better)", "MIoU by espnet-camvid (higher is better)"):  # fmt: skip
         assert f"<!-- {shown} -->" in svg  # as matplotlib marks text that it draws as paths
+    assert (tmp_path / "front.md").read_text() == fronts.document(read_rows(folders, trust=True))
 
 
 def test_nothing_to_draw_is_one_line(folders: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
