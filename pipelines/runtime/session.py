@@ -60,7 +60,7 @@ def start(*, cpus: float, verbose: bool = False) -> None:
     Raises:
         AuthError: RAY_ADDRESS does not answer or cannot be joined, or listens beyond loopback while Ray's token
             authentication is off.
-        SessionError: Ray's temporary folder cannot be used.
+        SessionError: Ray's temporary folder cannot be used; Ray cannot be started.
     """
     quiet(verbose=verbose)
     if ray.is_initialized():
@@ -96,7 +96,13 @@ def _start(cpus: float, verbose: bool) -> None:
     if auth.secured() or "RAY_AUTH_MODE" not in os.environ:
         auth.make_token()
     stage("starting Ray on this machine")
-    ray.init(address="local", num_cpus=logical_cpus(cpus), include_dashboard=False, **options)
+    try:
+        ray.init(address="local", num_cpus=logical_cpus(cpus), include_dashboard=False, **options)
+    except Exception as error:  # Ray raises what it likes, such as an Exception where its processes took over 30 s
+        raise SessionError(
+            f"Ray cannot be started on this machine ({one_line(error)}); see whether it is overloaded, or short of "
+            "memory or disk space, and try again"
+        ) from error
 
 
 def _watch() -> None:

@@ -127,3 +127,20 @@ def test_a_disk_that_fills_up_while_ray_runs(monkeypatch: pytest.MonkeyPatch, tm
     assert line.endswith("set RAY_TMPDIR to a folder on another disk") and "\n" not in line
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # the cluster's nodes have disks of their own
     assert session.full_disk() == ""
+
+
+def test_ray_that_cannot_be_started_is_one_line() -> None:
+    """Whatever Ray raises: here it cannot read what it is told of this machine's resources."""
+    code = """
+from pipelines.runtime import session
+try:
+    session.start(cpus=1)
+except session.SessionError as error:
+    print(error)
+"""
+    environment = {**os.environ, "RAY_OVERRIDE_RESOURCES": "{"}
+    environment.pop("RAY_ADDRESS", None)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True, cwd=ROOT, env=environment
+    )
+    assert re.fullmatch(r"Ray cannot be started on this machine \(.*property name.*\); see whether .*\n", done.stdout)
