@@ -109,7 +109,7 @@ def parser() -> ArgumentParser:
 
     study = _verb(verbs, "study", "train objectives in several settings from a plan, and say where each of them helps")
     study("plan", type=Path, metavar="FILE", help="YAML file with the plan (see pipelines/README.md); or the "
-          "study.json.gz of a study, whose tables are printed")  # fmt: skip
+          "study.json.xz of a study, whose tables are printed")  # fmt: skip
     study("--name", default="study", help="folder in train.storage; the same name resumes it (default: study)")
     study("--concurrent", type=int, help="most runs at the same time (default: as many as fit)")
     study("--dry-run", action="store_true", help="only check the plan, and say what it will cost")

@@ -14,7 +14,7 @@ def run_study(args: argparse.Namespace) -> int:
     from pipelines import study
     from pipelines.comparison import study_results
 
-    if args.plan.suffix == ".gz":
+    if args.plan.suffix == ".xz":
         show(study_results.text(study_results.load(args.plan)))
         return 0
     planned = study.read(args.plan, name=args.name, changes=configs.parse(args.overrides))

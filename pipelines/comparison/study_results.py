@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import json
+import lzma
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +22,7 @@ from pipelines.runtime import files
 from pipelines.text import columns, markdown, printable
 
 START = "start"  # in place of an objective: the run that the others of a setting start from
-RAW, TEXT = "study.json.gz", "study.md"
+RAW, TEXT = "study.json.xz", "study.md"
 _LARGEST = 2**30  # bytes of the unpacked file
 
 
@@ -105,7 +105,7 @@ def save(results: StudyResults, path: Path) -> None:
         runs.append(raw.model_dump())
     text = json.dumps({"name": results.name, "runs": runs}, allow_nan=False, separators=(",", ":"))
     with files.replacing(path) as temporary:
-        temporary.write_bytes(gzip.compress(text.encode(), mtime=0))
+        temporary.write_bytes(lzma.compress(text.encode()))  # a third of gzip: labels repeat from run to run
 
 
 def load(path: Path) -> StudyResults:
@@ -116,9 +116,9 @@ def load(path: Path) -> StudyResults:
     """
     remedy = f"give the {RAW} that `d2sm study` wrote"
     try:
-        with gzip.open(path, "rb") as packed:
+        with lzma.open(path, "rb") as packed:
             text = packed.read(_LARGEST)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, lzma.LZMAError) as error:
         raise RunsError(f"{path}: cannot be read ({error}); {remedy}") from None
     found = parsing.parse_json(text, _File, source=path, error=RunsError, remedy=remedy)
     return StudyResults(found.name, tuple(_compared(raw, path, remedy) for raw in found.runs))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import json
+import lzma
 import re
 from pathlib import Path
 from typing import Any
@@ -145,7 +145,7 @@ def test_results_come_back_as_they_were_written_without_paths_of_this_machine(tm
     loaded = study_results.load(files[1])
     assert study_results.document(loaded) == study_results.document(written) == files[0].read_text()
     assert study_results.text(loaded) == study_results.text(written)
-    assert str(tmp_path) not in gzip.decompress(files[1].read_bytes()).decode()
+    assert str(tmp_path) not in lzma.decompress(files[1].read_bytes()).decode()
     assert study.write(found)[1][1].read_bytes() == files[1].read_bytes()
 
 
@@ -175,13 +175,13 @@ def test_the_plan_in_the_readme_is_one(tmp_path: Path) -> None:
     assert found.settings == ["sr4 small", "sr4 large", "jpeg10 small", "jpeg10 large"] and len(found.runs) == 48
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", gzip.compress(b"{}"), gzip.compress(b"nothing"), None])
+@pytest.mark.parametrize("content", [b"", b"{}", lzma.compress(b"{}"), lzma.compress(b"nothing"), None])
 def test_a_file_of_no_study_is_one_line(tmp_path: Path, content: bytes | None) -> None:
     file = tmp_path / RAW
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(
-        RunsError, match=r"study\.json\.gz: .*give the study\.json\.gz that `d2sm study` wrote"
+        RunsError, match=r"study\.json\.xz: .*give the study\.json\.xz that `d2sm study` wrote"
     ) as caught:
         study_results.load(file)
     assert "\n" not in str(caught.value)
@@ -222,5 +222,5 @@ def test_a_study_from_plan_to_tables(
     assert main(["study", str(tmp_path / "s" / RAW)]) == 0
     tables = capsys.readouterr().out
     assert "D2SM" in tables and tables.strip() in said
-    raw = json.loads(gzip.decompress((tmp_path / "s" / RAW).read_bytes()))
+    raw = json.loads(lzma.decompress((tmp_path / "s" / RAW).read_bytes()))
     assert [run["objective"] for run in raw["runs"]] == [START, "L1", "D2SM"]

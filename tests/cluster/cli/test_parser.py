@@ -33,8 +33,8 @@ VERBS = dict(verbs(parser()))
 
 def test_these_are_the_verbs() -> None:
     assert set(VERBS) == {
-        "demo", "scenes", "prepare", "train", "tune", "table", "evaluate", "restore", "denoise", "report", "figures",
-        "check", "export",
+        "demo", "scenes", "prepare", "train", "tune", "table", "study", "evaluate", "restore", "denoise", "report",
+        "figures", "check", "export",
         "models list", "models show", "models promote", "models compare", "models register", "models import", "submit",
         "jobs list", "jobs logs", "jobs wait", "jobs stop", "cluster up", "cluster status", "cluster add",
         "cluster kill", "cluster down",
@@ -90,10 +90,10 @@ def test_options_and_words_in_any_order(words: str) -> None:
 @pytest.mark.parametrize("name", [name for name, verb in VERBS.items() if verb.get_default("overrides") == []])
 def test_every_verb_with_keys_takes_options_between_them(name: str) -> None:
     verb = VERBS[name]
-    needed = {"evaluate": ["RUN"], "tune": ["--recipe", "a", "--space", "b"], "table": ["--recipes", "a"]}
-    words = needed.get(name, ["--recipe", "a"])
-    args = parser().parse_args([name, "a.b=1", "-v", "c.d=2", *words] if name != "evaluate" else
-                               [name, "RUN", "a.b=1", "-v", "c.d=2"])  # fmt: skip
+    needed = {"tune": ["--recipe", "a", "--space", "b"], "table": ["--recipes", "a"]}
+    about = {"evaluate": ["RUN"], "study": ["plan.yaml"]}.get(name, [])
+    words = [] if about else needed.get(name, ["--recipe", "a"])
+    args = parser().parse_args([name, *about, "a.b=1", "-v", "c.d=2", *words])
     assert args.verbose and args.overrides == ["a.b=1", "c.d=2"], verb
 
 

@@ -11,7 +11,7 @@ from tests.helpers.verbs import verb_names
 
 VERBS = [
     "demo", "scenes x", "prepare a b", "train --recipe demo data.root=a", "train --keys", "train --recipes",
-    "tune --recipe demo --space weights data.root=a", "table --recipes demo --data a", "evaluate a",
+    "tune --recipe demo --space weights data.root=a", "table --recipes demo --data a", "study a", "evaluate a",
     "restore a b --model a", "denoise a b --model a", "report a", "figures a", "models list", "models show a/1",
     "models register a --as a", "models import a --as a", "export a", "models promote a/1",
     "models compare a/1 a/2", "submit -- train --recipe demo data.root=/a", "jobs list", "jobs logs x", "jobs wait x",
