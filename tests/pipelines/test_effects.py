@@ -56,7 +56,7 @@ VALUES: dict[str, Any] = {
     "train.halve_at": [8], "loss.patch_size": 32, "evaluate.limit": 1, "evaluate.tile": 64, "evaluate.actors": 3,
     "evaluate.lpips": "vgg16", "model.options": {"width": 8}, "data.labels": "camvid",
     "train.validate_every": 7, "train.best": "psnr.sigma25", "train.patience": 3,
-    "loss.layer_weights": [2.0], "loss.temperature": 0.3,
+    "loss.layer_weights": [2.0], "loss.temperature": 0.3, "loss.gradient_ratio": 0.5,
 }  # fmt: skip
 # What has to be so for that value to be valid.
 BESIDE: dict[str, dict[str, Any]] = {
