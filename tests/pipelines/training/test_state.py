@@ -62,12 +62,12 @@ def test_a_restored_state_takes_the_configured_learning_rate(tmp_path: Path, mon
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_resumed_run_with_a_gradient_ratio_is_the_uninterrupted_one(
-    precision: str, tmp_path: Path, without_ray: None, monkeypatch: pytest.MonkeyPatch
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Weights, queues and the running lengths of gradients, bit for bit."""
     rows_are_tensors(monkeypatch)
     given = config("ratio", tmp_path, **{"train.precision": precision})
-    whole, folder = TrainState(given, steps_per_epoch=10), tmp_path / checkpoint.name_of(3)
+    whole, folder = TrainState(given, steps_per_epoch=10, device=CPU), tmp_path / checkpoint.name_of(3)
     for step in range(6):
         if step == 3:
             checkpoint.write(
@@ -75,7 +75,7 @@ def test_a_resumed_run_with_a_gradient_ratio_is_the_uninterrupted_one(
             )
         row: Any = batch(step, torch.float32)
         wanted = train_step(whole, row, step)
-    resumed = TrainState(given, steps_per_epoch=10)
+    resumed = TrainState(given, steps_per_epoch=10, device=CPU)
     resumed.restore(folder)
     for step in range(3, 6):
         row = batch(step, torch.float32)
