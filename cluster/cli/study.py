@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import argparse
 
+from cluster.cli.arguments import study_runs
 from cluster.cli.outcome import mlflow_page
 from pipelines.text import show
 
 
 def run_study(args: argparse.Namespace) -> int:
     """Train what is missing and print the tables; 1 when a run failed. Of a study's results print the tables alone."""
-    from pipelines import config as configs
     from pipelines import study
     from pipelines.comparison import study_results
 
     if args.plan.suffix == ".xz":
         show(study_results.text(study_results.load(args.plan)))
         return 0
-    planned = study.read(args.plan, name=args.name, changes=configs.parse(args.overrides))
+    planned = study_runs(args)
     if args.dry_run:
         planned = study.settled(planned)
         show(study.budget(planned, study.check(planned)))

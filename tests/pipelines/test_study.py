@@ -106,6 +106,16 @@ def test_a_wrong_plan_is_one_line(
     assert message in said and len(said.splitlines()) == 1
 
 
+def test_code_that_a_plan_names_is_not_imported_without_trust(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor that of a later setting."""
+    settings = {"judge": {"none": {}, "mine": {"evaluate.segmenter": "nowhere:segmenter"}}}
+    assert main(["study", str(plan(tmp_path, settings=settings)), "--dry-run"]) == 2
+    said = capsys.readouterr().err
+    assert "evaluate.segmenter=nowhere:segmenter: " in said and "--trust" in said and len(said.splitlines()) == 1
+
+
 def test_a_missing_plan_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["study", str(tmp_path / "none.yaml")]) == 2
     assert "none.yaml" in capsys.readouterr().err
@@ -204,7 +214,7 @@ def test_a_study_from_plan_to_tables(
         settings={"degradation": {"noise": {"noise.sigma": [0, 50], "evaluate.sigmas": [50]}}},
         objectives={"L1": {"loss.weight": 0}, "D2SM": {"loss.weight": 3}},
     )  # fmt: skip
-    words = ["study", str(file), "--name", "s", "--quiet"]
+    words = ["study", str(file), "--name", "s", "--quiet", "--trust"]
     assert main([*words, "--dry-run"]) == 0
     assert "3 runs, 0 done" in capsys.readouterr().out and not (tmp_path / "s").exists()
     assert main(words) == 0
