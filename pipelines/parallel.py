@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import ray
 
 from pipelines import experiment, tracking
 from pipelines.check import NotReady, check, refuse
-from pipelines.comparison.rows import RunsError, read_run
+from pipelines.comparison.rows import FinishedRun, RunsError, read_run
 from pipelines.config import Config
 from pipelines.data import plan
 from pipelines.runs import checkpoint
@@ -23,13 +24,18 @@ from pipelines.training.messages import QueueReader, RunProgress
 _STOP_SECONDS = 20.0  # that a run has to write its checkpoint after Ctrl-C
 
 
-def is_done(config: Config) -> bool:
-    """Whether this run is finished: trained as configured, and evaluated as it is asked for now."""
+def finished(config: Config) -> FinishedRun | None:
+    """The run, if it is finished: trained as configured, and evaluated as it is asked for now."""
     try:
-        found = read_run(RunFolder.of(config).path).config
+        found = read_run(RunFolder.of(config).path)
     except (RunsError, checkpoint.CheckpointError):
-        return False
-    return not found.differences(config, "results", "length", "run", "evaluation")
+        return None
+    return None if found.config.differences(config, "results", "length", "run", "evaluation") else found
+
+
+def is_done(config: Config) -> bool:
+    """Whether `finished` gives this run."""
+    return finished(config) is not None
 
 
 def check_all(settings: Mapping[str, Config]) -> dict[str, int]:
@@ -56,6 +62,21 @@ def check_all(settings: Mapping[str, Config]) -> dict[str, int]:
     for line in said:
         show(line)
     return steps
+
+
+@contextmanager
+def record(first: Config, folder: RunFolder, *, tag: str) -> Iterator[tracking.Run]:
+    """The MLflow run of a table or a study, in its folder; those of its runs are shown below it.
+
+    Args:
+        first: one of its runs, which says where MLflow is.
+        tag: that holds the folder's name, such as "d2sm.table".
+    """
+    folder.path.mkdir(parents=True, exist_ok=True)
+    tags, run_id = {tag: folder.path.name}, folder.read_info().get("run_id")
+    with tracking.open_run(first, run_dir=folder.path, tags=tags, run_id=run_id, log_config=False) as parent:
+        folder.write_info(run_id=parent.id, page=parent.page)
+        yield parent
 
 
 def run_all(missing: Mapping[str, Config], most: int, line: Line, write: Callable[[], object]) -> dict[str, str]:

@@ -32,15 +32,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipelines import parsing, tracking
+from pipelines import parsing
 from pipelines.comparison import fronts, study_results
 from pipelines.comparison.figures import front
-from pipelines.comparison.rows import read_run
 from pipelines.comparison.study_results import START, Compared, StudyResults
 from pipelines.config import Config, ConfigError
 from pipelines.data import splits
 from pipelines.experiment import resolved
-from pipelines.parallel import check_all, is_done, run_all
+from pipelines.parallel import check_all, finished, is_done, record, run_all
 from pipelines.recipes import recipe
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.names import check_name
@@ -167,13 +166,7 @@ def run(study: Study, *, concurrent: int | None = None, quiet: bool = False, ver
     study, folder = settled(study), RunFolder.at(study.folder)
     with folder.owned("wait until it has ended, or choose another --name"):
         steps = check(study)
-        folder.path.mkdir(parents=True, exist_ok=True)
-        first = study.runs[0].config
-        tags = {"d2sm.study": study.name}
-        with tracking.open_run(
-            first, run_dir=folder.path, tags=tags, run_id=folder.read_info().get("run_id"), log_config=False
-        ) as parent:
-            folder.write_info(run_id=parent.id, page=parent.page)
+        with record(study.runs[0].config, folder, tag="d2sm.study") as parent:
             failed: dict[str, str] = {}
             for runs in (study.starts.values(), study.runs):
                 lost = {setting for setting, one in study.starts.items() if one.config.train.name in failed}
@@ -249,10 +242,11 @@ def budget(study: Study, steps: Mapping[str, int], *, at_once: int | None = None
     """
     runs = [*study.starts.values(), *study.runs]
     missing = [one for one in runs if one.title in steps and not is_done(one.config)]
+    done = [one for one in runs if one.title not in {other.title for other in missing}]
     crops = sum(steps[one.title] * one.config.train.batch_size for one in missing)
-    seconds = [_seconds_left(one, runs, steps) for one in missing]
+    seconds = [_seconds_left(one, done) for one in missing]
     parts = [
-        f"study {study.name}: {len(study.settings)} settings, {len(runs)} runs, {len(runs) - len(missing)} done",
+        f"study {study.name}: {len(study.settings)} settings, {len(runs)} runs, {len(done)} done",
         f"{sum(steps[one.title] for one in missing):,} steps of {crops:,} crops left",
     ]
     if missing and at_once:
@@ -273,20 +267,16 @@ def write(study: Study) -> tuple[StudyResults, list[Path]]:
 def collect(study: Study) -> StudyResults:
     """The results of the finished runs."""
     found = [
-        Compared(one.setting, one.objective, read_run(RunFolder.of(one.config).path), _seconds(one))
+        Compared(one.setting, one.objective, run, _seconds(one))
         for one in (*study.starts.values(), *study.runs)
-        if is_done(one.config)
+        if (run := finished(one.config))
     ]
     return StudyResults(study.name, tuple(found))
 
 
-def _seconds_left(one: StudyRun, runs: Sequence[StudyRun], steps: Mapping[str, int]) -> float:
+def _seconds_left(one: StudyRun, done: Sequence[StudyRun]) -> float:
     """Of a missing run: the mean of the finished runs of its objective and network, else of its network; nan: none."""
-    alike = [
-        other
-        for other in runs
-        if is_done(other.config) and other.config.model == one.config.model and other.objective != START
-    ]
+    alike = [other for other in done if other.config.model == one.config.model and other.objective != START]
     same = [other for other in alike if other.objective == one.objective] or alike
     return fmean(map(_seconds, same)) if same else math.nan
 

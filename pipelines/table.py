@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import config as configs
-from pipelines import tracking
 from pipelines.comparison import render
 from pipelines.comparison.rows import Row, label, labels, read_rows
 from pipelines.config import Config, ConfigError
 from pipelines.data import splits
 from pipelines.experiment import resolved
-from pipelines.parallel import check_all, is_done, run_all
+from pipelines.parallel import check_all, is_done, record, run_all
 from pipelines.recipes import recipe, recipes
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.names import check_name, shortened
@@ -125,16 +124,7 @@ def _table(
     name = folder.path.name
     missing = [config for config in wanted if not is_done(config)]
     steps = check_all({label(config): config for config in missing})
-    folder.path.mkdir(parents=True, exist_ok=True)
-    # The MLflow run of the table; those of its rows are shown below it.
-    with tracking.open_run(
-        wanted[0],
-        run_dir=folder.path,
-        tags={"d2sm.table": folder.path.name},
-        run_id=folder.read_info().get("run_id"),
-        log_config=False,
-    ) as parent:
-        folder.write_info(run_id=parent.id, page=parent.page)
+    with record(wanted[0], folder, tag="d2sm.table") as parent:
 
         def write() -> list[Row]:
             """The table of what is finished so far, as files and in MLflow."""
