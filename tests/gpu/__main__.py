@@ -3,8 +3,9 @@
     python -m tests.gpu [--out gpu] [--data FOLDER] [PART ...]
 
 Writes OUT/gpu.jsonl as numbers come, and OUT/gpu.md and OUT/gpu.json after every part. A part that fails or runs over
-its time is reported, and the next one starts; the exit code is then 1. A part whose packages are not installed is left
-out: torch alone is enough for the first. Needs neither make nor a virtual environment:
+its time is reported, and the next one starts; the exit code is then 1. A part may take its own time at most, and no
+more than is left of the eight minutes: the last parts need what earlier ones have not used. A part whose packages are
+not installed is left out: torch alone is enough for the first. Needs neither make nor a virtual environment:
 PYTHONPATH=site:project python3 -m tests.gpu. Without --data, street scenes are drawn; FOLDER is in the Cityscapes
 layout, such as CamVid, and ESPNet judges it if FOLDER/../weights holds espnet_p2_q8_camvid.pth. `--device cpu --small`
 tries the script out on a machine without a GPU.
@@ -33,7 +34,7 @@ class Part:
     """A module of this package.
 
     Attributes:
-        seconds: that it may take.
+        seconds: that it may take, if so much is left of `TOTAL`.
         needs: packages beside torch, without which it is left out.
     """
 
@@ -43,10 +44,11 @@ class Part:
 
 CONFIG = ("pydantic", "yaml", "safetensors", "pyarrow", "imagecodecs")
 SERVICES = (*CONFIG, "ray", "mlflow")
+TOTAL = 480  # seconds
 PARTS = {
     "matching": Part(40),
     "steps": Part(95, CONFIG),
-    "runs": Part(180, SERVICES),
+    "runs": Part(250, SERVICES),
     "modes": Part(60, CONFIG),
     "shares": Part(30),
     "ingest": Part(30, SERVICES),
@@ -73,10 +75,12 @@ def main(arguments: list[str]) -> int:
     about = machine(torch.device(options.device)) + ("; small sizes" if options.small else "")
     print(about, flush=True)
     outcomes: dict[str, str] = {}
+    start = time.monotonic()
     for part in options.parts or PARTS:
-        print(f"\n## {part} (at most {limit(part, options)} s)", flush=True)
+        most = limit(part, time.monotonic() - start, options.device)
+        print(f"\n## {part} (at most {most} s)", flush=True)
         lacking = [name for name in PARTS[part].needs if find_spec(name) is None]
-        outcomes[part] = f"left out, needs {', '.join(lacking)}" if lacking else run(part, options, kept)
+        outcomes[part] = f"left out, needs {', '.join(lacking)}" if lacking else run(part, options, kept, most)
         print(outcomes[part], flush=True)
         numbers = read(kept)
         (options.out / "gpu.md").write_text(page(about, numbers, outcomes, small=options.small))
@@ -86,17 +90,20 @@ def main(arguments: list[str]) -> int:
     return int(any(not outcome.startswith(("done", "left out")) for outcome in outcomes.values()))
 
 
-def limit(part: str, options: argparse.Namespace) -> int:
-    """Seconds that a part may take; longer where the script is tried out on a CPU with other work."""
-    return PARTS[part].seconds * (10 if options.device == "cpu" else 1)
+def limit(part: str, passed: float, device: str) -> int:
+    """Seconds that a part may take, after so many; ten times as many where the script is tried out on a CPU."""
+    factor = 10 if device == "cpu" else 1
+    return max(0, min(factor * PARTS[part].seconds, int(factor * TOTAL - passed)))
 
 
-def run(part: str, options: argparse.Namespace, kept: Path) -> str:
+def run(part: str, options: argparse.Namespace, kept: Path, most: int) -> str:
     """Run a part in a process of its own; gives how it ended."""
+    if most == 0:
+        return "not begun, no time was left"
     command = [sys.executable, "-m", f"tests.gpu.{part}", "--device", options.device]
     command += ["--small"] if options.small else []
     command += ["--data", str(options.data.absolute())] if options.data else []
-    start, most = time.monotonic(), limit(part, options)
+    start = time.monotonic()
     process = subprocess.Popen(command, env=os.environ | {FILE: str(kept)}, start_new_session=True)
     try:
         code = process.wait(most)
