@@ -313,8 +313,9 @@ class Loss(_Weights):
 
     gradient_ratio: float | None = setting(
         None,
-        "length of the gradient by the restored images, over that of loss.l1 and loss.mse, that all other weights "
-        "together are scaled to in every step; they count relative to each other; null: they are not scaled",
+        "how long the gradient by the restored images of all terms but loss.l1, loss.mse and CBDNet's loss.noise_* is "
+        "to be, over that of loss.l1 and loss.mse; their weights are multiplied by one factor in every step, so they "
+        "count relative to each other; null: they are not",
         effect="results",
         gt=0,
     )
