@@ -81,8 +81,10 @@ def segmenter(data: Path | None) -> list[str]:
 
 
 def wait(*processes: subprocess.Popen[bytes]) -> None:
-    for process in processes:
-        if code := process.wait():
+    """Until all have ended, so that none disturbs what is measured next; raises SystemExit if one failed."""
+    codes = [process.wait() for process in processes]
+    for process, code in zip(processes, codes, strict=True):
+        if code:
             raise SystemExit(f"{' '.join(map(str, process.args))}: exit code {code}")  # type: ignore[arg-type]
 
 
