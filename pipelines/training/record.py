@@ -15,6 +15,7 @@ from pipelines.data import manifest
 from pipelines.runs.folder import RunFolder
 from pipelines.runtime import files, resources, session
 from pipelines.runtime.progress import Line
+from pipelines.sections import Data
 from pipelines.training.messages import Progress, Skipped, Started, Validated, WorkersLost
 from pipelines.training.monitors import DataWaitMonitor, RestartMonitor
 
@@ -135,6 +136,13 @@ def data_remedy(config: Config) -> str:
     more_cpus = f"raise train.data_cpus={config.train.data_cpus:g} where there are more CPUs"
     if manifest.is_prepared(Path(config.data.root)):
         return more_cpus
-    layout = "" if config.data.layout == "cityscapes" else f" --layout {config.data.layout}"
-    prepare = f"d2sm prepare {config.data.root} FOLDER{layout}"
+    data, usual = config.data, Data()
+    splits = dict.fromkeys((data.train_split or usual.train_split, data.val_split or usual.val_split))
+    options = {
+        "layout": (data.layout, usual.layout),
+        "labels": (data.labels, usual.labels),
+        "splits": (" ".join(splits), f"{usual.train_split} {usual.val_split}"),
+    }
+    words = [f" --{name} {value}" for name, (value, default) in options.items() if value != default]
+    prepare = f"d2sm prepare {data.root} FOLDER{''.join(words)}"
     return f"store the photographs decoded (`{prepare}`, then data.root=FOLDER), or {more_cpus}"

@@ -61,6 +61,10 @@ def test_the_remedy_names_prepare_until_the_data_are_prepared(tmp_path: Path) ->
     config = tiny_config(tmp_path / "photos", tmp_path, data__layout="folder", train__data_cpus=2)
     remedy = record.data_remedy(config)
     assert f"`d2sm prepare {tmp_path}/photos FOLDER --layout folder`" in remedy and "train.data_cpus=2" in remedy
+    named = {"data.labels": "camvid", "data.train_split": "train_extra", "data.val_split": ""}
+    assert "FOLDER --layout folder --labels camvid --splits train_extra val`" in record.data_remedy(
+        config.replace(named)
+    )
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / STARTED).write_text("{}")
     remedy = record.data_remedy(config)
