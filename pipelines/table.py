@@ -7,6 +7,7 @@ folder. Finished runs are not repeated; the others run side by side, as many as 
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,7 @@ def rows_of(wanted: Sequence[str], changes: Mapping[str, Any]) -> list[Config]:
     """
     found: dict[str, Config] = {}
     for word in wanted:
-        pattern, *own = word.split(":")
+        pattern, *own = re.split(r":(?=\w+\.\w+=)", word)  # a value may hold a ":", such as jpeg:10
         for name in fnmatch.filter(recipes(), pattern) or [pattern]:
             config = recipe(name).replace({**changes, **configs.parse(own)})
             if label(config) in found:
@@ -123,7 +124,7 @@ def _table(
 ) -> Outcome:
     name = folder.path.name
     missing = [config for config in wanted if not is_done(config)]
-    steps = check_all({label(config): config for config in missing})
+    needed = check_all({label(config): config for config in missing})
     with record(wanted[0], folder, tag="d2sm.table") as parent:
 
         def write() -> list[Row]:
@@ -138,7 +139,7 @@ def _table(
             most = resources.runs_that_fit(missing, concurrent, verbose=verbose)
             missing = [config.replace({"tracking.parent": parent.id}) for config in missing]
             what = f"table {name}: {len(missing)} runs, {most} at a time"
-            with Line(what, sum(steps[label(config)] for config in missing), quiet=quiet) as line:
+            with Line(what, sum(needed[label(config)].steps for config in missing), quiet=quiet) as line:
                 names = [
                     f"{name} seed {config.train.seed}" for config, name in zip(missing, labels(missing), strict=True)
                 ]
