@@ -133,17 +133,28 @@ def for_cluster(verb: Sequence[str]) -> tuple[list[str], list[Path]]:
     for option in ("config", "space", "plan"):
         given = getattr(args, option, None)
         if given and Path(given).is_file():
-            name = Path(given).name  # the file lies in the job's own folder
-            replaced = {str(given): name, f"--{option}={given}": f"--{option}={name}"}
-            words = [replaced.get(word, word) for word in words]
+            words = [_in_the_job(word, option, Path(given)) for word in words]
             files.append(Path(given))
     init = Path(config.train.init)
-    if config.train.init and init.is_file() and not init.is_absolute():
+    if getattr(args, "plan", None):
+        for each in configs:
+            if each.train.init and not Path(each.train.init).is_absolute() and Path(each.train.init).is_file():
+                raise ConfigError(
+                    f"train.init={each.train.init}: a relative path means nothing on a cluster, and no file of weights "
+                    "is sent with a study; give an absolute path that every node sees, or a registered model"
+                )
+    elif config.train.init and init.is_file() and not init.is_absolute():
         words = [word for word in words if not word.startswith("train.init=")] + [f"train.init={init.name}"]
         files.append(init)
     code = dict.fromkeys(file for each in configs for file in _code(each))  # each file once
     files += [file for file in code if file not in files]
     return words, files
+
+
+def _in_the_job(word: str, option: str, given: Path) -> str:
+    """A word of the command line in the job, in whose own folder the file of an option lies."""
+    head, value = (f"--{option}=", word.removeprefix(f"--{option}=")) if word.startswith(f"--{option}=") else ("", word)
+    return head + given.name if Path(value) == given else word
 
 
 def _configurations(args: argparse.Namespace, config: Config) -> list[Config]:

@@ -334,6 +334,25 @@ def test_a_plan_travels_along(tmp_path: Path) -> None:
     assert sent == ["study", "plan.yaml", "data.root=/data", "--trust"] and carried[0] == file
     with pytest.raises(ConfigError, match="data.root=photos: a relative path"):
         arguments.for_cluster(["study", str(file), "--trust", "data.root=photos"])
+    weights = tmp_path / "own.safetensors"
+    weights.touch()
+    near = os.path.relpath(weights)
+    with pytest.raises(ConfigError, match=f"train.init={near}: a relative path"):
+        arguments.for_cluster([*words, "--trust", f"train.init={near}"])
+
+
+@pytest.mark.parametrize("before", ["./", "plans/../", ""])
+def test_a_file_travels_however_its_path_is_written(
+    before: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plans").mkdir()
+    for folder in (tmp_path, tmp_path / "plans"):
+        Config().replace({"data.root": "/data", "train.storage": "/storage"}).save(folder / "mine.yaml")
+    for path in (f"{before}mine.yaml", f"{before}plans/mine.yaml"):
+        for option in (["--config", path], [f"--config={path}"]):
+            sent, carried = arguments.for_cluster(["train", *option])
+            assert carried == [Path(path)] and "/" not in " ".join(sent) and "mine.yaml" in sent[-1]
 
 
 def test_a_configuration_travels_along(tmp_path: Path) -> None:
