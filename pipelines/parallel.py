@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -12,7 +13,7 @@ import ray
 from pipelines import experiment, tracking
 from pipelines.check import NotReady, check, refuse
 from pipelines.comparison.rows import FinishedRun, RunsError, read_run
-from pipelines.config import Config
+from pipelines.config import Config, ConfigError
 from pipelines.data import plan
 from pipelines.runs import checkpoint
 from pipelines.runs.folder import RunFolder
@@ -38,8 +39,16 @@ def is_done(config: Config) -> bool:
     return finished(config) is not None
 
 
-def check_all(settings: Mapping[str, Config]) -> dict[str, int]:
-    """Check before the first run starts whatever a run of each setting will need; gives the steps of its training.
+@dataclass(frozen=True)
+class Training:
+    """What is known of a run before it starts: its number of steps, and the fingerprint of its training images."""
+
+    steps: int
+    fingerprint: str
+
+
+def check_all(settings: Mapping[str, Config]) -> dict[str, Training]:
+    """Check before the first run starts whatever a run of each setting will need.
 
     Args:
         settings: by any name; a run of each, since its other seeds need the same.
@@ -47,13 +56,13 @@ def check_all(settings: Mapping[str, Config]) -> dict[str, int]:
     Raises:
         NotReady: all reasons, of all settings; a single one is raised as it is.
     """
-    steps: dict[str, int] = {}
+    found: dict[str, Training] = {}
     reasons: list[Exception] = []
     said: dict[str, None] = {}
     for name, config in settings.items():
         try:
             ready = check(config, say=lambda line: said.update({line: None}))
-            steps[name] = plan.total_steps(config, ready.training.num_rows)
+            found[name] = Training(plan.total_steps(config, ready.training.num_rows), ready.fingerprint)
         except NotReady as error:
             reasons += map(ValueError, error.reasons)
         except (ValueError, OSError) as error:
@@ -61,7 +70,7 @@ def check_all(settings: Mapping[str, Config]) -> dict[str, int]:
     refuse(reasons)
     for line in said:
         show(line)
-    return steps
+    return found
 
 
 @contextmanager
@@ -106,8 +115,8 @@ def run_all(missing: Mapping[str, Config], most: int, line: Line, write: Callabl
                 name = config.train.name
                 if why := _why_failed(ended[0]):
                     failed[name] = why
-                    _settle(config, "FAILED")
                     line.say(f"failed    {shown[name]}: {why}")
+                    _settle(config, "FAILED", line)
                 else:
                     results = read_run(RunFolder.of(config).path).results
                     line.say(f"finished  {shown[name]}: {' / '.join(results.titles)} at {results.line()}")
@@ -120,7 +129,7 @@ def run_all(missing: Mapping[str, Config], most: int, line: Line, write: Callabl
                 for task in left:  # no other: Ray aborts this process if it cancels a task that is just ending
                     ray.cancel(task, force=True)
                 for config in running.values():
-                    _settle(config, "KILLED")
+                    _settle(config, "KILLED", line)
     return failed
 
 
@@ -152,8 +161,13 @@ def _why_failed(task: Any) -> str:
     return ""
 
 
-def _settle(config: Config, status: tracking.Status) -> None:
-    """Note in a run's MLflow record how it ended; the process that would have done so may be gone."""
-    run_id = RunFolder.of(config).read_info().get("run_id")
-    if run_id:
-        tracking.end_runs(tracking.uri_of(config), {run_id: status})
+def _settle(config: Config, status: tracking.Status, line: Line) -> None:
+    """Note in a run's MLflow record how it ended; the process that would have done so may be gone.
+
+    The other runs go on, and are noted, if MLflow does not answer.
+    """
+    try:
+        if run_id := RunFolder.of(config).read_info().get("run_id"):
+            tracking.end_runs(tracking.uri_of(config), {run_id: status})
+    except (tracking.TrackingError, ConfigError) as error:
+        line.say(f"{config.train.name}: MLflow does not show it as {status}: {one_line(error)}")

@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -48,6 +48,8 @@ from pipelines.runtime.progress import Line, stage
 from pipelines.sections import Loss
 from pipelines.text import one_line, show
 
+_Axis = Annotated[dict[str, dict[str, Any]], Field(min_length=1)]  # name of a value -> the keys it changes
+
 
 class Plan(BaseModel):
     """What the YAML file of a study holds; see the module's docstring. Keys are dotted."""
@@ -58,7 +60,7 @@ class Plan(BaseModel):
     seeds: int = Field(3, ge=1)
     keys: dict[str, Any] = Field(default_factory=dict)
     start: dict[str, Any] | None = None
-    settings: dict[str, dict[str, dict[str, Any]]] = Field(min_length=1)
+    settings: dict[str, _Axis] = Field(min_length=1)
     objectives: dict[str, dict[str, Any]] = Field(min_length=1)
 
 
@@ -114,41 +116,42 @@ def read(file: Path, *, name: str, changes: Mapping[str, Any], absolute: bool = 
 
     Args:
         name: of the study's folder in `train.storage`.
-        changes: dotted keys that all runs change.
+        changes: dotted keys that all runs change, over `keys`; no setting, objective or `start` has them.
         absolute: whether paths become absolute, as the processes that train need them; False: as they are given.
 
     Raises:
-        ConfigError: the file is missing or no plan; no such recipe; a wrong key or value. One line.
+        ConfigError: the file is missing or no plan; no such recipe; a wrong key or value; two runs of one name. One
+            line.
     """
     check_name(name, "name")
     remedy = "pipelines/README.md shows a plan"
     tree = parsing.read_yaml(file, error=ConfigError, remedy=remedy)
     plan = parsing.shaped(tree, Plan, source=file, error=ConfigError, remedy=remedy)
-    base = recipe(plan.recipe) if plan.recipe else Config()
-    common = {**plan.keys, **changes}
-    if not {**base.flat(), **common}["data.root"] and not all(
-        "data.root" in keys for keys in next(iter(plan.settings.values())).values()
-    ):
-        raise ConfigError("data.root: give the folder with the photographs, such as data.root=/data/cityscapes")
+    _check_not_overruled(plan, changes, file)
+    common = _changed(recipe(plan.recipe) if plan.recipe else Config(), {**plan.keys, **changes}, str(file))
+    variants = list(_variants(plan.objectives, file))
     starts: dict[str, StudyRun] = {}
     by_seed: list[list[StudyRun]] = [[] for _ in range(plan.seeds)]
     for setting, keys in _settings(plan, file):
         where = f"{file}: {setting}"
-        of_setting = _changed(base, {**common, **keys}, where)
-        variants = list(_variants(plan.objectives, file))
+        of_setting = _changed(common, keys, where)
+        if not of_setting.data.root:
+            raise ConfigError(f"{where}: data.root: give the folder with the photographs, such as /data/cityscapes")
+        start = None
         if plan.start is not None:
             config = _changed(of_setting, {**variants[0][1], **plan.start}, f"{where}: {START}")
             starts[setting] = StudyRun(setting, START, _placed(config, name, f"{setting} {START}", absolute))
+            start = RunFolder.of(starts[setting].config)
         for objective, own in variants:
             config = _changed(of_setting, own, f"{where}: {objective}")
             for number in range(plan.seeds):
                 seed = config.train.seed + number
                 one = config.replace({"train.seed": seed})
-                if setting in starts:
-                    one = one.replace({"train.init": str(RunFolder.of(starts[setting].config).path)})
-                placed = _placed(one, name, f"{setting} {objective} seed{seed}", absolute)
+                placed = _placed(one, name, f"{setting} {objective} seed{seed}", absolute, start)
                 by_seed[number].append(StudyRun(setting, objective, placed))
-    return Study(name, starts, list(itertools.chain.from_iterable(by_seed)))
+    runs = list(itertools.chain.from_iterable(by_seed))
+    _check_names([*starts.values(), *runs], file)
+    return Study(name, starts, runs)
 
 
 def run(study: Study, *, concurrent: int | None = None, quiet: bool = False, verbose: bool = False) -> Outcome:
@@ -165,6 +168,7 @@ def run(study: Study, *, concurrent: int | None = None, quiet: bool = False, ver
     """
     study, folder = settled(study), RunFolder.at(study.folder)
     with folder.owned("wait until it has ended, or choose another --name"):
+        collect(study)  # raises if what is finished cannot be compared
         steps = check(study)
         with record(study.runs[0].config, folder, tag="d2sm.study") as parent:
             failed: dict[str, str] = {}
@@ -181,7 +185,7 @@ def run(study: Study, *, concurrent: int | None = None, quiet: bool = False, ver
                 show(budget(study, steps, at_once=most))
                 what = f"study {study.name}: {len(missing)} runs, {most} at a time"
                 with Line(what, sum(steps[title] for title in missing), quiet=quiet) as line:
-                    failed |= run_all(missing, most, line, lambda: write(study))
+                    failed |= run_all(missing, most, line, _AfterARun(study, steps, most, line))
             results, files = write(study)
             for setting in results.settings:
                 rows = results.rows(setting)
@@ -223,14 +227,21 @@ def check(study: Study) -> dict[str, int]:
     """
     stage("checking what the runs need")
     runs = [*study.starts.values(), *study.runs]
-    # The runs of a setting start from one that is not there yet; seeds do not differ in what they need.
-    asked = {(one.setting, one.objective): one for one in reversed(runs) if not is_done(one.config)}
-    steps = check_all(
-        {": ".join(key): one.config.replace({"train.init": "", "train.name": ""}) for key, one in asked.items()}
-    )
-    return {
-        one.title: steps[f"{one.setting}: {one.objective}"] for one in runs if (one.setting, one.objective) in asked
-    }
+    missing = [one for one in runs if not is_done(one.config)]
+
+    def alone(one: StudyRun) -> Config:
+        """Without what concerns its folder, which is checked below, and the run that it starts from, not there yet."""
+        starts = one.setting in study.starts and one.objective != START
+        return one.config.replace({"train.name": "", **({"train.init": ""} if starts else {})})
+
+    # Seeds do not differ in what they need.
+    asked = {f"{one.setting}: {one.objective}": alone(one) for one in reversed(missing)}
+    needed = check_all(asked)
+    of_setting = {one.setting: needed[f"{one.setting}: {one.objective}"].fingerprint for one in missing}
+    for one in runs:
+        if one.setting in of_setting:
+            RunFolder.of(one.config).check(one.config, of_setting[one.setting], "another --name")
+    return {one.title: needed[f"{one.setting}: {one.objective}"].steps for one in missing}
 
 
 def budget(study: Study, steps: Mapping[str, int], *, at_once: int | None = None) -> str:
@@ -250,12 +261,35 @@ def budget(study: Study, steps: Mapping[str, int], *, at_once: int | None = None
         f"{sum(steps[one.title] for one in missing):,} steps of {crops:,} crops left",
     ]
     if missing and at_once:
-        if any(math.isnan(each) for each in seconds):
-            parts.append("how long it takes is said once a run of each network has finished")
-        else:
-            hours = sum(seconds) / at_once / 3600
-            parts.append(f"about {hours:.1f} hours, {at_once} at a time, at the pace of the finished runs")
+        hours = sum(seconds) / at_once / 3600
+        parts.append(_UNKNOWN if math.isnan(hours) else f"about {hours:.1f} hours, {at_once} at a time, {_PACE}")
     return "; ".join(parts)
+
+
+_UNKNOWN = "how long it takes is said once a run of each network has finished"
+_PACE = "at the pace of the finished runs"
+
+
+@dataclass
+class _AfterARun:
+    """Writes the results of a study so far, and says once how long the rest takes, as soon as finished runs show it."""
+
+    study: Study
+    steps: Mapping[str, int]
+    at_once: int
+    line: Line
+
+    def __post_init__(self) -> None:
+        self.said = _PACE in self._budget()
+
+    def __call__(self) -> None:
+        write(self.study)
+        if not self.said and _PACE in (text := self._budget()):
+            self.line.say(text)
+            self.said = True
+
+    def _budget(self) -> str:
+        return budget(self.study, self.steps, at_once=self.at_once)
 
 
 def write(study: Study) -> tuple[StudyResults, list[Path]]:
@@ -265,13 +299,24 @@ def write(study: Study) -> tuple[StudyResults, list[Path]]:
 
 
 def collect(study: Study) -> StudyResults:
-    """The results of the finished runs."""
+    """The results of the finished runs.
+
+    Raises:
+        RunsError: those of a setting were not measured in the same way, or did not start from the same weights.
+    """
     found = [
         Compared(one.setting, one.objective, run, _seconds(one))
         for one in (*study.starts.values(), *study.runs)
         if (run := finished(one.config))
     ]
-    return StudyResults(study.name, tuple(found))
+    results = StudyResults(
+        study.name,
+        tuple(found),
+        settings=tuple(study.settings),
+        objectives=tuple(dict.fromkeys(one.objective for one in study.runs)),
+    )
+    study_results.check_comparable(results)
+    return results
 
 
 def _seconds_left(one: StudyRun, done: Sequence[StudyRun]) -> float:
@@ -296,6 +341,28 @@ def _settings(plan: Plan, file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield " ".join(value for value, _ in chosen), keys
 
 
+def _check_not_overruled(plan: Plan, changes: Mapping[str, Any], file: Path) -> None:
+    """Refuse a typed key that the plan sets again for some runs: its value there would win."""
+    places = {START: plan.start or {}}
+    places |= {f"settings: {axis}: {name}": keys for axis, its in plan.settings.items() for name, keys in its.items()}
+    places |= {f"objectives: {name}": keys for name, keys in plan.objectives.items()}
+    for where, keys in places.items():
+        if twice := sorted(keys.keys() & changes.keys()):
+            raise ConfigError(
+                f"{twice[0]}={changes[twice[0]]}: {file} sets it too, in {where}, for some of the runs; change it there"
+            )
+
+
+def _check_names(runs: Sequence[StudyRun], file: Path) -> None:
+    found: dict[str, StudyRun] = {}
+    for one in runs:
+        if (other := found.setdefault(one.config.train.name, one)) is not one:
+            raise ConfigError(
+                f"{file}: {one.title} and {other.title} would both be the run {one.config.train.name}; give settings, "
+                "objectives and weights names of their own"
+            )
+
+
 def _variants(objectives: Mapping[str, Mapping[str, Any]], file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every objective, once for each of its weights: its name, and the keys it changes."""
     for name, keys in objectives.items():
@@ -304,11 +371,25 @@ def _variants(objectives: Mapping[str, Mapping[str, Any]], file: Path) -> Iterat
             raise ConfigError(
                 f"{file}: objectives: {name}: {' and '.join(several)} have several values; give one of them a list"
             )
+        if name == START:
+            raise ConfigError(
+                f"{file}: objectives: {START}: the run that others start from has this name; choose another"
+            )
         for key, values in several.items():
+            if not values:
+                raise ConfigError(f"{file}: objectives: {name}: {key}=[]: give a number, or several")
             for value in values:
-                yield f"{name} {value:g}", {**keys, key: value}
+                yield f"{name} {_weight(value, f'{file}: objectives: {name}: {key}'):g}", {**keys, key: value}
         if not several:
             yield name, dict(keys)
+
+
+def _weight(value: Any, where: str) -> float:
+    """A number of a plan; YAML gives such as 1e-4, without a point, as text."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{where}: {value!r} in the list is no number") from None
 
 
 # The keys of the loss that hold one number: a list of them is one run each.
@@ -324,11 +405,14 @@ def _changed(config: Config, changes: Mapping[str, Any], where: str) -> Config:
         raise ConfigError(f"{where}: {one_line(error)}") from None
 
 
-def _placed(config: Config, study: str, name: str, absolute: bool) -> Config:
-    """The configuration in the study's folder, with absolute paths if asked."""
+def _placed(config: Config, study: str, name: str, absolute: bool, start: RunFolder | None = None) -> Config:
+    """The configuration in the study's folder, with absolute paths if asked, and `start` as what it starts from."""
     run_name = name.replace(" ", "-")
     check_name(run_name, "the name of a run of the study")
+    if start:
+        config = config.replace({"train.init": ""})
     if absolute:
-        without = config.replace({"train.init": ""})  # the run that it starts from is not there yet
-        config = resolved(without, what="a study").replace({"train.init": config.train.init})
+        config = resolved(config, what="a study")
+    if start:  # which is not there yet
+        config = config.replace({"train.init": start.place})
     return config.replace({"train.name": run_name, "train.storage": str(Path(config.train.storage) / study)})

@@ -185,7 +185,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
     found = [
         f"{measured.images} images of split {measured.split}, segmenter {', '.join(filter(None, judges)) or 'none'}. "
         "A front is one objective at several weights beside L1; L1 alone, of the same settings, is its first point. "
-        "Differences are from L1, mean over the seeds of both. In bold: the interval does not hold 0. At equal PSNR: "
+        "Differences are from L1, mean over the seeds of both. A star: the interval does not hold 0. At equal PSNR: "
         "interpolated linearly between the two neighbouring points of a front, L1 among them."
     ]
     lpips = metric_name("lpips", next(iter(measured.restored)))
@@ -276,15 +276,10 @@ def _number(value: float | None, name: str) -> str:
 
 
 def _difference(values: Values | None, name: str) -> str:
-    """A cell: the difference and its interval with a digit more than usual; bold where that does not hold 0."""
+    """A cell: the difference and its interval with a digit more than usual; a star where that does not hold 0."""
     if values is None:
         return "-"
-    digits = metric_digits(name) + 1
-    number, found = f"{values[0]:+.{digits}f}", intervals.interval(values)
-    if found is None:
-        return number
-    text = f"{number} [{found.low:+.{digits}f}, {found.high:+.{digits}f}]"
-    return f"**{text}**" if found.excludes_zero else text
+    return intervals.shown(values[0], intervals.interval(values), metric_digits(name) + 1)
 
 
 def _json(values: Values | None) -> dict[str, Any] | None:

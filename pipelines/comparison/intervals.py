@@ -47,6 +47,17 @@ def interval(values: Values) -> Interval | None:
     return Interval(float(values[0]), float(low), float(high))
 
 
+def marked(difference: float, found: Interval | None, digits: int) -> str:
+    """A difference as tables show it, with a star where its interval does not hold 0."""
+    return f"{difference:+.{digits}f}{'*' if found and found.excludes_zero else ''}"
+
+
+def shown(difference: float, found: Interval | None, digits: int) -> str:
+    """The same with the ends of its interval, if there is one."""
+    ends = f" [{found.low:+.{digits}f}, {found.high:+.{digits}f}]" if found else ""
+    return marked(difference, found, digits) + ends
+
+
 def mean(images: ArrayLike) -> Values:
     """A metric that is a mean over photographs, from its value for each, (photographs,)."""
     values = np.asarray(images, dtype=np.float64)

@@ -169,16 +169,18 @@ def _missing_intervals(rows: Sequence[Row]) -> list[str]:
         return ["There are no 95 % intervals: a single photograph was evaluated."]
     notes = []
     without = {
-        run.folder: [name for name in first.columns if name in run.metrics and name not in run.draws]
+        run.folder: names
         for row in rows
         for run in row.runs
+        if (names := [name for name in first.columns if name in run.metrics and name not in run.draws])
     }
-    if folders := [folder for folder, names in without.items() if names]:
+    if folders := list(without):
         lacking = {name.partition(".")[0] for names in without.values() for name in names}
         metrics = ", ".join(metric for metric in first.results.metrics if metric in lacking)
+        remedy = f"; `d2sm evaluate {folders[0]}` writes them again" if folders[0].is_dir() else ""  # no study's file
         notes.append(
             f"No 95 % interval for {metrics}: the results of {folders[0]}{more(folders)} do not hold it by photograph, "
-            f"as those of earlier versions do not; `d2sm evaluate {folders[0]}` writes them again."
+            f"as those of earlier versions do not{remedy}."
         )
     if unlabelled := [
         name

@@ -192,7 +192,7 @@ def read_rows(folders: Sequence[str | Path], *, trust: bool = False) -> list[Row
     runs = [read_run(folder, trust=trust) for folder in folders]
     found: dict[str, list[FinishedRun]] = {}
     for run in runs:
-        _check_measured_alike(runs[0], run)
+        check_measured_alike(runs[0], run)
         row = found.setdefault(label(run.config), [])
         if twin := next((other for other in row if other.seed == run.seed), None):
             raise RunsError(f"{run.folder}: the same setting and seed {run.seed} as {twin.folder}; give one of them")
@@ -264,8 +264,12 @@ def short(value: Any) -> str:
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _check_measured_alike(first: FinishedRun, other: FinishedRun) -> None:
-    """Numbers are compared only if they were measured in the same way on the same images."""
+def check_measured_alike(first: FinishedRun, other: FinishedRun) -> None:
+    """Numbers are compared only if they were measured in the same way on the same images.
+
+    Raises:
+        RunsError: they were not.
+    """
     for name in ("data", "split", "images", "segmenter", "convention", "labels", "lpips"):
         a, b = getattr(first.results, name), getattr(other.results, name)
         if a != b:

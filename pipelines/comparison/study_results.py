@@ -11,13 +11,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines import parsing
-from pipelines.comparison import fronts, render
-from pipelines.comparison.rows import FinishedRun, Row, RunsError
+from pipelines.comparison import fronts, intervals, render
+from pipelines.comparison.rows import FinishedRun, Row, RunsError, check_measured_alike
 from pipelines.config import Config, keys_with
-from pipelines.runs.results import ImageScore, Results, level_title, metric_digits
+from pipelines.runs.results import ImageScore, Results, level_title, metric_digits, metric_name
 from pipelines.runtime import files
 from pipelines.text import columns, markdown, printable
 
@@ -38,27 +38,59 @@ class Compared:
 
 @dataclass(frozen=True)
 class StudyResults:
-    """The finished runs of a study, those that others start from first."""
+    """The finished runs of a study.
+
+    Attributes:
+        settings, objectives: all of the plan, in its order; the others are compared with the first objective.
+    """
 
     name: str
     runs: tuple[Compared, ...]
+    settings: tuple[str, ...]
+    objectives: tuple[str, ...]
 
     @cached_property
-    def settings(self) -> list[str]:
-        """In the order of the plan."""
-        return list(dict.fromkeys(one.setting for one in self.runs))
+    def begun(self) -> list[str]:
+        """The settings of which a run has finished."""
+        there = {one.setting for one in self.runs}
+        return [setting for setting in self.settings if setting in there]
 
     def rows(self, setting: str) -> list[Row]:
         """A row for each objective and weight of a setting, the network that they start from not among them."""
         found: dict[str, list[FinishedRun]] = {}
         for one in self.runs:
-            if one.setting == setting and one.objective != START:
+            if one.setting == setting:
                 found.setdefault(one.objective, []).append(one.run)
-        return [Row(name, tuple(sorted(runs, key=lambda run: run.seed))) for name, runs in found.items()]
+        return [
+            Row(name, tuple(sorted(found[name], key=lambda run: run.seed))) for name in self.objectives if name in found
+        ]
+
+    def base(self, setting: str) -> Row | None:
+        """The row of the first objective, with which the others are compared; None: none of its runs has finished."""
+        return next((row for row in self.rows(setting) if row.label == self.objectives[0]), None)
 
     def start(self, setting: str) -> FinishedRun | None:
         """The run that those of a setting start from; None: from random weights."""
         return next((one.run for one in self.runs if (one.setting, one.objective) == (setting, START)), None)
+
+
+def check_comparable(results: StudyResults) -> None:
+    """Make sure that the runs of each setting can be compared.
+
+    Raises:
+        RunsError: they were not measured in the same way, or did not start from the same weights. One line.
+    """
+    for setting in results.settings:
+        runs = [one for one in results.runs if one.setting == setting]
+        tuned = [one.run for one in runs if one.objective != START]
+        for one in runs:
+            check_measured_alike(runs[0].run, one.run)
+        for run in tuned:
+            if run.init != tuned[0].init:
+                raise RunsError(
+                    f"{run.folder}: started from {run.init or 'random weights'}, {tuned[0].folder} from "
+                    f"{tuned[0].init or 'random weights'}, so they cannot be compared; remove the one that is outdated"
+                )
 
 
 _NOTHING = ImageScore(None, None, None)
@@ -83,6 +115,8 @@ class _File(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: str
+    settings: list[str] = Field(default_factory=list)  # not in the first version's files, nor the next
+    objectives: list[str] = Field(default_factory=list)
     runs: list[_Raw]
 
 
@@ -95,7 +129,7 @@ def save(results: StudyResults, path: Path) -> None:
         raw = _Raw(
             setting=one.setting,
             objective=one.objective,
-            config=one.run.config.replace(place | {"tracking.parent": "", "train.init": ""}).model_dump(mode="json"),
+            config=one.run.config.replace(place | _without_paths(one.run.config)).model_dump(mode="json"),
             results=asdict(replace(one.run.results, rows=rows)),
             step=one.run.step,
             commit=one.run.commit,
@@ -103,9 +137,15 @@ def save(results: StudyResults, path: Path) -> None:
             seconds=None if math.isnan(one.seconds) else round(one.seconds, 1),
         )
         runs.append(raw.model_dump())
-    text = json.dumps({"name": results.name, "runs": runs}, allow_nan=False, separators=(",", ":"))
+    tree = {"name": results.name, "settings": results.settings, "objectives": results.objectives, "runs": runs}
+    text = json.dumps(tree, allow_nan=False, separators=(",", ":"))
     with files.replacing(path) as temporary:
         temporary.write_bytes(lzma.compress(text.encode()))  # a third of gzip: labels repeat from run to run
+
+
+def _without_paths(config: Config) -> dict[str, Any]:
+    """What replaces the values that are paths on this machine although they change results."""
+    return {"tracking.parent": "", "train.init": "", "data.labels": Path(config.data.labels).name}
 
 
 def load(path: Path) -> StudyResults:
@@ -121,7 +161,10 @@ def load(path: Path) -> StudyResults:
     except (OSError, EOFError, lzma.LZMAError) as error:
         raise RunsError(f"{path}: cannot be read ({error}); {remedy}") from None
     found = parsing.parse_json(text, _File, source=path, error=RunsError, remedy=remedy)
-    return StudyResults(found.name, tuple(_compared(raw, path, remedy) for raw in found.runs))
+    runs = tuple(_compared(raw, path, remedy) for raw in found.runs)
+    settings = found.settings or dict.fromkeys(one.setting for one in runs)
+    objectives = found.objectives or dict.fromkeys(one.objective for one in runs if one.objective != START)
+    return StudyResults(found.name, runs, tuple(settings), tuple(objectives))
 
 
 def _compared(raw: _Raw, path: Path, remedy: str) -> Compared:
@@ -147,20 +190,20 @@ def write(results: StudyResults, folder: Path) -> list[Path]:
 
 def text(results: StudyResults) -> str:
     """For the terminal."""
-    if not results.settings:
+    if not results.runs:
         return "no run has finished"
     parts = [columns(_overview(results), ruled=True)]
-    parts += [f"{setting}\n{columns(_cells(results, setting), ruled=True)}" for setting in results.settings]
+    parts += [f"{setting}\n{columns(_cells(results, setting), ruled=True)}" for setting in results.begun]
     return "\n\n".join([*parts, "\n".join(map(printable, notes(results)))])
 
 
 def document(results: StudyResults) -> str:
     """In Markdown: what each objective changes in each setting, then every setting by itself with its fronts."""
-    if not results.settings:
+    if not results.runs:
         return "No run has finished.\n"
     lines = [f"# Study {markdown(results.name)}", "", *_table(_overview(results)), ""]
     lines += [f"{markdown(note)}\n" for note in notes(results)]
-    for setting in results.settings:
+    for setting in results.begun:
         lines += [f"## {markdown(setting)}", "", *_table(_cells(results, setting)), ""]
         if has_fronts(results.rows(setting)):
             lines += [fronts.document(results.rows(setting), heading="###")]
@@ -175,19 +218,19 @@ def has_fronts(rows: Sequence[Row]) -> bool:
 def notes(results: StudyResults) -> list[str]:
     """What a reader of the numbers has to know, a paragraph each: how they were made, and what they cost."""
     runs = [one.run for one in results.runs]
-    first = runs[0]
-    measured = first.results
-    judges = [measured.segmenter, *(judge.segmenter for judge in measured.judges.values())]
-    seeds = sorted({run.seed for run in runs})
-    said = [
-        f"{measured.images} photographs of split {measured.split}; segmenters: "
-        f"{', '.join(filter(None, judges)) or 'none'}. The first objective of a setting is in numbers, the others as "
-        "the mean difference from it over the seeds of both, with its 95 % interval and the standard deviation over "
-        "the seeds. MIoU is in percent, differences of it in points. A star: the interval does not hold 0."
-    ]
-    said += [note for setting in results.settings[:1] for note in render.interval_notes(results.rows(setting))]
+    measured: dict[str, list[str]] = {}  # how, and of which settings
+    for setting in results.begun:
+        measured.setdefault(_measured(_first(results, setting).results), []).append(setting)
+    said = [f"{how}." if len(measured) == 1 else f"{', '.join(of)}: {how}." for how, of in measured.items()]
+    said.append(
+        f"{results.objectives[0]} is in numbers, the others as the mean difference from it over the seeds of both, "
+        "with its 95 % interval and the standard deviation over the seeds. A star: the interval does not hold 0."
+    )
+    compared = [results.rows(setting) for setting in results.begun if results.base(setting)]
+    said += dict.fromkeys(note for rows in compared for note in render.interval_notes(rows))
     known = [one.seconds for one in results.runs if not math.isnan(one.seconds)]
-    where = "GPUs" if first.config.train.use_gpu else "CPUs"
+    where = "GPUs" if runs[0].config.train.use_gpu else "CPUs"
+    seeds = sorted({run.seed for run in runs})
     commits = sorted({run.commit for run in runs if run.commit})
     said.append(
         f"{len(runs)} runs (seeds {', '.join(map(str, seeds))}), {sum(known) / 3600:.2f} hours of runs on {where}, "
@@ -196,27 +239,45 @@ def notes(results: StudyResults) -> list[str]:
     return said
 
 
+def _measured(results: Results) -> str:
+    judges = filter(None, [results.segmenter, *(judge.segmenter for judge in results.judges.values())])
+    return f"{results.images} photographs of split {results.split}; segmenters: {', '.join(judges) or 'none'}"
+
+
+def _first(results: StudyResults, setting: str) -> FinishedRun:
+    return next(one.run for one in results.runs if one.setting == setting)
+
+
 def _overview(results: StudyResults) -> list[list[str]]:
     """A row for each objective, a column for each setting: the differences from the first objective."""
-    rows = {setting: {row.label: row for row in results.rows(setting)} for setting in results.settings}
-    objectives = list(dict.fromkeys(label for found in rows.values() for label in found))
-    table = [["difference from the first objective", *results.settings]]
-    for objective in objectives:
+    shown = {setting: _in_overview(_first(results, setting).results) for setting in results.begun}
+    heads = dict.fromkeys(" / ".join(titles.values()) for titles in shown.values())
+    table = [[f"difference from {results.objectives[0]}: {' or '.join(heads)}", *results.begun]]
+    rows = {setting: {row.label: row for row in results.rows(setting)} for setting in results.begun}
+    for objective in results.objectives:
         cells = []
-        for found in rows.values():
-            base = next(iter(found.values()), None)
-            row = found.get(objective)
-            metrics = [] if base is None else [name for name in base.runs[0].columns if not name.startswith("ssim")]
-            shown = "" if row is None or base is None else " / ".join(_short(row, base, name) for name in metrics)
-            cells.append(shown)
-        table.append([objective, *cells])
+        for setting, found in rows.items():
+            row, base = found.get(objective), found.get(results.objectives[0])
+            cells.append(" / ".join(_short(row, base, name) for name in shown[setting]) if row else "")
+        if any(cells):
+            table.append([objective, *cells])
     return table
 
 
+def _in_overview(results: Results) -> dict[str, str]:
+    """The metrics of the overview, with their titles: all but SSIM; with several levels those of each."""
+    several = len(results.restored) > 1
+    return {
+        metric_name(metric, level): f"{title} at {level_title(level)}" if several else title
+        for level in results.restored
+        for metric, title in zip(results.metrics, results.titles, strict=True)
+        if metric != "ssim"
+    }
+
+
 def _cells(results: StudyResults, setting: str) -> list[list[str]]:
-    """A setting: its degraded images, the network that all start from, every objective, and the clean images."""
-    rows, start = results.rows(setting), results.start(setting)
-    first = next(one.run for one in results.runs if one.setting == setting)
+    """A setting: its noisy images, the network that all start from, every objective, and the clean images."""
+    start, base, first = results.start(setting), results.base(setting), _first(results, setting)
     names = first.columns
     titles = [f"{title}, {level_title(level)}" for level in first.results.restored for title in first.results.titles]
     table = [["", "seeds", "steps", *titles]]
@@ -224,51 +285,44 @@ def _cells(results: StudyResults, setting: str) -> list[list[str]]:
     def numbers(values: Mapping[str, float], prefix: str = "") -> list[str]:
         return [_number(values.get(f"{prefix}{name}"), name) for name in names]
 
-    table.append(["degraded", "", "", *numbers(first.metrics, "noisy.")])
+    table.append(["noisy", "", "", *numbers(first.metrics, "noisy.")])
     if start:
         table.append(["start", str(start.seed), str(start.step), *numbers(start.metrics)])
-    for row in rows:
-        base = rows[0]
-        shown = [_number(row.mean(name), name) if row is base else _full(row, base, name) for name in names]
+    for row in results.rows(setting):
         steps = "/".join(dict.fromkeys(str(run.step) for run in row.runs))
-        table.append([row.label, ", ".join(str(run.seed) for run in row.runs), steps, *shown])
+        seeds = ", ".join(str(run.seed) for run in row.runs)
+        table.append([row.label, seeds, steps, *(_full(row, base, name) for name in names)])
     clean = [_number(first.metrics.get(f"clean.{name.partition('.')[0]}"), name) for name in names]
     return [*table, ["clean", "", "", *clean]]
 
 
-def _scale(name: str) -> tuple[float, int]:
-    """Factor and digits with which a metric is shown: MIoU in percent, so that a difference is in points."""
-    metric = name.partition(".")[0]
-    return (100.0, 2) if metric.partition("-")[0] == "miou" else (1.0, metric_digits(metric) + 1)
-
-
 def _number(value: float | None, name: str) -> str:
-    factor, digits = _scale(name)
-    return "-" if value is None else f"{value * factor:.{digits}f}"
+    return "-" if value is None else f"{value:.{_digits(name)}f}"
 
 
-def _short(row: Row, base: Row, name: str) -> str:
-    """A difference without its interval; a star: the interval does not hold 0."""
-    if row is base:
+def _digits(name: str) -> int:
+    """One more than usual, since the differences are small."""
+    return metric_digits(name.partition(".")[0]) + 1
+
+
+def _short(row: Row, base: Row | None, name: str) -> str:
+    """A number of the first objective; of the others the difference without its interval, "-" where there is none."""
+    if row.label == (base.label if base else None):
         return _number(row.mean(name), name)
-    gain, interval = row.gain(base, name), row.interval(base, name)
-    factor, digits = _scale(name)
-    star = "*" if interval and interval.excludes_zero else ""
-    return "-" if gain is None else f"{gain[0] * factor:+.{digits}f}{star}"
-
-
-def _full(row: Row, base: Row, name: str) -> str:
-    """A difference, its interval, and the standard deviation over the seeds."""
-    gain, interval = row.gain(base, name), row.interval(base, name)
-    factor, digits = _scale(name)
-    if gain is None:
+    gain = row.gain(base, name) if base else None
+    if base is None or gain is None:
         return "-"
-    parts = [_short(row, base, name)]
-    if interval:
-        parts.append(f"[{interval.low * factor:+.{digits}f}, {interval.high * factor:+.{digits}f}]")
-    if gain[1] is not None:
-        parts.append(f"±{gain[1] * factor:.{digits}f}")
-    return " ".join(parts)
+    return intervals.marked(gain[0], row.interval(base, name), _digits(name))
+
+
+def _full(row: Row, base: Row | None, name: str) -> str:
+    """The same with the interval and the standard deviation over the seeds."""
+    gain = row.gain(base, name) if base and base.label != row.label else None
+    if base is None or gain is None:
+        return _short(row, base, name)
+    digits = _digits(name)
+    text = intervals.shown(gain[0], row.interval(base, name), digits)
+    return text if gain[1] is None else f"{text} ±{gain[1]:.{digits}f}"
 
 
 def _table(cells: Sequence[Sequence[str]]) -> list[str]:

@@ -164,8 +164,11 @@ class RunFolder:
         self.write_info(fingerprint=fingerprint)
         self.push(self.config_file)
 
-    def check(self, config: Config, fingerprint: str) -> None:
+    def check(self, config: Config, fingerprint: str, another: str = "another train.name") -> None:
         """Make sure, without writing anything, that `open` would accept this run.
+
+        Args:
+            another: what the message advises to choose.
 
         Raises:
             ConfigError: the name belongs to another run.
@@ -173,19 +176,19 @@ class RunFolder:
         if self.config_file.exists():
             saved = configs.load(self.config_file)
             if saved == config or self.latest() is not None:
-                self._check_same(saved, config, fingerprint)
+                self._check_same(saved, config, fingerprint, another)
 
-    def _check_same(self, saved: Config, config: Config, fingerprint: str) -> None:
+    def _check_same(self, saved: Config, config: Config, fingerprint: str, another: str = "another train.name") -> None:
         for key, (before, now) in saved.differences(config, "results", "run").items():
             raise ConfigError(
-                f"{key}={now}: the run {config.train.name} was started with {before}; choose another train.name, or "
-                "leave the key as it was to resume that run"
+                f"{key}={now}: the run {config.train.name} was started with {before}; choose {another}, or leave the "
+                "key as it was to resume that run"
             )
         known = self.read_info().get("fingerprint", fingerprint)
         if known != fingerprint:
             raise ConfigError(
                 f"train.name={config.train.name}: that run was trained on other data (fingerprint {known}, now "
-                f"{fingerprint}); choose another train.name"
+                f"{fingerprint}); choose {another}"
             )
 
     def read_info(self) -> dict[str, Any]:

@@ -27,7 +27,13 @@ def results(psnr: float = 27.0, miou: float | None = 0.6, data: str = "abc") -> 
 
 
 def write_run(
-    folder: Path, config: Config, found: Results | None = None, *, final: bool = True, perturbed_by: str = ""
+    folder: Path,
+    config: Config,
+    found: Results | None = None,
+    *,
+    final: bool = True,
+    perturbed_by: str = "",
+    init: str = "",
 ) -> Path:
     """Write a run as training and evaluation do, with random weights of a small network; gives its folder.
 
@@ -35,6 +41,7 @@ def write_run(
         found: of the evaluation; None: not evaluated.
         final: False: stopped before its last step.
         perturbed_by: seeds noise on the weights, since a fresh FFDNet returns its input; "": none.
+        init: what it started from.
     """
     config = config.replace({"model.width": 4, "model.depth": 3, "train.name": folder.name})
     network = build(config.model)
@@ -48,7 +55,7 @@ def write_run(
         weights=network.state_dict(),
         state={},
         config=config,
-        meta={"step": 8, "steps": 8, "final": final, "commit": "c0ffee", "dirty": True},
+        meta={"step": 8, "steps": 8, "final": final, "commit": "c0ffee", "dirty": True, "init": init},
     )
     config.save(folder / checkpoint.CONFIG)
     if found is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import lzma
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pipelines import study
 from pipelines.comparison import study_results
 from pipelines.comparison.rows import RunsError
 from pipelines.comparison.study_results import RAW, START, TEXT
+from pipelines.config import ConfigError
 from pipelines.runs.folder import RunFolder
 from pipelines.training.initial import note
 from tests.helpers.finished_runs import write_run
@@ -84,6 +86,58 @@ def test_keys_of_the_command_line_change_all_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "word, place",
+    [
+        ("train.epochs=1", "in start"),
+        ("model.width=16", "in settings: network: small"),
+        ("loss.weight=1", "in objectives: L1"),
+    ],
+)
+def test_a_key_of_the_command_line_that_the_plan_sets_for_some_runs_is_refused(
+    tmp_path: Path, word: str, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["study", str(plan(tmp_path)), "--dry-run", word]) == 2
+    said = capsys.readouterr().err
+    assert word in said and place in said and len(said.splitlines()) == 1
+
+
+def test_typed_keys_vouch_for_no_code_of_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = {"network": {"mine": {"model.name": "nowhere:network"}}}
+    assert main(["study", str(plan(tmp_path, settings=settings)), "--dry-run", "model.name=ffdnet"]) == 2
+    said = capsys.readouterr().err
+    assert "in settings: network: mine" in said and len(said.splitlines()) == 1
+
+
+def test_a_plan_may_start_from_weights_of_its_own(tmp_path: Path) -> None:
+    """They are those of the common start, or of all runs; never a run of that name within the study's folder."""
+    keys = {"data.root": str(tmp_path), "train.storage": str(tmp_path / "runs"), "model.depth": 3}
+    write_run(tmp_path / "runs" / "first", small(tmp_path).runs[0].config)
+    keys["train.init"] = "first"
+    for start in ({"train.epochs": 3}, None):
+        found = small(tmp_path, start=start, keys=keys)
+        first = [*found.starts.values(), *found.runs][0]
+        assert first.config.train.init == str(tmp_path / "runs" / "first")
+        assert {one.config.train.init for one in found.runs} == {
+            str(RunFolder.of(first.config).path) if start else str(tmp_path / "runs" / "first")
+        }
+    with pytest.raises(ConfigError, match=r"train\.init=second: no such file, folder, or run"):
+        small(tmp_path, keys=keys | {"train.init": "second"})
+
+
+def test_a_weight_may_be_written_without_a_point(tmp_path: Path) -> None:
+    """YAML gives 1e-4 as text."""
+    file = plan(tmp_path)
+    file.write_text(file.read_text().replace("- 3\n", "- 1e-4\n"))
+    assert "D2SM 0.0001" in {one.objective for one in read(file).runs if one.config.loss.weight == 1e-4}
+
+
+def test_the_data_may_be_an_axis_of_any_place(tmp_path: Path) -> None:
+    settings = {"network": {"small": {"model.width": 4}}, "data": {"a": {"data.root": "/a"}, "b": {"data.root": "/b"}}}
+    found = read(plan(tmp_path, settings=settings, keys={}))
+    assert {(one.setting, one.config.data.root) for one in found.runs} == {("small a", "/a"), ("small b", "/b")}
+
+
+@pytest.mark.parametrize(
     "changes, message",
     [
         ({"objective": {}}, "objective: "),
@@ -95,7 +149,14 @@ def test_keys_of_the_command_line_change_all_runs(tmp_path: Path) -> None:
         ({"objectives": {"D2SM": {"loss.weight": [1, 2], "loss.l1": [1, 2]}}}, "D2SM: loss.weight and loss.l1"),
         ({"settings": {"a": {"x": {"train.lr": 1}}, "b": {"y": {"train.lr": 2}}}}, "train.lr is changed by two axes"),
         ({"settings": {"a": {"x/y": {}}}}, "x/y"),
+        ({"settings": {"a": {}}}, "settings.a: "),
         ({"keys": {}}, "data.root: "),
+        ({"objectives": {"L1": {"loss.weight": []}}}, "L1: loss.weight=[]"),
+        ({"objectives": {"L1": {"loss.gradient_ratio": [None, 1]}}}, "L1: loss.gradient_ratio: None"),
+        ({"objectives": {"L1": {"loss.weight": ["much"]}}}, "L1: loss.weight: 'much'"),
+        ({"objectives": {"L1": {"loss.weight": [3, 3]}}}, "would both be the run noise50-small-L1-3-seed0"),
+        ({"objectives": {"L1 3": {}, "L1": {"loss.weight": [3, 30]}}}, "would both be the run"),
+        ({"objectives": {"start": {}}}, "objectives: start: "),
     ],
 )
 def test_a_wrong_plan_is_one_line(
@@ -147,6 +208,59 @@ def test_what_is_left_is_said_with_the_time_of_the_finished_runs(tmp_path: Path)
     assert "13 runs, 5 done; 800 steps of 12,800 crops left; about 2.0 hours, 2 at a time" in said
 
 
+def test_a_changed_plan_is_refused_before_the_first_run(
+    tmp_path: Path, scenes_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = {
+        "data.root": str(scenes_root), "train.storage": str(tmp_path / "runs"), "model.depth": 3, "data.crop_size": 64,
+        "evaluate.segmenter": None, "loss.features_weights": "random",
+    }  # fmt: skip
+    words = ["study", str(tmp_path / "plan.yaml"), "--name", "s", "--dry-run"]
+    found = small(tmp_path, keys=keys)
+    finish(found)
+    small(tmp_path, keys=keys | {"train.lr": 0.125})
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "train.lr=0.125: the run noise-start was started with" in said and "choose another --name" in said
+    small(tmp_path, keys=keys)
+    assert main(words) == 0 and "7 runs, 7 done" in capsys.readouterr().out
+    RunFolder.of(found.runs[0].config).write_info(fingerprint="0123456789abcdef")
+    RunFolder.of(found.runs[1].config).results_file.unlink()  # else nothing is left to do
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "noise-L1-seed0: that run was trained on other data (fingerprint 0123456789abcdef" in said
+
+
+def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
+    found = small(tmp_path)
+    finish(found)
+    one = found.runs[1]
+    folder = RunFolder.of(one.config)
+    write_run(folder.path, one.config, replace(scored_results(1, judges={"other": 0.5}), data="elsewhere"))
+    with pytest.raises(RunsError, match=r"D2SM-3-seed0: not evaluated as .* was \(data: elsewhere"):
+        study.write(found)
+    write_run(folder.path, one.config, scored_results(1, judges={"other": 0.5}), init="runs/s/another (weights 0123)")
+    with pytest.raises(RunsError, match="D2SM-3-seed0: started from runs/s/another"):
+        study.write(found)
+
+
+def test_the_first_objective_of_the_plan_is_the_base_whatever_has_finished(tmp_path: Path) -> None:
+    """Of seed 0 the first objective is missing, then all of it."""
+    found = small(tmp_path)
+    finish(found)
+    whole, _ = study.write(found)
+    left = [one for one in whole.runs if (one.objective, one.run.seed) != ("L1", 0)]
+    without = replace(whole, runs=tuple(left))
+    assert [row.label for row in without.rows("noise")] == ["L1", "D2SM 3", "D2SM 30"]
+    base = without.base("noise")
+    assert base is not None and [run.seed for run in base.runs] == [1]
+    none = replace(whole, runs=tuple(one for one in left if one.objective != "L1"))
+    text = study_results.text(none)
+    assert none.base("noise") is None and "D2SM 30" in text and "difference from L1" in text
+    (overview,) = [line for line in text.splitlines() if line.startswith("D2SM 30")][:1]
+    assert set(overview.removeprefix("D2SM 30").split()) == {"-", "/"}
+
+
 def test_results_come_back_as_they_were_written_without_paths_of_this_machine(tmp_path: Path) -> None:
     found = small(tmp_path)
     finish(found)
@@ -170,9 +284,9 @@ def test_the_tables_hold_differences_intervals_and_both_segmenters(tmp_path: Pat
         for name in ("miou.sigma25", "miou-other.sigma50"):
             gain, interval = row.gain(rows[0], name), row.interval(rows[0], name)
             assert gain is not None and interval is not None
-            assert (
-                f"{100 * gain[0]:+.2f}" in text and f"[{100 * interval.low:+.2f}, {100 * interval.high:+.2f}]" in text
-            )
+            assert f"{gain[0]:+.4f}" in text and f"[{interval.low:+.4f}, {interval.high:+.4f}]" in text
+    head = text.splitlines()[0]
+    assert "difference from L1: PSNR dB at sigma 25 / MIoU at sigma 25 / MIoU other at sigma 25 / PSNR dB at" in head
     assert "7 runs (seeds 0, 1), 3.50 hours of runs on CPUs" in text and "commit c0ffee+" in text
     assert "Fronts" in study_results.document(results)
 
@@ -219,7 +333,7 @@ def test_a_study_from_plan_to_tables(
     assert "3 runs, 0 done" in capsys.readouterr().out and not (tmp_path / "s").exists()
     assert main(words) == 0
     said = capsys.readouterr().out
-    assert "difference from the first objective" in said and str(tmp_path / "s" / RAW) in said
+    assert "difference from L1: PSNR dB / MIoU" in said and str(tmp_path / "s" / RAW) in said
     found = study.settled(study.read(file, name="s", changes={}))
     start = RunFolder.of(found.starts["noise"].config)
     for one in found.runs:

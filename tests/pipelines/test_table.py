@@ -21,6 +21,7 @@ from pipelines.config import Config
 from pipelines.recipes import recipe, recipes
 from pipelines.runs import checkpoint
 from pipelines.runs.folder import RunFolder
+from pipelines.runtime.progress import Line
 from pipelines.tracking.store import TrackingError
 from tests.conftest import tiny_config
 from tests.helpers.finished_runs import results, write_run
@@ -44,6 +45,8 @@ def test_rows_are_recipes_patterns_and_recipes_with_other_keys() -> None:
         "ffdnet_l1_cpu", "ffdnet_d2sm_cpu", "ffdnet_d2sm_internal_cpu", "ffdnet_d2sm_cpu",
     ]  # fmt: skip
     assert rows[3].loss.terms["d2sm"] == 1 and all(row.data.root == "/d" for row in rows)
+    (chain,) = table.rows_of(["ffdnet_l1_cpu:degrade.chain=jpeg:10:loss.weight=1"], {})
+    assert chain.degrade.chain == "jpeg:10" and chain.loss.weight == 1
     assert len(table.rows_of(["*_cpu"], {})) == sum(name.endswith("_cpu") for name in recipes())
 
 
@@ -153,6 +156,24 @@ def test_done_means_trained_and_measured_as_asked_now(tmp_path: Path, changes: d
     (config,) = table.runs_of(table.rows_of(["ffdnet_l1_cpu"], small), name="t", seeds=1)
     write_run(RunFolder.of(config).path, config, results())
     assert parallel.is_done(config.replace(changes)) is not again
+
+
+def test_a_failed_run_is_passed_over_where_mlflow_does_not_answer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The other runs go on; all is said on the line."""
+    (config,) = table.runs_of(
+        table.rows_of(["ffdnet_l1_cpu"], {"train.storage": str(tmp_path), "tracking.uri": "http://127.0.0.1:9"}),
+        name="t",
+        seeds=1,
+    )
+    folder = RunFolder.of(config)
+    folder.path.mkdir(parents=True)
+    folder.write_info(run_id="0" * 32)
+    with Line("table", 1, quiet=True) as line:
+        parallel._settle(config, "FAILED", line)
+    said = capsys.readouterr().err.splitlines()
+    assert any("MLflow does not show it as FAILED" in each and "http://127.0.0.1:9" in each for each in said)
 
 
 @pytest.mark.slow

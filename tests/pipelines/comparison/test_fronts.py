@@ -133,7 +133,7 @@ def test_the_document_and_the_tree_hold_the_same_numbers(rows: list[Row]) -> Non
     miou = d2sm["points"][1]["difference"]["miou"]
     assert rows[3].config.loss.weight == 30 and gain is not None and miou["mean"] == pytest.approx(gain[0])
     low, high = miou["interval"]
-    assert f"**{miou['mean']:+.4f} [{low:+.4f}, {high:+.4f}]**" in text and low > 0
+    assert f"| {miou['mean']:+.4f}* [{low:+.4f}, {high:+.4f}] |" in text and low > 0
     assert d2sm["at"]["0.5"] is None and d2sm["at"]["0.1"]["ssim"]["mean"] == pytest.approx(0, abs=1e-9)
     drops = [(one["objective"], one["over"], one["drop"]) for one in tree["levels"]["25"]["compared"]]
     assert drops == [("D2SM", "perceptual", drop) for drop in (0.05, 0.1, 0.25)]
