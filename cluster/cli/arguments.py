@@ -83,6 +83,11 @@ def table_rows(args: argparse.Namespace) -> list[Config]:
     return rows_of(rows, changes)
 
 
+def is_results(plan: Path) -> bool:
+    """Whether `d2sm study` is given the results of a study instead of a plan."""
+    return plan.suffix == ".xz"
+
+
 def study_runs(args: argparse.Namespace, *, absolute: bool = True) -> Study:
     """The runs that `d2sm study` is asked for.
 
@@ -118,6 +123,10 @@ def for_cluster(verb: Sequence[str]) -> tuple[list[str], list[Path]]:
     if verb[0] in _NOT_SENT:
         raise ConfigError(f"submit: `d2sm {verb[0]}` runs here, not on a cluster; send train, evaluate or another verb")
     args = parser().parse_args(list(verb))
+    if getattr(args, "plan", None) and is_results(args.plan):
+        raise ConfigError(
+            f"submit: {args.plan} holds the results of a study, which `d2sm study` prints here; send a plan"
+        )
     config = configuration(args)
     if config is None:
         return list(verb), []

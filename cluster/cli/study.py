@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from cluster.cli.arguments import study_runs
+from cluster.cli.arguments import is_results, study_runs
 from cluster.cli.outcome import mlflow_page
 from pipelines.text import show
 
@@ -14,7 +14,7 @@ def run_study(args: argparse.Namespace) -> int:
     from pipelines import study
     from pipelines.comparison import study_results
 
-    if args.plan.suffix == ".xz":
+    if is_results(args.plan):
         show(study_results.text(study_results.load(args.plan)))
         return 0
     planned = study_runs(args)

@@ -334,6 +334,8 @@ def test_a_plan_travels_along(tmp_path: Path) -> None:
     assert sent == ["study", "plan.yaml", "data.root=/data", "--trust"] and carried[0] == file
     with pytest.raises(ConfigError, match="data.root=photos: a relative path"):
         arguments.for_cluster(["study", str(file), "--trust", "data.root=photos"])
+    with pytest.raises(ConfigError, match=r"submit: study\.json\.xz holds the results of a study"):
+        arguments.for_cluster(["study", "study.json.xz"])
     weights = tmp_path / "own.safetensors"
     weights.touch()
     near = os.path.relpath(weights)
