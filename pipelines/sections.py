@@ -313,9 +313,9 @@ class Loss(_Weights):
 
     gradient_ratio: float | None = setting(
         None,
-        "length of the gradient by the restored images of all terms but loss.l1, loss.mse and CBDNet's loss.noise_*, over "
-        "that of loss.l1 and loss.mse; for it every step multiplies the weights of those other terms by one factor, so "
-        "that they count relative to each other alone; null: no factor",
+        "length of the gradient by the restored images of all terms but loss.l1, loss.mse and CBDNet's loss.noise_*, "
+        "over that of loss.l1 and loss.mse; for it every step multiplies the weights of those other terms by one "
+        "factor, so that they count relative to each other alone; null: no factor",
         effect="results",
         gt=0,
     )
