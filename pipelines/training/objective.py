@@ -14,11 +14,12 @@ from d2sm.features import Features
 from d2sm.label_names import CLASSES
 from d2sm.layers import Layers
 from d2sm.objectives import LPIPS, TERMS, Adversarial, Contextual, CrossEntropy, Perceptual, Term
-from pipelines.config import Config
+from pipelines.config import Config, ConfigError
 from pipelines.data import labels as label_sets
 from pipelines.networks.features import build as build_phi
 from pipelines.networks.features import check_crops, check_patch_size
 from pipelines.sections import Loss
+from pipelines.text import one_line
 from pipelines.tracking.segmenter import for_phi, load_segmenter, segmenter_store
 
 
@@ -175,7 +176,13 @@ def _contextual(config: Loss, phi: _MakePhi, _: _MakeSegmenter) -> Contextual:
 
 
 def _lpips(config: Loss, _: _MakePhi, __: _MakeSegmenter) -> LPIPS:
-    return LPIPS(config.lpips_heads, config.lpips_trunk, weights=config.lpips_weights)
+    try:
+        return LPIPS(config.lpips_heads, config.lpips_trunk, weights=config.lpips_weights)
+    except ValueError as error:
+        raise ConfigError(
+            f"loss.lpips_trunk={config.lpips_trunk}: {one_line(error, None)} (the keys are loss.lpips_weights and "
+            "loss.lpips_heads)"
+        ) from None
 
 
 def _cross_entropy(config: Loss, _: _MakePhi, segmenter: _MakeSegmenter) -> CrossEntropy:

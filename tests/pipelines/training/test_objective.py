@@ -110,7 +110,7 @@ def test_perceptual_and_contextual_stand_at_phis_layer_unless_told() -> None:
 @pytest.mark.parametrize(
     "weights, words",
     [
-        ({"lpips": 1}, "features: no weights of vgg16 at .*vgg16-397923af.pth"),
+        ({"lpips": 1}, "loss.lpips_trunk=vgg16: .*no weights of vgg16 at .*vgg16-397923af.pth.*loss.lpips_weights"),
         ({"lpips": 1, "lpips_heads": "/none.pth"}, "/none.pth cannot be read"),
         ({"perceptual": 1, "perceptual_layers": ["conv5_4"]}, "squeezenet1_0 has no layer 'conv5_4'"),
         ({"cross_entropy": 1, "segmenter": "espnet-camvid"}, "segmenter espnet-camvid needs weights"),
