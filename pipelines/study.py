@@ -225,6 +225,7 @@ def check(study: Study) -> dict[str, int]:
     Raises:
         NotReady, ConfigError, DataError, ...: as `parallel.check_all`.
     """
+    RunFolder.at(study.folder).check_no_run()
     stage("checking what the runs need")
     runs = [*study.starts.values(), *study.runs]
     missing = [one for one in runs if not is_done(one.config)]

@@ -122,6 +122,7 @@ def table(
 def _table(
     wanted: Sequence[Config], folder: RunFolder, *, concurrent: int | None, quiet: bool, verbose: bool
 ) -> Outcome:
+    folder.check_no_run()
     name = folder.path.name
     missing = [config for config in wanted if not is_done(config)]
     needed = check_all({label(config): config for config in missing})

@@ -16,7 +16,7 @@ from pipelines.check import check as check_run
 from pipelines.config import Config
 from pipelines.data import splits
 from pipelines.networks.features import check_patch_size
-from pipelines.runs.folder import runs_folder
+from pipelines.runs.folder import RunFolder, runs_folder
 from pipelines.runs.names import check_name
 from pipelines.runs.results import metric_names
 from pipelines.training import initial
@@ -153,6 +153,7 @@ def check(sweep: Sweep) -> Candidates:
 
     attempt(lambda: space.check(sweep.space, sweep.base))
     attempt(lambda: _check_choices(sweep))
+    attempt(RunFolder.at(sweep.folder).check_no_run)
     ready = attempt(lambda: check_run(sweep.base, evaluates=sweep.evaluates))
     refuse(reasons)
     assert ready is not None  # else there was a reason

@@ -144,6 +144,7 @@ class RunFolder:
             RemoteError: its URI cannot be read or written.
         """
         self.refresh()
+        self._check_kind(config)
         self.sweep()
         if self.latest() is None and (faults := checkpoint.damaged(self.path)):
             raise checkpoint.CheckpointError(
@@ -171,12 +172,32 @@ class RunFolder:
             another: what the message advises to choose.
 
         Raises:
-            ConfigError: the name belongs to another run.
+            ConfigError: the name belongs to another run, or to a table, a study or a sweep.
         """
+        self._check_kind(config)
         if self.config_file.exists():
             saved = configs.load(self.config_file)
             if saved == config or self.latest() is not None:
                 self._check_same(saved, config, fingerprint, another)
+
+    def check_no_run(self) -> None:
+        """Make sure that this folder, of a table, a study or a sweep, is not that of a training run.
+
+        Raises:
+            ConfigError: it is.
+        """
+        if self.config_file.exists():
+            raise ConfigError(
+                f"--name={self.path.name}: {self.path} is the folder of a training run; choose another --name"
+            )
+
+    def _check_kind(self, config: Config) -> None:
+        """Make sure that this folder, of a training run, does not hold the record of a table, a study or a sweep."""
+        if self.info_file.exists() and not self.config_file.exists() and self.latest() is None:
+            raise ConfigError(
+                f"train.name={config.train.name}: {self.path} is the folder of a table, a study or a sweep; choose "
+                "another train.name"
+            )
 
     def _check_same(self, saved: Config, config: Config, fingerprint: str, another: str = "another train.name") -> None:
         for key, (before, now) in saved.differences(config, "results", "run").items():

@@ -231,6 +231,30 @@ def test_a_changed_plan_is_refused_before_the_first_run(
     assert "noise-L1-seed0: that run was trained on other data (fingerprint 0123456789abcdef" in said
 
 
+def test_a_training_run_of_that_name_is_left_alone(
+    tmp_path: Path, scenes_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A study, a table or a sweep would take over its record; nor does a training run begin in one of theirs."""
+    keys = {"data.root": str(scenes_root), "train.storage": str(tmp_path / "runs"), "evaluate.segmenter": None}
+    found = small(tmp_path, keys=keys)
+    write_run(found.folder, found.runs[0].config)
+    given = [f"{key}={'null' if value is None else value}" for key, value in keys.items()]
+    recipe = ["--recipe", "ffdnet_l1_cpu", *given]
+    for words in (
+        ["study", str(tmp_path / "plan.yaml"), "--dry-run"],
+        ["table", "--recipes", "ffdnet_l1_cpu", *given],
+        ["tune", *recipe, "--space", "learning_rate", "--trials", "1", "train.batch_size=2"],
+    ):
+        assert main([*words, "--name", "s"]) == 2, words
+        assert f"--name=s: {found.folder} is the folder of a training run" in capsys.readouterr().err
+    other = tmp_path / "runs" / "t"
+    other.mkdir()
+    RunFolder.at(other).write_info(run_id="0" * 32)
+    assert main(["train", *recipe, "train.name=t"]) == 2
+    assert f"train.name=t: {other} is the folder of a table, a study or a sweep" in capsys.readouterr().err
+    assert sorted(path.name for path in other.iterdir()) == ["run.json"]
+
+
 def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
     found = small(tmp_path)
     finish(found)
