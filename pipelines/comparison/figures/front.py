@@ -143,12 +143,11 @@ def _references(axes: Axes, rows: Sequence[Row], metric: str, level: str) -> Non
 
 
 def _label(axes: Axes, metric: str, title: str) -> None:
-    axes.set_xlabel("PSNR, dB (higher is better)", fontsize=style.SIZE)
+    """The axes' names, no longer than an axis; the caption says which way is better."""
+    axes.set_xlabel("PSNR, dB", fontsize=style.SIZE)
+    axes.set_ylabel(f"{title}, axis inverted" if metric == "lpips" else title, fontsize=style.SIZE)
     if metric == "lpips":
         axes.invert_yaxis()
-        axes.set_ylabel(f"{title} (lower is better: axis inverted)", fontsize=style.SIZE)
-    else:
-        axes.set_ylabel(f"{title} (higher is better)", fontsize=style.SIZE)
     axes.margins(0.1, 0.12)
     axes.tick_params(labelsize=style.SIZE - 1)
     axes.ticklabel_format(useOffset=False)

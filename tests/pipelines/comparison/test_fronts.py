@@ -169,7 +169,7 @@ def test_the_verb_draws_each_level_and_writes_the_numbers(
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
     svg = (tmp_path / names[1]).read_text()
     for shown in ("What each objective trades PSNR for, sigma 25", "L1 alone", "D2SM", "perceptual",
-                  "PSNR, dB (higher is better)", "MIoU by espnet-camvid (higher is better)"):  # fmt: skip
+                  "PSNR, dB", "MIoU by espnet-camvid"):  # fmt: skip
         assert f"<!-- {shown} -->" in svg  # as matplotlib marks text that it draws as paths
     assert (tmp_path / "front.md").read_text() == fronts.document(read_rows(folders, trust=True))
 
