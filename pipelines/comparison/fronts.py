@@ -27,7 +27,7 @@ from pipelines.runtime import files
 from pipelines.text import markdown
 
 TEXT, JSON = "front.md", "front.json"
-DROPS = (0.05, 0.1, 0.25, 0.5)  # dB below L1 at which fronts are compared
+DROPS = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5)  # dB below L1 at which fronts are compared
 _L1 = "l1"
 _WEIGHTS = {name: f"loss.{term.weight_key}" for name, term in TERMS.items() if name != _L1}
 _RATIO = "loss.gradient_ratio"

@@ -193,7 +193,11 @@ def text(results: StudyResults) -> str:
     if not results.runs:
         return "no run has finished"
     parts = [columns(_overview(results), ruled=True)]
-    parts += [f"{setting}\n{columns(_cells(results, setting), ruled=True)}" for setting in results.begun]
+    for setting in results.begun:
+        parts.append(f"{setting}\n{columns(_cells(results, setting), ruled=True)}")
+        if has_fronts(results.rows(setting)):
+            lines = fronts.document(results.rows(setting), heading="##").splitlines()
+            parts.append("\n".join(map(printable, lines)))
     return "\n\n".join([*parts, "\n".join(map(printable, notes(results)))])
 
 

@@ -136,7 +136,7 @@ def test_the_document_and_the_tree_hold_the_same_numbers(rows: list[Row]) -> Non
     assert f"| {miou['mean']:+.4f}* [{low:+.4f}, {high:+.4f}] |" in text and low > 0
     assert d2sm["at"]["0.5"] is None and d2sm["at"]["0.1"]["ssim"]["mean"] == pytest.approx(0, abs=1e-9)
     drops = [(one["objective"], one["over"], one["drop"]) for one in tree["levels"]["25"]["compared"]]
-    assert drops == [("D2SM", "perceptual", drop) for drop in (0.05, 0.1, 0.25)]
+    assert drops == [("D2SM", "perceptual", drop) for drop in (0.01, 0.02, 0.05, 0.1, 0.25)]
     assert fronts.document(rows, heading="##").startswith("## Fronts") and "No front" not in text
     assert fronts.document(rows[:1]).startswith("There is no front") and fronts.tree(rows[:1])["levels"] == {}
 
