@@ -253,22 +253,28 @@ def budget(study: Study, steps: Mapping[str, int], *, at_once: int | None = None
         at_once: how many run side by side; None: not known yet, so no time is said.
     """
     runs = [*study.starts.values(), *study.runs]
-    missing = [one for one in runs if one.title in steps and not is_done(one.config)]
-    done = [one for one in runs if one.title not in {other.title for other in missing}]
+    missing, done = _left(study, steps)
     crops = sum(steps[one.title] * one.config.train.batch_size for one in missing)
-    seconds = [_seconds_left(one, done) for one in missing]
     parts = [
         f"study {study.name}: {len(study.settings)} settings, {len(runs)} runs, {len(done)} done",
         f"{sum(steps[one.title] for one in missing):,} steps of {crops:,} crops left",
     ]
     if missing and at_once:
-        hours = sum(seconds) / at_once / 3600
-        parts.append(_UNKNOWN if math.isnan(hours) else f"about {hours:.1f} hours, {at_once} at a time, {_PACE}")
+        hours = _seconds_of(missing, done) / at_once / 3600
+        parts.append(
+            "how long it takes is said once a run of each network has finished"
+            if math.isnan(hours)
+            else f"about {hours:.1f} hours, {at_once} at a time, at the pace of the finished runs"
+        )
     return "; ".join(parts)
 
 
-_UNKNOWN = "how long it takes is said once a run of each network has finished"
-_PACE = "at the pace of the finished runs"
+def _left(study: Study, steps: Mapping[str, int]) -> tuple[list[StudyRun], list[StudyRun]]:
+    """The runs that are missing, of those in `steps`, and the finished ones."""
+    runs = [*study.starts.values(), *study.runs]
+    missing = [one for one in runs if one.title in steps and not is_done(one.config)]
+    titles = {one.title for one in missing}
+    return missing, [one for one in runs if one.title not in titles]
 
 
 @dataclass
@@ -281,16 +287,16 @@ class _AfterARun:
     line: Line
 
     def __post_init__(self) -> None:
-        self.said = _PACE in self._budget()
+        self.said = self._is_known()
 
     def __call__(self) -> None:
         write(self.study)
-        if not self.said and _PACE in (text := self._budget()):
-            self.line.say(text)
+        if not self.said and self._is_known():
+            self.line.say(budget(self.study, self.steps, at_once=self.at_once))
             self.said = True
 
-    def _budget(self) -> str:
-        return budget(self.study, self.steps, at_once=self.at_once)
+    def _is_known(self) -> bool:
+        return not math.isnan(_seconds_of(*_left(self.study, self.steps)))
 
 
 def write(study: Study) -> tuple[StudyResults, list[Path]]:
@@ -320,11 +326,17 @@ def collect(study: Study) -> StudyResults:
     return results
 
 
-def _seconds_left(one: StudyRun, done: Sequence[StudyRun]) -> float:
-    """Of a missing run: the mean of the finished runs of its objective and network, else of its network; nan: none."""
-    alike = [other for other in done if other.config.model == one.config.model and other.objective != START]
-    same = [other for other in alike if other.objective == one.objective] or alike
-    return fmean(map(_seconds, same)) if same else math.nan
+def _seconds_of(missing: Sequence[StudyRun], done: Sequence[StudyRun]) -> float:
+    """That the missing runs will take, one after the other; nan: not known.
+
+    Each as the mean of the finished runs of its objective and network, else of its network.
+    """
+    total = 0.0
+    for one in missing:
+        alike = [other for other in done if other.config.model == one.config.model and other.objective != START]
+        same = [other for other in alike if other.objective == one.objective] or alike
+        total += fmean(map(_seconds, same)) if same else math.nan
+    return total
 
 
 def _seconds(one: StudyRun) -> float:

@@ -196,12 +196,8 @@ def read_rows(folders: Sequence[str | Path], *, trust: bool = False) -> list[Row
         row = found.setdefault(label(run.config), [])
         if twin := next((other for other in row if other.seed == run.seed), None):
             raise RunsError(f"{run.folder}: the same setting and seed {run.seed} as {twin.folder}; give one of them")
-        if row and row[0].init != run.init:
-            raise RunsError(
-                f"{run.folder}: started from {run.init or 'random weights'}, {row[0].folder} from "
-                f"{row[0].init or 'random weights'}, so they are no runs of one setting; compare them one by one"
-            )
         row.append(run)
+        check_same_start(row[0], run, "compare them one by one")
     return [Row(name, tuple(sorted(row, key=lambda run: run.seed))) for name, row in found.items()]
 
 
@@ -262,6 +258,19 @@ def short_names(settings: Sequence[Config]) -> list[str]:
 def short(value: Any) -> str:
     """The value of a key, as names of rows have it."""
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def check_same_start(first: FinishedRun, other: FinishedRun, remedy: str) -> None:
+    """Runs of one setting start from the same weights.
+
+    Raises:
+        RunsError: these do not.
+    """
+    if other.init != first.init:
+        raise RunsError(
+            f"{other.folder}: started from {other.init or 'random weights'}, {first.folder} from "
+            f"{first.init or 'random weights'}, so they are no runs of one setting; {remedy}"
+        )
 
 
 def check_measured_alike(first: FinishedRun, other: FinishedRun) -> None:

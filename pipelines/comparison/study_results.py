@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines import parsing
 from pipelines.comparison import fronts, intervals, render
-from pipelines.comparison.rows import FinishedRun, Row, RunsError, check_measured_alike
+from pipelines.comparison.rows import FinishedRun, Row, RunsError, check_measured_alike, check_same_start
 from pipelines.config import Config, keys_with
 from pipelines.runs.results import ImageScore, Results, level_title, metric_digits, metric_name
 from pipelines.runtime import files
@@ -86,11 +86,7 @@ def check_comparable(results: StudyResults) -> None:
         for one in runs:
             check_measured_alike(runs[0].run, one.run)
         for run in tuned:
-            if run.init != tuned[0].init:
-                raise RunsError(
-                    f"{run.folder}: started from {run.init or 'random weights'}, {tuned[0].folder} from "
-                    f"{tuned[0].init or 'random weights'}, so they cannot be compared; remove the one that is outdated"
-                )
+            check_same_start(tuned[0], run, "remove the one that is outdated")
 
 
 _NOTHING = ImageScore(None, None, None)
