@@ -23,7 +23,7 @@ from pipelines.runs import storage as remote
 from pipelines.runs.trust import named_code
 from pipelines.runtime import resources, session
 from pipelines.runtime.progress import stage
-from pipelines.text import one_line, show
+from pipelines.text import counted, one_line, show
 
 _PATIENCE = 60.0  # seconds for a node to answer; the first task on a node has to start a process
 
@@ -63,7 +63,7 @@ def ask_nodes(config: Config, *, evaluates: bool = True, verbose: bool = False) 
         config = config.replace(NO_JUDGES)  # not needed, so not asked for
     session.start(cpus=resources.run_cpus(config), verbose=verbose)
     living = [node for node in ray.nodes() if node["Alive"]]
-    stage(f"asking {len(living)} node{'s' * (len(living) > 1)} what they have")
+    stage(f"asking {counted(len(living), 'node')} what they have")
     files, modules, trouble = _weights(config)
     with _trial(config.train.storage) as (trial, unwritable):
         ask = Ask(config.data.root, trial, files, modules)

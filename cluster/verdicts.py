@@ -8,7 +8,7 @@ from cluster.probe import Seen
 from pipelines.check import Check
 from pipelines.config import Config
 from pipelines.runtime import resources
-from pipelines.text import listed
+from pipelines.text import counted, listed
 
 
 def nodes(seen: Mapping[str, Seen | None]) -> Check:
@@ -23,7 +23,7 @@ def workers_fit(config: Config, living: Sequence[Mapping[str, float]]) -> Check:
     train = config.train
     each = resources.worker_resources(config)
     least, most = train.workers
-    workers = f"{least} to {most} workers" if train.elastic else f"{least} worker{'s' * (least > 1)}"
+    workers = f"{least} to {most} workers" if train.elastic else counted(least, "worker")
     for_data = "" if train.elastic else f" + {train.data_cpus:g} CPU for data"
     wanted = f"{workers} x {resources.listed(each)}{for_data}"
     try:
@@ -34,7 +34,9 @@ def workers_fit(config: Config, living: Sequence[Mapping[str, float]]) -> Check:
     places = sum(int(min(node.get(name, 0) / amount for name, amount in each.items())) for node in living)
     enough = have["CPU"] >= resources.training_cpus(config, least) and places >= least
     if enough:
-        return Check("resources", True, f"{wanted}; there are {resources.listed(have)} on {len(living)} nodes")
+        return Check(
+            "resources", True, f"{wanted}; there are {resources.listed(have)} on {counted(len(living), 'node')}"
+        )
     grown = {name: resources.capacity().get(name, 0) for name in each}
     if any(grown[name] > have[name] for name in each):
         return Check(

@@ -21,7 +21,7 @@ from pipelines.data.images import DataError
 from pipelines.runs.folder import RunFolder, named
 from pipelines.runs.results import level_title
 from pipelines.runtime.owner import InUseError
-from pipelines.text import did_you_mean, listed, one_line, redact, show
+from pipelines.text import counted, did_you_mean, listed, one_line, redact, show
 
 if TYPE_CHECKING:
     from pipelines.evaluate import Subject
@@ -190,8 +190,8 @@ class _Run:
         if not problems:
             steps = plan.total_steps(self.config, items.num_rows)
             yield (
-                f"{items.num_rows} photographs in {redact(data.root)}, layout {data.layout}, split "
-                f"{data.train_split or 'all'}; {steps} steps"
+                f"{counted(items.num_rows, 'photograph')} in {redact(data.root)}, layout {data.layout}, split "
+                f"{data.train_split or 'all'}; {counted(steps, 'step')}"
             )
 
     def _known_fingerprint(self) -> str:
@@ -203,7 +203,7 @@ class _Run:
 
     def _evaluation(self) -> Iterator[Answer]:
         self.evaluation = items = splits.evaluation_images(self.config)
-        yield f"{items.num_rows} photographs, split {self.config.data.val_split or 'all'}"
+        yield f"{counted(items.num_rows, 'photograph')}, split {self.config.data.val_split or 'all'}"
 
     def _degradation(self) -> Iterator[Answer]:
         from pipelines.data import degradation

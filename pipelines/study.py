@@ -46,7 +46,7 @@ from pipelines.runs.names import check_name
 from pipelines.runtime import resources
 from pipelines.runtime.progress import Line, stage
 from pipelines.sections import Loss
-from pipelines.text import one_line, show
+from pipelines.text import counted, one_line, show
 
 _Axis = Annotated[dict[str, dict[str, Any]], Field(min_length=1)]  # name of a value -> the keys it changes
 
@@ -183,7 +183,7 @@ def run(study: Study, *, concurrent: int | None = None, quiet: bool = False, ver
                     continue
                 most = resources.runs_that_fit(list(missing.values()), concurrent, verbose=verbose)
                 show(budget(study, steps, at_once=most))
-                what = f"study {study.name}: {len(missing)} runs, {most} at a time"
+                what = f"study {study.name}: {counted(len(missing), 'run')}, {min(most, len(missing))} at a time"
                 with Line(what, sum(steps[title] for title in missing), quiet=quiet) as line:
                     failed |= run_all(missing, most, line, _AfterARun(study, steps, most, line))
             results, files = write(study)
@@ -256,8 +256,8 @@ def budget(study: Study, steps: Mapping[str, int], *, at_once: int | None = None
     missing, done = _left(study, steps)
     crops = sum(steps[one.title] * one.config.train.batch_size for one in missing)
     parts = [
-        f"study {study.name}: {len(study.settings)} settings, {len(runs)} runs, {len(done)} done",
-        f"{sum(steps[one.title] for one in missing):,} steps of {crops:,} crops left",
+        f"study {study.name}: {counted(len(study.settings), 'setting')}, {counted(len(runs), 'run')}, {len(done)} done",
+        f"{counted(sum(steps[one.title] for one in missing), 'step')} of {counted(crops, 'crop')} left",
     ]
     if missing and at_once:
         hours = _seconds_of(missing, done) / at_once / 3600

@@ -25,7 +25,7 @@ from pipelines.runs.folder import RunFolder
 from pipelines.runs.names import check_name, shortened
 from pipelines.runtime import resources
 from pipelines.runtime.progress import Line
-from pipelines.text import show
+from pipelines.text import counted, show
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def _table(
         if missing:
             most = resources.runs_that_fit(missing, concurrent, verbose=verbose)
             missing = [config.replace({"tracking.parent": parent.id}) for config in missing]
-            what = f"table {name}: {len(missing)} runs, {most} at a time"
+            what = f"table {name}: {counted(len(missing), 'run')}, {min(most, len(missing))} at a time"
             with Line(what, sum(needed[label(config)].steps for config in missing), quiet=quiet) as line:
                 names = [
                     f"{name} seed {config.train.seed}" for config, name in zip(missing, labels(missing), strict=True)

@@ -86,6 +86,11 @@ def listed(names: Iterable[str], limit: int = 8) -> str:
     return ", ".join(names[:limit]) + (f" and {left} more" if left > 0 else "")
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things whose plural ends in s: "1 run", "1,200 runs"."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def more(found: Collection[object]) -> str:
     """After the first of several things was named: " (and 3 more)"; "" when there is no other."""
     return f" (and {len(found) - 1} more)" if len(found) > 1 else ""

@@ -19,7 +19,7 @@ from pipelines.runs.folder import RunFolder
 from pipelines.runs.trust import TrustError
 from pipelines.runtime import files, private, provenance, resources
 from pipelines.runtime.resources import runs_that_fit
-from pipelines.text import show
+from pipelines.text import counted, show
 from tuning import live, mlflow_run, search, trial, trials
 from tuning.space import Point, SpaceError
 from tuning.sweep import Candidates, Sweep, check, resolved
@@ -138,16 +138,23 @@ def _open_folder(sweep: Sweep, points: Sequence[Point] | None) -> None:
     sweep.folder.mkdir(parents=True, exist_ok=True)
     provenance.mark(sweep.folder)
     sweep.base.save(sweep.folder / trial.BASE)
-    count = len(points) if points is not None else sweep.trials
-    derived = {"count": count, "budgets": sweep.budgets, "evaluates": sweep.evaluates}
+    derived = {"count": _trials(sweep, points), "budgets": sweep.budgets, "evaluates": sweep.evaluates}
     files.write_text(saved, json.dumps({**settings, **derived}, indent=2))  # last: it says that the sweep exists
 
 
+def _trials(sweep: Sweep, points: Sequence[Point] | None) -> int:
+    """How many a sweep has: those that are listed, else as many as were asked for."""
+    if points is not None:
+        return len(points)
+    assert sweep.trials is not None  # as `Sweep` requires
+    return sweep.trials
+
+
 def _announcement(sweep: Sweep, candidates: Candidates, at_once: int) -> str:
-    count = len(candidates.points) if candidates.points is not None else sweep.trials
+    count = _trials(sweep, candidates.points)
     fewer = f" ({sweep.trials} asked for, but the space has no more)" if sweep.trials and count != sweep.trials else ""
     line = (
-        f"sweep {sweep.name}: {count} trials{fewer}, {at_once} at a time, {sweep.search} search, scheduler "
+        f"sweep {sweep.name}: {counted(count, 'trial')}{fewer}, {at_once} at a time, {sweep.search} search, scheduler "
         f"{sweep.scheduler}"
     )
     return f"{line}; {candidates.excluded}" if candidates.excluded else line

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from cluster.cli.outcome import warn_untracked
-from pipelines.text import show
+from pipelines.text import counted, show
 
 
 def run_evaluate(args: argparse.Namespace) -> int:
@@ -27,7 +27,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
     for note in done.results.notes():
         show(note)
     count = done.results.images
-    show(f"{count} image{'s' * (count != 1)}; {done.path}")
+    show(f"{counted(count, 'image')}; {done.path}")
     for note in done.notes:
         show(note)
     return warn_untracked(done.untracked)

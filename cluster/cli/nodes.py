@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 
-from pipelines.text import columns, show
+from pipelines.text import columns, counted, show
 
 
 def run_up(args: argparse.Namespace) -> None:
@@ -45,7 +45,7 @@ def run_add(args: argparse.Namespace) -> None:
     from cluster import nodes
 
     state = nodes.add(cpus=args.cpus)
-    show(f"{len(nodes.alive(state))} nodes alive at {state.address}")
+    show(f"{counted(len(nodes.alive(state)), 'node')} alive at {state.address}")
 
 
 def run_kill(args: argparse.Namespace) -> None:

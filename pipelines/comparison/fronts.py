@@ -181,9 +181,8 @@ def document(rows: Sequence[Row], *, heading: str = "#") -> str:
 def notes(rows: Sequence[Row]) -> list[str]:
     """What a reader of the numbers has to know, a paragraph each."""
     measured = rows[0].runs[0].results
-    judges = [measured.segmenter, *(judge.segmenter for judge in measured.judges.values())]
     found = [
-        f"{measured.images} images of split {measured.split}, segmenter {', '.join(filter(None, judges)) or 'none'}. "
+        f"{measured.measured_on}. "
         "A front is one objective at several weights beside L1; L1 alone, of the same settings, is its first point. "
         "Differences are from L1, mean over the seeds of both. A star: the interval does not hold 0. At equal PSNR: "
         "interpolated linearly between the two neighbouring points of a front, L1 among them."

@@ -18,6 +18,7 @@ from pipelines.networks import segmenters
 from pipelines.runs import checkpoint
 from pipelines.runs.trust import check_config
 from pipelines.runtime.progress import Line
+from pipelines.text import counted
 from pipelines.tracking.segmenter import evaluation_segmenter
 
 NOISY, CLEAN = "noisy", "clean"
@@ -72,7 +73,7 @@ def compared_photographs(
     segmenter = evaluation_segmenter(config) if segmented else None
     items, found = evaluation_images(config), []
     chosen = spread(items.num_rows, count)
-    with Line(f"restoring by {len(models)} model{'s' * (len(models) > 1)}", len(chosen), quiet=quiet) as line:
+    with Line(f"restoring by {counted(len(models), 'model')}", len(chosen), quiet=quiet) as line:
         for index in line.over(chosen):
             sample = samples.usable(config, items.slice(index, 1).to_pylist()[0])
             if sample is None:

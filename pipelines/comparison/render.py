@@ -84,8 +84,7 @@ def document(rows: Sequence[Row]) -> str:
     measured = first.results
     out += [
         "",
-        f"{measured.images} images of split {markdown(measured.split)}, data {markdown(measured.data)}, segmenter "
-        f"{markdown(measured.segmenter or 'none')}. {markdown(measured.convention)}. "
+        f"{markdown(measured.measured_on)}; data {markdown(measured.data)}. {markdown(measured.convention)}. "
         "Each cell is the mean over the seeds ± the standard deviation (n - 1); a gain is the mean difference between "
         "runs of the same seed. The paper's numbers were measured on Cityscapes, with full-size networks and the full "
         "schedule.",

@@ -220,7 +220,7 @@ def notes(results: StudyResults) -> list[str]:
     runs = [one.run for one in results.runs]
     measured: dict[str, list[str]] = {}  # how, and of which settings
     for setting in results.begun:
-        measured.setdefault(_measured(_first(results, setting).results), []).append(setting)
+        measured.setdefault(_first(results, setting).results.measured_on, []).append(setting)
     said = [f"{how}." if len(measured) == 1 else f"{', '.join(of)}: {how}." for how, of in measured.items()]
     said.append(
         f"{results.objectives[0]} is in numbers, the others as the mean difference from it over the seeds of both, "
@@ -237,11 +237,6 @@ def notes(results: StudyResults) -> list[str]:
         f"some of them side by side; commit {', '.join(commits) or 'unknown'}."
     )
     return said
-
-
-def _measured(results: Results) -> str:
-    judges = filter(None, [results.segmenter, *(judge.segmenter for judge in results.judges.values())])
-    return f"{results.images} photographs of split {results.split}; segmenters: {', '.join(judges) or 'none'}"
 
 
 def _first(results: StudyResults, setting: str) -> FinishedRun:

@@ -162,8 +162,8 @@ class RunFolder:
         files.write_text(self.config_file, config.dumps())
         if new:
             provenance.mark(self.path)
+        self.push(self.config_file)  # first: run.json alone would be that of a table, a study or a sweep
         self.write_info(fingerprint=fingerprint)
-        self.push(self.config_file)
 
     def check(self, config: Config, fingerprint: str, another: str = "another train.name") -> None:
         """Make sure, without writing anything, that `open` would accept this run.

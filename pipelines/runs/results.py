@@ -15,7 +15,7 @@ from d2sm.objectives import TERMS
 from pipelines import parsing
 from pipelines.config import PAIR, Config
 from pipelines.runtime import files
-from pipelines.text import columns, did_you_mean, listed
+from pipelines.text import columns, counted, did_you_mean, listed
 
 _CONVENTION = (
     "RGB in [0, 1]; {noise}, seeded by file name; restored (and noisy, where it is measured) clamped to [0, 1]; "
@@ -241,6 +241,13 @@ class Results:
         """`metrics` as the heads of tables have them: PSNR dB, SSIM, MIoU, MIoU NAME, LPIPS TRUNK."""
         by = {"lpips": self.lpips, **{miou_by(judge): judge for judge in self.judges}}
         return tuple(f"{_TITLES[metric.partition('-')[0]]} {by.get(metric, '')}".rstrip() for metric in self.metrics)
+
+    @property
+    def measured_on(self) -> str:
+        """The photographs and the segmenters: "51 photographs of split val; segmenters: espnet-camvid"."""
+        names = filter(None, [self.segmenter, *(judge.segmenter for judge in self.judges.values())])
+        photographs = counted(self.images, "photograph")
+        return f"{photographs} of split {self.split or 'all'}; segmenters: {', '.join(names) or 'none'}"
 
     def flat(self) -> dict[str, float]:
         """What was measured, by its name in MLflow: psnr.sigma25 (restored), noisy.psnr.sigma25, clean.miou.

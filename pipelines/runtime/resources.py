@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from pipelines.config import Config
 from pipelines.runtime.cores import logical_cpus
+from pipelines.text import counted
 
 _FEW_CORES = 2  # of a machine on which the start of actors takes as long as they save
 _IMAGES_AN_ACTOR = 8  # at least: it starts in the time in which it measures a few
@@ -219,9 +220,9 @@ def shortage(config: Config) -> str:
 
     each, free = worker_resources(config), ray.available_resources()
     least, most = config.train.workers
-    count = f"{least} to {most}" if config.train.elastic else f"{most}"
+    count = f"{least} to {most} workers" if config.train.elastic else counted(most, "worker")
     now = {name: free.get(name, 0) for name in each}
-    return f"waiting for {count} workers with {listed(each, ' and ')} each; Ray has {listed(now, ' and ')} free"
+    return f"waiting for {count} with {listed(each, ' and ')} each; Ray has {listed(now, ' and ')} free"
 
 
 def oversubscribed(config: Config) -> str | None:

@@ -6,6 +6,8 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 
+from pipelines.text import counted
+
 DATA_WAIT = 0.1  # fraction of the time above which waiting for data is worth a warning
 
 
@@ -75,7 +77,7 @@ class RestartMonitor:
         self.restarts += 1
         self._catching_up = True
         changed = f" instead of {before}" if workers != before else ""
-        return f"restarted at step {step} on {workers} worker{'s' * (workers > 1)}{changed}"
+        return f"restarted at step {step} on {counted(workers, 'worker')}{changed}"
 
     def lost(self, ranks: Sequence[int]) -> str | None:
         """The line to show when Ray reports dead workers; none for those that end because of the first."""

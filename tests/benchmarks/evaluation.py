@@ -147,8 +147,8 @@ def plain_evaluate(model: nn.Module, segmenter: nn.Module, config: Config, items
     counts = {key: np.zeros((19, 19), int) for key in sums}
     for item in items:
         clean = torch.from_numpy(rgb(item["image"])).permute(2, 0, 1)[None].float() / 255
-        with Image.open(item["label"]) as image:
-            label = TRAIN_IDS[np.asarray(image)]
+        with Image.open(item["label"]) as ids:
+            label = TRAIN_IDS[np.asarray(ids)]
         noise = torch.empty(clean.shape[1:]).normal_(generator=torch.Generator().manual_seed(seed_of(item["name"])))
         images = {("clean", config.evaluate.sigmas[0]): clean}
         for sigma in config.evaluate.sigmas:

@@ -139,8 +139,8 @@ def compare(png: Config, fast: Config, rounds: int, processes: int) -> list[list
             print(f"  {each} crops, round {index}, {name}: {rates[0]:.1f} / s, {rates[1]:.1f} / CPU s", file=sys.stderr)
     base = np.array(found["DataLoader, PIL"])
     rows = []
-    for name, rates in found.items():
-        passed, worked = (np.array(rates) / base).T
+    for name, measured in found.items():
+        passed, worked = (np.array(measured) / base).T
         if name in LEAST:
             crops = f"{each} crop{'s' * (each > 1)} an image"
             goal(f"ingest, {name}, {crops}, to a DataLoader's crops a second", passed, least=LEAST[name])
@@ -148,9 +148,9 @@ def compare(png: Config, fast: Config, rounds: int, processes: int) -> list[list
             [
                 name,
                 str(each),
-                f"{median(rate[0] for rate in rates):.0f}",
+                f"{median(each_round[0] for each_round in measured):.0f}",
                 f"{np.median(passed):.2f}x ({passed.min():.2f} to {passed.max():.2f})",
-                f"{median(rate[1] for rate in rates):.0f}",
+                f"{median(each_round[1] for each_round in measured):.0f}",
                 f"{np.median(worked):.2f}x ({worked.min():.2f} to {worked.max():.2f})",
             ]
         )

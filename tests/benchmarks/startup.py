@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import json
 import os
 import subprocess
@@ -34,19 +35,23 @@ SAMPLING = 0.1  # seconds between two looks at the processes
 
 def child(root: str, storage: str, steps: int) -> None:
     """One run, its stages written to a file as they are passed; in a process of its own."""
-    from pipelines import evaluate, train
+    from pipelines import evaluate
     from pipelines.recipes import recipe
-    from pipelines.training import launch, loop
+    from pipelines.runtime import session
+    from pipelines.training import loop
     from pipelines.training.messages import WorkerTask
 
     file = Path(storage) / "stages"
     _mark(file, "imported")
+    train: Any = importlib.import_module("pipelines.train")  # any: what they import is replaced
+    launch: Any = importlib.import_module("pipelines.training.launch")
+    looping: Any = loop
     for name, stage in (
         ("check", "checked"),
         ("open_run", "MLflow open"),
     ):
         setattr(train, name, _marked(getattr(train, name), file, stage))
-    train.session.start = _marked(train.session.start, file, "Ray up")
+    session.start = _marked(session.start, file, "Ray up")
     train_loop = loop.train_loop
 
     def timed(task: WorkerTask) -> None:  # pickled by value, and so is all that it uses
@@ -68,8 +73,8 @@ def child(root: str, storage: str, steps: int) -> None:
             return numbers
 
         mark("loop entered")
-        build, step = loop.TrainState, loop.train_step
-        loop.TrainState, loop.train_step = built, stepped  # type: ignore[misc, assignment]
+        build, step = looping.TrainState, looping.train_step
+        looping.TrainState, looping.train_step = built, stepped
         train_loop(task)
 
     launch.train_loop = timed

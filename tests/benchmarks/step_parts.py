@@ -23,7 +23,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from d2sm import divergence, matching
+from d2sm import distributed
 from pipelines.recipes import recipe
 from pipelines.training.state import TrainState
 from pipelines.training.step import train_step
@@ -73,7 +73,7 @@ def gathering(rank: int, workers: int, name: str, folder: str) -> None:
     ):
         state = TrainState(config, 10**6)
     rows, seen = rows_of(config, rank), []
-    with patch(places[0], timed(matching.gather_rows)), patch(places[1], timed(divergence.sum_over_workers)):
+    with patch(places[0], timed(distributed.gather_rows)), patch(places[1], timed(distributed.sum_over_workers)):
         for step in range(24):
             dist.barrier()
             spent, start = 0.0, time.perf_counter()

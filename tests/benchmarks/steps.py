@@ -30,7 +30,7 @@ ROWS = 4  # different shares in memory
 
 def rows_of(config: Config, rank: int) -> list[stream.WorkerBatch]:
     """A worker's shares, as the stream would bring them."""
-    share, size = config.train.batch_size // config.train.num_workers, config.data.crop_size
+    share, size = config.train.batch_size // config.train.workers[1], config.data.crop_size
     random = np.random.default_rng(rank)
     return [
         {
@@ -43,7 +43,8 @@ def rows_of(config: Config, rank: int) -> list[stream.WorkerBatch]:
 
 
 def settings(name: str, workers: int, threads: int, device: torch.device) -> Config:
-    changes = {"train.num_workers": workers, "train.threads": threads, "train.ema": 0, "train.clip": None}
+    changes: dict[str, Any] = {"train.num_workers": workers, "train.threads": threads}
+    changes |= {"train.ema": 0, "train.clip": None}
     changes |= {"train.schedule": "constant", "train.warmup_steps": 0, "train.checkpoint_every": 10**6}
     changes |= {"loss.features_weights": "random", "train.use_gpu": device.type == "cuda", "train.cpus_per_worker": 0.5}
     return recipe(name).replace(changes | {"train.name": f"bench{workers}"})
@@ -163,7 +164,7 @@ def measure(config: Config, device: torch.device, rounds: int) -> Measured:
         torch.cuda.reset_peak_memory_stats(device)
     state = TrainState(config, 10**6, device=device)
     assert state.objective.d2sm is not None
-    rows, flops = rows_of(config, 0), {}
+    rows, flops = rows_of(config, 0), dict[str, FlopCounterMode]()
     train_step(state, rows[0], 0)  # allocates the queues
     fill(state.objective.d2sm.matching)
 

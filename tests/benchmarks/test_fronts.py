@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines.comparison import intervals
 from tests.benchmarks.fronts import reader
 from tests.benchmarks.fronts.__main__ import main
 from tests.benchmarks.fronts.data import LABEL_IDS, VOID, read_photographs
@@ -21,7 +22,7 @@ def results() -> dict[str, reader.Result]:
     return reader.load([RESULTS])
 
 
-def rounded(values: reader.Values, factor: float = 100) -> tuple[float, ...]:
+def rounded(values: intervals.Values, factor: float = 100) -> tuple[float, ...]:
     return tuple(round(number, 2) for number in reader.interval(values, factor))
 
 

@@ -85,7 +85,7 @@ def _wait(file: Path) -> Path:
 
 def plain(rank: int, config: Config, gate: Gate, device: str) -> None:
     """What one would write without Ray."""
-    where, workers = torch.device(device), config.train.num_workers
+    where, workers = torch.device(device), config.train.workers[1]
     torch.set_num_threads(config.train.threads)
     if workers > 1:
         rendezvous = f"file://{gate.folder}/rendezvous-{gate.name}"

@@ -49,7 +49,7 @@ def write_run(
         generator = torch.Generator().manual_seed(seed_of(perturbed_by))
         with torch.no_grad():
             for weight in network.parameters():
-                weight += 0.03 * torch.randn(weight.shape, generator=generator)
+                weight.add_(0.03 * torch.randn(weight.shape, generator=generator))
     checkpoint.write(
         folder / checkpoint.name_of(8),
         weights=network.state_dict(),

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
+from torch.multiprocessing.spawn import start_processes
 
 
 def on_ranks(function: Callable[[int, int], dict[Any, Any]], workers: int, folder: Path) -> list[dict[Any, Any]]:
@@ -26,7 +26,7 @@ def start(function: Callable[..., None], args: tuple[Any, ...], workers: int) ->
     They are forked from a process that has imported torch and nothing else; each would need seconds for that.
     """
     multiprocessing.set_forkserver_preload(["torch", "torchvision", "torch.nn.parallel"])
-    mp.start_processes(function, args=args, nprocs=workers, start_method="forkserver")
+    start_processes(function, args=args, nprocs=workers, start_method="forkserver")
 
 
 def _rank(rank: int, workers: int, folder: str, function: Callable[[int, int], dict[Any, Any]]) -> None:

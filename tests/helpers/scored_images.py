@@ -8,7 +8,7 @@ import numpy as np
 
 from d2sm import metrics
 from pipelines.inference.measuring import Measurement, image_score, score
-from pipelines.runs.results import CONVENTION, ImageRow, Judge, Results
+from pipelines.runs.results import CONVENTION, ImageRow, Judge, Results, Score
 
 LEVELS = ("25", "50")
 
@@ -55,7 +55,7 @@ def scored_results(
                     )
                 )  # fmt: skip
 
-    def scores(kind: str) -> dict[str, object]:
+    def scores(kind: str) -> dict[str, Score]:
         return {
             level: score(found, kind, level, segmented=True, classes=metrics.CLASSES)
             for level in (LEVELS if kind != "clean" else ("",))

@@ -40,7 +40,7 @@ def from_file(weights: Path | None) -> nn.Module:
     found = segmenter()
     with torch.no_grad():
         for parameter in found.parameters():
-            parameter += float(Path(weights or "").read_text())
+            parameter.add_(float(Path(weights or "").read_text()))
     return found
 
 

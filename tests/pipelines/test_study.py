@@ -202,7 +202,7 @@ def test_what_is_left_is_said_with_the_time_of_the_finished_runs(tmp_path: Path)
     found = small(tmp_path, seeds=4)
     steps = {one.title: 100 for one in (*found.starts.values(), *found.runs)}
     said = study.budget(found, steps, at_once=2)
-    assert said.startswith("study s: 1 settings, 13 runs, 0 done; 1,300 steps of 20,800 crops left; how long ")
+    assert said.startswith("study s: 1 setting, 13 runs, 0 done; 1,300 steps of 20,800 crops left; how long ")
     finish(found, runs=5)
     said = study.budget(found, steps, at_once=2)
     assert "13 runs, 5 done; 800 steps of 12,800 crops left; about 2.0 hours, 2 at a time" in said

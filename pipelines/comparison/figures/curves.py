@@ -17,7 +17,7 @@ from pipelines.comparison.figures import style
 from pipelines.comparison.rows import FinishedRun, Row, RunsError, short_names
 from pipelines.config import Config
 from pipelines.runtime.progress import stage
-from pipelines.text import redact
+from pipelines.text import counted, redact
 from pipelines.tracking import store
 
 LOSSES = {"loss.l1": "L1", "loss.d2sm": "D2SM"}
@@ -113,9 +113,7 @@ def draw(rows: Sequence[Row], path: Path) -> list[Path]:
         if pairs:
             _draw_differences(axes[2], loss, pairs, styles, names[0])
     handles = [Line2D([], [], color=look.colour, linestyle=look.line, linewidth=3) for look in styles.values()]
-    labels = [
-        f"{name} ({len(row.runs)} seed{'s' * (len(row.runs) > 1)})" for name, row in zip(names, rows, strict=True)
-    ]
+    labels = [f"{name} ({counted(len(row.runs), 'seed')})" for name, row in zip(names, rows, strict=True)]
     drawn.legend(handles, labels, loc="outside upper center", ncols=min(4, len(names)), fontsize=style.SIZE)
     style.caption(drawn, _caption(curves, losses, names[0] if pairs else ""), size=style.SIZE - 1)
     return style.save(drawn, path)

@@ -132,7 +132,7 @@ def _references(axes: Axes, rows: Sequence[Row], metric: str, level: str) -> Non
     noisy, psnr = (fronts.measured_of(rows, f"noisy.{metric_name(name, level)}") for name in (metric, "psnr"))
     words = [f"clean photographs {clean:.{digits}f}"] if clean is not None else []
     if noisy is not None:
-        words.append(f"degraded {noisy:.{digits}f}" + (f" at {psnr:.2f} dB" if psnr is not None else ""))
+        words.append(f"noisy {noisy:.{digits}f}" + (f" at {psnr:.2f} dB" if psnr is not None else ""))
     if words:
         axes.set_title(", ".join(words), fontsize=style.SIZE - 2, color="0.35")
     low, high = axes.get_ylim()
@@ -159,7 +159,7 @@ def _caption(rows: Sequence[Row], found: Sequence[Front]) -> list[str]:
     measured = rows[0].runs[0].results
     seeds = sorted({run.seed for front in found for run in front.l1.runs})
     lines = [
-        f"{measured.images} images of split {measured.split}. Numbers at the points: weight of the objective beside "
+        f"{measured.measured_on}. Numbers at the points: weight of the objective beside "
         "L1. To the right and up is better. A point is L1's mean plus the mean difference from L1 of the same seed "
         f"(L1: seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}); small dots: single seeds where there are "
         "several.",

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import d2sm
 from d2sm import D2SMLoss
+from d2sm.matching import StatisticsMatching
 from tests.benchmarks.fronts.data import Batches, read_photographs
 from tests.benchmarks.fronts.evaluation import Evaluation
 from tests.benchmarks.fronts.jobs import Job, jobs
@@ -77,7 +78,11 @@ class Worker:
     @torch.no_grad()
     def fill(self, term: nn.Module | None, network: nn.Module, batches: Batches) -> None:
         """Fill D2SM's queues before the first step, so that the objective does not change while they fill."""
-        while isinstance(term, D2SMLoss) and term.matching.memory.fill < term.matching.queue_size:
+        if not isinstance(term, D2SMLoss):
+            return
+        matching = term.matching
+        assert isinstance(matching, StatisticsMatching)  # one layer
+        while matching.memory.fill < matching.queue_size:
             clean, degraded, sigma, labels = batches()
             value(term, restore(network, degraded, sigma), clean, labels)
 
