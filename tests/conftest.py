@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported: tensors are small here, and cores few
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each of the suite's hundreds of processes compiles this code
 
 from pipelines.config import Config
 
 if TYPE_CHECKING:
     from pipelines.train import Trained
+
+sys.dont_write_bytecode = False  # this process has read the variable
 
 # Ray and MLflow read these at import; a test that wants one sets it itself.
 for _name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS"):

@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -27,10 +28,37 @@ SMALL = ["--recipe", "ffdnet_l1_cpu", "model.width=8", "model.depth=3", "data.cr
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
-    with LocalCluster(tmp_path_factory.mktemp("cluster"), nodes=3) as running:
+    quick = {"RAY_health_check_period_ms": "500", "RAY_health_check_failure_threshold": "4"}  # to miss a killed node
+    with LocalCluster(
+        tmp_path_factory.mktemp("cluster"), nodes=3, RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="60", **quick
+    ) as running:
         yield running
 
 
+@dataclass
+class Sent:
+    """A job with a user's network, that `submit` follows while other tests run; its output in a file."""
+
+    process: subprocess.Popen[str]
+    output: Path
+    storage: Path
+
+
+@pytest.fixture(scope="module")
+def sent(cluster: LocalCluster, scenes_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sent]:
+    """The network is named on the command line of a folder that no node looks into."""
+    folder = tmp_path_factory.mktemp("sent")
+    (cluster.folder / "mynet.py").write_text(Path(tiny_network.__file__).read_text())
+    words = ["train", *SMALL[:2], *SMALL[4:], f"data.root={scenes_root}", f"train.storage={folder}/runs"]
+    words += ["train.name=mine", "train.max_steps=2", "model.name=mynet:TinyNetwork", "model.options.width=6"]
+    with (folder / "output").open("w") as output:
+        process = cluster.start("submit", "--", *words, output=output)
+        yield Sent(process, folder / "output", folder / "runs")
+        process.kill()
+    (cluster.folder / "mynet.py").unlink()
+
+
+@pytest.mark.usefixtures("sent")
 def test_three_nodes_are_up(cluster: LocalCluster) -> None:
     out, _ = cluster.d2sm("cluster", "status")
     assert "3 of 3 nodes alive" in out and out.count("worker") == 2
@@ -54,7 +82,7 @@ def test_its_dashboard_is_on_loopback_and_asks_for_the_token(cluster: LocalClust
 def test_a_job_and_what_is_told_of_it(cluster: LocalCluster, tmp_path: Path) -> None:
     size = ["--train", "1", "--val", "1", "--height", "64", "--width", "96"]
     out, err = cluster.d2sm("submit", "--", "scenes", str(tmp_path / "streets"), *size)
-    begun, done = out.splitlines()
+    begun, done = out.splitlines()[-2:]  # a job that waits for its turn says so first
     assert begun == "d2sm: drawing 2 scenes of 96x64 pixels" and done.endswith(f"data.root={tmp_path}/streets")
     assert "succeeded after" in err and len(err.splitlines()) == 2, err
     job = err.split()[2]
@@ -145,17 +173,13 @@ def test_a_run_is_left_found_again_and_stopped(cluster: LocalCluster, scenes_roo
     assert len(kept) > 50 and [path for path in kept if TOKEN.encode() in path.read_bytes()] == []
 
 
-def test_a_users_own_network_travels_with_the_job(cluster: LocalCluster, scenes_root: Path, tmp_path: Path) -> None:
-    """Named on the command line of a folder that no node looks into."""
-    source = Path(tiny_network.__file__).read_text()
-    (cluster.folder / "mynet.py").write_text(source)
-    words = ["train", *SMALL[:2], *SMALL[4:], f"data.root={scenes_root}", f"train.storage={tmp_path}/runs"]
-    words += ["train.name=mine", "train.max_steps=2", "model.name=mynet:TinyNetwork", "model.options.width=6"]
-    out, err = cluster.d2sm("submit", "--", *words)
-    assert "succeeded after" in err and "ok      model" in out and "mynet:TinyNetwork width=6" in out
-    weights = load_file(next((tmp_path / "runs" / "mine").glob("step-*")) / "model.safetensors")
+def test_a_users_own_network_travels_with_the_job(sent: Sent) -> None:
+    code = sent.process.wait(300)
+    out = sent.output.read_text()
+    assert code == 0 and "succeeded after" in out and "ok      model" in out and "mynet:TinyNetwork width=6" in out
+    assert TOKEN not in out
+    weights = load_file(next((sent.storage / "mine").glob("step-*")) / "model.safetensors")
     assert weights["down.weight"].shape[0] == 6
-    (cluster.folder / "mynet.py").unlink()
 
 
 def test_down_ends_everything_even_after_a_node_was_killed(cluster: LocalCluster) -> None:

@@ -406,11 +406,11 @@ def test_the_code_alone_is_sent(tmp_path: Path) -> None:
     with working_dir.working_directory([tmp_path / "mine.py"]) as folder:
         names = {path.name for path in folder.iterdir()}
         assert names == {*working_dir.CODE, working_dir.PROJECT, COMMIT, "mine.py"}
+        files = [path for path in folder.rglob("*") if path.is_file()]
         ask = "import d2sm; from pipelines.tracking import commit; print(commit()[0], d2sm.__version__)"
         words = [sys.executable, "-c", ask]
         told = subprocess.run(words, cwd=folder, env=os.environ | {"PYTHONPATH": ""}, capture_output=True, text=True)
         assert told.stdout.split() == [commit()[0], __version__]
-        files = [path for path in folder.rglob("*") if path.is_file()]
         assert sum(path.stat().st_size for path in files) < 2 * 2**20
         assert not [path for path in files if path.suffix in (".pyc", ".pth", ".png", ".safetensors")]
         assert (folder / "cluster" / "driver.py").exists()

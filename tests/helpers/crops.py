@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,10 +18,26 @@ from pipelines.data import plan, stream
 _COLUMNS = ("clean", "sigma", "seed", "levels")
 
 
-def steps(config: Config, items: pa.Table, first: int = 0) -> list[dict[str, np.ndarray]]:
-    """The batches of all workers, put together; checks that each got its own parts in order."""
-    got = dealt(config, items, first)
-    wanted = list(range(first, plan.total_steps(config, items.num_rows)))
+Take = Callable[[], list[dict[str, np.ndarray]]]
+
+
+def begun(config: Config, items: pa.Table, first: int = 0) -> Take:
+    """Begin a stream; the function gives the batches of all workers, put together, to the end.
+
+    It checks that each worker got its own parts in order.
+    """
+    splits = stream.stream(config, items, first).streaming_split(config.train.workers[1], equal=True)
+    return partial(_together, splits, list(range(first, plan.total_steps(config, items.num_rows))))
+
+
+def side_by_side(streams: Sequence[Take]) -> list[list[dict[str, np.ndarray]]]:
+    """What each of several streams gives: a stream mostly waits for Ray's processes to start."""
+    with ThreadPoolExecutor(3) as pool:
+        return [future.result() for future in [pool.submit(take) for take in streams]]
+
+
+def _together(splits: list[Any], wanted: list[int]) -> list[dict[str, np.ndarray]]:
+    got = taken(splits)
     for worker, rows in enumerate(got):
         assert [(int(row["step"]), int(row["rank"])) for row in rows] == [(step, worker) for step in wanted]
     return [
@@ -58,8 +77,12 @@ def reference(config: Config, items: pa.Table) -> list[dict[str, np.ndarray]]:
 
 
 def dealt(config: Config, items: pa.Table, first: int = 0) -> list[list[dict[str, Any]]]:
-    """What each worker is handed, taken side by side as Ray Train does."""
-    splits = stream.stream(config, items, first).streaming_split(config.train.workers[1], equal=True)
+    """What each worker is handed."""
+    return taken(stream.stream(config, items, first).streaming_split(config.train.workers[1], equal=True))
+
+
+def taken(splits: list[Any]) -> list[list[dict[str, Any]]]:
+    """The rows of each worker, taken side by side as Ray Train does."""
     got: list[list[dict[str, Any]]] = [[] for _ in splits]
 
     def take(worker: int) -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Self
+from typing import IO, Self
 
 import psutil
 
@@ -21,14 +21,18 @@ _D2SM = [sys.executable, "-c", "import sys; from cluster.cli import main; sys.ex
 
 
 class LocalCluster:
-    """`d2sm cluster up` with a home folder of its own; `d2sm` runs a verb against it."""
+    """`d2sm cluster up` with a home folder of its own; `d2sm` runs a verb against it.
 
-    def __init__(self, folder: Path, *, nodes: int) -> None:
+    Args:
+        environment: variables that its processes get beside those of this process.
+    """
+
+    def __init__(self, folder: Path, *, nodes: int, **environment: str) -> None:
         self.folder, self.nodes = folder, nodes
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
         self.environment = inherited | {
             "HOME": str(folder), "D2SM_CLUSTER": str(folder / "cluster.json"), "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": str(ROOT), **environment,
         }  # fmt: skip
         (folder / ".ray").mkdir(parents=True)
         (folder / ".ray" / "auth_token").write_text(TOKEN)
@@ -58,10 +62,15 @@ class LocalCluster:
         sessions = [session for session in self.state.sessions if session in living]
         return sessions.index(os.getsid(process.pid))
 
-    def start(self, *words: str, **environment: str) -> subprocess.Popen[str]:
+    def start(self, *words: str, output: IO[str] | None = None, **environment: str) -> subprocess.Popen[str]:
+        """Start a verb.
+
+        Args:
+            output: takes stdout and stderr; None: pipes.
+        """
         return subprocess.Popen(
             [*_D2SM, *words], env=self.environment | environment, cwd=self.folder, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            stdout=output or subprocess.PIPE, stderr=output or subprocess.PIPE,
         )  # fmt: skip
 
     def d2sm(self, *words: str, code: int = 0, **environment: str) -> tuple[str, str]:

@@ -56,9 +56,17 @@ class Server:
         words += ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db", "--workers", "1"]
         words += ["--artifacts-destination", str(self.folder / "artifacts")]
         log = self.folder / "server.log"
+        # Else it starts eight further processes for jobs of MLflow's own, each of which imports MLflow.
+        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         with log.open("ab") as out:
-            self._process = subprocess.Popen(words, cwd=self.folder, stdout=out, stderr=out, start_new_session=True)
-        wait_for(f"{self.uri}/health", self._process, log)
+            self._process = subprocess.Popen(
+                words, cwd=self.folder, env=environment, stdout=out, stderr=out, start_new_session=True
+            )
+        try:
+            wait_for(f"{self.uri}/health", self._process, log)
+        except BaseException:
+            self.kill()
+            raise
 
     def kill(self) -> None:
         if self._process:

@@ -18,9 +18,11 @@ from pipelines.data.images import write_png
 from pipelines.data.index import index
 from pipelines.data.splits import settled
 from pipelines.runs import checkpoint
+from pipelines.runs.folder import RunFolder
 from pipelines.runs.results import Results
 from pipelines.tracking import store
 from tests.conftest import tiny_config
+from tests.helpers.stores import new_store
 
 CHAIN = "blur:0..2+noise:0..30+jpeg:20..90"
 LEVELS = ("blur:1+noise:10+jpeg:50", "noise:25", "jpeg:10", "tests.helpers.degradations:darker:2")
@@ -41,9 +43,11 @@ def test_levels_have_one_name_everywhere(
     ray_session: None, scenes_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In results.json, on the terminal, in MLflow, in pictures' names, in a table and in a report."""
-    config = config_of(scenes_root, tmp_path, train__name="first")
+    new_store(tmp_path)
+    row = config_of(scenes_root, tmp_path).replace({"recipe": "ffdnet_l1_cpu"})
+    (config,) = table.runs_of([row], name="rows", seeds=1)  # where the table looks for it
     outcome = experiment.run(config, quiet=True)
-    folder = tmp_path / "first"
+    folder = RunFolder.of(config).path
     found = Results.load(folder / "results.json")
     assert list(found.restored) == list(found.noisy) == NAMES and outcome.results == found
     assert "Gaussian blur (blur), then additive Gaussian noise" in found.convention
@@ -56,7 +60,9 @@ def test_levels_have_one_name_everywhere(
     pictures = [path.name for path in folder.rglob("*.png")]
     assert pictures and all(name.endswith("_jpeg10.png") for name in pictures)  # the third of four levels, as loaded
 
-    compared = table.table([config.replace({"recipe": "ffdnet_l1_cpu"})], name="rows", seeds=1, quiet=True)
+    trained = checkpoint.resolve(folder).stat().st_mtime_ns
+    compared = table.table([row], name="rows", seeds=1, quiet=True)
+    assert checkpoint.resolve(folder).stat().st_mtime_ns == trained  # not again
     assert not compared.failed and "blur1+noise10+jpeg50" in compared.text()
     assert {name.partition(".")[2] for name in compared.rows[0].runs[0].metrics if name.startswith("psnr.")} == KEYS
     mean = json.loads((compared.folder / "table.json").read_text())["rows"][0]["mean"]

@@ -19,6 +19,7 @@ from pipelines.runs.trust import TrustError
 from pipelines.train import fit
 from tests.conftest import tiny_config
 from tests.foreign.tiny_network import TinyNetwork
+from tests.helpers.stores import new_store
 
 pytestmark = pytest.mark.slow
 NAME = "tests.foreign.tiny_network:TinyNetwork"
@@ -33,6 +34,7 @@ def configured(root: Path, storage: Path, name: str, **changes: object) -> Confi
 @pytest.fixture(scope="module")
 def outcome(ray_session: None, scenes_root: Path, tmp_path_factory: pytest.TempPathFactory) -> experiment.Outcome:
     storage = tmp_path_factory.mktemp("foreign")
+    new_store(storage)
     changes = {"train__num_workers": 2, "train__cpus_per_worker": 0.5, "tracking__register_as": "mine"}
     return experiment.run(configured(scenes_root, storage, "two", **changes), quiet=True)
 

@@ -19,13 +19,14 @@ from pipelines.import_weights import import_weights
 from pipelines.networks.published import KAIR, MATLAB, PublishedError
 from pipelines.registry import RegistryError, lookup, model_folder
 from tests.helpers.published import authors, convolutions, write_kair, write_matlab
+from tests.helpers.stores import new_store
 
 LAYERS = convolutions()
 
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+    return new_store(tmp_path_factory.mktemp("store"))
 
 
 def test_what_is_registered(tmp_path: Path, uri: str, capsys: pytest.CaptureFixture[str]) -> None:

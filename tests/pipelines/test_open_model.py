@@ -23,6 +23,7 @@ from pipelines.runs import checkpoint
 from pipelines.runs.checkpoint import CheckpointError
 from tests.conftest import tiny_config
 from tests.helpers.checkpoints import bundle_of
+from tests.helpers.stores import new_store
 
 References = Callable[[Path], str]
 
@@ -40,7 +41,7 @@ class Known:
 @pytest.fixture(scope="module")
 def known(scenes_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Known:
     run = tmp_path_factory.mktemp("storage") / "run"
-    uri = f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+    uri = new_store(tmp_path_factory.mktemp("store"))
     config = tiny_config(
         scenes_root, run.parent, train__name="run", evaluate__actors=0, evaluate__limit=1, evaluate__sigmas=[25],
         tracking__uri="",

@@ -31,7 +31,7 @@ from pipelines.train import fit
 from pipelines.training.finite import TrainingError
 from tests.conftest import tiny_config
 from tests.helpers.checkpoints import bundle_of
-from tests.helpers.crops import reference, same, steps
+from tests.helpers.crops import begun, reference, same, side_by_side
 from tests.helpers.equality import same_run
 
 TWO = 0.16  # MB: two of the scenes a shard
@@ -151,8 +151,9 @@ def test_the_workers_get_the_crops_of_the_files(made: Prepared, scenes_root: Pat
     config = tiny_config(made.root, tmp_path, data__shuffle_images=3)
     items = index.index(made.root, "train", labels="ignore")
     expected = reference(config, index.index(scenes_root, "train", labels="ignore"))
-    same(steps(config, items), expected)
-    same(steps(config.replace({"train.num_workers": 1}), items, first=4), expected[4:])
+    found, later = side_by_side([begun(config, items), begun(config.replace({"train.num_workers": 1}), items, first=4)])
+    same(found, expected)
+    same(later, expected[4:])
 
 
 def test_a_run_goes_on_from_either(made: Prepared, scenes_root: Path, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from pipelines.tracking.bundle import default_sigma
 from pipelines.tracking.run import open_run
 from tests.helpers.mlflow_server import Server, free_port, stop, wait_for
 from tests.helpers.networks import stirred
+from tests.helpers.stores import new_store
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"model.width": 8, "model.depth": 3}
@@ -71,7 +72,7 @@ def stored(record: Record) -> Path:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+    return new_store(tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture(scope="module")

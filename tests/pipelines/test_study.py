@@ -22,6 +22,7 @@ from pipelines.runs.folder import RunFolder
 from pipelines.training.initial import note
 from tests.helpers.finished_runs import write_run
 from tests.helpers.scored_images import scored_results
+from tests.helpers.stores import new_store
 
 
 @pytest.fixture(autouse=True)
@@ -340,6 +341,7 @@ def test_a_study_from_plan_to_tables(
     ray_session: None, scenes_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A common start and two objectives; the same command again trains nothing; the file gives the same tables."""
+    new_store(tmp_path)
     keys = {
         "data.root": str(scenes_root), "train.storage": str(tmp_path), "data.crop_size": 64, "data.crops_per_image": 2,
         "data.shuffle_images": 6, "model.width": 8, "model.depth": 3, "train.batch_size": 4, "train.num_workers": 1,

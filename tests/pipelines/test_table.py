@@ -25,6 +25,7 @@ from pipelines.runtime.progress import Line
 from pipelines.tracking.store import TrackingError
 from tests.conftest import tiny_config
 from tests.helpers.finished_runs import results, write_run
+from tests.helpers.stores import new_store
 
 
 @pytest.fixture(autouse=True)
@@ -180,6 +181,7 @@ def test_a_failed_run_is_passed_over_where_mlflow_does_not_answer(
 def test_a_run_that_fails_is_said_and_the_others_stand(
     ray_session: None, scenes_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    new_store(tmp_path)
     good = tiny(scenes_root, tmp_path)
     outcome = table.table([good, good.replace({"train.lr": 1e30})], name="t", seeds=1, quiet=True)
     assert [row.label for row in outcome.rows] == [label(good)]

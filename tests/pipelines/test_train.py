@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from pipelines.training.finite import TrainingError
 from tests.conftest import tiny_config
 from tests.helpers.equality import equal, same_run
 from tests.helpers.mlflow_server import free_port
+from tests.helpers.stores import new_store
 
 # With everything that is part of a training state: EMA, clipping, schedule, queues, a discriminator.
 LONG = {"loss__adversarial": 0.01, "train__ema": 0.9, "train__clip": 1.0, "train__schedule": "cosine",
@@ -35,14 +37,27 @@ LONG = {"loss__adversarial": 0.01, "train__ema": 0.9, "train__clip": 1.0, "train
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Storage for the runs of this file; creating a tracking store takes seconds, so they share one."""
-    return tmp_path_factory.mktemp("runs")
+    """Storage for the runs of this file, which share a tracking store."""
+    folder = tmp_path_factory.mktemp("runs")
+    new_store(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
-def whole(ray_session: None, scenes_root: Path, storage: Path) -> Trained:
-    """Six steps in one go, on two workers."""
-    return fit(tiny_config(scenes_root, storage, train__name="whole2", **LONG), quiet=True)
+def two(ray_session: None, scenes_root: Path, storage: Path) -> tuple[Trained, Trained]:
+    """Two runs on two workers each, side by side: six steps in one go, and one that is stopped after four."""
+    config = tiny_config(scenes_root, storage, train__name="whole2", **LONG)
+    with ThreadPoolExecutor(2) as pool:
+        whole, stopped = pool.map(
+            lambda changes: fit(config.replace(changes), quiet=True),
+            [{}, {"train.name": "parts2", "train.max_steps": 4}],
+        )
+    return whole, stopped
+
+
+@pytest.fixture(scope="module")
+def whole(two: tuple[Trained, Trained]) -> Trained:
+    return two[0]
 
 
 def logged(trained: Trained, metric: str = "loss") -> list[tuple[int, float]]:
@@ -52,11 +67,11 @@ def logged(trained: Trained, metric: str = "loss") -> list[tuple[int, float]]:
 
 @pytest.mark.slow
 def test_stopped_and_resumed_equals_not_stopped_on_two_workers(
-    whole: Trained, storage: Path, capsys: pytest.CaptureFixture[str]
+    two: tuple[Trained, Trained], storage: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Step 4 lies within an epoch and within an ingest task."""
+    whole, stopped = two
     config = whole.config.replace({"train.name": "parts2"})
-    stopped = fit(config.replace({"train.max_steps": 4}), quiet=True)
     assert stopped.step == 4
     capsys.readouterr()
     resumed = fit(config)

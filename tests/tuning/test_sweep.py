@@ -22,6 +22,7 @@ from pipelines.runs import checkpoint
 from pipelines.runs.folder import RunFolder
 from pipelines.train import Trained, fit
 from tests.helpers.mlflow_server import Server
+from tests.helpers.stores import new_store
 from tests.helpers.sweeps import tiny_sweep
 from tuning.run import run
 from tuning.space import SpaceError
@@ -39,6 +40,7 @@ def changed(folder: Path) -> dict[str, float]:
 @pytest.mark.slow
 def test_a_sweep_from_space_to_best(ray_session: None, l1_run: Trained, scenes_root: Path, tmp_path: Path) -> None:
     space = {"train.lr": [1e-3, 1e30]}
+    new_store(tmp_path)
     sweep = tiny_sweep(scenes_root, tmp_path, space=space, metrics=("psnr.sigma25", "loss.l1"))
     outcome = run(sweep, quiet=True)
     # A trial whose loss is not finite is a failed row with its reason; the sweep goes on.

@@ -16,6 +16,7 @@ from pipelines.runs import checkpoint
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.results import Results
 from tests.helpers.finished_runs import results, write_run
+from tests.helpers.stores import new_store
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,13 @@ class Trained:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     storage = tmp_path_factory.mktemp("runs")
+    uri = new_store(storage)
     folder = write_run(storage / "first", recipe("ffdnet_l1_cpu").replace({"train.storage": str(storage)}), results())
     config = checkpoint.load_model(folder / checkpoint.name_of(8))[1]
     with tracking.open_run(config, run_dir=folder, tags={}) as run:
         run.results(results().flat())
     RunFolder.at(folder).write_info(run_id=run.id, page=run.page, evaluated=8)
-    return Trained(folder, f"sqlite:///{storage}/mlflow.db", run.id, config, results())
+    return Trained(folder, uri, run.id, config, results())
 
 
 def test_a_run_is_registered_as_at_the_end_of_its_training(

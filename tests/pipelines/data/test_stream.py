@@ -22,7 +22,7 @@ from pipelines.config import Config
 from pipelines.data import images, index, plan, splits, stream
 from pipelines.data.images import DataError, ImageError, write_png
 from tests.conftest import tiny_config
-from tests.helpers.crops import reference, same, steps
+from tests.helpers.crops import begun, reference, same, side_by_side
 
 CPU = torch.device("cpu")
 
@@ -40,16 +40,25 @@ def test_the_workers_get_the_crops_of_the_plan(
     config = tiny_config(scenes_root, tmp_path, data__shuffle_images=3)
     expected = reference(config, items)
     assert len(expected) == 6
-    same(steps(config, items), expected)
-    same(steps(config.replace({"train.num_workers": 1}), items), expected)
-    same(steps(config, items, first=4), expected[4:])
-    monkeypatch.setattr(stream, "_MAX_TASKS", 2)
-    same(steps(config, items, first=1), expected[1:])
     other = config.replace({"data.shuffle_images": 6, "train.num_workers": 4})
-    same(steps(other, items, first=2), reference(other, items)[2:])
-    same(steps(config.replace({"train.num_workers": [1, 3]}), items, first=3), expected[3:])  # shares of 1, 1, 2 crops
     chain = config.replace({"degrade.chain": "blur:0..3+jpeg:10..90", "train.num_workers": 2})
-    same(steps(chain, items, first=2), reference(chain, items)[2:])
+    streams = [
+        begun(config, items),
+        begun(config.replace({"train.num_workers": 1}), items),
+        begun(config, items, first=4),
+    ]
+    monkeypatch.setattr(stream, "_MAX_TASKS", 2)
+    streams += [
+        begun(config, items, first=1),
+        begun(config.replace({"train.num_workers": [1, 3]}), items, first=3),  # shares of 1, 1, 2 crops
+        begun(other, items, first=2),
+        begun(chain, items, first=2),
+    ]
+    *of_config, of_other, of_chain = side_by_side(streams)
+    for found, first in zip(of_config, (0, 0, 4, 1, 3), strict=True):
+        same(found, expected[first:])
+    same(of_other, reference(other, items)[2:])
+    same(of_chain, reference(chain, items)[2:])
 
 
 @given(batch=st.integers(1, 300), workers=st.integers(1, 64))

@@ -12,7 +12,7 @@ import pytest
 BEGIN = """
 import ctypes, signal, sys, threading, time
 from pipelines.runtime import leaving
-leaving._UNANSWERED, leaving._ANSWERED, leaving._CLOSING, leaving._LOST = 0.5, 1.0, 0.5, 0.5
+leaving._UNANSWERED, leaving._ANSWERED, leaving._CLOSING, leaving._LOST = 0.25, 0.5, 0.25, 0.25
 leaving.guard()
 
 def stuck():
@@ -66,10 +66,10 @@ def test_a_second_signal_leaves_soon_and_the_line_is_said_once() -> None:
 def test_a_signal_that_is_answered_has_its_time() -> None:
     """A checkpoint is written; then the process goes on, or ends by itself."""
     answer = "signal.signal(signal.SIGINT, lambda *_: leaving.grace(60))\n"
-    code, out, err, _ = run(f"{answer}time.sleep(2.5)\nprint('written')", (0.2, signal.SIGINT))
+    code, out, err, _ = run(f"{answer}time.sleep(1.25)\nprint('written')", (0.2, signal.SIGINT))
     assert (code, out, err) == (0, "written\n", "")
-    answer = "signal.signal(signal.SIGINT, lambda *_: leaving.grace(1))\n"
-    go_on = "time.sleep(0.7)\nleaving.go_on()\ntime.sleep(2)\nprint('done')"
+    answer = "signal.signal(signal.SIGINT, lambda *_: leaving.grace(0.8))\n"
+    go_on = "time.sleep(0.4)\nleaving.go_on()\ntime.sleep(1)\nprint('done')"
     code, out, err, _ = run(answer + go_on, (0.2, signal.SIGINT))
     assert (code, out, err) == (0, "done\n", "")
 

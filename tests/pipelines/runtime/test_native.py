@@ -1,4 +1,7 @@
-"""Lines that Ray's C++ writes past Python do not reach the terminal; what is not Ray's does."""
+"""Lines that Ray's C++ writes past Python do not reach the terminal; what is not Ray's does.
+
+That what the raylet reports is kept from stdout is shown where a Ray is started, in test_session.py.
+"""
 
 from __future__ import annotations
 
@@ -29,21 +32,3 @@ def test_lines_of_ray_are_kept_from_the_terminal() -> None:
     assert lines == [
         "[W1127 socket.cpp:1] torch warns", "d2sm: Ray ended this process: Check failed: ok \\x1b[2J", "ours", "last",
     ]  # fmt: skip
-
-
-def test_what_rays_raylet_reports_is_kept_from_stdout() -> None:
-    """The thread's name is Ray's own affair: the test finds it among those that `ray.init` starts."""
-    code = """
-import sys, threading, time
-from pipelines.runtime import native
-native.set_aside()
-import ray
-ray.init(num_cpus=1, log_to_driver=False, include_dashboard=False, logging_level="ERROR")
-assert native._REPORTS in {thread.name for thread in threading.enumerate()}, threading.enumerate()
-reporter = threading.Thread(target=print, args=("(raylet) 8 workers were started",), name=native._REPORTS)
-reporter.start()
-reporter.join()
-print("ours")
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
-    assert done.stdout == "ours\n"

@@ -16,7 +16,7 @@ from pipelines.runtime.session import SessionError
 
 ROOT = Path(__file__).resolve().parents[3]
 START = """
-import os, sys
+import os, sys, threading
 from pipelines.runtime import leaving, native, session
 leaving.guard()
 native.set_aside()
@@ -39,6 +39,11 @@ print(listening)
 assert listening and listening <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}, listening
 token = os.path.expanduser("~/.ray/auth_token")
 assert os.stat(token).st_mode & 0o777 == 0o600
+# The name of the thread that prints what the raylet reports is Ray's own affair.
+assert native._REPORTS in {thread.name for thread in threading.enumerate()}, threading.enumerate()
+reporter = threading.Thread(target=print, args=("(raylet) 8 workers were started",), name=native._REPORTS)
+reporter.start()
+reporter.join()
 print("fine", flush=True)
 
 @ray.remote
@@ -77,6 +82,7 @@ def test_ray_on_this_machine(tmp_path: Path) -> None:
         [sys.executable, str(script)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=180
     )
     assert done.returncode == 1 and "fine" in done.stdout, done.stdout + done.stderr[-3000:]
+    assert "(raylet)" not in done.stdout
     assert re.fullmatch(
         r"d2sm: Ray on this machine has ended \(its process gcs_server: .*\); the last complete checkpoint is kept, "
         r"and the same command resumes\n",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -22,13 +23,14 @@ from pipelines.tracking.outbox import STAGED, UNSENT
 from pipelines.tracking.run import Run, commit, open_run, reopen
 from pipelines.tracking.store import TrackingError, ui_command, uri_of
 from tests.helpers.mlflow_server import Server
+from tests.helpers.stores import new_store
 
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Config:
     """A configuration whose store is made once; setting one up takes seconds."""
     folder = tmp_path_factory.mktemp("storage")
-    return Config().replace({"train.storage": str(folder), "tracking.uri": f"sqlite:///{folder}/mlflow.db"})
+    return Config().replace({"train.storage": str(folder), "tracking.uri": new_store(folder)})
 
 
 @pytest.fixture(scope="module")
@@ -223,9 +225,10 @@ def test_an_artifact_that_is_gone_holds_up_nothing(template: Config, tmp_path: P
 
 
 @pytest.mark.parametrize("kind", ["closed", "silent", "no http"])
-def test_a_server_that_does_not_answer(kind: str, tmp_path: Path) -> None:
+def test_a_server_that_does_not_answer(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import socket
 
+    monkeypatch.setattr(store, "check", functools.partial(store.check, timeout=0.5))
     with socket.create_server(("127.0.0.1", 0)) as listener:  # accepts, never answers
         port = listener.getsockname()[1]
         if kind == "closed":
@@ -252,10 +255,10 @@ def test_starters_side_by_side(tmp_path: Path) -> None:
     )
     started = [
         subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name], stdout=subprocess.PIPE, text=True)
-        for name in ("a", "b", "c")
+        for name in ("a", "b")
     ]
     ids = [process.communicate(timeout=120)[0].strip() for process in started]
-    assert [process.returncode for process in started] == [0, 0, 0]
+    assert [process.returncode for process in started] == [0, 0]
     client = store.client(f"sqlite:///{tmp_path}/new/mlflow.db")
     assert {client.get_run(run_id).data.metrics["loss"] for run_id in ids} == {1.0}
     assert len({client.get_run(run_id).info.experiment_id for run_id in ids}) == 1
@@ -267,7 +270,7 @@ def test_nothing_is_lost_while_the_server_is_away(server: Server, tmp_path: Path
     config = Config().replace({"tracking.uri": server.uri})
     slowest = 0.0
     with open_run(config, run_dir=tmp_path, tags={}) as run:
-        restart = threading.Timer(4.0, server.start)
+        restart = threading.Timer(2.0, server.start)
         for step in range(1, 121):
             if step == 20:
                 server.kill()
@@ -277,7 +280,7 @@ def test_nothing_is_lost_while_the_server_is_away(server: Server, tmp_path: Path
             if step == 60:
                 run.text("written while the server was away", "note.txt")
             slowest = max(slowest, time.monotonic() - began)
-            time.sleep(0.05)
+            time.sleep(0.025)
         assert (tmp_path / UNSENT).exists()  # kept on disk as well, should the driver die now
         restart.join()
     assert slowest < 0.5  # training did not wait

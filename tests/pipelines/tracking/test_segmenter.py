@@ -22,6 +22,7 @@ from pipelines.tracking import store as stores
 from pipelines.tracking.segmenter import evaluation_segmenter, load_segmenter, segmenter_store
 from tests.conftest import tiny_config
 from tests.helpers.checkpoints import bundle_of
+from tests.helpers.stores import new_store
 
 NAME = "models:/eyes@champion"
 
@@ -50,7 +51,7 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     anything = TensorSpec(np.dtype("float32"), (-1, 3, -1, -1))
     signature = ModelSignature(Schema([anything]), Schema([TensorSpec(np.dtype("float32"), (-1, 19, -1, -1))]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        patch.setenv("MLFLOW_TRACKING_URI", new_store(folder))
         patch.chdir(folder)
         with mlflow.start_run():
             mlflow.pytorch.log_model(

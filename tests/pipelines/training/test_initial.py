@@ -27,6 +27,7 @@ from pipelines.training.state import TrainState
 from tests.conftest import tiny_config
 from tests.helpers.finished_runs import results, write_run
 from tests.helpers.published import convolutions, write_kair
+from tests.helpers.stores import new_store
 from tests.helpers.training_steps import CPU
 from tuning.sweep import Sweep
 from tuning.sweep import resolved as resolved_sweep
@@ -43,7 +44,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder / "first" / checkpoint.name_of(8),
         name="net",
         run_id=None,
-        uri=f"sqlite:///{folder}/mlflow.db",
+        uri=new_store(folder),
         alias="best",
     )
     return folder

@@ -28,6 +28,7 @@ from pipelines.training.standing import KEPT, Standing
 from pipelines.training.validation import _undisturbed
 from tests.helpers.checkpoints import CONFIG, bundle_of
 from tests.helpers.equality import same_run
+from tests.helpers.stores import new_store
 from tests.helpers.sweeps import tiny_base
 
 # A rate at which PSNR rises to step 2 and falls then.
@@ -42,7 +43,9 @@ FIRST, CALLS = 3 * 2, 2  # of the segmenter: clean, noisy and restored version o
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs")
+    folder = tmp_path_factory.mktemp("runs")
+    new_store(folder)
+    return folder
 
 
 def watched(root: Path, storage: Path, name: str, *, killed_at: int = 0, slow_from: int = 0, **changes: Any) -> Config:
