@@ -39,6 +39,14 @@ _PATIENCE = 300.0  # seconds without an answer from the head after which followi
 _STOP = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "60"}
 
 
+class _NoSuchJobError(ClusterError):
+    """The head answers and has no job of this id, so asking again does not help."""
+
+
+class _OutputError(Exception):
+    """The log was received and could not be printed; the error of the output is its cause."""
+
+
 @dataclass(frozen=True)
 class Job:
     """A verb on a cluster, by its id there."""
@@ -53,9 +61,9 @@ class Job:
             with dashboard.plain_errors(self.address):
                 return client.get_job_info(self.id)
         except ClusterError as error:
-            if "404" in str(error):
+            if "status code 404" in str(error):  # Ray's words; "404" alone may be part of a job's id
                 near = _nearest(self.id, self.address)
-                raise ClusterError(f"{self.id}: no such job at {self.address}{near}") from None
+                raise _NoSuchJobError(f"{self.id}: no such job at {self.address}{near}") from None
             raise
 
     def status(self) -> str:
@@ -84,11 +92,18 @@ class Job:
         Args:
             out: where to; stdout.
             raw: every line, Ray's own as well.
+
+        Raises:
+            ClusterError: the head has not answered for 5 minutes, or has no such job.
+            OSError: the log cannot be printed: nobody reads `out` any more, or its disk is full.
         """
-        printer = LogPrinter(out or sys.stdout, raw=raw)
+        printer, patience = LogPrinter(out or sys.stdout, raw=raw), _Patience()
         self._until_it_runs(printer)
         while True:
-            _patiently(lambda: asyncio.run(self._tail(printer)))
+            try:
+                _patiently(lambda: asyncio.run(self._tail(printer, patience)), patience)
+            except _OutputError as error:
+                raise error.__cause__ or error from None
             status = _patiently(self.status)
             if status in _ENDED:
                 printer.close()
@@ -116,14 +131,19 @@ class Job:
                 told = info.message
             time.sleep(0.5)
 
-    async def _tail(self, printer: LogPrinter) -> None:
+    async def _tail(self, printer: LogPrinter, patience: _Patience) -> None:
+        """Print what arrives over one connection, which may last as long as the job."""
         seen = 0  # the log comes from its beginning again at each connection
         skip = printer.taken
         async for text in dashboard.client(self.address).tail_job_logs(self.id):
+            patience.answered()
             fresh = text[max(0, skip - seen) :]
             seen += len(text)
             if fresh:
-                printer.write(fresh)
+                try:
+                    printer.write(fresh)
+                except OSError as error:  # not the head's, which would be asked again
+                    raise _OutputError from error
 
 
 class LogPrinter:
@@ -278,18 +298,44 @@ def _installed_files() -> list[metadata.PackagePath]:
         return []
 
 
-def _patiently(ask: Callable[[], _T]) -> _T:
-    """Ask again while the head does not answer: it may be restarting, and the job goes on meanwhile."""
+class _Patience:
+    """How long a head that does not answer is asked again: it may be restarting, and the job goes on meanwhile."""
+
+    def __init__(self) -> None:
+        self._end: float | None = None  # time.monotonic() at which it is given up; None: it answered last
+
+    def answered(self) -> None:
+        self._end = None
+
+    def failed(self, error: Exception) -> None:
+        """Wait before it is asked again; raise ClusterError if it has not answered for too long."""
+        now = time.monotonic()
+        if self._end is None:
+            self._end = now + _PATIENCE
+        if now > self._end:
+            raise ClusterError(one_line(error)) from None
+        time.sleep(2)
+
+
+def _patiently(ask: Callable[[], _T], patience: _Patience | None = None) -> _T:
+    """The answer to a request, which is made again while the head does not answer.
+
+    Args:
+        patience: is told of answers by a request that lasts long; None: the request is answered once.
+    """
     from aiohttp import ClientError
 
-    end = time.monotonic() + _PATIENCE
+    patience = patience or _Patience()
     while True:
         try:
-            return ask()
+            answer = ask()
+        except _NoSuchJobError:
+            raise
         except (ClientError, ClusterError, RuntimeError, OSError) as error:
-            if "no such job" in str(error) or time.monotonic() > end:
-                raise ClusterError(one_line(error)) from None
-            time.sleep(2)
+            patience.failed(error)
+        else:
+            patience.answered()
+            return answer
 
 
 def _nearest(wanted: str, address: str) -> str:
