@@ -439,6 +439,35 @@ def test_a_job_refuses_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err.startswith("d2sm: train.epochs='many'")
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("train --recipe demo", "no -- before the verb; write python -m cluster.job_entrypoint "),
+        ("--no-preflght -- train --recipe demo", "--no-preflght: no such option; write "),
+        ("-- restore /a.png /b.png s3://me:planted@bucket/x --model /m", "the command=s3://***@bucket/x: "),
+    ],
+)
+def test_a_job_refuses_its_words_in_one_line(capsys: pytest.CaptureFixture[str], words: str, message: str) -> None:
+    assert job_entrypoint.main(words.split()) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(f"d2sm: {message}") and err.count("\n") == 1 and "planted" not in err
+
+
+@pytest.mark.slow
+def test_a_job_is_stopped_in_its_preflight() -> None:
+    """While a tracking server is silent, which is asked for seconds; `d2sm jobs stop` sends Ctrl-C."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        uri = f"tracking.uri=http://127.0.0.1:{silent.getsockname()[1]}"
+        words = [sys.executable, "-m", "cluster.job_entrypoint", "--", *TRAIN, uri]
+        job = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+        silent.settimeout(60)
+        asked, _ = silent.accept()
+        with asked:
+            job.send_signal(signal.SIGINT)
+            _, err = job.communicate(timeout=60)
+    assert job.returncode == 130 and err.startswith("d2sm: stopped; ") and err.count("\n") == 1
+
+
 def test_the_former_name_of_the_entrypoint_still_runs() -> None:
     """Files filled in before name it: RayJob manifests, Slurm scripts."""
     words = [sys.executable, "-m", "cluster.driver", "--", *TRAIN, "train.epochs=many"]
