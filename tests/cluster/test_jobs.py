@@ -194,6 +194,9 @@ def test_which_cluster_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert dashboard.address_of("here:8265") == "http://here:8265"
     with pytest.raises(ClusterError, match="--address ray://here"):
         dashboard.address_of("ray://here")
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "ray://there")
+    with pytest.raises(ClusterError, match="^RAY_API_SERVER_ADDRESS=ray://there: give the dashboard's address"):
+        dashboard.address_of()
 
 
 class Open(http.server.BaseHTTPRequestHandler):
@@ -497,7 +500,8 @@ def test_a_log_is_made_tidy() -> None:
 
 # What the nodes' answers mean
 
-HERE = Seen("here", {"python": "3.11.7", "ray": "2.60.0", "torch": "2.15.0"}, root=("a", "b"))
+VERSIONS = {"python": "3.11.7", "d2sm": "0.1.0", "ray": "2.60.0", "torch": "2.15.0"}
+HERE = Seen("here", VERSIONS, root=("a", "b"))
 
 
 def test_answers_that_are_well() -> None:
@@ -510,7 +514,9 @@ def test_answers_that_are_well() -> None:
 @pytest.mark.parametrize(
     "other, name, message",
     [
-        ({"versions": {"python": "3.11.7", "ray": "2.59.0", "torch": "2.15.0"}}, "versions", "ray is 2.59.0 on two"),
+        ({"versions": VERSIONS | {"ray": "2.59.0"}}, "versions", "ray is 2.59.0 on two"),
+        ({"versions": VERSIONS | {"d2sm": "0.0.9"}}, "versions", "d2sm is 0.0.9 on two, 0.1.0 here; use one image"),
+        ({"versions": {"python": "3.11.7", "ray": "2.60.0", "torch": "2.15.0"}}, "versions", "d2sm is another on two"),
         ({"root": ()}, "data", "data.root=/data: is empty on two; mount it there"),
         ({"root": ("a",)}, "data", "holds other files on two than here"),
         ({"root_error": "No such file"}, "data", "No such file on two"),
@@ -554,6 +560,7 @@ def test_what_a_node_sees(tmp_path: Path) -> None:
     assert (seen.root, seen.root_error, seen.storage_error) == (("trial",), "", "")
     assert seen.files == {str(trial / OURS): 0, "/none": None} and seen.modules == {"json": True, "none_such": False}
     assert (trial / "n1").read_text() == "n1" and seen.versions["ray"] == constants.RAY
+    assert seen.versions["d2sm"] == __version__
     (trial / OURS).unlink()
     assert "another folder of the same name" in look(ask, "n1").storage_error
     (trial / OURS).touch()
