@@ -7,6 +7,7 @@ neither torch nor Ray. It takes the parsed options and returns an exit code, or 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -203,8 +204,10 @@ def parser() -> ArgumentParser:
     submit("--install", action="store_true", help="install pins.txt on the nodes first, if their image lacks packages")
     submit("--include", type=Path, action="append", default=[], help="a file or folder to send along with the code")
     submit("--env", action="append", default=[], metavar="NAME=VALUE", help="an environment variable for the job")
-    submit("--cpus", type=float, default=0, help="CPUs for the verb's own process; 0: it runs on the head (default: 0)")
-    submit("--gpus", type=float, default=0, help="GPUs for the verb's own process (default: 0)")
+    submit(
+        "--cpus", type=_amount, default=0, help="CPUs for the verb's own process; 0: it runs on the head (default: 0)"
+    )
+    submit("--gpus", type=_amount, default=0, help="GPUs for the verb's own process (default: 0)")
     submit("--memory", type=int, help="bytes of memory for the verb's own process")
     submit("words", nargs=argparse.REMAINDER, metavar="VERB", help="the verb and its options")
 
@@ -213,7 +216,7 @@ def parser() -> ArgumentParser:
     logs = _verb(jobs, "logs", "print what a job has printed so far", "jobs:run_logs")
     logs("-f", "--follow", action="store_true", help="keep printing until the job ends")
     wait = _verb(jobs, "wait", "wait until a job ends, and exit with its exit code", "jobs:run_wait")
-    wait("--timeout", type=float, help="seconds to wait; then exit with code 3, while the job goes on")
+    wait("--timeout", type=_amount, help="seconds to wait; then exit with code 3, while the job goes on")
     stop = _verb(jobs, "stop", "stop a job as Ctrl-C would: its last checkpoint stays", "jobs:run_stop")
     for verb in (logs, wait, stop):
         verb("id", help="the job's id, from `d2sm jobs list`")
@@ -301,6 +304,16 @@ def _tile(text: str) -> int | str | None:
         return "auto" if text == "auto" else int(text) or None
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: give a number of pixels, 0 or auto") from None
+
+
+def _amount(text: str) -> float:
+    """A number from 0 on. Python's float takes nan too, which no comparison holds for."""
+    try:
+        if 0 <= (number := float(text)) < math.inf:
+            return number
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r}: give a number from 0 on")
 
 
 def _sigma(text: str) -> float | str:
