@@ -13,14 +13,14 @@ import secrets
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from cluster import dashboard
-from cluster.cli.arguments import for_cluster
+from cluster.cli.arguments import check_store, for_cluster
 from cluster.dashboard import ClusterError
 from cluster.working_dir import working_directory
 from d2sm import __version__
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ray.job_submission import JobDetails
 
 _T = TypeVar("_T")
+_STORE = "MLFLOW_TRACKING_URI"  # of this machine; sent along
 _PINS = "pins.txt"  # of a checkout; an installed package has it in share/d2sm
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 _PATIENCE = 300.0  # seconds without an answer from the head after which following a job is given up
@@ -223,8 +224,8 @@ def submit(
     """
     address = dashboard.address_of(address)
     variables = _variables(env or {}, verb)
-    _no_secrets(verb, variables)
-    verb, files = for_cluster(verb)
+    _no_secrets(verb, variables, env or ())
+    verb, files = for_cluster(verb, store=variables.get(_STORE, ""))
     dashboard.check(address)
     entrypoint = ["python", "-m", "cluster.job_entrypoint", *([] if preflight else ["--no-preflight"]), "--", *verb]
     client = dashboard.client(address)
@@ -260,25 +261,39 @@ def listing(address: str) -> list[JobDetails]:
 
 
 def _variables(given: Mapping[str, str], verb: Sequence[str]) -> dict[str, str]:
-    """The job's variables. This machine's MLFLOW_TRACKING_URI is one, so that the job logs where this machine would."""
-    inherited = os.environ.get("MLFLOW_TRACKING_URI")
+    """The job's variables. This machine's MLFLOW_TRACKING_URI is one, so that the job logs where this machine would.
+
+    Raises:
+        ConfigError: MLFLOW_TRACKING_URI is a database at a relative path.
+    """
+    variables = dict(given)
+    inherited = os.environ.get(_STORE)
     if inherited and not any(word.startswith("tracking.uri=") for word in verb):
-        return {"MLFLOW_TRACKING_URI": inherited, **given}
-    return dict(given)
+        variables = {_STORE: inherited, **given}
+    if uri := variables.get(_STORE):
+        check_store(f"--env {_STORE}" if _STORE in given else _STORE, uri)
+    return variables
 
 
-def _no_secrets(verb: Sequence[str], variables: Mapping[str, str]) -> None:
-    """Refuse secrets in the command and the variables: everybody who sees the cluster can read a job's record."""
+def _no_secrets(verb: Sequence[str], variables: Mapping[str, str], typed: Collection[str]) -> None:
+    """Refuse secrets in the command and the variables: everybody who sees the cluster can read a job's record.
+
+    Args:
+        typed: names of the variables that --env gave; the others are this machine's, and are sent unasked.
+    """
     own = [*filter(None, [auth.token()]), *of_environment()]
+    places = {name: f"--env {name}" if name in typed else name for name in variables}
+    remedies = {name: "" if name in typed else f"; unset it here: env -u {name} d2sm submit ..." for name in variables}
     for name, value in variables.items():
-        if line := in_variable(name, value, asked_by=f"--env {name}"):
-            raise ClusterError(line)
-    for where, text in [*(("the command", word) for word in verb), *((f"--env {k}", v) for k, v in variables.items())]:
+        if line := in_variable(name, value, asked_by=places[name]):
+            raise ClusterError(line + remedies[name])
+    words = [("the command", word, "") for word in verb]
+    for where, text, remedy in [*words, *((places[name], variables[name], remedies[name]) for name in variables)]:
         shown = redact(text)
         for secret in own:
             shown = shown.replace(secret, HIDDEN)
         if shown != text:
-            raise ClusterError(f"{where}: {shown}: {NOT_SENT}")
+            raise ClusterError(f"{where}: {shown}: {NOT_SENT}{remedy}")
 
 
 def _pins() -> list[str]:

@@ -312,6 +312,126 @@ def test_words_that_mean_nothing_there(more: list[str], message: str) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("scenes streets", "streets: .*such as /storage/streets"),
+        ("prepare photos /s/shards", "photos: "),
+        ("prepare /photos shards", "shards: "),
+        ("prepare /photos /s/shards --labels mine.yaml", "--labels mine.yaml: .*--labels /storage/mine.yaml"),
+        ("evaluate runs/first", "runs/first: "),
+        ("evaluate /s/first --out r.json", "--out r.json: .*such as --out /storage/r.json"),
+        ("evaluate /s/first data.root=photos", "data.root=photos: .*data.root=/storage/photos"),
+        ("evaluate /s/first evaluate.segmenter_weights=w.pth", "evaluate.segmenter_weights=w.pth: "),
+        ("evaluate /s/first tracking.uri=sqlite:///mlflow.db", "tracking.uri=sqlite:///mlflow.db: .*sqlite:////storage"),
+        ("evaluate /s/first evaluate.limmit=1", "evaluate.limmit: .*evaluate.limit"),
+        ("restore a.png /s/out.png --model /s/first", "a.png: "),
+        ("denoise /s/a.png out.png --model /s/first", "out.png: "),
+        ("restore /s/a.png s3://bucket/out.png --model /s/first", "s3://bucket/out.png: "),
+        ("restore /s/a.png /s/out.png --model runs/first", "--model runs/first: .*--model /storage/first"),
+        ("restore /s/a /s/b --model models:/net@best --tracking-uri sqlite:///m.db", "--tracking-uri=sqlite:///m.db: "),
+        ("export /s/first", "export: give the file to write"),
+        ("export runs/first /s/first.onnx", "runs/first: "),
+        ("export /s/first first.onnx", "first.onnx: "),
+        ("report /s/first", "--out report.html: .*such as --out /storage/report.html"),
+        ("report first --out /s/r.html", "first: "),
+        ("figures /s/first", "--out figures: "),
+        ("figures /s/first runs/second --out /s/figs", "runs/second: "),
+        ("models list", "models list: give the store .*--tracking-uri"),
+        ("models import w.pth --as net --tracking-uri http://mlflow", "w.pth: "),
+        ("models register runs/first --as net", "runs/first: "),
+        ("train --quiet", "train: give --recipe"),
+        ("table --recipes ffdnet_l1_cpu --data photos train.storage=/s", "--data photos: "),
+        ("tune --recipe demo --space weigths data.root=/d train.storage=/s", "space 'weigths': neither a file"),
+        ("tune --recipe demo --space weights data.root=/d train.storage=s3://b/s", "train.storage=s3://b/s: a sweep"),
+        ("table --recipes demo data.root=/d train.storage=s3://b/s", "train.storage=s3://b/s: a table"),
+    ],
+)  # fmt: skip
+def test_relative_paths_of_any_verb_mean_nothing_there(words: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}") as error:
+        arguments.for_cluster(words.split())
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "prepare /photos /s/shards --labels camvid",
+        "evaluate models:/net@best evaluate.limit=1 tracking.uri=http://mlflow:5000",
+        "evaluate s3://bucket/runs/first --out /s/r.json data.root=/photos",
+        "restore /s/a.png /s/out.png --model models:/net@best --tracking-uri sqlite:////s/mlflow.db",
+        "export models:/net@best /s/net.onnx",
+        "report /s/first /s/second --out /s/report.html",
+        "figures /s/first s3://bucket/runs/second --out /s/figs",
+        "models list --tracking-uri http://mlflow:5000",
+        "models register /s/first --as net",
+        "train --keys",
+    ],
+)
+def test_words_that_every_node_understands_travel_as_they_are(words: str) -> None:
+    assert arguments.for_cluster(words.split()) == (words.split(), [])
+
+
+def test_a_users_own_code_travels_with_an_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "judge.py").write_text("def net(): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    words = ["evaluate", "/s/first", "evaluate.segmenter=judge:net"]
+    assert arguments.for_cluster(words) == (words, [tmp_path / "judge.py"])
+
+
+@pytest.fixture
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The relative path of a file that could hold weights."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "foo").mkdir()
+    (tmp_path / "foo/w.safetensors").touch()
+    return "foo/w.safetensors"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "tune --recipe demo data.root=/d train.storage=/s INIT --space weights --metric psnr.sigma25",
+        "train --recipe demo INIT data.root=/d train.storage=/s --quiet",
+        "table --recipes ffdnet_l1_cpu ffdnet_d2sm_cpu INIT data.root=/d train.storage=/s",
+        "table --data /d INIT train.storage=/s --recipes ffdnet_l1_cpu ffdnet_d2sm_cpu",
+    ],
+)
+def test_initial_weights_are_named_where_they_were(weights: str, words: str) -> None:
+    sent, carried = arguments.for_cluster(words.replace("INIT", f"train.init={weights}").split())
+    assert sent == words.replace("INIT", "train.init=w.safetensors").split() and carried == [Path(weights)]
+    parser().parse_args(sent)
+
+
+@pytest.mark.parametrize("dashes", [[], ["--"]])
+def test_initial_weights_of_a_configuration_are_named_behind_no_option(weights: str, dashes: list[str]) -> None:
+    values = {"data.root": "/d", "train.storage": "/s", "train.init": weights}
+    Config().replace(values).save("mine.yaml")
+    words = ["--config", "mine.yaml", "--space", "weights", "--metric", "psnr.sigma25"]
+    sent, carried = arguments.for_cluster(["tune", *words, *dashes])
+    at = ["train.init=w.safetensors"]
+    assert sent == (["tune", *words, *dashes, *at] if dashes else ["tune", *at, *words])
+    assert carried == [Path("mine.yaml"), Path(weights)]
+    args = parser().parse_args(sent)
+    assert (args.overrides, args.metric) == (at, ["psnr.sigma25"])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "table --recipes ffdnet_l1_cpu:train.init=FILE ffdnet_d2sm_cpu --data /d train.storage=/s",
+        "table --recipes ffdnet_l1_cpu ffdnet_d2sm_cpu:train.init=FILE --data /d train.storage=/s",
+        "table --recipes ffdnet_l1_cpu ffdnet_d2sm_cpu:train.init=FILE --data /d train.storage=/s train.init=FILE",
+        "tune --recipe demo --space space.yaml data.root=/d train.storage=/s",
+    ],
+)
+def test_initial_weights_of_one_row_or_point_alone_are_refused(weights: str, words: str) -> None:
+    Path("space.yaml").write_text(f"train.init: ['', {weights}]\n")
+    with pytest.raises(ConfigError, match=f"^train.init={weights}: a relative path .* no file of weights is sent for"):
+        arguments.for_cluster(words.replace("FILE", weights).split())
+
+
 @pytest.mark.parametrize("verb", [[], ["submit", "--", "train"], ["cluster", "down"], ["jobs", "list"], ["demo"]])
 def test_verbs_that_stay(verb: list[str]) -> None:
     with pytest.raises(ConfigError, match="submit: "):
@@ -399,6 +519,25 @@ def test_where_runs_are_logged_travels(monkeypatch: pytest.MonkeyPatch) -> None:
     assert jobs._variables({}, TRAIN) == {"MLFLOW_TRACKING_URI": "http://mlflow:5000"}
     assert jobs._variables({}, [*TRAIN, "tracking.uri=http://b"]) == {}
     assert jobs._variables({"MLFLOW_TRACKING_URI": "http://c"}, TRAIN) == {"MLFLOW_TRACKING_URI": "http://c"}
+    assert arguments.for_cluster(["models", "list"], store="http://mlflow:5000") == (["models", "list"], [])
+
+
+@pytest.mark.parametrize("uri", ["sqlite:///mlflow.db", "mlruns", "sqlite:///../m.db"])
+def test_a_store_of_the_jobs_own_folder_is_refused(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=f"^--env MLFLOW_TRACKING_URI={uri}: a relative path"):
+        cluster.submit(TRAIN, env={"MLFLOW_TRACKING_URI": uri}, address="http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(ConfigError, match=f"^MLFLOW_TRACKING_URI={uri}: a relative path"):
+        cluster.submit(TRAIN, address="http://127.0.0.1:9")
+
+
+def test_a_password_that_nobody_typed_is_said_to_be_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter2@mlflow:5000")
+    with pytest.raises(ClusterError, match="env -u MLFLOW_TRACKING_URI d2sm submit") as error:
+        cluster.submit(TRAIN, address="http://127.0.0.1:9")
+    text = str(error.value)
+    assert text.startswith("MLFLOW_TRACKING_URI=http://***@mlflow:5000: ") and "--env" not in text
+    assert "hunter2" not in text and "\n" not in text
 
 
 # What travels
