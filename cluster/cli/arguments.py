@@ -170,11 +170,13 @@ def check_store(asked_by: str, uri: str) -> None:
         asked_by: the key, option or variable that gave it.
 
     Raises:
-        ConfigError: a SQLite database at a relative path, or no URI at all.
+        ConfigError: a relative path, or a SQLite database at one or in memory.
     """
     from pipelines.config import ConfigError
 
-    if "://" not in uri or (uri.startswith("sqlite") and not uri.partition(":///")[2].startswith("/")):
+    of_sqlite = uri.startswith("sqlite")
+    path = uri.partition(":///")[2] if of_sqlite else uri
+    if (of_sqlite or "://" not in uri) and not path.startswith("/"):
         raise ConfigError(
             f"{asked_by}={uri}: {_MEANS_NOTHING}; give an absolute one, sqlite:////storage/mlflow.db, or the address "
             "of a server"
@@ -268,7 +270,7 @@ def _check_places(args: argparse.Namespace) -> None:
 
     for action, place in args.places:
         value = getattr(args, action.dest)
-        if action.dest in _SENT or value is None:
+        if action.dest in _SENT or value in (None, ""):
             continue
         option = action.option_strings[-1] if action.option_strings else ""
         for each in map(str, value if isinstance(value, list) else [value]):

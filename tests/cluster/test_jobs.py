@@ -522,7 +522,7 @@ def test_where_runs_are_logged_travels(monkeypatch: pytest.MonkeyPatch) -> None:
     assert arguments.for_cluster(["models", "list"], store="http://mlflow:5000") == (["models", "list"], [])
 
 
-@pytest.mark.parametrize("uri", ["sqlite:///mlflow.db", "mlruns", "sqlite:///../m.db"])
+@pytest.mark.parametrize("uri", ["sqlite:///mlflow.db", "mlruns", "sqlite:///../m.db", "sqlite://"])
 def test_a_store_of_the_jobs_own_folder_is_refused(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=f"^--env MLFLOW_TRACKING_URI={uri}: a relative path"):
         cluster.submit(TRAIN, env={"MLFLOW_TRACKING_URI": uri}, address="http://127.0.0.1:9")
