@@ -21,7 +21,8 @@ from pipelines.text import one_line
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-_OVERRIDES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # for Ray, these take precedence over the address it is given
+_VARIABLE = "RAY_API_SERVER_ADDRESS"
+_OVERRIDES = (_VARIABLE, "RAY_ADDRESS")  # for Ray, these take precedence over the address it is given
 
 
 class ClusterError(ValueError):
@@ -30,16 +31,19 @@ class ClusterError(ValueError):
 
 def address_of(given: str | None = None) -> str:
     """The dashboard's http address: the given one, else RAY_API_SERVER_ADDRESS, `d2sm cluster up`'s, Ray's default."""
-    address = given or os.environ.get("RAY_API_SERVER_ADDRESS")
+    address, asked_by = given or os.environ.get(_VARIABLE), "--address" if given else _VARIABLE
     if not address:
         state = nodes.read()
         address = state.dashboard if state else f"http://{constants.LOOPBACK}:{constants.DASHBOARD_PORT}"
-    if line := secrets.problem(address, asked_by="--address" if given else "RAY_API_SERVER_ADDRESS"):
+        asked_by = f"{nodes.path()}: dashboard"
+    if line := secrets.problem(address, asked_by=asked_by):
         raise ClusterError(line)
     if "://" not in address:
         address = f"http://{address}"
     if not address.startswith(("http://", "https://")):
-        raise ClusterError(f"--address {address}: give the dashboard's address, such as http://head:8265")
+        raise ClusterError(
+            f"{asked_by}{' ' if given else '='}{address}: give the dashboard's address, such as http://head:8265"
+        )
     return address.rstrip("/")
 
 

@@ -13,28 +13,39 @@ from typing import NoReturn
 from pipelines.runtime import leaving
 from pipelines.text import one_line, show
 
+_NO_PREFLIGHT = "--no-preflight"
+_USAGE = f"python -m cluster.job_entrypoint [{_NO_PREFLIGHT}] -- VERB ..."
+
 
 def main(argv: Sequence[str]) -> int:
-    """Exit code of the verb; 1 when a check failed, and the verb was not started."""
-    from cluster.cli.arguments import configuration, given_keys
+    """Exit code of the verb; 1 when a check failed, and the verb was not started; 2 for words that are refused."""
     from cluster.cli.main import main as run
-    from cluster.cli.parser import parser
 
-    cut = list(argv).index("--")
-    options, verb = argv[:cut], list(argv[cut + 1 :])
-    try:
-        args = parser().parse_args(verb)
-        config = configuration(args)
-        if config is not None and verb[0] != "check" and "--no-preflight" not in options:
-            from cluster.preflight import passes, preflight
-
-            if not passes(preflight(config, evaluates=_evaluates(args), given=given_keys(args))):
-                return 1
-    except (ValueError, OSError) as error:
-        for reason in getattr(error, "reasons", [error]):
-            show(f"d2sm: {one_line(reason, None)}", file=sys.stderr)
+    words = list(argv)
+    options = words[: words.index("--")] if "--" in words else []
+    unknown = [option for option in options if option != _NO_PREFLIGHT]
+    if unknown or "--" not in words:
+        why = f"{one_line(unknown[0])}: no such option" if unknown else "no -- before the verb"
+        show(f"d2sm: {why}; write {_USAGE}", file=sys.stderr)
         return 2
-    return run([verb[0], "--no-preflight", *verb[1:]] if verb[:1] == ["train"] else verb)  # the nodes are asked once
+    verb = words[len(options) + 1 :]
+    asks = not options and verb[:1] != ["check"]
+    if verb[:1] == ["train"]:
+        verb.insert(1, _NO_PREFLIGHT)  # the nodes are asked once
+    return run(verb, first=_preflight if asks else lambda args: 0)
+
+
+def _preflight(args: argparse.Namespace) -> int:
+    """Check what the verb needs, and print it; 1 when a check failed."""
+    from cluster.cli.arguments import configuration, given_keys
+
+    config = configuration(args)
+    if config is None:
+        return 0
+    from cluster.preflight import passes, preflight
+
+    checks = preflight(config, evaluates=_evaluates(args), given=given_keys(args), verbose=args.verbose)
+    return 0 if passes(checks) else 1
 
 
 def _evaluates(args: argparse.Namespace) -> bool:

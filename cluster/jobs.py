@@ -13,14 +13,14 @@ import secrets
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from cluster import dashboard
-from cluster.cli.arguments import for_cluster
+from cluster.cli.arguments import check_store, for_cluster
 from cluster.dashboard import ClusterError
 from cluster.working_dir import working_directory
 from d2sm import __version__
@@ -32,11 +32,20 @@ if TYPE_CHECKING:
     from ray.job_submission import JobDetails
 
 _T = TypeVar("_T")
+_STORE = "MLFLOW_TRACKING_URI"  # of this machine; sent along
 _PINS = "pins.txt"  # of a checkout; an installed package has it in share/d2sm
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 _PATIENCE = 300.0  # seconds without an answer from the head after which following a job is given up
 # `stop` sends the verb Ctrl-C: it writes a checkpoint and closes its MLflow run as KILLED. After 60 s it is killed.
 _STOP = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "60"}
+
+
+class _NoSuchJobError(ClusterError):
+    """The head answers and has no job of this id, so asking again does not help."""
+
+
+class _OutputError(Exception):
+    """The log was received and could not be printed; the error of the output is its cause."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +62,9 @@ class Job:
             with dashboard.plain_errors(self.address):
                 return client.get_job_info(self.id)
         except ClusterError as error:
-            if "404" in str(error):
+            if "status code 404" in str(error):  # Ray's words; "404" alone may be part of a job's id
                 near = _nearest(self.id, self.address)
-                raise ClusterError(f"{self.id}: no such job at {self.address}{near}") from None
+                raise _NoSuchJobError(f"{self.id}: no such job at {self.address}{near}") from None
             raise
 
     def status(self) -> str:
@@ -84,11 +93,18 @@ class Job:
         Args:
             out: where to; stdout.
             raw: every line, Ray's own as well.
+
+        Raises:
+            ClusterError: the head has not answered for 5 minutes, or has no such job.
+            OSError: the log cannot be printed: nobody reads `out` any more, or its disk is full.
         """
-        printer = LogPrinter(out or sys.stdout, raw=raw)
+        printer, patience = LogPrinter(out or sys.stdout, raw=raw), _Patience()
         self._until_it_runs(printer)
         while True:
-            _patiently(lambda: asyncio.run(self._tail(printer)))
+            try:
+                _patiently(lambda: asyncio.run(self._tail(printer, patience)), patience)
+            except _OutputError as error:
+                raise error.__cause__ or error from None
             status = _patiently(self.status)
             if status in _ENDED:
                 printer.close()
@@ -116,14 +132,19 @@ class Job:
                 told = info.message
             time.sleep(0.5)
 
-    async def _tail(self, printer: LogPrinter) -> None:
+    async def _tail(self, printer: LogPrinter, patience: _Patience) -> None:
+        """Print what arrives over one connection, which may last as long as the job."""
         seen = 0  # the log comes from its beginning again at each connection
         skip = printer.taken
         async for text in dashboard.client(self.address).tail_job_logs(self.id):
+            patience.answered()
             fresh = text[max(0, skip - seen) :]
             seen += len(text)
             if fresh:
-                printer.write(fresh)
+                try:
+                    printer.write(fresh)
+                except OSError as error:  # not the head's, which would be asked again
+                    raise _OutputError from error
 
 
 class LogPrinter:
@@ -203,8 +224,8 @@ def submit(
     """
     address = dashboard.address_of(address)
     variables = _variables(env or {}, verb)
-    _no_secrets(verb, variables)
-    verb, files = for_cluster(verb)
+    _no_secrets(verb, variables, env or ())
+    verb, files = for_cluster(verb, store=variables.get(_STORE, ""))
     dashboard.check(address)
     entrypoint = ["python", "-m", "cluster.job_entrypoint", *([] if preflight else ["--no-preflight"]), "--", *verb]
     client = dashboard.client(address)
@@ -240,25 +261,39 @@ def listing(address: str) -> list[JobDetails]:
 
 
 def _variables(given: Mapping[str, str], verb: Sequence[str]) -> dict[str, str]:
-    """The job's variables. This machine's MLFLOW_TRACKING_URI is one, so that the job logs where this machine would."""
-    inherited = os.environ.get("MLFLOW_TRACKING_URI")
+    """The job's variables. This machine's MLFLOW_TRACKING_URI is one, so that the job logs where this machine would.
+
+    Raises:
+        ConfigError: MLFLOW_TRACKING_URI is a database at a relative path.
+    """
+    variables = dict(given)
+    inherited = os.environ.get(_STORE)
     if inherited and not any(word.startswith("tracking.uri=") for word in verb):
-        return {"MLFLOW_TRACKING_URI": inherited, **given}
-    return dict(given)
+        variables = {_STORE: inherited, **given}
+    if uri := variables.get(_STORE):
+        check_store(f"--env {_STORE}" if _STORE in given else _STORE, uri)
+    return variables
 
 
-def _no_secrets(verb: Sequence[str], variables: Mapping[str, str]) -> None:
-    """Refuse secrets in the command and the variables: everybody who sees the cluster can read a job's record."""
+def _no_secrets(verb: Sequence[str], variables: Mapping[str, str], typed: Collection[str]) -> None:
+    """Refuse secrets in the command and the variables: everybody who sees the cluster can read a job's record.
+
+    Args:
+        typed: names of the variables that --env gave; the others are this machine's, and are sent unasked.
+    """
     own = [*filter(None, [auth.token()]), *of_environment()]
+    places = {name: f"--env {name}" if name in typed else name for name in variables}
+    remedies = {name: "" if name in typed else f"; unset it here: env -u {name} d2sm submit ..." for name in variables}
     for name, value in variables.items():
-        if line := in_variable(name, value, asked_by=f"--env {name}"):
-            raise ClusterError(line)
-    for where, text in [*(("the command", word) for word in verb), *((f"--env {k}", v) for k, v in variables.items())]:
+        if line := in_variable(name, value, asked_by=places[name]):
+            raise ClusterError(line + remedies[name])
+    words = [("the command", word, "") for word in verb]
+    for where, text, remedy in [*words, *((places[name], variables[name], remedies[name]) for name in variables)]:
         shown = redact(text)
         for secret in own:
             shown = shown.replace(secret, HIDDEN)
         if shown != text:
-            raise ClusterError(f"{where}: {shown}: {NOT_SENT}")
+            raise ClusterError(f"{where}: {shown}: {NOT_SENT}{remedy}")
 
 
 def _pins() -> list[str]:
@@ -278,18 +313,44 @@ def _installed_files() -> list[metadata.PackagePath]:
         return []
 
 
-def _patiently(ask: Callable[[], _T]) -> _T:
-    """Ask again while the head does not answer: it may be restarting, and the job goes on meanwhile."""
+class _Patience:
+    """How long a head that does not answer is asked again: it may be restarting, and the job goes on meanwhile."""
+
+    def __init__(self) -> None:
+        self._end: float | None = None  # time.monotonic() at which it is given up; None: it answered last
+
+    def answered(self) -> None:
+        self._end = None
+
+    def failed(self, error: Exception) -> None:
+        """Wait before it is asked again; raise ClusterError if it has not answered for too long."""
+        now = time.monotonic()
+        if self._end is None:
+            self._end = now + _PATIENCE
+        if now > self._end:
+            raise ClusterError(one_line(error)) from None
+        time.sleep(2)
+
+
+def _patiently(ask: Callable[[], _T], patience: _Patience | None = None) -> _T:
+    """The answer to a request, which is made again while the head does not answer.
+
+    Args:
+        patience: is told of answers by a request that lasts long; None: the request is answered once.
+    """
     from aiohttp import ClientError
 
-    end = time.monotonic() + _PATIENCE
+    patience = patience or _Patience()
     while True:
         try:
-            return ask()
+            answer = ask()
+        except _NoSuchJobError:
+            raise
         except (ClientError, ClusterError, RuntimeError, OSError) as error:
-            if "no such job" in str(error) or time.monotonic() > end:
-                raise ClusterError(one_line(error)) from None
-            time.sleep(2)
+            patience.failed(error)
+        else:
+            patience.answered()
+            return answer
 
 
 def _nearest(wanted: str, address: str) -> str:

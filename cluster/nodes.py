@@ -80,7 +80,7 @@ def read() -> State | None:
 
 
 def up(
-    nodes: int = 3, *, cpus: float = 2, port: int = constants.GCS_PORT, dashboard_port: int = constants.DASHBOARD_PORT
+    nodes: int = 3, *, cpus: int = 2, port: int = constants.GCS_PORT, dashboard_port: int = constants.DASHBOARD_PORT
 ) -> State:
     """Start a head and `nodes - 1` workers; return when all have joined and the cluster takes jobs.
 
@@ -94,7 +94,7 @@ def up(
         NodesError: one is already up, a port is taken, or a node does not start.
     """
     if nodes < 1 or cpus < 1:
-        raise NodesError(f"--nodes {nodes} --cpus-per-node {cpus:g}: at least one of each")
+        raise NodesError(f"--nodes {nodes} --cpus-per-node {cpus}: at least one of each")
     if (known := read()) and ours(known):
         raise NodesError(f"{known.address}: a cluster is already up; `d2sm cluster down` ends it")
     down()  # removes what an earlier cluster left behind
@@ -116,18 +116,28 @@ def up(
         return _started(state, cpus, dashboard_port)
 
 
-def add(*, cpus: float = 2) -> State:
+def add(*, cpus: int = 2) -> State:
     """Start one more worker node for the running cluster; return when it has joined.
 
     Raises:
-        NodesError: none is up, or the node does not start.
+        NodesError: none is up, or the node does not start; its processes are ended, and the cluster is as before.
     """
-    state = _known()
+    if cpus < 1:
+        raise NodesError(f"--cpus {cpus}: at least one")
+    before = _known()
     stage("starting a Ray node")
-    joined = len(alive(state))
-    state, process = _node(replace(state, nodes=state.nodes + 1), state.nodes, cpus, [f"--address={state.address}"])
-    _until(lambda: len(alive(state)) > joined, {state.nodes - 1: process}, state, "the new node")
-    return state
+    joined = len(alive(before))
+    # Recorded before it has joined, so that `down` finds it whatever happens to this process meanwhile.
+    state, process = _node(before, before.nodes, cpus, [f"--address={before.address}"])
+    try:
+        _until(lambda: len(alive(state)) > joined, {before.nodes: process}, state, "the new node")
+    except BaseException:
+        _end(process.pid, ours(state))
+        process.kill()
+        process.wait()
+        _written(before)
+        raise
+    return _written(replace(state, nodes=before.nodes + 1))
 
 
 def kill(number: int = 1) -> int:
@@ -144,7 +154,12 @@ def kill(number: int = 1) -> int:
     workers = [pid for pid in state.sessions[1:] if pid in {_session(process) for process in processes}]
     if not 1 <= number <= len(workers):
         raise NodesError(f"node {number}: there are {len(workers)} worker nodes; `d2sm cluster down` ends the head too")
-    doomed = [process for process in processes if _session(process) == workers[number - 1]]
+    return _end(workers[number - 1], processes)
+
+
+def _end(leader: int, processes: Sequence[psutil.Process]) -> int:
+    """Kill all processes of a node, which is a session with this leader; return their number."""
+    doomed = [process for process in processes if _session(process) == leader]
     for process in doomed:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
@@ -158,7 +173,7 @@ def _known() -> State:
     return state
 
 
-def _started(state: State, cpus: float, dashboard_port: int) -> State:
+def _started(state: State, cpus: int, dashboard_port: int) -> State:
     try:
         Path(state.temp).mkdir(exist_ok=True)
         return _start(_written(state), cpus, dashboard_port)
@@ -176,7 +191,7 @@ def _written(state: State) -> State:
     return state
 
 
-def _start(state: State, cpus: float, dashboard_port: int) -> State:
+def _start(state: State, cpus: int, dashboard_port: int) -> State:
     host, _, port = state.address.rpartition(":")
     head = [f"--port={port}", f"--dashboard-host={host}", f"--dashboard-port={dashboard_port}", "--head"]
     head += ["--include-dashboard=true", f"--ray-client-server-port={_port(0)}"]
@@ -196,14 +211,14 @@ def _start(state: State, cpus: float, dashboard_port: int) -> State:
     return state
 
 
-def _node(state: State, number: int, cpus: float, words: Sequence[str]) -> tuple[State, subprocess.Popen[bytes]]:
+def _node(state: State, number: int, cpus: int, words: Sequence[str]) -> tuple[State, subprocess.Popen[bytes]]:
     process = _ray_start(state, number, cpus, words)
     return _written(replace(state, sessions=(*state.sessions, process.pid))), process
 
 
-def _ray_start(state: State, number: int, cpus: float, words: Sequence[str]) -> subprocess.Popen[bytes]:
+def _ray_start(state: State, number: int, cpus: int, words: Sequence[str]) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats", *words]
-    command += [f"--num-cpus={cpus:g}", f"--temp-dir={state.temp}/{number}", f"--object-store-memory={OBJECT_STORE}"]
+    command += [f"--num-cpus={cpus}", f"--temp-dir={state.temp}/{number}", f"--object-store-memory={OBJECT_STORE}"]
     command += ["--min-worker-port=0", "--max-worker-port=0"]
     command += [f"--dashboard-agent-listen-port={_port(0)}"]  # the default port would be taken twice on one host
     before = os.environ.get("PYTHONPATH")
@@ -233,7 +248,7 @@ def _until(ready: Callable[[], bool], running: _Running, state: State, what: str
 def _check_running(running: _Running, state: State, end: float, what: str) -> None:
     dead = [number for number, process in running.items() if process.poll() is not None]
     if dead or time.monotonic() > end:
-        number = dead[0] if dead else 0
+        number = dead[0] if dead else next(iter(running))
         words = (Path(state.temp) / f"node-{number}.log").read_text(errors="replace").split()
         why = f"node {number} ended" if dead else f"{what} not ready after {_PATIENCE:g} s"
         raise NodesError(f"the cluster did not start: {why}: ... {' '.join(words)[-400:]}")

@@ -121,7 +121,8 @@ def _trial(storage: str) -> Iterator[tuple[str, str]]:
             yield made
         return
     top = Path(storage).expanduser().absolute()
-    trial, trouble, there = top / name, "", top.exists()
+    trial, trouble = top / name, ""
+    missing = [folder for folder in (top, *top.parents) if not folder.exists()]  # from the storage upwards
     try:
         trial.mkdir(parents=True)
         (trial / OURS).touch()
@@ -131,9 +132,9 @@ def _trial(storage: str) -> Iterator[tuple[str, str]]:
         yield str(trial), trouble
     finally:
         shutil.rmtree(trial, ignore_errors=True)
-        if not there:
-            with suppress(OSError):
-                top.rmdir()
+        with suppress(OSError):  # one that is not empty by now is somebody's
+            for folder in missing:
+                folder.rmdir()
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from d2sm import __version__
 from pipelines.text import one_line
 
 OURS = "driver"  # file in the trial folder, written by the driver
@@ -44,7 +45,11 @@ def look(ask: Ask, node: str) -> Seen:
     root, root_error = _listed(ask.root)
     return Seen(
         host=socket.gethostname(),
-        versions={"python": platform.python_version(), **{name: _version(name) for name in ("ray", "torch")}},
+        versions={
+            "python": platform.python_version(),
+            "d2sm": __version__,
+            **{name: _version(name) for name in ("ray", "torch")},
+        },
         root=root,
         root_error=root_error,
         storage_error=_written(ask.trial, node),

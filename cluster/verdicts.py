@@ -55,11 +55,10 @@ def workers_fit(config: Config, living: Sequence[Mapping[str, float]]) -> Check:
 def versions(here: Seen, seen: Mapping[str, Seen]) -> Check:
     for name, answer in seen.items():
         for package, version in here.versions.items():
-            if answer.versions[package] != version:
+            there = answer.versions.get(package, "another")  # of a node whose code is too old to tell
+            if there != version:
                 return Check(
-                    "versions",
-                    False,
-                    f"{package} is {answer.versions[package]} on {name}, {version} here; use one image for all nodes",
+                    "versions", False, f"{package} is {there} on {name}, {version} here; use one image for all nodes"
                 )
     return Check("versions", True, ", ".join(f"{name} {version}" for name, version in here.versions.items()))
 

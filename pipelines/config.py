@@ -163,9 +163,7 @@ class Config(Section):
 
     def names(self, key: str) -> list[str]:
         """The names, or the files, that a key gives: its value, or those in its list; not null or "null"."""
-        value = self.flat()[key]
-        named = [str(each) for each in (value if isinstance(value, list) else [value]) if each]
-        return [each for each in named if each.lower() not in NULL]
+        return names_in(self.flat()[key])
 
     def replace(self, changes: Mapping[str, Any]) -> Config:
         """A new configuration with some dotted keys changed, validated as a whole.
@@ -297,6 +295,12 @@ def _parsed(override: str) -> tuple[str, Any]:
 def keys() -> dict[str, FieldInfo]:
     """Every dotted key with its field: type, default, description, effect."""
     return dict(_fields(Config, ""))
+
+
+def names_in(value: Any) -> list[str]:
+    """The names in the value of a key, see `Config.names`."""
+    named = [str(each) for each in (value if isinstance(value, list) else [value]) if each]
+    return [each for each in named if each.lower() not in NULL]
 
 
 @cache

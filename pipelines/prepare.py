@@ -6,6 +6,7 @@ is kept, so a preparation that was stopped continues, and the same call checks a
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -83,6 +84,8 @@ def prepare(
     root = Path(os.path.abspath(Path(target).expanduser()))
     if is_prepared(Path(source)):
         raise DataError(f"{source}: is a prepared set already; give the folder of the photographs")
+    if not 0 < shard_mb < math.inf:  # NaN too
+        raise DataError(f"shard_mb={shard_mb:g}: give the size of a shard in MB, above 0")
     if "" in splits:
         raise DataError("splits='': give the names of splits, such as train val")
     with owner.owned(root, remedy="wait until it has ended, or give another target"):

@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from pipelines.text import did_you_mean
 
+# What a word that says where something is may be: a path; a path, a URI or models:/NAME; a URI of an MLflow store; the
+# name of a label set or its file. `cluster.cli.arguments` refuses relative paths in those that are sent to a cluster.
+Place = Literal["path", "model", "store", "labels"]
 _CHOICE = re.compile(r"invalid choice: '?([^' ]*)'? \(choose from (.*)\)$")
 
 
@@ -18,9 +21,15 @@ class ArgumentParser(argparse.ArgumentParser):
     Attributes:
         intermixed: options may stand between positional words. argparse allows it only for a parser without
             sub-commands and without a REMAINDER, so a verb sets it.
+        places: the words and options that say where something is, in the parsed options too.
     """
 
     intermixed = False
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        # An option has one spelling: what looks for secrets and for files to send looks for that.
+        super().__init__(*args, **{"allow_abbrev": False, **settings})
+        self.places: list[tuple[argparse.Action, Place]] = []
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
@@ -47,7 +56,7 @@ class ArgumentParser(argparse.ArgumentParser):
         """Refuse a misspelt option before argparse finds out what else is missing because of it."""
         for word in args:
             name = word.partition("=")[0]
-            if name.startswith("--") and not [known for known in self._option_string_actions if known.startswith(name)]:
+            if name.startswith("--") and name != "--" and name not in self._option_string_actions:
                 self.error(f"{name}: no such option{did_you_mean(name, self._option_string_actions)}")
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from cluster.cli.argument_parser import Place
 from cluster.cli.parser import parser
 from cluster.working_dir import CODE
 
@@ -14,7 +15,11 @@ if TYPE_CHECKING:
     from pipelines.config import Config
     from pipelines.study import Study
 
-_NOT_SENT = ("submit", "jobs", "cluster", "demo")  # verbs that start clusters, or ask them, themselves
+NOT_SENT = ("submit", "jobs", "cluster", "demo")  # verbs that start clusters, or ask them, themselves
+_SENT = ("config", "space", "plan")  # options whose file is sent with the job
+_INIT = "train.init="
+_TO_FOLDERS = {"tune": "a sweep", "table": "a table", "study": "a study"}
+_MEANS_NOTHING = "a relative path means nothing on a cluster"
 
 
 def configuration(args: argparse.Namespace) -> Config | None:
@@ -109,55 +114,73 @@ def study_runs(args: argparse.Namespace, *, absolute: bool = True) -> Study:
     return found
 
 
-def for_cluster(verb: Sequence[str]) -> tuple[list[str], list[Path]]:
+def for_cluster(verb: Sequence[str], *, store: str = "") -> tuple[list[str], list[Path]]:
     """A verb's words as a job runs them, and the files that have to be sent with it.
+
+    Args:
+        store: MLFLOW_TRACKING_URI in the job.
 
     Raises:
         ConfigError: a wrong key or value, or a relative path, which would mean the job's own folder.
+        SpaceError: a sweep's space that is none.
         SystemExit: words that the command line does not understand, as argparse says it.
     """
     from pipelines.config import ConfigError
 
     if not verb:
         raise ConfigError("submit: give a verb, such as `d2sm submit -- train --recipe NAME data.root=/data`")
-    if verb[0] in _NOT_SENT:
+    if verb[0] in NOT_SENT:
         raise ConfigError(f"submit: `d2sm {verb[0]}` runs here, not on a cluster; send train, evaluate or another verb")
     args = parser().parse_args(list(verb))
     if getattr(args, "plan", None) and is_results(args.plan):
         raise ConfigError(
             f"submit: {args.plan} holds the results of a study, which `d2sm study` prints here; send a plan"
         )
+    _check_places(args)
+    _check_defaults(verb, args, store)
     config = configuration(args)
     if config is None:
-        return list(verb), []
+        return list(verb), _sent_with_keys(verb, args)
     configs = _configurations(args, config)
     for each in configs:
-        _check_paths(each)
+        _check_values(each.flat())
+    _check_searched(verb, args, configs)
     words, files = list(verb), []
     if (getattr(args, "config", None) or getattr(args, "plan", None)) and not args.trust:
         from pipelines.runs.trust import names_code
 
         if any(map(names_code, configs)):
             words.insert(1, "--trust")  # it was found trustworthy here, where it can be known who made the file
-    for option in ("config", "space", "plan"):
+    for option in _SENT:
         given = getattr(args, option, None)
         if given and Path(given).is_file():
             words = [_in_the_job(word, option, Path(given)) for word in words]
             files.append(Path(given))
-    init = Path(config.train.init)
-    if getattr(args, "plan", None):
-        for each in configs:
-            if each.train.init and not Path(each.train.init).is_absolute() and Path(each.train.init).is_file():
-                raise ConfigError(
-                    f"train.init={each.train.init}: a relative path means nothing on a cluster, and no file of weights "
-                    "is sent with a study; give an absolute path that every node sees, or a registered model"
-                )
-    elif config.train.init and init.is_file() and not init.is_absolute():
-        words = [word for word in words if not word.startswith("train.init=")] + [f"train.init={init.name}"]
-        files.append(init)
-    code = dict.fromkeys(file for each in configs for file in _code(each))  # each file once
+    words, weights = _with_weights(words, args, config)
+    files += weights
+    code = dict.fromkeys(file for each in configs for file in _code(each.flat()))  # each file once
     files += [file for file in code if file not in files]
     return words, files
+
+
+def check_store(asked_by: str, uri: str) -> None:
+    """Refuse the URI of an MLflow store that lies in a job's own folder, which Ray removes.
+
+    Args:
+        asked_by: the key, option or variable that gave it.
+
+    Raises:
+        ConfigError: a relative path, or a SQLite database at one or in memory.
+    """
+    from pipelines.config import ConfigError
+
+    of_sqlite = uri.startswith("sqlite")
+    path = uri.partition(":///")[2] if of_sqlite else uri
+    if (of_sqlite or "://" not in uri) and not path.startswith("/"):
+        raise ConfigError(
+            f"{asked_by}={uri}: {_MEANS_NOTHING}; give an absolute one, sqlite:////storage/mlflow.db, or the address "
+            "of a server"
+        )
 
 
 def _in_the_job(word: str, option: str, given: Path) -> str:
@@ -175,42 +198,159 @@ def _configurations(args: argparse.Namespace, config: Config) -> list[Config]:
     return [config]
 
 
-def _code(config: Config) -> list[Path]:
-    """The files and packages of the user's own that a configuration names code in; they are sent with the job."""
-    from pipelines.callables import own_source
-    from pipelines.runs.trust import named_code
+def _sent_with_keys(verb: Sequence[str], args: argparse.Namespace) -> list[Path]:
+    """What is sent with a verb whose configuration is known where it runs, after the keys that were typed are checked.
 
-    found = [own_source(name) for _, name in named_code(config)]
+    Raises:
+        ConfigError: a wrong key, or a relative path; `train` without a configuration.
+    """
+    if verb[0] == "train":
+        if not (args.keys or args.recipes or args.layers):
+            training_configuration(args)  # says what is missing
+        return []
+    from pipelines import config as configs
+
+    changes = configs.parse(getattr(args, "overrides", []))
+    _check_values(changes)
+    return _code(changes)
+
+
+def _with_weights(words: list[str], args: argparse.Namespace, config: Config) -> tuple[list[str], list[Path]]:
+    """The words with `train.init` as the job sees it, and the file of weights here that it names.
+
+    Raises:
+        ConfigError: a row of a table, or a run of a study, names such a file: only one can be sent, for all rows.
+    """
+    from pipelines.config import ConfigError
+
+    typed = [word.removeprefix(_INIT) for word in words if word.startswith(_INIT)]
+    if rows := getattr(args, "rows", None):
+        others = [word for word in args.overrides if not word.startswith(_INIT)]
+        alone = argparse.Namespace(
+            **{**vars(args), "rows": [row for row in rows if not row.startswith(_INIT)], "overrides": others}
+        )
+        by_themselves, where = table_rows(alone), "for one row of a table"
+    elif getattr(args, "plan", None):
+        by_themselves, where = _configurations(args, config), "with a study"
+    else:
+        by_themselves, where = [], ""
+    for each in by_themselves:
+        if _is_file_here(each.train.init):
+            raise ConfigError(
+                f"{_INIT}{each.train.init}: {_MEANS_NOTHING}, and no file of weights is sent {where}; give an absolute "
+                "path that every node sees, or a registered model"
+            )
+    init = typed[-1] if typed else "" if by_themselves else config.train.init
+    if not _is_file_here(init):
+        return words, []
+    sent = f"{_INIT}{Path(init).name}"
+    if typed:
+        return [sent if word.startswith(_INIT) else word for word in words], [Path(init)]
+    at = words.index("--") + 1 if "--" in words else 1  # behind an option with several values it would be one of them
+    return [*words[:at], sent, *words[at:]], [Path(init)]
+
+
+def _is_file_here(init: str) -> bool:
+    """Whether a `train.init` is a file of this machine, by a path that means nothing on another."""
+    return bool(init) and not Path(init).is_absolute() and Path(init).is_file()
+
+
+def _code(values: Mapping[str, Any]) -> list[Path]:
+    """The files and packages of the user's own that some keys name code in; they are sent with the job."""
+    from pipelines.callables import own_source
+    from pipelines.runs.trust import code_in
+
+    found = [own_source(name) for _, name in code_in(values)]
     return [path for path in dict.fromkeys(found) if path is not None and path.name not in CODE]
 
 
-def _check_paths(config: Config) -> None:
-    from pipelines.config import ConfigError, keys_with
+def _check_places(args: argparse.Namespace) -> None:
+    """Refuse options and words that say where something is and mean a place of this machine or of the job's folder."""
+    from pipelines.config import ConfigError
 
-    flat = config.flat()
-    if not flat["data.root"]:
+    for action, place in args.places:
+        value = getattr(args, action.dest)
+        if action.dest in _SENT or value in (None, ""):
+            continue
+        option = action.option_strings[-1] if action.option_strings else ""
+        for each in map(str, value if isinstance(value, list) else [value]):
+            if place == "store":
+                check_store(option, each)
+            elif not _is_everywhere(each, place):
+                remedy = f"{option} /storage/{Path(each).name}".lstrip()
+                raise ConfigError(
+                    f"{option} {each}: {_MEANS_NOTHING}; give a path that every node sees, such as {remedy}".lstrip()
+                )
+
+
+def _is_everywhere(value: str, place: Place) -> bool:
+    """Whether a value means the same on every node."""
+    if place == "labels":
+        return not value.endswith((".yaml", ".yml")) or Path(value).is_absolute()
+    if place == "model" and (value.startswith("models:") or "://" in value):
+        return True
+    return Path(value).is_absolute()
+
+
+def _check_defaults(verb: Sequence[str], args: argparse.Namespace, store: str) -> None:
+    """Refuse to leave out what by default would be written into the job's own folder, which Ray removes."""
+    from pipelines.config import ConfigError
+
+    if verb[0] == "export" and args.target is None:
+        raise ConfigError("export: give the file to write as a path that every node sees, such as /storage/model.onnx")
+    if verb[0] == "models" and verb[1] != "register" and not args.tracking_uri and not store:
+        raise ConfigError(
+            f"models {verb[1]}: give the store that every node sees, such as --tracking-uri http://mlflow:5000"
+        )
+
+
+def _check_searched(verb: Sequence[str], args: argparse.Namespace, configs: Sequence[Config]) -> None:
+    """Refuse what a sweep, a table or a study would refuse on the cluster: its space, and where its runs go."""
+    from pipelines.config import ConfigError
+    from pipelines.runs.folder import runs_folder
+
+    if what := _TO_FOLDERS.get(verb[0]):
+        for each in configs:
+            runs_folder(each, what=what)
+    if verb[0] == "tune":
+        from tuning import space
+
+        searched = space.load(args.space)
+        space.check(searched, configs[0])
+        inits = searched.get(_INIT.removesuffix("="), [])
+        for init in inits if isinstance(inits, list) else []:
+            if _is_file_here(str(init or "")):
+                raise ConfigError(
+                    f"{_INIT}{init}: {_MEANS_NOTHING}, and no file of weights is sent for points of a sweep; give an "
+                    "absolute path that every node sees, or a registered model"
+                )
+
+
+def _check_values(values: Mapping[str, Any]) -> None:
+    """Refuse relative paths in the values of these dotted keys; and no data, where `data.root` is one of them."""
+    from pipelines.config import ConfigError, keys_with, names_in
+
+    if not values.get("data.root", True):
         raise ConfigError("data.root: give the folder with the photographs, as the cluster's nodes see it")
-    for key, value in ((place, value) for place in keys_with("place") for value in config.names(place)):
+    places = [key for key in keys_with("place") if key in values]
+    for key, value in ((place, value) for place in places for value in names_in(values[place])):
         if value != "random" and "://" not in value and not Path(value).is_absolute():
             raise ConfigError(
-                f"{key}={value}: a relative path means nothing on a cluster; give a path that every node sees, "
-                f"such as {key}=/storage/{Path(value).name}"
+                f"{key}={value}: {_MEANS_NOTHING}; give a path that every node sees, such as "
+                f"{key}=/storage/{Path(value).name}"
             )
-    init = flat["train.init"]
+    init = str(values.get("train.init") or "")
     is_path = init.startswith((".", "~")) or ("/" in init and not init.startswith(("/", "models:")))
     if is_path and "://" not in init and not Path(init).is_file():
         raise ConfigError(
-            f"train.init={init}: a relative path means nothing on a cluster, unless it is a file here, which is sent "
-            "along; give an absolute path that every node sees, or a registered model"
+            f"train.init={init}: {_MEANS_NOTHING}, unless it is a file here, which is sent along; give an absolute "
+            "path that every node sees, or a registered model"
         )
-    labels = flat["data.labels"]
-    if labels.endswith((".yaml", ".yml")) and not Path(labels).is_absolute():
+    labels = str(values.get("data.labels") or "")
+    if not _is_everywhere(labels, "labels"):
         raise ConfigError(
-            f"data.labels={labels}: a relative path means nothing on a cluster; give a path that every node sees, such "
-            f"as data.labels=/storage/{Path(labels).name}"
+            f"data.labels={labels}: {_MEANS_NOTHING}; give a path that every node sees, such as "
+            f"data.labels=/storage/{Path(labels).name}"
         )
-    uri = flat["tracking.uri"]
-    if uri.startswith("sqlite") and not uri.partition(":///")[2].startswith("/"):
-        raise ConfigError(
-            f"tracking.uri={uri}: a relative path means nothing on a cluster; give an absolute one, sqlite:////storage/..."
-        )
+    if uri := values.get("tracking.uri"):
+        check_store("tracking.uri", uri)

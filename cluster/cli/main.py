@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from cluster.cli import terminal
@@ -18,8 +19,12 @@ _ON_RAY = tuple(f"cluster.cli.{verb}" for verb in ("train", "tune", "table", "st
 _INSTALL = f"every verb needs the packages of the pipeline, the loss alone does not: {how_to_install('pipelines')}"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, *, first: Callable[[argparse.Namespace], int] = lambda args: 0) -> int:
     """Run a verb.
+
+    Args:
+        argv: its words; None: this process's.
+        first: called before the verb with its options; an exit code other than 0 is returned, and the verb not run.
 
     Returns:
         The exit code: the verb's own, else 0; 2 for refused input, after a line for each reason on stderr; 130 for
@@ -30,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         leaving.guard()
     try:
         try:
-            return _run(sys.argv[1:] if argv is None else argv, loading=argv is None)
+            return _run(sys.argv[1:] if argv is None else argv, first, loading=argv is None)
         finally:
             sys.stdout.flush()  # here, because Python's own flush at the end would print an error
     except BrokenPipeError:
@@ -40,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return terminal.PIPE_CLOSED
 
 
-def _run(words: Sequence[str], *, loading: bool) -> int:
+def _run(words: Sequence[str], first: Callable[[argparse.Namespace], int], *, loading: bool) -> int:
     if line := secrets.in_words(words):  # before argparse, whose own messages repeat the words
         show(f"d2sm: {line}", file=sys.stderr)
         return 2
@@ -54,6 +59,8 @@ def _run(words: Sequence[str], *, loading: bool) -> int:
             auth.offer_token()
             if module in _ON_RAY:  # before the verb loads anything, which takes seconds
                 auth.check_cluster()
+            if code := first(args):
+                return code
             run = getattr(import_module(module), function)
             return int(run(args) or 0)
     except (KeyboardInterrupt, SystemExit) as end:

@@ -7,11 +7,12 @@ neither torch nor Ray. It takes the parsed options and returns an exit code, or 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cluster.cli.argument_parser import ArgumentParser, without_equals
+from cluster.cli.argument_parser import ArgumentParser, Place, without_equals
 from cluster.constants import DASHBOARD_PORT, GCS_PORT, LOOPBACK
 
 SPACES = "queue_and_patch, weights, queue_patch_weight, learning_rate"
@@ -62,6 +63,7 @@ def parser() -> ArgumentParser:
         "--labels",
         default="cityscapes",
         metavar="SET",
+        place="labels",
         help="label set of the photographs, as in data.labels (default: cityscapes)",
     )
     prepare("--splits", nargs="+", default=["train", "val"], metavar="SPLIT", help="(default: train val)")
@@ -118,16 +120,20 @@ def parser() -> ArgumentParser:
     _overrides(study)
 
     evaluate = _verb(verbs, "evaluate", "measure PSNR, SSIM and MIoU of a model")
-    evaluate("model", help=MODEL)
+    evaluate("model", place="model", help=MODEL)
     evaluate("--out", type=Path, help="file for the results, which then go nowhere else (default: in the run's folder)")
     evaluate("--quiet", action="store_true", help=QUIET)
     _trust(evaluate)
     _overrides(evaluate)
 
     restore = _verb(verbs, "restore", "restore a photograph, or all photographs of a folder", former="denoise")
-    restore("source", help="a photograph (PNG, JPEG, TIFF, WebP or BMP), or a folder of them")
-    restore("target", help="file to write, in the format of its suffix; or folder (NEW/ makes one), not in the source")
-    restore("--model", required=True, help=MODEL)
+    restore("source", place="path", help="a photograph (PNG, JPEG, TIFF, WebP or BMP), or a folder of them")
+    restore(
+        "target",
+        place="path",
+        help="file to write, in the format of its suffix; or folder (NEW/ makes one), not in the source",
+    )
+    restore("--model", required=True, place="model", help=MODEL)
     level = restore.exclusive()
     level("--sigma", type=_sigma, help="noise level of the photographs, 0 to 255; auto: estimated for each")
     level("--add-noise", type=float, metavar="SIGMA", help="first add noise of this level, to try a model out")
@@ -140,14 +146,14 @@ def parser() -> ArgumentParser:
     restore("--format", choices=["png", "jpg", "tif", "webp", "same"], default="png",
             help="of the files in a target folder; same: as each source; jpg: quality 95 (default: png)")  # fmt: skip
     restore("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    restore("--tracking-uri", help=STORE)
+    restore("--tracking-uri", place="store", help=STORE)
 
     export = _verb(verbs, "export", "write a model as an ONNX file, for programs without d2sm and PyTorch")
-    export("model", help=MODEL)
+    export("model", place="model", help=MODEL)
     export("target", nargs="?", type=Path, help="file to write (default: NAME.onnx here)")
     export("--to", choices=["onnx"], default="onnx", help="format of the file (default: onnx)")
     _trust(export)
-    export("--tracking-uri", help=STORE)
+    export("--tracking-uri", place="store", help=STORE)
 
     report = _verb(verbs, "report", "compare finished runs on one HTML page")
     report("runs", nargs="+", metavar="RUN", type=Path, help="folders of finished runs")
@@ -160,7 +166,13 @@ def parser() -> ArgumentParser:
     figures = _verb(
         verbs, "figures", "draw t-SNE of features, restored images, learning curves and fronts of finished runs"
     )
-    figures("runs", nargs="+", metavar="RUN", help="folders of finished runs; seeds of one setting form a row")
+    figures(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        place="model",
+        help="folders of finished runs; seeds of one setting form a row",
+    )
     figures("--out", type=Path, default=Path("figures"), help="folder for PNG and SVG files (default: figures)")
     figures("--only", choices=["tsne", "comparison", "convergence", "front"], help="draw only this one; front: MIoU "
             "over PSNR of runs that differ in the weight of a term of the loss; with front.md, front.json")  # fmt: skip
@@ -173,7 +185,7 @@ def parser() -> ArgumentParser:
     show("reference", help="name@alias, name/version, or name for the newest version")
     register = _verb(models, "register", "register the model of a finished run, without training it again",
                      "models:run_register")  # fmt: skip
-    register("folder", metavar="RUN", help="a run's folder, or its URI")
+    register("folder", metavar="RUN", place="model", help="a run's folder, or its URI")
     register("--as", dest="name", required=True, metavar="NAME", help="name of the registered model; made if new")
     _trust(register)
     register("--alias", default="", help="alias to set on the new version, such as champion")
@@ -193,7 +205,7 @@ def parser() -> ArgumentParser:
     compare("a", help="name@alias or name/version")
     compare("b", help="another")
     for verb in (listing, show, register, imports, promote, compare):
-        verb("--tracking-uri", help=STORE)
+        verb("--tracking-uri", place="store", help=STORE)
 
     submit = _verb(verbs, "submit", "send a verb to a Ray cluster as a job, and follow its log", "submit:run_submit")
     submit.followed_by_another("d2sm submit [options] -- VERB [words ...]")
@@ -203,8 +215,10 @@ def parser() -> ArgumentParser:
     submit("--install", action="store_true", help="install pins.txt on the nodes first, if their image lacks packages")
     submit("--include", type=Path, action="append", default=[], help="a file or folder to send along with the code")
     submit("--env", action="append", default=[], metavar="NAME=VALUE", help="an environment variable for the job")
-    submit("--cpus", type=float, default=0, help="CPUs for the verb's own process; 0: it runs on the head (default: 0)")
-    submit("--gpus", type=float, default=0, help="GPUs for the verb's own process (default: 0)")
+    submit(
+        "--cpus", type=_amount, default=0, help="CPUs for the verb's own process; 0: it runs on the head (default: 0)"
+    )
+    submit("--gpus", type=_amount, default=0, help="GPUs for the verb's own process (default: 0)")
     submit("--memory", type=int, help="bytes of memory for the verb's own process")
     submit("words", nargs=argparse.REMAINDER, metavar="VERB", help="the verb and its options")
 
@@ -213,7 +227,7 @@ def parser() -> ArgumentParser:
     logs = _verb(jobs, "logs", "print what a job has printed so far", "jobs:run_logs")
     logs("-f", "--follow", action="store_true", help="keep printing until the job ends")
     wait = _verb(jobs, "wait", "wait until a job ends, and exit with its exit code", "jobs:run_wait")
-    wait("--timeout", type=float, help="seconds to wait; then exit with code 3, while the job goes on")
+    wait("--timeout", type=_amount, help="seconds to wait; then exit with code 3, while the job goes on")
     stop = _verb(jobs, "stop", "stop a job as Ctrl-C would: its last checkpoint stays", "jobs:run_stop")
     for verb in (logs, wait, stop):
         verb("id", help="the job's id, from `d2sm jobs list`")
@@ -227,12 +241,12 @@ def parser() -> ArgumentParser:
     cluster = _group(verbs, "cluster", "run several Ray nodes on this machine, to try a cluster: up, status, down")
     up = _verb(cluster, "up", "start Ray nodes on this machine, with the dashboard on loopback", "nodes:run_up")
     up("--nodes", type=int, default=3, help="number of nodes, the head included (default: 3)")
-    up("--cpus-per-node", type=float, default=2, help="CPUs each node reports; all share this machine's (default: 2)")
+    up("--cpus-per-node", type=int, default=2, help="CPUs each node reports; all share this machine's (default: 2)")
     up("--port", type=int, default=GCS_PORT, help=f"port of the head; 0: a free one (default: {GCS_PORT})")
     up("--dashboard-port", type=int, default=DASHBOARD_PORT, help=f"0: a free one (default: {DASHBOARD_PORT})")
     _verb(cluster, "status", "show which nodes are alive", "nodes:run_status")
     add = _verb(cluster, "add", "start one more worker node", "nodes:run_add")
-    add("--cpus", type=float, default=2, help="CPUs the node reports (default: 2)")
+    add("--cpus", type=int, default=2, help="CPUs the node reports (default: 2)")
     kill = _verb(cluster, "kill", "kill a worker node, as a power cut would, to see a run survive it", "nodes:run_kill")
     kill("number", type=int, nargs="?", default=1, help="which of the living worker nodes, from 1 (default: 1)")
     _verb(cluster, "down", "end all nodes that `up` started, and their jobs", "nodes:run_down")
@@ -240,13 +254,18 @@ def parser() -> ArgumentParser:
 
 
 class _Options:
-    """A verb: called with an option's name and argparse's settings, it adds the option."""
+    """A verb: called with an option's name and argparse's settings, it adds the option.
+
+    `place` says what the option may be if it says where something is; with type=Path it is "path" by itself.
+    """
 
     def __init__(self, add_argument: Callable[..., Any], verb: ArgumentParser) -> None:
         self._add_argument, self._verb = add_argument, verb
 
-    def __call__(self, *names: str, **settings: Any) -> None:
-        self._add_argument(*names, **settings)
+    def __call__(self, *names: str, place: Place | None = None, **settings: Any) -> None:
+        action = self._add_argument(*names, **settings)
+        if place or settings.get("type") is Path:
+            self._verb.places.append((action, place or "path"))
 
     def exclusive(self, *, required: bool = False) -> _Options:
         """Options of which one may be given."""
@@ -263,7 +282,7 @@ def _verb(verbs: _Verbs, name: str, help: str, run: str = "", *, former: str = "
     verb: ArgumentParser = verbs.add_parser(name, aliases=aliases, help=help, description=about)
     verb.intermixed = True
     verb.add_argument("-v", "--verbose", action="store_true", help="show Ray's own log and full tracebacks")
-    verb.set_defaults(run=f"cluster.cli.{run or f'{name}:run_{name}'}")
+    verb.set_defaults(run=f"cluster.cli.{run or f'{name}:run_{name}'}", places=verb.places)
     return _Options(verb.add_argument, verb)
 
 
@@ -301,6 +320,16 @@ def _tile(text: str) -> int | str | None:
         return "auto" if text == "auto" else int(text) or None
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: give a number of pixels, 0 or auto") from None
+
+
+def _amount(text: str) -> float:
+    """A number from 0 on. Python's float takes nan too, which no comparison holds for."""
+    try:
+        if 0 <= (number := float(text)) < math.inf:
+            return number
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r}: give a number from 0 on")
 
 
 def _sigma(text: str) -> float | str:

@@ -8,7 +8,7 @@ named it (key=value on the command line), trusts the folder (`--trust`, trust=Tr
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -117,13 +117,17 @@ def names_code(config: Config) -> bool:
 
 def named_code(config: Config) -> list[tuple[str, str]]:
     """Each key that names Python to import, with its module:callable."""
-    values = config.flat()
-    return [(key, name) for key in keys_with_code() for name in _imports(key, values[key])]
+    return code_in(config.flat())
+
+
+def code_in(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The same of some keys with their values."""
+    return [(key, name) for key in keys_with_code() if key in values for name in _imports(key, values[key])]
 
 
 def _imports(key: str, value: Any) -> list[str]:
     """The module:callables in the value of such a key, a text or a list of texts."""
-    texts = [text for text in (value if isinstance(value, list) else [value]) if text]
+    texts = [str(text) for text in (value if isinstance(value, list) else [value]) if text]
     how = cast("dict[str, Any]", keys()[key].json_schema_extra)["code"]
     if how == "chain":
         return [name for text in texts for name in parse(text).imports]

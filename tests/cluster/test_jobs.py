@@ -194,6 +194,9 @@ def test_which_cluster_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert dashboard.address_of("here:8265") == "http://here:8265"
     with pytest.raises(ClusterError, match="--address ray://here"):
         dashboard.address_of("ray://here")
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "ray://there")
+    with pytest.raises(ClusterError, match="^RAY_API_SERVER_ADDRESS=ray://there: give the dashboard's address"):
+        dashboard.address_of()
 
 
 class Open(http.server.BaseHTTPRequestHandler):
@@ -309,6 +312,126 @@ def test_words_that_mean_nothing_there(more: list[str], message: str) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("scenes streets", "streets: .*such as /storage/streets"),
+        ("prepare photos /s/shards", "photos: "),
+        ("prepare /photos shards", "shards: "),
+        ("prepare /photos /s/shards --labels mine.yaml", "--labels mine.yaml: .*--labels /storage/mine.yaml"),
+        ("evaluate runs/first", "runs/first: "),
+        ("evaluate /s/first --out r.json", "--out r.json: .*such as --out /storage/r.json"),
+        ("evaluate /s/first data.root=photos", "data.root=photos: .*data.root=/storage/photos"),
+        ("evaluate /s/first evaluate.segmenter_weights=w.pth", "evaluate.segmenter_weights=w.pth: "),
+        ("evaluate /s/first tracking.uri=sqlite:///mlflow.db", "tracking.uri=sqlite:///mlflow.db: .*sqlite:////storage"),
+        ("evaluate /s/first evaluate.limmit=1", "evaluate.limmit: .*evaluate.limit"),
+        ("restore a.png /s/out.png --model /s/first", "a.png: "),
+        ("denoise /s/a.png out.png --model /s/first", "out.png: "),
+        ("restore /s/a.png s3://bucket/out.png --model /s/first", "s3://bucket/out.png: "),
+        ("restore /s/a.png /s/out.png --model runs/first", "--model runs/first: .*--model /storage/first"),
+        ("restore /s/a /s/b --model models:/net@best --tracking-uri sqlite:///m.db", "--tracking-uri=sqlite:///m.db: "),
+        ("export /s/first", "export: give the file to write"),
+        ("export runs/first /s/first.onnx", "runs/first: "),
+        ("export /s/first first.onnx", "first.onnx: "),
+        ("report /s/first", "--out report.html: .*such as --out /storage/report.html"),
+        ("report first --out /s/r.html", "first: "),
+        ("figures /s/first", "--out figures: "),
+        ("figures /s/first runs/second --out /s/figs", "runs/second: "),
+        ("models list", "models list: give the store .*--tracking-uri"),
+        ("models import w.pth --as net --tracking-uri http://mlflow", "w.pth: "),
+        ("models register runs/first --as net", "runs/first: "),
+        ("train --quiet", "train: give --recipe"),
+        ("table --recipes ffdnet_l1_cpu --data photos train.storage=/s", "--data photos: "),
+        ("tune --recipe demo --space weigths data.root=/d train.storage=/s", "space 'weigths': neither a file"),
+        ("tune --recipe demo --space weights data.root=/d train.storage=s3://b/s", "train.storage=s3://b/s: a sweep"),
+        ("table --recipes demo data.root=/d train.storage=s3://b/s", "train.storage=s3://b/s: a table"),
+    ],
+)  # fmt: skip
+def test_relative_paths_of_any_verb_mean_nothing_there(words: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}") as error:
+        arguments.for_cluster(words.split())
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "prepare /photos /s/shards --labels camvid",
+        "evaluate models:/net@best evaluate.limit=1 tracking.uri=http://mlflow:5000",
+        "evaluate s3://bucket/runs/first --out /s/r.json data.root=/photos",
+        "restore /s/a.png /s/out.png --model models:/net@best --tracking-uri sqlite:////s/mlflow.db",
+        "export models:/net@best /s/net.onnx",
+        "report /s/first /s/second --out /s/report.html",
+        "figures /s/first s3://bucket/runs/second --out /s/figs",
+        "models list --tracking-uri http://mlflow:5000",
+        "models register /s/first --as net",
+        "train --keys",
+    ],
+)
+def test_words_that_every_node_understands_travel_as_they_are(words: str) -> None:
+    assert arguments.for_cluster(words.split()) == (words.split(), [])
+
+
+def test_a_users_own_code_travels_with_an_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "judge.py").write_text("def net(): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    words = ["evaluate", "/s/first", "evaluate.segmenter=judge:net"]
+    assert arguments.for_cluster(words) == (words, [tmp_path / "judge.py"])
+
+
+@pytest.fixture
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The relative path of a file that could hold weights."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "foo").mkdir()
+    (tmp_path / "foo/w.safetensors").touch()
+    return "foo/w.safetensors"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "tune --recipe demo data.root=/d train.storage=/s INIT --space weights --metric psnr.sigma25",
+        "train --recipe demo INIT data.root=/d train.storage=/s --quiet",
+        "table --recipes ffdnet_l1_cpu ffdnet_d2sm_cpu INIT data.root=/d train.storage=/s",
+        "table --data /d INIT train.storage=/s --recipes ffdnet_l1_cpu ffdnet_d2sm_cpu",
+    ],
+)
+def test_initial_weights_are_named_where_they_were(weights: str, words: str) -> None:
+    sent, carried = arguments.for_cluster(words.replace("INIT", f"train.init={weights}").split())
+    assert sent == words.replace("INIT", "train.init=w.safetensors").split() and carried == [Path(weights)]
+    parser().parse_args(sent)
+
+
+@pytest.mark.parametrize("dashes", [[], ["--"]])
+def test_initial_weights_of_a_configuration_are_named_behind_no_option(weights: str, dashes: list[str]) -> None:
+    values = {"data.root": "/d", "train.storage": "/s", "train.init": weights}
+    Config().replace(values).save("mine.yaml")
+    words = ["--config", "mine.yaml", "--space", "weights", "--metric", "psnr.sigma25"]
+    sent, carried = arguments.for_cluster(["tune", *words, *dashes])
+    at = ["train.init=w.safetensors"]
+    assert sent == (["tune", *words, *dashes, *at] if dashes else ["tune", *at, *words])
+    assert carried == [Path("mine.yaml"), Path(weights)]
+    args = parser().parse_args(sent)
+    assert (args.overrides, args.metric) == (at, ["psnr.sigma25"])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "table --recipes ffdnet_l1_cpu:train.init=FILE ffdnet_d2sm_cpu --data /d train.storage=/s",
+        "table --recipes ffdnet_l1_cpu ffdnet_d2sm_cpu:train.init=FILE --data /d train.storage=/s",
+        "table --recipes ffdnet_l1_cpu ffdnet_d2sm_cpu:train.init=FILE --data /d train.storage=/s train.init=FILE",
+        "tune --recipe demo --space space.yaml data.root=/d train.storage=/s",
+    ],
+)
+def test_initial_weights_of_one_row_or_point_alone_are_refused(weights: str, words: str) -> None:
+    Path("space.yaml").write_text(f"train.init: ['', {weights}]\n")
+    with pytest.raises(ConfigError, match=f"^train.init={weights}: a relative path .* no file of weights is sent for"):
+        arguments.for_cluster(words.replace("FILE", weights).split())
+
+
 @pytest.mark.parametrize("verb", [[], ["submit", "--", "train"], ["cluster", "down"], ["jobs", "list"], ["demo"]])
 def test_verbs_that_stay(verb: list[str]) -> None:
     with pytest.raises(ConfigError, match="submit: "):
@@ -396,6 +519,25 @@ def test_where_runs_are_logged_travels(monkeypatch: pytest.MonkeyPatch) -> None:
     assert jobs._variables({}, TRAIN) == {"MLFLOW_TRACKING_URI": "http://mlflow:5000"}
     assert jobs._variables({}, [*TRAIN, "tracking.uri=http://b"]) == {}
     assert jobs._variables({"MLFLOW_TRACKING_URI": "http://c"}, TRAIN) == {"MLFLOW_TRACKING_URI": "http://c"}
+    assert arguments.for_cluster(["models", "list"], store="http://mlflow:5000") == (["models", "list"], [])
+
+
+@pytest.mark.parametrize("uri", ["sqlite:///mlflow.db", "mlruns", "sqlite:///../m.db", "sqlite://"])
+def test_a_store_of_the_jobs_own_folder_is_refused(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=f"^--env MLFLOW_TRACKING_URI={uri}: a relative path"):
+        cluster.submit(TRAIN, env={"MLFLOW_TRACKING_URI": uri}, address="http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(ConfigError, match=f"^MLFLOW_TRACKING_URI={uri}: a relative path"):
+        cluster.submit(TRAIN, address="http://127.0.0.1:9")
+
+
+def test_a_password_that_nobody_typed_is_said_to_be_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter2@mlflow:5000")
+    with pytest.raises(ClusterError, match="env -u MLFLOW_TRACKING_URI d2sm submit") as error:
+        cluster.submit(TRAIN, address="http://127.0.0.1:9")
+    text = str(error.value)
+    assert text.startswith("MLFLOW_TRACKING_URI=http://***@mlflow:5000: ") and "--env" not in text
+    assert "hunter2" not in text and "\n" not in text
 
 
 # What travels
@@ -439,6 +581,35 @@ def test_a_job_refuses_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err.startswith("d2sm: train.epochs='many'")
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("train --recipe demo", "no -- before the verb; write python -m cluster.job_entrypoint "),
+        ("--no-preflght -- train --recipe demo", "--no-preflght: no such option; write "),
+        ("-- restore /a.png /b.png s3://me:planted@bucket/x --model /m", "the command=s3://***@bucket/x: "),
+    ],
+)
+def test_a_job_refuses_its_words_in_one_line(capsys: pytest.CaptureFixture[str], words: str, message: str) -> None:
+    assert job_entrypoint.main(words.split()) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(f"d2sm: {message}") and err.count("\n") == 1 and "planted" not in err
+
+
+@pytest.mark.slow
+def test_a_job_is_stopped_in_its_preflight() -> None:
+    """While a tracking server is silent, which is asked for seconds; `d2sm jobs stop` sends Ctrl-C."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        uri = f"tracking.uri=http://127.0.0.1:{silent.getsockname()[1]}"
+        words = [sys.executable, "-m", "cluster.job_entrypoint", "--", *TRAIN, uri]
+        job = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+        silent.settimeout(60)
+        asked, _ = silent.accept()
+        with asked:
+            job.send_signal(signal.SIGINT)
+            _, err = job.communicate(timeout=60)
+    assert job.returncode == 130 and err.startswith("d2sm: stopped; ") and err.count("\n") == 1
+
+
 def test_the_former_name_of_the_entrypoint_still_runs() -> None:
     """Files filled in before name it: RayJob manifests, Slurm scripts."""
     words = [sys.executable, "-m", "cluster.driver", "--", *TRAIN, "train.epochs=many"]
@@ -468,7 +639,8 @@ def test_a_log_is_made_tidy() -> None:
 
 # What the nodes' answers mean
 
-HERE = Seen("here", {"python": "3.11.7", "ray": "2.60.0", "torch": "2.15.0"}, root=("a", "b"))
+VERSIONS = {"python": "3.11.7", "d2sm": "0.1.0", "ray": "2.60.0", "torch": "2.15.0"}
+HERE = Seen("here", VERSIONS, root=("a", "b"))
 
 
 def test_answers_that_are_well() -> None:
@@ -481,7 +653,9 @@ def test_answers_that_are_well() -> None:
 @pytest.mark.parametrize(
     "other, name, message",
     [
-        ({"versions": {"python": "3.11.7", "ray": "2.59.0", "torch": "2.15.0"}}, "versions", "ray is 2.59.0 on two"),
+        ({"versions": VERSIONS | {"ray": "2.59.0"}}, "versions", "ray is 2.59.0 on two"),
+        ({"versions": VERSIONS | {"d2sm": "0.0.9"}}, "versions", "d2sm is 0.0.9 on two, 0.1.0 here; use one image"),
+        ({"versions": {"python": "3.11.7", "ray": "2.60.0", "torch": "2.15.0"}}, "versions", "d2sm is another on two"),
         ({"root": ()}, "data", "data.root=/data: is empty on two; mount it there"),
         ({"root": ("a",)}, "data", "holds other files on two than here"),
         ({"root_error": "No such file"}, "data", "No such file on two"),
@@ -525,6 +699,7 @@ def test_what_a_node_sees(tmp_path: Path) -> None:
     assert (seen.root, seen.root_error, seen.storage_error) == (("trial",), "", "")
     assert seen.files == {str(trial / OURS): 0, "/none": None} and seen.modules == {"json": True, "none_such": False}
     assert (trial / "n1").read_text() == "n1" and seen.versions["ray"] == constants.RAY
+    assert seen.versions["d2sm"] == __version__
     (trial / OURS).unlink()
     assert "another folder of the same name" in look(ask, "n1").storage_error
     (trial / OURS).touch()

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cluster import nodes
+from cluster.cli.main import main
 
 STATE: dict[str, Any] = {
     "mark": "d2sm-0123abcd", "address": "127.0.0.1:6379", "dashboard": "http://127.0.0.1:8265",
@@ -44,3 +50,50 @@ def test_a_state_of_somebody_else(file: Path, change: dict[str, Any], message: s
     for verb in (nodes.read, nodes.down):
         with pytest.raises(nodes.NodesError, match=f"^{file}: .*{message}.*remove the file"):
             verb()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("up --cpus-per-node 1.5", "--cpus-per-node: invalid int value: '1.5'"),
+        ("up --cpus-per-node 0", "--cpus-per-node 0: at least one"),
+        ("add --cpus 0.5", "--cpus: invalid int value: '0.5'"),
+        ("add --cpus 0", "--cpus 0: at least one"),
+        ("add --cpus -2", "--cpus -2: at least one"),
+    ],
+)
+def test_a_node_has_whole_cpus(words: str, message: str, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ray takes no others."""
+    try:
+        code = main(["cluster", *words.split()])
+    except SystemExit as end:
+        code = end.code  # type: ignore[assignment]
+    err = capsys.readouterr().err
+    assert code == 2 and message in err and err.count("\n") == 1 and not file.exists()
+
+
+@pytest.fixture
+def head(file: Path) -> Iterator[nodes.State]:
+    """A cluster whose head is a process that answers nothing, so that no node can join it."""
+    mark = "d2sm-0123abcd"
+    temp = tempfile.mkdtemp(prefix=f"{mark}-", dir="/tmp")
+    words = [sys.executable, "-c", "import time; print(flush=True); time.sleep(600)"]
+    leader = subprocess.Popen(
+        words, env=os.environ | {nodes.MARK: mark}, stdout=subprocess.PIPE, start_new_session=True
+    )
+    (leader.stdout or pytest.fail()).readline()
+    yield nodes._written(nodes.State(mark, "127.0.0.1:9", "http://127.0.0.1:9", temp, 1, (leader.pid,), nodes._boot()))
+    leader.kill()
+    leader.communicate()
+    nodes.down()
+
+
+def test_a_node_that_does_not_join_is_ended_and_not_counted(
+    head: nodes.State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nodes, "_PATIENCE", 1.0)
+    monkeypatch.setenv("HOME", str(tmp_path))  # whose token is nobody's
+    with pytest.raises(nodes.NodesError, match="did not start: the new node not ready after 1 s"):
+        nodes.add(cpus=1)
+    assert nodes.read() == head
+    assert [process.pid for process in nodes.ours(head)] == list(head.sessions)

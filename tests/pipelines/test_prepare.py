@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -338,6 +339,13 @@ def test_a_set_that_is_not_complete_or_has_no_such_split(copied: Path) -> None:
     (copied / MANIFEST).rename(copied / STARTED)
     with pytest.raises(DataError, match=f"{copied}: is not complete; .*d2sm prepare"):
         index.index(copied, "train")
+
+
+@pytest.mark.parametrize("size", [math.nan, math.inf, 0, -1])
+def test_a_shard_has_a_size(size: float, scenes_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"shard_mb={size:g}: give the size"):
+        prepare(scenes_root, tmp_path / "set", shard_mb=size)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_no_place_to_prepare(copied: Path, scenes_root: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.cli.arguments import NOT_SENT
 from cluster.cli.main import main
 from cluster.cli.parser import parser
 
@@ -114,6 +116,9 @@ def test_words_that_argparse_could_take_for_options() -> None:
         ("train --quite --recipe demo", "--quite: no such option; did you mean --quiet"),
         ("denoise a b --modle x", "--modle: no such option; did you mean --model"),
         ("denoise a b --modle=x", "--modle: no such option; did you mean --model"),
+        ("train --conf=mine.yaml", "--conf: no such option; did you mean --config"),
+        ("jobs wait x --timeout nan", "'nan': give a number from 0 on"),
+        ("submit --cpus -1 -- train", "'-1': give a number from 0 on"),
         ("denoise a b", "required: --model"),
         ("evaluate --quiet", "required: model;"),
         ("tran", "'tran' (choose from"),
@@ -130,6 +135,23 @@ def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str], words: str, n
     out, err = capsys.readouterr()
     assert (end.value.code, out, err.count("\n")) == (2, "", 1)
     assert named in err and "--help`" in err
+
+
+def test_what_says_where_something_is_is_told_from_the_rest() -> None:
+    """`submit` refuses relative paths in places. An option whose help speaks of files or folders is one, or is here."""
+    others = set()
+    for name, verb in VERBS.items():
+        places = {action.dest for action, _ in verb.get_default("places")}
+        about = {action.dest: f"{action.help} {action.metavar}" for action in verb._actions}
+        others |= {
+            f"{name} {dest}" for dest, text in about.items()
+            if dest not in places and re.search(r"\b(files?|folders?|URI|ROOT|FILE|paths?)\b", text)
+        }  # fmt: skip
+    sent = {other for other in others if other.split()[0] not in NOT_SENT}
+    assert sent == {
+        "prepare shard_mb", "train layers", "tune space", "table name", "study name", "restore format",
+        "restore unclipped", "denoise format", "denoise unclipped", "export to", "models import source",
+    }  # fmt: skip
 
 
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
