@@ -126,17 +126,19 @@ def _check_second_pass(model: Denoiser, where: str) -> None:
     noisy = torch.rand(2, 3, *_SIZE, generator=torch.Generator().manual_seed(0))
     before = {name: buffer.clone() for name, buffer in network.named_buffers()}
     results = []
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        for _ in range(2):
+    with torch.random.fork_rng(devices=[]):
+        for with_graph in (False, True):
             torch.manual_seed(0)
-            results.append(model(noisy, torch.tensor([10.0, 40.0])))
+            with torch.set_grad_enabled(with_graph):
+                results.append(model(noisy, torch.tensor([10.0, 40.0])))
     for name, buffer in network.named_buffers():
         if name in before and not torch.equal(buffer, before[name]):
             raise ModelError(
                 f"{where}: its {name} changes in every forward pass in training mode, and micro-batches take two a "
                 f"step; {remedy}"
             )
-    if not torch.allclose(*results, rtol=1e-3, atol=1e-5):
+    first, second = results
+    if not torch.allclose(first, second, rtol=1e-3, atol=1e-5):
         raise ModelError(
             f"{where} gives two results for one image from the same state of torch's random numbers, so the gradient "
             f"of micro-batches would be wrong; {remedy}"

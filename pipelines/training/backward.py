@@ -122,7 +122,9 @@ def _no_sync(model: nn.Module) -> AbstractContextManager[None]:
 
 def _random_state(device: torch.device) -> RandomState:
     """The host keeps the state of an accelerator's generator too, so nothing here waits for the device."""
-    on_device = None if device.type == "cpu" else torch.get_device_module(device).get_rng_state(device)
+    if device.type in ("cpu", "meta"):  # the meta device has no generator
+        return torch.get_rng_state(), None
+    on_device = torch.get_device_module(device).get_rng_state(device)
     return torch.get_rng_state(), on_device
 
 
