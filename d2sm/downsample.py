@@ -26,7 +26,7 @@ def downsample(images: Tensor, *, level: Tensor, seeds: Sequence[int]) -> Tensor
     found = []
     for image, factor in zip(images, level.tolist(), strict=True):
         small = _resized(image[None], max(1, round(height / factor)), max(1, round(width / factor)))
-        found.append(_resized(small, height, width)[0])
+        found.append(_resized(small, height, width)[0].to(images.dtype))
     return torch.stack(found)
 
 
@@ -34,4 +34,5 @@ def _resized(images: Tensor, height: int, width: int) -> Tensor:
     if images.shape[-2:] == (height, width):
         return images
     # antialias=True also chooses a = -0.5; without it torch takes -0.75
-    return F.interpolate(images.contiguous(), (height, width), mode="bicubic", align_corners=False, antialias=True)
+    wide = images.contiguous().to(torch.promote_types(images.dtype, torch.float32))  # a CPU has no kernel for half
+    return F.interpolate(wide, (height, width), mode="bicubic", align_corners=False, antialias=True)

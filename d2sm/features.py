@@ -54,7 +54,12 @@ class Features(FrozenNetwork):
         self.requires_grad_(False).eval()
 
     def forward_chunk(self, images: Tensor) -> Tensor:
-        out: Tensor = self.net(self.normalised(images))
+        images = self.normalised(images)
+        try:
+            out: Tensor = self.net(images)
+        except RuntimeError:
+            self._check_size(images)
+            raise
         return out
 
     def compile(self, *args: Any, **options: Any) -> None:
@@ -64,7 +69,12 @@ class Features(FrozenNetwork):
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """The maps of all layers in one pass, shallow to deep. For the whole batch at once, whatever `chunk_size`."""
-        return _maps(self.net, self.normalised(images))
+        images = self.normalised(images)
+        try:
+            return _maps(self.net, images)
+        except RuntimeError:
+            self._check_size(images)
+            raise
 
     def normalised(self, images: Tensor) -> Tensor:
         """The images as the network expects them.
@@ -81,10 +91,33 @@ class Features(FrozenNetwork):
                 f"images: {size} pixels are fewer than one feature cell of {self.name} "
                 f"(stride {self.stride}); use larger crops or an earlier layer"
             )
+        # In the precision of the weights, which is that of the buffers, whatever that of the images is.
         if self.mean is not None and self.std is not None:
-            # In the precision of the weights, which is that of the buffers, whatever that of the images is.
-            images = ((images - self.mean) / self.std).to(self.mean.dtype)
-        return images
+            return ((images - self.mean) / self.std).to(self.mean.dtype)
+        weight = next(self.net.parameters(), None)
+        return images if weight is None or not weight.is_floating_point() else images.to(weight.dtype)
+
+    def _check_size(self, images: Tensor) -> None:
+        """After an error: whether it is one of images that are too small, but hold a cell of `stride` pixels.
+
+        Raises:
+            ValueError: the network runs on a larger image, but not on one of this size.
+        """
+        height, width = images.shape[2:]
+        margin = max(libraries.SIDE, 8 * self.stride)
+        if not self._runs(images, height, width) and self._runs(images, height + margin, width + margin):
+            raise ValueError(
+                f"images: {height}x{width} pixels give no feature cell of {self.name} (stride {self.stride}); use "
+                "larger crops or an earlier layer"
+            ) from None
+
+    def _runs(self, images: Tensor, height: int, width: int) -> bool:
+        try:
+            with torch.no_grad():
+                self.net(images.new_zeros(1, 3, height, width))
+        except RuntimeError:
+            return False
+        return True
 
 
 def features(name: str, *, weights: str | Path | None = None) -> Features:

@@ -6,7 +6,9 @@ from torch import Tensor
 
 
 def check_pair(restored: Tensor, clean: Tensor) -> None:
-    """Check that both are (B, 3, H, W), of the same shape and on the same device: broadcasting would hide a mistake.
+    """Check that both are (B, 3, H, W), B at least 1, of the same shape and on the same device.
+
+    Broadcasting would hide a mistake, and the mean over no images is NaN.
 
     Raises:
         ValueError: names the argument, its shape or device, and what is needed.
@@ -14,6 +16,8 @@ def check_pair(restored: Tensor, clean: Tensor) -> None:
     for name, images in (("restored", restored), ("clean", clean)):
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"{name}: shape {tuple(images.shape)}; give RGB images as (B, 3, H, W)")
+    if not len(restored):
+        raise ValueError(f"restored: shape {tuple(restored.shape)} holds no images; give at least one")
     if restored.shape != clean.shape:
         raise ValueError(f"clean: shape {tuple(clean.shape)}, but restored has {tuple(restored.shape)}; must agree")
     if restored.device != clean.device:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from d2sm.models.base import noise_levels
+from d2sm.probing import evaluated
 from d2sm.tiles import round_up
 
 
@@ -20,7 +21,7 @@ def restore(
     tile: int | None = None,
     halo: int | None = None,
 ) -> Tensor:
-    """Run a denoiser over a batch without gradients, whole or in tiles.
+    """Run a denoiser over a batch without gradients and in eval mode, whole or in tiles.
 
     With `tile`, the network is run on windows of about `tile + 2 * halo` pixels a side, one at a time, so the memory it
     needs does not grow with the image. A window takes its margin from the image and starts at a multiple of the model's
@@ -47,7 +48,7 @@ def restore(
     if noisy.dim() != 4 or noisy.shape[1] != 3:
         raise ValueError(f"restore: noisy has shape {tuple(noisy.shape)}: needs (B, 3, H, W)")
     levels = None if model.blind else _levels(sigma, noisy)
-    with torch.no_grad():
+    with evaluated(model), torch.no_grad():
         if tile is None:
             if halo is not None:
                 raise ValueError(f"restore: halo={halo} without a tile: give tile, or leave halo out")

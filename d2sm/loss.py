@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -120,10 +121,12 @@ class D2SMLoss(nn.Module):
             restored, clean: (B, 3, H, W) RGB in [0, 1]; `restored` may leave the range as far as noise does.
 
         Returns:
-            A scalar >= 0 in float32, differentiable by `restored`.
+            A scalar >= 0 in float32 (float64 where the features are), differentiable by `restored`.
 
         Raises:
-            ValueError: wrong shapes, devices or ranges, crops that patches do not tile, or queues too small.
+            ValueError: no images, wrong shapes, devices or ranges, crops or maps that patches do not tile, or queues
+                too small. The range of `restored` is checked in the first call alone. So is that of `clean` on an
+                accelerator, whose host would have to wait for it; on the CPU it is checked always.
         """
         self._check(restored, clean)
         with torch.no_grad():
@@ -139,7 +142,27 @@ class D2SMLoss(nn.Module):
         """The samples of each layer, (N, D)."""
         found = self.features(images)
         maps = found if isinstance(found, list) else [found]
+        self.check_patches(maps, f"images of {images.shape[2]}x{images.shape[3]} pixels", "images of another size")
         return [patches(each, side=side) for each, side in zip(maps, self._patch_cells, strict=True)]
+
+    def check_patches(self, maps: Sequence[Tensor], images: str, others: str) -> None:
+        """Make sure that patches tile the maps of all layers.
+
+        Args:
+            maps: Phi's, (B, C, h, w).
+            images: what they are of, for the message.
+            others: what to take instead, for the message.
+
+        Raises:
+            ValueError: they do not; one line that names the layer.
+        """
+        for layer, cells, of_layer in zip(self.features.layers, self._patch_cells, maps, strict=True):
+            if cells and any(size % cells for size in of_layer.shape[2:]):
+                raise ValueError(
+                    f"patch_size={self.patch_size}: its {cells}x{cells} cells do not tile the "
+                    f"{of_layer.shape[2]}x{of_layer.shape[3]} map that {layer.name} gives of {images}; take patches of "
+                    f"{layer.stride} pixels, {others}, or another layer"
+                )
 
     def train(self, mode: bool = True) -> Self:
         """Sets the mode of the queues; Phi stays in eval mode."""
@@ -164,8 +187,10 @@ class D2SMLoss(nn.Module):
 
 
 def _normalised(weights: Sequence[float], count: int) -> list[float]:
-    if weights and (len(weights) != count or not all(weight > 0 for weight in weights)):
-        raise ValueError(f"layer_weights={list(weights)}: give {count} positive numbers, one for each layer")
+    if weights and (len(weights) != count or not all(0 < weight < math.inf for weight in weights)):
+        raise ValueError(
+            f"layer_weights={list(weights)}: give {count} positive numbers that are finite, one for each layer"
+        )
     return [weight / sum(weights) for weight in weights] or [1 / count] * count
 
 

@@ -154,10 +154,13 @@ def confusion(prediction: Labels, label: Labels, classes: int = 19, ignore: int 
         int64 (classes, classes), [label, prediction], on the device of `label`.
 
     Raises:
-        ValueError: shapes differ, or an id is out of range (raw label ids, for example).
+        ValueError: shapes differ, ids are no integers, or an id is out of range (raw label ids, for example).
     """
-    label = torch.as_tensor(label).long()
-    prediction = torch.as_tensor(prediction).to(label.device).long()
+    label, prediction = torch.as_tensor(label), torch.as_tensor(prediction)
+    for name, ids in (("label", label), ("prediction", prediction)):
+        if ids.is_floating_point() or ids.is_complex():
+            raise ValueError(f"confusion: {name} holds {ids.dtype}: needs integer train ids")
+    label, prediction = label.long(), prediction.to(label.device).long()
     if prediction.shape != label.shape:
         shapes = f"prediction is {tuple(prediction.shape)} and label {tuple(label.shape)}"
         raise ValueError(f"confusion: {shapes}: must agree")
@@ -201,13 +204,10 @@ def miou(confusion: Tensor) -> float:
 
 def _checked(name: str, image: Image) -> Tensor:
     """The image in float64, a tensor on its device."""
-    if isinstance(image, Tensor):
-        found = image.detach().float().double()
-    else:
-        array = np.asarray(image)
-        if array.dtype.kind != "f":
-            raise ValueError(f"{name} holds {array.dtype}: needs floating point in [0, 1]; divide by 255 first")
-        found = torch.from_numpy(array.astype(np.float64))
+    given = image if isinstance(image, Tensor) else np.asarray(image)
+    if not (given.is_floating_point() if isinstance(given, Tensor) else given.dtype.kind == "f"):
+        raise ValueError(f"{name} holds {given.dtype}: needs floating point in [0, 1]; divide by 255 first")
+    found = given.detach().double() if isinstance(given, Tensor) else torch.from_numpy(given.astype(np.float64))
     if found.ndim != 3 or found.shape[0] != 3:
         raise ValueError(f"{name} has shape {tuple(found.shape)}: needs one image, (3, H, W)")
     return found

@@ -20,8 +20,8 @@ def add_noise(clean: Tensor, *, sigma: Tensor, seeds: Sequence[int]) -> Tensor:
         seeds: B integers, from `seed_of` or the plan of crops.
 
     Returns:
-        (B, 3, H, W), not clipped, on the device of `clean`. The same seed gives the same noise on every machine with a
-        device of this type and this version of torch; CPU and GPU have different generators.
+        (B, 3, H, W), not clipped, on the device and of the type of `clean`. The same seed gives the same noise on every
+        machine with a device of this type and this version of torch; CPU and GPU have different generators.
 
     Raises:
         ValueError: sigma or seeds do not have one entry for each image.
@@ -32,7 +32,7 @@ def add_noise(clean: Tensor, *, sigma: Tensor, seeds: Sequence[int]) -> Tensor:
     noise = torch.empty_like(clean, memory_format=torch.contiguous_format)
     for image, seed in zip(noise, seeds, strict=True):
         image.normal_(generator=generator.manual_seed(seed))
-    return clean + noise * (sigma / 255).view(-1, 1, 1, 1)
+    return (clean + noise * (sigma / 255).view(-1, 1, 1, 1)).to(clean.dtype)  # sigma's type may be a wider one
 
 
 def gaussian(images: Tensor, *, level: Tensor, seeds: Sequence[int]) -> Tensor:

@@ -86,7 +86,8 @@ def receptive_field(network: nn.Module, run: Run, multiple: int, minimum: int = 
         image do not give the result of the whole image.
     """
     try:
-        with undisturbed(network):
+        # Whatever the caller's mode is: `restore` asks for this without gradients, and the answer is kept.
+        with undisturbed(network), torch.inference_mode(False), torch.enable_grad():
             twins = [_copy(network, _positive), _copy(network)]
             reach = _reach(twins[0], run, multiple, minimum)
             if reach is None:
@@ -109,7 +110,7 @@ def bytes_per_pixel(network: nn.Module, run: Run, multiple: int, minimum: int = 
         None: it is not proportional to the number of pixels, or could not be measured.
     """
     try:
-        with undisturbed(network), torch.no_grad():
+        with undisturbed(network), torch.inference_mode(False), torch.no_grad():
             twin = copy.deepcopy(network).to("cpu", torch.float32).eval()
             small, large = (_peak_bytes(twin, run, round_up(max(side, minimum), multiple)) for side in (64, 128))
     except Exception:  # as above
@@ -120,11 +121,18 @@ def bytes_per_pixel(network: nn.Module, run: Run, multiple: int, minimum: int = 
 @contextmanager
 def undisturbed(network: nn.Module) -> Iterator[None]:
     """In eval mode, and without a change of torch's random numbers on the CPU."""
+    with evaluated(network), torch.random.fork_rng(devices=[]):
+        yield
+
+
+@contextmanager
+def evaluated(network: nn.Module) -> Iterator[None]:
+    """In eval mode; afterwards every module has the mode it had."""
     modes = {module: module.training for module in network.modules()}
-    network.eval()
+    if any(modes.values()):
+        network.eval()
     try:
-        with torch.random.fork_rng(devices=[]):
-            yield
+        yield
     finally:
         for module, mode in modes.items():
             module.training = mode

@@ -505,7 +505,8 @@ class Train(Section):
     )
     accumulate: int = setting(
         1,
-        "micro-batches a worker splits its crops into, to save memory; the gradient is the same",
+        "micro-batches a worker splits its crops into, to save memory; the gradient is that of all crops at once "
+        "(dropout draws other masks; networks with BatchNorm are refused)",
         effect="speed",
         ge=1,
     )

@@ -36,7 +36,7 @@ class CheckpointedModule(nn.Module):
         """segment(*inputs), without keeping the activations within while `is_checkpointing`."""
         if not self.is_checkpointing:
             return segment(*inputs)
-        return checkpoint(segment, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return checkpoint(segment, *inputs, use_reentrant=False)  # with the same random numbers, for dropout
 
 
 def checkpoint_activations(network: nn.Module) -> None:

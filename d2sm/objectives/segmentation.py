@@ -44,6 +44,7 @@ class CrossEntropy(nn.Module):
         if not scale > 0:
             raise ValueError(f"scale={scale}: must be positive; 1 keeps the size of the crops")
         self.scale, self.segmenter = scale, FrozenWrapper(segmenter)
+        self._labels_checked = False
 
     def forward(self, restored: Tensor, clean: Tensor, *, labels: Tensor) -> Tensor:
         """The cross-entropy on `restored`, which is not clamped: pixels out of range would get no gradient.
@@ -51,13 +52,14 @@ class CrossEntropy(nn.Module):
         Args:
             restored: (B, 3, H, W), nominally in [0, 1].
             clean: (B, 3, H, W); its values are not used.
-            labels: (B, H, W), integer train ids below C, 255 where there is none.
+            labels: (B, H, W), integer train ids below C, 255 where there is none. On an accelerator, whose host would
+                have to wait for it, only the ids of the first batch are checked.
 
         Returns:
-            A scalar >= 0 in float32.
+            A scalar >= 0 in float32; NaN where the segmenter's logits are.
 
         Raises:
-            ValueError: wrong or unequal shapes.
+            ValueError: wrong or unequal shapes, or ids out of range (raw label ids, for example).
         """
         check_pair(restored, clean)
         size = restored.shape[2:]
@@ -67,11 +69,23 @@ class CrossEntropy(nn.Module):
         labels = labels.long()
         resized = _resized(restored, [round(side * self.scale) for side in size])
         logits = _resized(self.segmenter(resized), size).float()
+        if not self._labels_checked or labels.device.type == "cpu":
+            _check_ids(labels, classes=logits.shape[1])
+            self._labels_checked = True
         of_label = logits.gather(1, labels.clamp(max=logits.shape[1] - 1)[:, None])[:, 0]
-        labels = torch.where(of_label > ABSENT / 2, labels, _IGNORED)
+        labels = torch.where(of_label <= ABSENT / 2, _IGNORED, labels)  # so that NaN counts
         sums = F.cross_entropy(logits, labels, ignore_index=_IGNORED, reduction="none").sum((1, 2))
         counts = (labels != _IGNORED).sum((1, 2))
         return (sums / counts.clamp(min=1)).mean()
+
+
+def _check_ids(labels: Tensor, *, classes: int) -> None:
+    lowest, highest = int(labels.min()), int(labels.masked_fill(labels == _IGNORED, 0).max())
+    if lowest < 0 or highest >= classes:
+        raise ValueError(
+            f"labels: hold ids from {lowest} to {highest}: needs train ids in 0..{classes - 1} (or {_IGNORED}); map "
+            "label ids to train ids first"
+        )
 
 
 def _resized(maps: Tensor, size: list[int] | torch.Size) -> Tensor:

@@ -192,16 +192,11 @@ def check_crops(objective: nn.Module, crop_size: int) -> None:
             maps = _maps_of_crop(phi, crop_size)
         except ValueError as error:
             raise ConfigError(f"data.crop_size={crop_size}: {error}") from None
-        if not isinstance(module, D2SMLoss) or module.patch_size is None:
-            continue
-        for layer, each in zip(phi.layers, maps, strict=True):
-            cells = module.patch_size // layer.stride
-            if any(size % cells for size in each.shape[2:]):
-                raise ConfigError(
-                    f"loss.patch_size={module.patch_size}: its {cells}x{cells} cells do not tile the "
-                    f"{each.shape[2]}x{each.shape[3]} map that {layer.name} gives of a crop of {crop_size} pixels; "
-                    f"take patches of {layer.stride} pixels, another data.crop_size, or another layer"
-                )
+        if isinstance(module, D2SMLoss):
+            try:
+                module.check_patches(maps, f"a crop of {crop_size} pixels", "another data.crop_size")
+            except ValueError as error:  # it begins with patch_size=
+                raise ConfigError(f"loss.{error}") from None
 
 
 def _maps_of_crop(phi: Features | Layers, side: int) -> list[Tensor]:

@@ -7,6 +7,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from d2sm.models import BACKBONES, CBDNet, Denoiser, WrappedNetwork
 from d2sm.models.activation_checkpointing import CheckpointedModule
@@ -53,7 +54,8 @@ def check(config: Config) -> Denoiser | None:
         The network; None for one of `BACKBONES`.
 
     Raises:
-        ModelError: see `build`; or its result has another size or type, is not finite, or has no gradient.
+        ModelError: see `build`; or its result has another size or type, is not finite, or has no gradient; or it cannot
+            be trained in micro-batches (`train.accumulate`).
     """
     if config.model.name in BACKBONES:
         return None
@@ -73,6 +75,8 @@ def check(config: Config) -> Denoiser | None:
         except Exception as error:  # somebody else's network may raise anything
             raise ModelError(f"{source} fails on images of {height}x{width}: {one_line(error)}; correct it") from error
     _check_gradients(model, source, several=train.workers[1] > 1)
+    if train.accumulate > 1:
+        _check_second_pass(model, f"train.accumulate={train.accumulate}: {source}")
     if config.model.name == SPANDREL:  # as a checkpoint of the run will be opened
         build(config.model, weights=model.state_dict())
     return model
@@ -105,6 +109,40 @@ def _check_gradients(model: nn.Module, source: str, *, several: bool) -> None:
     for name, value in model.state_dict().items():
         if not isinstance(value, Tensor):
             raise ModelError(f"{source}: {name} in its state dict is a {type(value).__name__}; only tensors are saved")
+
+
+def _check_second_pass(model: Denoiser, where: str) -> None:
+    """Micro-batches pass the network twice (`pipelines.training.backward`): it must be the same network both times, and
+    restore each image by itself.
+    """
+    remedy = "set train.accumulate=1"
+    network = model.network if isinstance(model, WrappedNetwork) else model
+    for name, module in network.named_modules():
+        if isinstance(module, _BatchNorm) and module.training:
+            raise ModelError(
+                f"{where}: its {name} ({type(module).__name__}) normalises by all images of a batch, so the gradient "
+                f"of micro-batches would be another one; {remedy}"
+            )
+    noisy = torch.rand(2, 3, *_SIZE, generator=torch.Generator().manual_seed(0))
+    before = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    results = []
+    with torch.random.fork_rng(devices=[]):
+        for with_graph in (False, True):
+            torch.manual_seed(0)
+            with torch.set_grad_enabled(with_graph):
+                results.append(model(noisy, torch.tensor([10.0, 40.0])))
+    for name, buffer in network.named_buffers():
+        if name in before and not torch.equal(buffer, before[name]):
+            raise ModelError(
+                f"{where}: its {name} changes in every forward pass in training mode, and micro-batches take two a "
+                f"step; {remedy}"
+            )
+    first, second = results
+    if not torch.allclose(first, second, rtol=1e-3, atol=1e-5):
+        raise ModelError(
+            f"{where} gives two results for one image from the same state of torch's random numbers, so the gradient "
+            f"of micro-batches would be wrong; {remedy}"
+        )
 
 
 def _imported(model: Model) -> Denoiser:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from d2sm.distributed import gather_rows
+from pipelines.sections import Loss
 from pipelines.training.finite import check
 from pipelines.training.messages import Message, Progress, Skipped, Started
 
@@ -30,10 +31,11 @@ class Log:
         messages: handle of the run's `MessageQueue`.
         step: the step the run is at.
         rank: this worker's; rank 0 sends the entries.
+        loss: the configuration of the terms, for the message about a loss that is not finite.
     """
 
-    def __init__(self, messages: Any, step: int, rank: int) -> None:
-        self.messages, self.since, self.rank = messages, step, rank
+    def __init__(self, messages: Any, step: int, rank: int, loss: Loss) -> None:
+        self.messages, self.since, self.rank, self.loss = messages, step, rank, loss
         self.sums: dict[str, Tensor] = {}
         self.recent: deque[Progress] = deque(maxlen=RECENT)
         self.waited, self.started = 0.0, time.monotonic()  # seconds waited for data, and when the entry began
@@ -61,7 +63,7 @@ class Log:
         rows, _ = gather_rows(torch.cat([mine, mine.new_tensor([self.waited])])[None])
         # One copy to the host, because the host waits for the device at each.
         by_rank = dict(zip([*self.sums, _DATA_WAIT], rows.cpu().T, strict=True))
-        check({name: column.sum() for name, column in by_rank.items()}, f"steps {self.since} to {step - 1}")
+        check({name: column.sum() for name, column in by_rank.items()}, f"steps {self.since} to {step - 1}", self.loss)
         return by_rank
 
     def flush(self, step: int, lr: float) -> None:

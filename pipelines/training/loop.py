@@ -53,7 +53,7 @@ def train(task: WorkerTask) -> None:
     initial = None if last else load_initial(config, task.folder)
     state = TrainState(config, task.steps_per_epoch, store_uri=task.store_uri, initial=initial)
     step = state.restore(last) if last else 0
-    log = Log(task.messages, step, rank)
+    log = Log(task.messages, step, rank, config.loss)
     log.start(workers)
     if last and checkpoint.is_of(last, config.train.name):
         log.resume(checkpoint.log(last), workers, state.device)

@@ -43,7 +43,7 @@ def train_step(state: TrainState, row: stream.WorkerBatch, step: int, rank_weigh
         if len(micro_batches) == 1:
             restored, estimate = forward(state.model, noisy, sigma, train)
         else:
-            restored, estimate = forward_without_graph(state.model, micro_batches, train)
+            (restored, estimate), random_states = forward_without_graph(state.model, micro_batches, train)
             limit_chunks(state.objective, len(micro_batches[0][0]))
         with autocast(state.device, train):
             loss, losses = state.objective(
@@ -51,9 +51,9 @@ def train_step(state: TrainState, row: stream.WorkerBatch, step: int, rank_weigh
             )
         loss.backward()
         if len(micro_batches) > 1:
-            backward_through_network(state.model, micro_batches, (restored, estimate), train)
+            backward_through_network(state.model, micro_batches, (restored, estimate), random_states, train)
     if state.device.type == "cpu":
-        check(losses, f"step {step}")
+        check(losses, f"step {step}", state.config.loss)
 
     # Clip, step, EMA. `loss` holds the discriminator's loss too, so its gradients are there as well.
     gradient_norm = nn.utils.clip_grad_norm_(state.network.parameters(), train.clip or float("inf"))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from d2sm.models import CBDNet, ESPNet, FFDNet, SADNet
-from d2sm.models.activation_checkpointing import checkpoint_activations
+from d2sm.models.activation_checkpointing import CheckpointedModule, checkpoint_activations
 from tests.helpers.networks import stirred
 
 
@@ -56,3 +56,24 @@ def test_a_network_without_parts_is_one_line() -> None:
     with pytest.raises(ValueError, match="ESPNet: .*CheckpointedModule") as error:
         checkpoint_activations(ESPNet(19))
     assert "\n" not in str(error.value)
+
+
+def test_dropout_has_the_same_masks_when_activations_are_recomputed() -> None:
+    class Random(CheckpointedModule):
+        blind = True
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Dropout2d(), nn.Conv2d(8, 3, 3, padding=1))
+
+        def forward(self, noisy: Tensor) -> Tensor:
+            return self.checkpointed(self.net, noisy)
+
+    network = Random()
+    gradients = []
+    for checkpointing in (False, True):
+        network.zero_grad()
+        network.checkpoint_activations = checkpointing
+        torch.manual_seed(5)
+        gradients.append(kept(network)[1])
+    assert torch.equal(*gradients)

@@ -187,3 +187,18 @@ def test_a_gpu_degrades_as_the_cpu_does(name: str) -> None:
         torch.testing.assert_close(*spreads, rtol=0.05, atol=0)
     else:
         torch.testing.assert_close(there.cpu(), here, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", DEGRADATIONS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("of_level", [torch.float32, torch.float64], ids=str)
+def test_the_result_has_the_type_of_the_images(name: str, dtype: torch.dtype, of_level: torch.dtype) -> None:
+    """Whatever the type of the levels is; and without chance, the values of float32 up to rounding."""
+    clean, level = image().repeat(2, 1, 1, 1), {"jpeg": 50.0, "poisson": 100.0}.get(name, 2.0)
+    function = DEGRADATIONS[name].load()
+    found = function(clean.to(dtype), level=torch.tensor([level, level], dtype=of_level), seeds=[1, 2])
+    assert found.dtype == dtype and found.shape == clean.shape and found.isfinite().all()
+    if name not in ("noise", "noise_clip", "poisson"):
+        wanted = function(clean, level=torch.tensor([level, level]), seeds=[1, 2])
+        tolerance = 0.15 if name == "jpeg" else 4 * torch.finfo(dtype).eps + 1e-5
+        torch.testing.assert_close(found.float(), wanted, rtol=0, atol=tolerance)

@@ -331,3 +331,36 @@ def test_no_layer_and_an_unknown_one_are_refused() -> None:
     for make in (lambda: Layers([]), lambda: D2SMLoss([]), lambda: Layers([net], ["conv9"])):
         with pytest.raises(ValueError, match="^layers: (none|conv9)"):
             make()
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "smallest"), [("alexnet.conv5", 24, 32), ("squeezenet1_0.fire9", 16, 32), ("vgg19.pool5", 16, 32)]
+)
+def test_images_that_give_no_cell_are_named_with_their_size(name: str, side: int, smallest: int) -> None:
+    network, _, layer = name.rpartition(".")
+    for phi in (features(name, weights="random"), Layers(network, [layer], weights="random")):
+        with pytest.raises(ValueError, match=f"images: {side}x{side} pixels .*{name} .*larger crops") as error:
+            phi(torch.zeros(2, 3, side, side))
+        assert "\n" not in str(error.value)
+        phi(torch.zeros(2, 3, smallest, smallest))
+
+
+def test_an_error_that_has_nothing_to_do_with_the_size_stays_as_it_is() -> None:
+    class Single(nn.Conv2d):
+        def forward(self, images: Tensor) -> Tensor:
+            if len(images) > 1:
+                raise RuntimeError("one image at a time")
+            return super().forward(images)
+
+    phi = wrap(Single(3, 4, 4, stride=4))
+    with pytest.raises(RuntimeError, match="one image at a time"):
+        phi(torch.zeros(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_a_module_of_ones_own_gets_images_in_the_precision_of_its_weights(dtype: torch.dtype) -> None:
+    phi, images = wrap(nn.Conv2d(3, 4, 4, stride=4)), random_images(1, 3, 16, 16).to(dtype).requires_grad_()
+    found = phi(images)
+    assert torch.equal(found, phi(images.float()))
+    found.sum().backward()
+    assert images.grad is not None and images.grad.dtype == dtype

@@ -130,3 +130,22 @@ def test_a_model_that_does_not_state_its_reach_is_refused_in_tiles(model: FFDNet
 def test_wrong_shape_is_named(model: FFDNet) -> None:
     with pytest.raises(ValueError, match=r"shape \(3, 16, 16\)"):
         restore(model, torch.rand(3, 16, 16), 25.0)
+
+
+def test_a_model_in_training_mode_restores_in_eval_mode_and_keeps_its_mode() -> None:
+    class Normalised(Blind):
+        stride = receptive_field = 1
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+            self.frozen = nn.BatchNorm2d(3).eval()
+
+        def forward(self, noisy: Tensor) -> Tensor:
+            return self.frozen(self.norm(noisy))
+
+    model = Normalised()
+    noisy = torch.rand(1, 3, 32, 32)
+    torch.testing.assert_close(restore(model, noisy, tile=8), restore(model, noisy), rtol=0, atol=1e-6)
+    assert int(model.norm.num_batches_tracked) == 0
+    assert (model.training, model.norm.training, model.frozen.training) == (True, True, False)

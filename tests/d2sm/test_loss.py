@@ -214,6 +214,7 @@ RESTORED, CLEAN = images()
         (RESTORED, CLEAN * 255, r"clean: .*\[0, 1\]"),
         (RESTORED, CLEAN * 2 - 1, r"clean: .*\[0, 1\]"),
         (RESTORED * 255, CLEAN, r"restored: .*\[0, 1\]"),
+        (RESTORED[:0], CLEAN[:0], r"restored: .*\(0, 3, 16, 24\).*at least one"),
         (RESTORED[:, :, :12], CLEAN[:, :, :12], "patch_size=8: .*H=12"),
         (RESTORED[..., :20], CLEAN[..., :20], "patch_size=8: .*W=20"),
         (
@@ -368,3 +369,14 @@ def test_layers_whose_options_do_not_fit() -> None:
         D2SMLoss(LAYERS, 8, patch_size=4, weights="random")
     with pytest.raises(ValueError, match=r"layer_weights=\[1.0\]: give 2 positive numbers"):
         D2SMLoss(LAYERS, 8, weights="random", layer_weights=(1.0,))
+    for wrong in ((1.0, float("inf")), (1.0, float("nan"))):
+        with pytest.raises(ValueError, match=r"layer_weights=\[1.0, (inf|nan)\]: .*finite"):
+            D2SMLoss(LAYERS, 8, weights="random", layer_weights=wrong)
+
+
+def test_patches_that_do_not_tile_a_map_name_the_layer() -> None:
+    """Squeezenet pads less than its stride, so that its maps have fewer cells than the images have strides."""
+    restored, clean = images(2, 64, 64)
+    found = "patch_size=16: its 2x2 cells do not tile the 7x7 map that squeezenet1_0.fire5 gives of images of 64x64"
+    with pytest.raises(ValueError, match=rf"^{found} pixels; take patches of 8 pixels"):
+        D2SMLoss(LAYERS, 8, patch_size=16, weights="random")(restored, clean)

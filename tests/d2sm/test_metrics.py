@@ -104,6 +104,16 @@ def test_tensors_and_arrays_agree() -> None:
     assert ssim(a, b) == ssim(a.numpy(), b.numpy())
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_the_precision_of_a_tensor_counts_as_that_of_an_array(dtype: torch.dtype) -> None:
+    clean = torch.rand(3, 16, 16, dtype=dtype)
+    restored = clean + 1e-9 if dtype == torch.float64 else torch.rand(3, 16, 16).to(dtype)
+    assert psnr(restored, clean) == psnr(restored.numpy(), clean.numpy())
+    assert ssim(restored, clean) == ssim(restored.numpy(), clean.numpy())
+    if dtype == torch.float64:
+        assert psnr(restored, clean) == pytest.approx(180, abs=1e-4)
+
+
 @pytest.mark.parametrize("metric", [psnr, ssim])
 def test_wrong_images_are_named(metric: object) -> None:
     image = np.zeros((3, 16, 16))
@@ -112,6 +122,8 @@ def test_wrong_images_are_named(metric: object) -> None:
         (np.zeros((16, 16, 3)), r"restored .*\(16, 16, 3\)"),
         (np.zeros((3, 16, 17)), r"restored .*\(3, 16, 17\).*clean .*\(3, 16, 16\)"),
         (np.zeros((3, 16, 16), np.uint8), "restored .*uint8"),
+        (torch.zeros(3, 16, 16, dtype=torch.uint8), "restored .*uint8"),
+        (torch.zeros(3, 16, 16, dtype=torch.bool), "restored .*bool"),
     ):
         with pytest.raises(ValueError, match=message):
             metric(bad, image)
@@ -161,6 +173,8 @@ def test_nothing_labelled_gives_nan() -> None:
 
 
 def test_raw_label_ids_are_refused() -> None:
+    with pytest.raises(ValueError, match="prediction .*float64.*integer"):
+        confusion(np.array([0.5, 1.0]), np.array([0, 1]))
     with pytest.raises(ValueError, match="label .*7 .*33"):
         confusion(np.array([0, 0]), np.array([7, 33]))
     with pytest.raises(ValueError, match=r"prediction .*\(3,\).*label .*\(4,\)"):

@@ -269,6 +269,22 @@ def test_cross_entropy_leaves_out_what_the_segmenter_does_not_know() -> None:
     assert CrossEntropy(segmenter(absent=2))(restored, clean, labels=labels).item() == pytest.approx(wanted, rel=1e-5)
 
 
+def test_cross_entropy_does_not_hide_nan() -> None:
+    restored, labels = torch.rand(2, 3, 8, 8), torch.zeros(2, 8, 8, dtype=torch.long)
+    restored[0, 0, 3, 3] = torch.nan
+    assert CrossEntropy(segmenter())(restored, restored, labels=labels).isnan()
+
+
+@pytest.mark.parametrize("wrong", [6, 254, -1])
+def test_cross_entropy_refuses_raw_label_ids(wrong: int) -> None:
+    restored, labels = torch.rand(2, 3, 8, 8), torch.full((2, 8, 8), 255)
+    loss = CrossEntropy(segmenter())
+    assert loss(restored, restored, labels=labels) == 0
+    labels[1, 2, 3] = wrong
+    with pytest.raises(ValueError, match=rf"labels: .* {wrong}.*0\.\.5 \(or 255\); map label ids"):
+        loss(restored, restored, labels=labels)
+
+
 def test_cross_entropy_at_another_scale() -> None:
     seen: list[Tensor] = []
     network = segmenter()

@@ -56,6 +56,20 @@ def test_whether_it_is_told_sigma_follows_from_its_arguments() -> None:
         WrappedNetwork(Three())
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_what_is_measured_does_not_depend_on_who_asks(mode: type[torch.no_grad]) -> None:
+    """`restore` with a tile is the first to ask, and it computes no gradients; what it learns is kept."""
+    torch.manual_seed(0)
+    wrapped, asked = (WrappedNetwork(blind()) for _ in range(2))
+    noisy = torch.rand(1, 3, 40, 40)
+    with mode():
+        restored = restore(wrapped, noisy, tile=16)
+        measured = wrapped.receptive_field, wrapped.stride, wrapped.bytes_per_pixel
+    assert measured == (asked.receptive_field, asked.stride, asked.bytes_per_pixel)
+    assert None not in measured
+    torch.testing.assert_close(restored, restore(wrapped, noisy), rtol=0, atol=1e-6)
+
+
 def test_it_restores_any_size_and_is_told_each_images_level() -> None:
     network = TinyNetwork()
     wrapped = WrappedNetwork(network)

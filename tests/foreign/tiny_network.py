@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import torch
 from torch import Tensor, nn
 
@@ -29,6 +31,17 @@ def blind(width: int = 8) -> nn.Module:
     network = nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, 3, 3, padding=1))
     nn.init.zeros_(network[2].weight)
     return network
+
+
+def dropout() -> nn.Module:
+    """A blind network that is random in training mode."""
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Dropout2d(), nn.Conv2d(8, 3, 3, padding=1))
+
+
+def normalised(norm: str = "BatchNorm2d") -> nn.Module:
+    """A blind network with one of torch's normalisations."""
+    layer = nn.utils.parametrizations.spectral_norm(nn.Conv2d(8, 8, 1)) if norm == "spectral" else getattr(nn, norm)(8)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), layer, nn.ReLU(), nn.Conv2d(8, 3, 3, padding=1))
 
 
 class Tied(nn.Module):
@@ -95,6 +108,13 @@ class Spare(Infinite):
 
     def forward(self, noisy: Tensor) -> Tensor:
         return noisy * self.weight
+
+
+class Unseeded(Infinite):
+    """It drops its layer at random, but not at torch's random."""
+
+    def forward(self, noisy: Tensor) -> Tensor:
+        return noisy * self.weight * (1 + random.random())
 
 
 class Three(Infinite):

@@ -76,6 +76,28 @@ def test_recomputing_needs_a_network_that_supports_it() -> None:
         check(configured(f"{MINE}:TinyNetwork", train__recompute=True))
 
 
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        ("normalised", {}, r"its 1 \(BatchNorm2d\) normalises by all images"),
+        ("normalised", {"norm": "spectral"}, "its 1.parametrizations.weight.0._u changes in every forward pass"),
+        ("Unseeded", {}, "two results for one image"),
+    ],
+)
+def test_a_network_that_differs_from_pass_to_pass_is_refused_in_micro_batches(
+    name: str, options: dict[str, Any], message: str
+) -> None:
+    once = configured(f"{MINE}:{name}", model__options=options)
+    assert check(once) is not None
+    with pytest.raises(ModelError, match=f"^train.accumulate=2: model.name={MINE}:{name}.*{message}.*accumulate=1$"):
+        check(once.replace({"train.accumulate": 2}))
+
+
+@pytest.mark.parametrize("name, options", [("dropout", {}), ("normalised", {"norm": "Identity"}), ("TinyNetwork", {})])
+def test_other_networks_are_taken_in_micro_batches(name: str, options: dict[str, Any]) -> None:
+    assert check(configured(f"{MINE}:{name}", model__options=options, train__accumulate=2)) is not None
+
+
 def test_another_name_leaves_the_options_of_the_former_behind() -> None:
     config = Config().replace({"model.width": 24, "model.depth": 7})
     assert config.replace({"model.name": f"{MINE}:blind"}).model.width == 96

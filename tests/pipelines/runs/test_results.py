@@ -49,7 +49,7 @@ class Queue:
 def logged() -> set[str]:
     """The metrics of one log entry of a training that uses every term."""
     queue = Queue()
-    log = Log(queue, 0, rank=0)
+    log = Log(queue, 0, rank=0, loss=Config().loss)
     log.add({name: torch.tensor(1.0) for name in [*LOSSES, "gradient_norm", "discriminator_gradient_norm"]})
     log.flush(1, lr=1e-4)
     return set(queue.messages[-1].metrics)

@@ -10,11 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from d2sm.models import WrappedNetwork
 from pipelines.config import Config, ConfigError
-from pipelines.training.backward import split
+from pipelines.networks.models import TrainingModule
+from pipelines.training.backward import backward_through_network, forward, forward_without_graph, split
 from pipelines.training.objective import Objective
 from pipelines.training.state import TrainState
 from pipelines.training.step import train_step
+from tests.foreign.tiny_network import dropout
 from tests.helpers.networks import stirred
 from tests.helpers.training_steps import CPU, CROPS, OBJECTIVES, batch, config, rows_are_tensors
 
@@ -78,6 +81,30 @@ def test_micro_batches_in_other_precisions(precision: str, tolerance: float, tmp
     _, accumulated, _ = two_steps(config("d2sm", tmp_path, **changes), torch.float32)
     for key, value in whole.items():
         torch.testing.assert_close(accumulated[key], value, rtol=0, atol=tolerance * scale(value), msg=key)
+
+
+def test_dropout_has_the_same_masks_in_both_passes() -> None:
+    """The gradient is that of the loss which was computed; the random numbers afterwards are those of one pass."""
+    train = Config().train
+    model = TrainingModule(WrappedNetwork(dropout()), estimate=False).train()
+    inputs = batch(0, torch.float32)
+    micro_batches = split(inputs["noisy"], inputs["sigma"], 2)
+
+    def step(micro_batched: bool) -> tuple[list[Tensor], Tensor]:
+        model.zero_grad()
+        torch.manual_seed(5)
+        if micro_batched:
+            (restored, estimate), states = forward_without_graph(model, micro_batches, train)
+            (restored - inputs["clean"]).square().mean().backward()
+            backward_through_network(model, micro_batches, (restored, estimate), states, train)
+        else:
+            restored = torch.cat([forward(model, *each, train)[0] for each in micro_batches])
+            (restored - inputs["clean"]).square().mean().backward()
+        return [weight.grad.clone() for weight in model.parameters() if weight.grad is not None], torch.rand(3)
+
+    (found, after), (wanted, expected) = step(True), step(False)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-7)
+    assert torch.equal(after, expected)
 
 
 def test_phi_is_in_bf16_and_the_losses_are_not(tmp_path: Path) -> None:

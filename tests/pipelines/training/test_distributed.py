@@ -137,7 +137,7 @@ def _logged(rank: int, workers: int, *, stop: bool) -> tuple[float | None, list[
     """The logged loss of three steps of five crops, with or without a stop after the second; and what was saved."""
     sent: list[Message] = []
     messages = SimpleNamespace(send=SimpleNamespace(remote=sent.append))
-    log = Log(messages, 0, rank)
+    log = Log(messages, 0, rank, Config().loss)
     for step in range(3):
         errors = torch.rand(5, generator=torch.Generator().manual_seed(step))
         start, count = worker_slice(5, rank, workers)
@@ -145,7 +145,7 @@ def _logged(rank: int, workers: int, *, stop: bool) -> tuple[float | None, list[
         if step == 1:
             saved = json.loads(json.dumps(log.state(log.gather(2))))
             if stop:
-                log = Log(messages, 2, rank)
+                log = Log(messages, 2, rank, Config().loss)
                 log.resume(saved, workers, torch.device("cpu"))
     log.flush(3, lr=1.0)
     entries = [message for message in sent if isinstance(message, Progress)]

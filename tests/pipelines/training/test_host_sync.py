@@ -67,6 +67,8 @@ def on_meta(monkeypatch: pytest.MonkeyPatch) -> OnMeta:
         state = TrainState(config, steps_per_epoch=10, device=meta)
         if state.objective.d2sm is not None:
             state.objective.d2sm._range_checked = True  # the very first step looks at the range, once a run
+        if state.objective.cross_entropy is not None:
+            state.objective.cross_entropy._labels_checked = True  # likewise
         return state, {key: tensor.to(meta) for key, tensor in batch(0, torch.float32).items()}
 
     return made

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from pipelines.config import Config
 from pipelines.training.finite import TrainingError
 from pipelines.training.log import RECENT, Log
 from pipelines.training.messages import Message, Progress, Skipped, Started
@@ -19,7 +20,7 @@ CPU = torch.device("cpu")
 def log_and_sent(step: int = 0, rank: int = 0) -> tuple[Log, list[Message]]:
     """A log, and the messages it sends."""
     sent: list[Message] = []
-    return Log(SimpleNamespace(send=SimpleNamespace(remote=sent.append)), step, rank), sent
+    return Log(SimpleNamespace(send=SimpleNamespace(remote=sent.append)), step, rank, Config().loss), sent
 
 
 def numbers(value: float) -> dict[str, torch.Tensor]:
