@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from d2sm.distributed import sum_over_workers
+from d2sm.precision import keeping_dtype
 from d2sm.precomputed import with_gradient
 
 
@@ -78,14 +81,18 @@ class GradientBalance(nn.Module):
             (h,) = torch.autograd.grad(other, restored)
             lengths = [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in (g, h)]
             new = sum_over_workers(torch.stack(lengths).square())
-            squares = torch.lerp(new, self.squares, self.momentum)
+            before = self.squares.to(new.device)
+            squares = torch.lerp(new, before, self.momentum)
             # A step whose gradient is not finite ends the training elsewhere; it must not remain in the means.
-            squares = torch.where(new.isfinite().all(), squares, self.squares)
+            squares = torch.where(new.isfinite().all(), squares, before)
             if self.training:
                 self.squares = squares
             scale = self._scale(squares)
             value = reference.detach() + scale.to(other.dtype) * other.detach()
             return with_gradient(value, restored, torch.addcmul(g, h, scale.to(g.dtype)))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        return super()._apply(keeping_dtype(fn), recurse)
 
     def _scale(self, squares: Tensor) -> Tensor:
         of_reference, of_other = squares

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from d2sm.distributed import gather_rows, world_size
 from d2sm.divergence import LOWEST_TEMPERATURE, Divergence, JSDivergence, Kernel, KLDivergence, cosines, kernel
 from d2sm.feature_mean import FeatureMean
 from d2sm.feature_queue import FeatureQueue
+from d2sm.precision import keeping_dtype
 from d2sm.precomputed import with_gradient
 
 Reduction = Literal["mean", "sum"]
@@ -44,6 +45,8 @@ class StatisticsMatching(nn.Module):
 
     In eval mode the value is the same as in training mode, but the queues stay as they are; this copies only the rows
     that would have been overwritten, never the queues.
+
+    State: the queues, the column sums and the mean keep their precision in `.half()`, `.double()` and `.to(dtype)`.
 
     Args:
         queue_size: q, samples stored; at least those of one step over all ranks.
@@ -171,6 +174,9 @@ class StatisticsMatching(nn.Module):
         """
         self.compiling.compile(**options)
         self.divergence.compile(**options)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        return super()._apply(keeping_dtype(fn), recurse)
 
     @contextmanager
     def _unchanged(self, count: int) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,24 @@ def test_without_gradient_and_in_eval_mode_the_means_stay() -> None:
     resumed = GradientBalance(0.5)
     resumed.load_state_dict(before)
     assert torch.equal(resumed.scale, balance.scale)
+
+
+def test_converting_the_module_leaves_the_means() -> None:
+    plain, converted = GradientBalance(0.5), GradientBalance(0.5).half()
+    for step in range(3):
+        for balance in (plain, converted):
+            restored, clean = images(step)
+            balance(restored, *pair(restored, clean, step))
+        assert torch.equal(converted.half().squares, plain.squares)
+
+
+def test_the_means_follow_the_gradients_to_their_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's meta device stands for an accelerator: it mixes with the CPU as little."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # there is none for meta
+    balance = GradientBalance(0.5)
+    restored = torch.rand(2, 3, 4, 4, device="meta", requires_grad=True)
+    balance(restored, restored.abs().mean(), restored.square().mean()).backward()
+    assert balance.squares.is_meta and restored.grad is not None
 
 
 @pytest.mark.parametrize("ratio, momentum", [(0.0, 0.9), (-1.0, 0.9), (float("nan"), 0.9), (1.0, 1.0), (1.0, -0.1)])

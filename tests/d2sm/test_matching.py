@@ -332,6 +332,25 @@ def test_state_continues_bit_for_bit(divergence: Divergence) -> None:
         assert torch.equal(first(restored, clean), second(restored, clean))
 
 
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_converting_the_module_leaves_its_state(divergence: Divergence, dtype: torch.dtype) -> None:
+    """Bit for bit, also back; devices change."""
+    plain, converted = (StatisticsMatching(9, divergence, center=True) for _ in range(2))
+    for step in range(8):
+        if step == 4:
+            before = copy.deepcopy(converted.state_dict())
+            converted.to(dtype)
+            assert_same_state(converted.state_dict(), before)
+            converted.float()
+        restored, clean = rows(4, seed=step, dtype=torch.float32)
+        assert torch.equal(plain(restored, clean), converted(restored, clean))
+    assert {buffer.device.type for buffer in converted.to("meta", dtype).buffers()} == {"meta"}
+    assert {name: buffer.dtype for name, buffer in converted.named_buffers()} == {
+        name: buffer.dtype for name, buffer in plain.named_buffers()
+    }
+
+
 def test_mean_is_the_sum_per_sample_present() -> None:
     restored, clean = rows(5, seed=0)
     total = StatisticsMatching(16, reduction="sum")(restored, clean)
