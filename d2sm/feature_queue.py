@@ -86,18 +86,18 @@ class FeatureQueue(nn.Module):
                 rings[:, indices] = overwritten
             self.rings, self.fill, self.position = rings, fill, position
 
-    def allocate(self, rows: Tensor) -> None:
-        """Allocate the buffer for rows like these (2, M, D) if there is none yet.
+    def check(self, rows: Tensor) -> None:
+        """Refuse rows (..., D) that cannot enter.
 
         Raises:
             ValueError: they differ from the stored rows in length or device.
         """
-        length = rows.shape[2]
-        if self.rings.shape[2] == 0:
-            self._allocate(length, self.dtype or rows.dtype, rows.device)
-        if self.rings.shape[2] != length:
+        stored, length = self.rings.shape[2], rows.shape[-1]
+        if stored == 0:
+            return
+        if stored != length:
             raise ValueError(
-                f"features: {length} numbers a sample, but the queues hold samples of {self.rings.shape[2]}; "
+                f"features: {length} numbers a sample, but the queues hold samples of {stored}; "
                 "keep crop size, layer and patch_size, or start with fresh queues"
             )
         if self.rings.device != rows.device:
@@ -110,6 +110,11 @@ class FeatureQueue(nn.Module):
         # each row is followed by one unused cache line.
         gap = 64 // dtype.itemsize
         self.rings = torch.zeros(2, self.queue_size, length + gap, dtype=dtype, device=device)[..., :length]
+    def allocate(self, rows: Tensor) -> None:
+        """Allocate the buffer for rows like these (2, M, D) if there is none yet."""
+        if self.rings.shape[2] == 0:
+            self._allocate(rows.shape[2], self.dtype or rows.dtype, rows.device)
+
 
     def get_extra_state(self) -> dict[str, int]:
         """Fill and position, saved beside the rows."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from d2sm.compiling import Compiling
-from d2sm.distributed import gather_rows, world_size
+from d2sm.distributed import gather_rows, row_counts, world_size
 from d2sm.divergence import LOWEST_TEMPERATURE, Divergence, JSDivergence, Kernel, KLDivergence, cosines, kernel
 from d2sm.feature_mean import FeatureMean
 from d2sm.feature_queue import FeatureQueue
@@ -38,7 +38,8 @@ class StatisticsMatching(nn.Module):
 
     Distributed: in a process group the queues of every rank hold the samples of all ranks, and each rank computes the
     similarities of its own N samples. A rank sends its rows (2 N D numbers), their shapes (24 bytes) and the changes of
-    the column sums (3 n float64; for "jsd" the kernels of its new samples instead, 2 N n float64). The value is the
+    the column sums (3 n float64; for "jsd" the kernels of its new samples instead, 2 N n float64); with `center` also
+    the sum and the number of its clean features (D + 1 float64). The value is the
     same on every rank and equals that of one process with the whole batch. DistributedDataParallel *averages* gradients
     over ranks; therefore the gradient returned here is the true one of this rank's samples times the number of ranks,
     and the averaged gradient of the model is that of one process.
@@ -121,21 +122,33 @@ class StatisticsMatching(nn.Module):
             if self.center is not None:
                 with nullcontext() if self.training else self.center.unchanged():
                     x, y = self.center.centred(x, y)
-            value, gradient = self._step(x, y, needs_gradient)
+            value, gradient = self._step(x, y, counts, needs_gradient)
         return value if gradient is None else with_gradient(value, restored, gradient)
 
-    def _step(self, restored: Tensor, clean: Tensor, needs_gradient: bool) -> tuple[Tensor, Tensor | None]:
+            counts = self._counts(x, y)  # checked before anything is remembered
+    def _counts(self, restored: Tensor, clean: Tensor) -> list[int]:
+        """How many samples each rank brings, which all must fit into the queues."""
+        dtype = self.gather_dtype or torch.promote_types(
+            torch.promote_types(restored.dtype, clean.dtype), torch.float32
+        )
+        counts = row_counts(len(restored), 2 * restored.shape[1], dtype)  # restored and clean are sent as one row
+        if sum(counts) > self.queue_size:
+            raise ValueError(
+                f"queue_size={self.queue_size}: smaller than the {sum(counts)} samples this step brings; raise it, or "
+                "take smaller batches or larger patches"
+            )
+        self.memory.check(restored)
+        return counts
+
+    def _step(
+        self, restored: Tensor, clean: Tensor, counts: list[int], needs_gradient: bool
+    ) -> tuple[Tensor, Tensor | None]:
         """The value and its gradient by `restored`, which is computed at once because the queues move on."""
         rows, inverse_norm = self.compiling(_unit, restored, clean)  # (2, N, D)
         count, queue = rows.shape[1], self.memory
 
         # The rows of all ranks, (2, M, D), among them this rank's.
-        sent, own_part = gather_rows(rows.transpose(0, 1).flatten(1).to(self.gather_dtype or rows.dtype))
-        if len(sent) > self.queue_size:
-            raise ValueError(
-                f"queue_size={self.queue_size}: smaller than the {len(sent)} samples this step brings; raise it, or "
-                "take smaller batches or larger patches"
-            )
+        sent, own_part = gather_rows(rows.transpose(0, 1).flatten(1).to(self.gather_dtype or rows.dtype), counts)
         all_rows = sent.to(rows.dtype).unflatten(1, (2, -1)).transpose(0, 1)
 
         with nullcontext() if self.training else self._unchanged(len(sent)):

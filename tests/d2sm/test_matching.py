@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -406,3 +408,27 @@ def test_the_two_references_agree() -> None:
     for divergence in DIVERGENCES:
         loops = reference.eq1(np.asarray(x), np.asarray(y), divergence)
         assert reference.differentiable(x, y, divergence).item() == pytest.approx(loops, rel=1e-12)
+@pytest.mark.parametrize("center", [False, True])
+@pytest.mark.parametrize(
+    "count, length, device, words",
+    [
+        (7, 6, "cpu", "queue_size=6: .* 7 "),
+        (2, 5, "cpu", "features: 5 .* 6"),
+        (2, 6, "meta", "features: on meta.*cpu"),
+    ],
+)
+def test_a_refused_step_leaves_no_trace(center: bool, count: int, length: int, device: str, words: str) -> None:
+    matching = StatisticsMatching(6, center=center)
+    matching(*rows(4, seed=0, dtype=torch.float32))
+    before = copy.deepcopy(matching.state_dict())
+    given = rows(count, length, seed=1, dtype=torch.float32)
+    with pytest.raises(ValueError, match=words), nullcontext() if device == "cpu" else without_autocast():
+        matching(*(tensor.to(device) for tensor in given))
+    assert_same_state(matching.state_dict(), before)
+
+
+def without_autocast() -> AbstractContextManager[Any]:
+    """There is none for torch's meta device, which stands for an accelerator."""
+    return patch.object(torch, "autocast", lambda *_, **__: nullcontext())
+
+
