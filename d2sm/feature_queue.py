@@ -58,6 +58,11 @@ class FeatureQueue(nn.Module):
         """Row indices that the next `count` samples are written to: empty rows, then the oldest. (count,) int64."""
         return (torch.arange(count, device=self.rings.device) + self.position) % self.queue_size
 
+    def oldest_first(self) -> Tensor:
+        """Row indices of the samples stored, in the order in which they entered. (n,) int64."""
+        start = self.position if self.is_full else 0
+        return (torch.arange(self.fill, device=self.rings.device) + start) % self.queue_size
+
     def replaced(self, indices: Tensor, part: slice) -> Tensor:
         """Those of `indices[part]` whose rows hold samples now; `indices` are the next ones, so empty rows come first.
 
@@ -105,16 +110,16 @@ class FeatureQueue(nn.Module):
                 f"features: on {rows.device}, but the queues are on {self.rings.device}; move the loss with .to(...)"
             )
 
-    def _allocate(self, length: int, dtype: torch.dtype, device: torch.device) -> None:
-        # D is often a power of two. Rows that far apart map to the same sets of a CPU's cache and evict each other, so
-        # each row is followed by one unused cache line.
-        gap = 64 // dtype.itemsize
-        self.rings = torch.zeros(2, self.queue_size, length + gap, dtype=dtype, device=device)[..., :length]
     def allocate(self, rows: Tensor) -> None:
         """Allocate the buffer for rows like these (2, M, D) if there is none yet."""
         if self.rings.shape[2] == 0:
             self._allocate(rows.shape[2], self.dtype or rows.dtype, rows.device)
 
+    def _allocate(self, length: int, dtype: torch.dtype, device: torch.device) -> None:
+        # D is often a power of two. Rows that far apart map to the same sets of a CPU's cache and evict each other, so
+        # each row is followed by one unused cache line.
+        gap = 64 // dtype.itemsize
+        self.rings = torch.zeros(2, self.queue_size, length + gap, dtype=dtype, device=device)[..., :length]
 
     def get_extra_state(self) -> dict[str, int]:
         """Fill and position, saved beside the rows."""
@@ -131,6 +136,6 @@ class FeatureQueue(nn.Module):
                     f"queue_size: this loss stores {self.queue_size} samples, the saved state {saved.shape[1]}; "
                     f"use queue_size={saved.shape[1]} or start with fresh queues"
                 )
-            # Length and precision are those of the saved rows: a fresh queue has neither yet.
-            self._allocate(saved.shape[2], saved.dtype, self.rings.device)
+            # Length and, unless given, precision are those of the saved rows: a fresh queue has neither yet.
+            self._allocate(saved.shape[2], self.dtype or saved.dtype, self.rings.device)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -19,6 +19,8 @@ from d2sm.precision import keeping_dtype
 from d2sm.precomputed import with_gradient
 
 Reduction = Literal["mean", "sum"]
+_COLUMNS_CHECKED = 8  # of a loaded state, the oldest among them
+_COLUMNS_AT_ONCE = 256  # when all are computed anew, to bound temporary memory
 
 
 class StatisticsMatching(nn.Module):
@@ -47,7 +49,10 @@ class StatisticsMatching(nn.Module):
     In eval mode the value is the same as in training mode, but the queues stay as they are; this copies only the rows
     that would have been overwritten, never the queues.
 
-    State: the queues, the column sums and the mean keep their precision in `.half()`, `.double()` and `.to(dtype)`.
+    State: the queues, the column sums and the mean keep their precision in `.half()`, `.double()` and `.to(dtype)`. A
+    saved state may be loaded with another kernel, temperature or direction of KL, and with another `queue_dtype`: the
+    column sums are then computed anew from the queues, in O(n^2 D). Otherwise loading takes O(n D), and the next steps
+    are bit for bit those that would have followed.
 
     Args:
         queue_size: q, samples stored; at least those of one step over all ranks.
@@ -102,6 +107,7 @@ class StatisticsMatching(nn.Module):
             self.divergence = KLDivergence(queue_size, inverse=inverse, temperature=self.temperature)
         self.center = FeatureMean(queue_size) if center else None
         self.compiling = Compiling()
+        self.register_load_state_dict_post_hook(_mend_sums)
 
     def forward(self, restored: Tensor, clean: Tensor) -> Tensor:
         """Add the new samples to the queues and compare.
@@ -119,13 +125,13 @@ class StatisticsMatching(nn.Module):
         needs_gradient = torch.is_grad_enabled() and restored.requires_grad
         with torch.no_grad(), torch.autocast(restored.device.type, enabled=False):
             x, y = restored.detach(), clean.detach()
+            counts = self._counts(x, y)  # checked before anything is remembered
             if self.center is not None:
                 with nullcontext() if self.training else self.center.unchanged():
                     x, y = self.center.centred(x, y)
             value, gradient = self._step(x, y, counts, needs_gradient)
         return value if gradient is None else with_gradient(value, restored, gradient)
 
-            counts = self._counts(x, y)  # checked before anything is remembered
     def _counts(self, restored: Tensor, clean: Tensor) -> list[int]:
         """How many samples each rank brings, which all must fit into the queues."""
         dtype = self.gather_dtype or torch.promote_types(
@@ -179,6 +185,13 @@ class StatisticsMatching(nn.Module):
             by_unit = _product(by_cosine, queue.restored)
             return value, self.compiling(_through_norm, by_unit, x, inverse_norm[0], restored.dtype)
 
+    def kernels(self, columns: Tensor) -> Tensor:
+        """kx and ky between some stored samples and all: (2, J, n) float64, 0 where a sample meets itself."""
+        queue = self.memory.filled
+        rows = queue[:, columns].to(torch.promote_types(queue.dtype, torch.float32))
+        k, _ = _kernels(cosines(rows, queue), columns, len(columns), self.temperature)
+        return k
+
     def compile(self, *_: Any, **options: Any) -> None:
         """Compile the arithmetic between the products, in place; `options` are those of torch.compile.
 
@@ -196,6 +209,23 @@ class StatisticsMatching(nn.Module):
         """Restore the state at the end of the block, in which `count` samples enter."""
         with self.memory.unchanged(count), self.divergence.unchanged(self.memory.next_indices(count)):
             yield
+
+
+@torch.no_grad()
+def _mend_sums(matching: StatisticsMatching, _: Any) -> None:
+    """Compute the column sums of a loaded state from its queues, unless they agree with them.
+
+    Those of another kernel, temperature or direction do not, nor those of rows that were stored in another precision.
+    Sums go wrong by being loaded so, and then for the samples that are the oldest later on: a few columns tell.
+    """
+    queue, divergence = matching.memory, matching.divergence
+    if queue.fill < 2 or queue.rings.is_meta:
+        return
+    columns = queue.oldest_first()
+    few = columns[:: -(-queue.fill // _COLUMNS_CHECKED)]
+    if not divergence.agrees(matching.kernels(few), few):
+        for chunk in columns.split(_COLUMNS_AT_ONCE):
+            divergence.replace(matching.kernels(chunk), chunk)
 
 
 def _unit(restored: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:

@@ -334,6 +334,78 @@ def test_state_continues_bit_for_bit(divergence: Divergence) -> None:
         assert torch.equal(first(restored, clean), second(restored, clean))
 
 
+EXP: dict[str, Any] = {"kernel": "exp", "temperature": 0.3}
+
+
+@pytest.mark.parametrize("stored", [2, 5, 12])
+@pytest.mark.parametrize(
+    "saved, loaded",
+    [
+        ({}, EXP),
+        (EXP, {}),
+        (EXP, EXP | {"temperature": 0.2}),
+        ({}, {"divergence": "inverse_kl"}),
+        ({"divergence": "inverse_kl"}, EXP | {"divergence": "kl"}),
+        ({"divergence": "jsd"}, EXP | {"divergence": "jsd"}),
+    ],
+)
+def test_a_state_goes_on_with_another_kernel_or_direction(
+    saved: dict[str, Any], loaded: dict[str, Any], stored: int
+) -> None:
+    """From partly filled queues and full ones, until all samples have been replaced: the values of the equation."""
+    first, second = (StatisticsMatching(9, reduction="sum", **options) for options in (saved, loaded))
+    queue = reference.Queue(9)
+    for step in range(stored):
+        given = rows(1, seed=step)
+        queue.enter(*given)
+        first(*given)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    for step in range(stored, stored + 6):
+        given = rows(2, seed=step)
+        x, y = queue.enter(*given)
+        wanted = reference.eq1(x.numpy(), y.numpy(), loaded.get("divergence", "kl"), loaded.get("temperature"))
+        assert second(*given).item() == pytest.approx(wanted, rel=1e-8, abs=1e-10)
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_a_state_with_sums_that_are_not_its_queues_is_mended(divergence: Divergence) -> None:
+    """As saved by earlier versions after a change of kernel: the oldest samples' columns are of another one, or NaN."""
+    matching = StatisticsMatching(9, divergence)
+    for step in range(4):
+        matching(*rows(3, seed=step))
+    for value in (0.5, float("nan")):
+        state = copy.deepcopy(matching.state_dict())
+        (sums,) = [tensor for name, tensor in state.items() if name.startswith("divergence.")]
+        sums[:, matching.memory.oldest_first()[:5]] = value
+        loaded = StatisticsMatching(9, divergence)
+        loaded.load_state_dict(state)
+        given = rows(2, seed=9)
+        assert loaded(*given).item() == pytest.approx(copy.deepcopy(matching)(*given).item(), rel=1e-9)
+
+
+def test_loading_keeps_the_sums_of_long_rows_in_float32() -> None:
+    """Their cosines depend on the order of summation; the state is nevertheless the saved one, bit for bit."""
+    for options in ({}, EXP | {"temperature": 0.05}):
+        first, second = (StatisticsMatching(12, queue_dtype=torch.bfloat16, **options) for _ in range(2))
+        for step in range(7):
+            restored, clean = rows(3, 65_536, seed=step, dtype=torch.float32)
+            first(restored.abs(), clean.abs())
+        second.load_state_dict(copy.deepcopy(first.state_dict()))
+        assert_same_state(second.state_dict(), first.state_dict())
+
+
+def test_loading_keeps_a_precision_that_was_asked_for() -> None:
+    first = StatisticsMatching(9)
+    for step in range(5):
+        first(*rows(3, 64, seed=step, dtype=torch.float32))
+    for dtype in (None, torch.bfloat16, torch.float64):
+        second = StatisticsMatching(9, queue_dtype=dtype)
+        second.load_state_dict(first.state_dict())
+        given = rows(3, 64, seed=9, dtype=torch.float32)
+        assert second(*given).item() == pytest.approx(copy.deepcopy(first)(*given).item(), rel=2e-2)
+        assert second.memory.rings.dtype == (dtype or torch.float32)
+
+
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_converting_the_module_leaves_its_state(divergence: Divergence, dtype: torch.dtype) -> None:
@@ -403,11 +475,6 @@ def test_bad_options_and_changed_lengths() -> None:
         StatisticsMatching(9).load_state_dict(matching.state_dict())
 
 
-def test_the_two_references_agree() -> None:
-    x, y = rows(6, seed=4)
-    for divergence in DIVERGENCES:
-        loops = reference.eq1(np.asarray(x), np.asarray(y), divergence)
-        assert reference.differentiable(x, y, divergence).item() == pytest.approx(loops, rel=1e-12)
 @pytest.mark.parametrize("center", [False, True])
 @pytest.mark.parametrize(
     "count, length, device, words",
@@ -432,3 +499,8 @@ def without_autocast() -> AbstractContextManager[Any]:
     return patch.object(torch, "autocast", lambda *_, **__: nullcontext())
 
 
+def test_the_two_references_agree() -> None:
+    x, y = rows(6, seed=4)
+    for divergence in DIVERGENCES:
+        loops = reference.eq1(np.asarray(x), np.asarray(y), divergence)
+        assert reference.differentiable(x, y, divergence).item() == pytest.approx(loops, rel=1e-12)
