@@ -41,13 +41,16 @@ class StatisticsMatching(nn.Module):
     Distributed: in a process group the queues of every rank hold the samples of all ranks, and each rank computes the
     similarities of its own N samples. A rank sends its rows (2 N D numbers), their shapes (24 bytes) and the changes of
     the column sums (3 n float64; for "jsd" the kernels of its new samples instead, 2 N n float64); with `center` also
-    the sum and the number of its clean features (D + 1 float64). The value is the
-    same on every rank and equals that of one process with the whole batch. DistributedDataParallel *averages* gradients
-    over ranks; therefore the gradient returned here is the true one of this rank's samples times the number of ranks,
-    and the averaged gradient of the model is that of one process.
+    the sum and the number of its clean features (D + 1 float64). The value is the same on every rank and equals that of
+    one process with the whole batch. DistributedDataParallel *averages* gradients over ranks; therefore the gradient
+    returned here is the true one of this rank's samples times the number of ranks, and the averaged gradient of the
+    model is that of one process.
 
     In eval mode the value is the same as in training mode, but the queues stay as they are; this copies only the rows
     that would have been overwritten, never the queues.
+
+    Where a sample is not finite, the value and the gradient of its step are NaN. It enters the queues as a zero row,
+    whose cosine with every sample is 0, so later steps are finite.
 
     State: the queues, the column sums and the mean keep their precision in `.half()`, `.double()` and `.to(dtype)`. A
     saved state may be loaded with another kernel, temperature or direction of KL, and with another `queue_dtype`: the
@@ -155,6 +158,12 @@ class StatisticsMatching(nn.Module):
 
         # The rows of all ranks, (2, M, D), among them this rank's.
         sent, own_part = gather_rows(rows.transpose(0, 1).flatten(1).to(self.gather_dtype or rows.dtype), counts)
+        # A sample that is not finite makes the value and the gradient of its step NaN, on every rank. In the queues it
+        # is a zero row, so that those of the next steps are finite. `_unit` has made NaN of what is not finite in it.
+        # A mask instead of the product takes a CPU 4 times as long.
+        nan_or_0 = sent.sum(1, keepdim=True) * 0
+        sent.mul_(nan_or_0 + 1).nan_to_num_(0)
+        nan_or_0 = nan_or_0.sum().to(rows.dtype)
         all_rows = sent.to(rows.dtype).unflatten(1, (2, -1)).transpose(0, 1)
 
         with nullcontext() if self.training else self._unchanged(len(sent)):
@@ -175,15 +184,15 @@ class StatisticsMatching(nn.Module):
             self.divergence.update(k, k_leaving, new, own)
             x, n = rows[0], queue.fill
             if n < 2:  # nothing to compare with
-                return x.new_zeros(()), torch.zeros_like(restored)
+                return nan_or_0, torch.zeros_like(restored) + nan_or_0.to(restored.dtype)
             scale = 1 / n if self.reduction == "mean" else 1.0
-            value = (self.divergence.value(n) * scale).to(x.dtype)
+            value = (self.divergence.value(n) * scale).to(x.dtype) + nan_or_0
             if not needs_gradient:
                 return value, None
 
             by_cosine = (self.divergence.gradient(k, own) * (scale * world_size())).to(x.dtype)
             by_unit = _product(by_cosine, queue.restored)
-            return value, self.compiling(_through_norm, by_unit, x, inverse_norm[0], restored.dtype)
+            return value, self.compiling(_through_norm, by_unit, x, inverse_norm[0] + nan_or_0, restored.dtype)
 
     def kernels(self, columns: Tensor) -> Tensor:
         """kx and ky between some stored samples and all: (2, J, n) float64, 0 where a sample meets itself."""

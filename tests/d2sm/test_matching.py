@@ -242,6 +242,36 @@ def test_no_nan_at_the_edges(divergence: Divergence, case: str) -> None:
         assert gradient.abs().max() == 0
 
 
+@pytest.mark.parametrize("options", [{}, {"center": True}, {"kernel": "exp", "temperature": 0.3}])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("where", ["restored", "clean"])
+def test_a_sample_that_is_not_finite_is_seen_in_its_step_alone(
+    where: str, value: float, divergence: Divergence, options: dict[str, Any]
+) -> None:
+    """The queues go on as if both of its rows had been zero. Its step is the first, or one with full queues."""
+    for when in (0, 5):
+        matching, queue = StatisticsMatching(9, divergence, reduction="sum", **options), reference.Queue(9)
+        mean, seen = torch.zeros(6, dtype=torch.float64), 0
+        for step in range(11):
+            restored, clean = rows(3, seed=step)
+            if options.get("center") and (step, where) != (when, "clean"):  # such a step is left out of the mean
+                seen += 3
+                mean = mean + 3 / min(seen, 9) * (clean.mean(0) - mean)
+            finite = restored - mean, clean - mean
+            if step == when:
+                {"restored": restored, "clean": clean}[where][1, 2] = value
+                finite[0][1], finite[1][1] = 0, 0
+            x, y = queue.enter(*finite)
+            result = matching(restored.requires_grad_(), clean)
+            (gradient,) = torch.autograd.grad(result, restored)
+            if step == when:
+                assert result.isnan() and gradient.isnan().all()
+                continue
+            wanted = reference.differentiable(x, y, divergence, options.get("temperature")).item()
+            assert result.item() == pytest.approx(wanted, rel=1e-6, abs=1e-9) and gradient.isfinite().all()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_features_are_compared_in_float32(dtype: torch.dtype) -> None:
     restored, clean = rows(6, 32, seed=5, dtype=torch.float32)
