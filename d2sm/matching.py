@@ -183,7 +183,7 @@ class StatisticsMatching(nn.Module):
             # (2), (1): the column sums and the value.
             self.divergence.update(k, k_leaving, new, own)
             x, n = rows[0], queue.fill
-            if n < 2:  # nothing to compare with
+            if n <= 2:  # a column of P and of Q holds a single entry, 1; rounding must not pass for a gradient
                 return nan_or_0, torch.zeros_like(restored) + nan_or_0.to(restored.dtype)
             scale = 1 / n if self.reduction == "mean" else 1.0
             value = (self.divergence.value(n) * scale).to(x.dtype) + nan_or_0
