@@ -66,7 +66,7 @@ def gathering(rank: int, workers: int, name: str, folder: str) -> None:
 
         return call
 
-    collectives = {
+    collectives: dict[str, Callable[..., Any]] = {
         "d2sm.matching.row_counts": distributed.row_counts,
         "d2sm.matching.gather_rows": distributed.gather_rows,
         "d2sm.divergence.sum_over_workers": distributed.sum_over_workers,
