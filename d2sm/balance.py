@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from d2sm.distributed import sum_over_workers
+from d2sm.precision import keeping_dtype
 from d2sm.precomputed import with_gradient
 
 
@@ -19,9 +22,11 @@ class GradientBalance(nn.Module):
         s = ratio sqrt(G / H)
         L = reference + s other,        dL / d restored = g + s h          s is a constant of the step
 
-    G and H are running means, which both lack the same factor 1 - m^steps, so it cancels: the first step has exactly
-    the ratio asked for. Later steps have it on average, and s |h| is at most 1 / sqrt(1 - m) times ratio times the
-    largest |g| so far, however much longer than before h is. With m = 0 every step has the ratio.
+    A step in which h is zero does not count: it leaves G and H as they are. D2SM's h is zero until its queues hold
+    three samples. G and H are running means over the same steps, which both lack the same factor 1 - m^steps, so it
+    cancels: the first step that counts has exactly the ratio asked for. Later steps have it on average, and s |h| is at
+    most 1 / sqrt(1 - m) times ratio times the largest |g| so far, however much longer than before h is. With m = 0
+    every step has the ratio.
 
     The lengths are those by the restored images. The gradients by the parameters of a network may have another ratio:
     what differs from crop to crop cancels out in them.
@@ -65,7 +70,8 @@ class GradientBalance(nn.Module):
     def forward(self, restored: Tensor, reference: Tensor, other: Tensor) -> Tensor:
         """The scalar to minimise, differentiable by `restored` alone.
 
-        The graphs from `reference` and `other` to `restored` are gone through, and freed, here.
+        The graphs from `reference` and `other` to `restored` are gone through here. They may have a part in common;
+        that of `other` is freed.
 
         Args:
             restored: any shape; where it needs a gradient, both losses must be functions of it.
@@ -74,18 +80,23 @@ class GradientBalance(nn.Module):
         if not (torch.is_grad_enabled() and restored.requires_grad):
             return reference + self.scale.to(other.dtype) * other
         with torch.autocast(restored.device.type, enabled=False):
-            (g,) = torch.autograd.grad(reference, restored)
+            (g,) = torch.autograd.grad(reference, restored, retain_graph=True)  # `other` may share a part of it
             (h,) = torch.autograd.grad(other, restored)
             lengths = [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in (g, h)]
             new = sum_over_workers(torch.stack(lengths).square())
-            squares = torch.lerp(new, self.squares, self.momentum)
+            before = self.squares.to(new.device)
+            squares = torch.lerp(new, before, self.momentum)
             # A step whose gradient is not finite ends the training elsewhere; it must not remain in the means.
-            squares = torch.where(new.isfinite().all(), squares, self.squares)
+            counts = new.isfinite().all() & (new[1] > 0)
+            squares = torch.where(counts, squares, before)
             if self.training:
                 self.squares = squares
             scale = self._scale(squares)
             value = reference.detach() + scale.to(other.dtype) * other.detach()
             return with_gradient(value, restored, torch.addcmul(g, h, scale.to(g.dtype)))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        return super()._apply(keeping_dtype(fn), recurse)
 
     def _scale(self, squares: Tensor) -> Tensor:
         of_reference, of_other = squares

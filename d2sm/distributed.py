@@ -20,11 +20,35 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def gather_rows(rows: Tensor) -> tuple[Tensor, slice]:
+def row_counts(count: int, length: int, dtype: torch.dtype) -> list[int]:
+    """How many rows each rank has, in rank order, from how many this one has, of `length` numbers in `dtype`.
+
+    All ranks do this in every step, since a collective that only some of them join hangs too. It runs on the CPU: the
+    counts are needed by the host, and reading them from an accelerator would make it wait for all queued work.
+
+    Raises:
+        ValueError: ranks have rows of different length or precision: a collective on unequal shapes hangs or lies.
+    """
+    if world_size() == 1:
+        return [count]
+    own = torch.tensor([count, length, dtype.itemsize])
+    received = [torch.empty_like(own) for _ in range(world_size())]
+    dist.all_gather(received, own, group=_cpu_group())
+    shapes = [tuple(shape.tolist()) for shape in received]
+    if len({shape[1:] for shape in shapes}) > 1:
+        raise ValueError(
+            f"features: workers bring rows of different length or precision ({', '.join(map(str, shapes))} as "
+            "rows, length, bytes); use the same network, layer, crop size and precision on every worker"
+        )
+    return [shape[0] for shape in shapes]
+
+
+def gather_rows(rows: Tensor, counts: list[int] | None = None) -> tuple[Tensor, slice]:
     """The rows of all ranks, in rank order, and the slice of this rank's.
 
     Args:
         rows: (N, D), without a graph; N may differ between ranks, D and the dtype may not.
+        counts: N of every rank, where `row_counts` has given them already.
 
     Returns:
         (M, D), the same on every rank, and the slice of this rank's N rows. Each rank sends the largest N of all ranks
@@ -35,7 +59,8 @@ def gather_rows(rows: Tensor) -> tuple[Tensor, slice]:
     """
     if world_size() == 1:
         return rows, slice(0, len(rows))
-    counts = _row_counts(rows)
+    if counts is None:
+        counts = row_counts(len(rows), rows.shape[1], rows.dtype)
     padded = pad(rows, (0, 0, 0, max(counts) - len(rows))).contiguous()
     received = [torch.empty_like(padded) for _ in counts]
     # As bytes: not every backend supports every floating-point type.
@@ -98,24 +123,6 @@ class AnyRank:
             self._pending.wait()
             self._pending = None
         return bool(self._flag.item())
-
-
-def _row_counts(rows: Tensor) -> list[int]:
-    """How many rows each rank has. Checks that their lengths agree: a collective on unequal shapes hangs or lies.
-
-    All ranks do this in every step, since a collective that only some of them join hangs too. It runs on the CPU: the
-    counts are needed by the host, and reading them from an accelerator would make it wait for all queued work.
-    """
-    own = torch.tensor([*rows.shape, rows.element_size()])
-    received = [torch.empty_like(own) for _ in range(world_size())]
-    dist.all_gather(received, own, group=_cpu_group())
-    shapes = [tuple(shape.tolist()) for shape in received]
-    if len({shape[1:] for shape in shapes}) > 1:
-        raise ValueError(
-            f"features: workers bring rows of different length or precision ({', '.join(map(str, shapes))} as "
-            "rows, length, bytes); use the same network, layer, crop size and precision on every worker"
-        )
-    return [shape[0] for shape in shapes]
 
 
 def _cpu_group() -> dist.ProcessGroup | None:

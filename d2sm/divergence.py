@@ -48,6 +48,8 @@ EPS = torch.finfo(torch.float32).eps  # kernel of two opposite rows
 # updated by additions and subtractions in float64 stay exact to 4 digits even if they hold nothing else.
 FLOOR = 1e-12
 LOWEST_TEMPERATURE = 0.05  # there cosines below -.38 are clamped
+# More than what float32 cosines of the same rows differ by in other orders of summation: 1e-5 for rows of 131,072.
+ROUNDING = 1e-4
 _TINY = torch.finfo(torch.float64).tiny
 _FEW, _LONG, _PIECES = 64, 32768, 32  # measured on an H100: tests/benchmarks/README.md, "On a GPU"
 
@@ -142,6 +144,19 @@ class KLDivergence(nn.Module):
         sums, log_ratio, self._log_ratio = self.sums[:, : k.shape[2]], self._log_ratio, None
         return self.compiling(_gradient, k, log_ratio, sums, own, self.inverse, self.temperature, steady=self._steady)
 
+    def agrees(self, k: Tensor, columns: Tensor) -> bool:
+        """Whether the sums of some columns are those of their kernels `k`, (2, J, n), up to rounding."""
+        log_ratio, rounding = _log_ratio(k), _rounding(k, self.temperature)
+        (of_first, of_second), log_quotient = (rounding.flip(0), -log_ratio) if self.inverse else (rounding, log_ratio)
+        of_c = of_first * (log_quotient.abs() + 1) + of_second * log_quotient.exp()
+        wanted, tolerance = _contributions(k, log_ratio, self.inverse).sum(2), torch.cat([rounding, of_c[None]]).sum(2)
+        return bool(((self.sums.to(k.device)[:, columns] - wanted).abs() <= tolerance).all())
+
+    def replace(self, k: Tensor, columns: Tensor) -> None:
+        """Set the sums of some columns to those of their kernels `k`, (2, J, n)."""
+        self.sums = self.sums.to(k.device)
+        self.sums[:, columns] = _contributions(k, _log_ratio(k), self.inverse).sum(2)
+
     @contextmanager
     def unchanged(self, new: Tensor) -> Iterator[None]:
         """Undo the updates made within the block."""
@@ -194,6 +209,11 @@ def _gradient(
     return _by_cosine(kx, by_kernel, temperature)
 
 
+def _rounding(k: Tensor, temperature: float | None) -> Tensor:
+    """How far kernels may be apart that were computed from the same rows, in other orders of summation."""
+    return torch.full_like(k, ROUNDING) if temperature is None else k * (ROUNDING / temperature)
+
+
 def _by_cosine(k: Tensor, by_kernel: Tensor, temperature: float | None) -> Tensor:
     """dL/ds from dL/dk: 0 where the kernel is clamped, and on the diagonal, where it is 0."""
     chained = by_kernel / 2 if temperature is None else by_kernel * k / temperature
@@ -244,6 +264,16 @@ class JSDivergence(nn.Module):
         by_column = torch.cat([self._kernel_gradient(columns, n)[:, own] for columns in chunks]).T
         by_row = self._kernel_gradient(own, n)
         return _by_cosine(k[0], by_column + by_row, self.temperature)
+
+    def agrees(self, k: Tensor, columns: Tensor) -> bool:
+        """Whether some stored columns are their kernels `k`, (2, J, n), up to rounding."""
+        stored = self.kernels.to(k.device)[:, columns, : k.shape[2]]
+        return bool(((stored - k).abs() <= _rounding(k, self.temperature)).all())
+
+    def replace(self, k: Tensor, columns: Tensor) -> None:
+        """Store some columns, whose kernels are `k`, (2, J, n)."""
+        self.kernels = self.kernels.to(k.device)
+        self.kernels[:, columns, : k.shape[2]] = k
 
     @contextmanager
     def unchanged(self, new: Tensor) -> Iterator[None]:

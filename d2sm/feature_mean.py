@@ -18,7 +18,8 @@ class FeatureMean(nn.Module):
         m <- m + (sum_i f^y_i - M m) / t        M new samples of all ranks; t = min(samples seen with these, q)
 
     As long as no more than q samples were seen it is their exact mean; after that older ones fade. A sample is centred
-    once, by the mean of the step in which it enters, so that its similarities to others never change afterwards.
+    once, by the mean of the step in which it enters, so that its similarities to others never change afterwards. A step
+    with a clean feature that is not finite leaves the mean as it is.
 
     Args:
         queue_size: q.
@@ -40,9 +41,11 @@ class FeatureMean(nn.Module):
             self.mean = rows.new_zeros(rows.shape[1])
         new = sum_over_workers(torch.cat([rows.sum(0), rows.new_full((1,), len(rows))]))
         total, count = new[:-1], new[-1]
-        self.seen = self.seen.to(rows.device) + count
-        mean = self.mean.to(rows.device)
-        self.mean = mean + (total - count * mean) / self.seen.clamp(max=self.queue_size)
+        before, mean = self.seen.to(rows.device), self.mean.to(rows.device)
+        seen = before + count
+        updated = mean + (total - count * mean) / seen.clamp(max=self.queue_size)
+        finite = total.isfinite().all()  # a step that is not must not remain in the mean
+        self.seen, self.mean = torch.where(finite, seen, before), torch.where(finite, updated, mean)
         mean = self.mean.to(dtype)
         return restored.to(dtype) - mean, clean.to(dtype) - mean
 

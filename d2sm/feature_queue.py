@@ -58,6 +58,11 @@ class FeatureQueue(nn.Module):
         """Row indices that the next `count` samples are written to: empty rows, then the oldest. (count,) int64."""
         return (torch.arange(count, device=self.rings.device) + self.position) % self.queue_size
 
+    def oldest_first(self) -> Tensor:
+        """Row indices of the samples stored, in the order in which they entered. (n,) int64."""
+        start = self.position if self.is_full else 0
+        return (torch.arange(self.fill, device=self.rings.device) + start) % self.queue_size
+
     def replaced(self, indices: Tensor, part: slice) -> Tensor:
         """Those of `indices[part]` whose rows hold samples now; `indices` are the next ones, so empty rows come first.
 
@@ -86,24 +91,29 @@ class FeatureQueue(nn.Module):
                 rings[:, indices] = overwritten
             self.rings, self.fill, self.position = rings, fill, position
 
-    def allocate(self, rows: Tensor) -> None:
-        """Allocate the buffer for rows like these (2, M, D) if there is none yet.
+    def check(self, rows: Tensor) -> None:
+        """Refuse rows (..., D) that cannot enter.
 
         Raises:
             ValueError: they differ from the stored rows in length or device.
         """
-        length = rows.shape[2]
-        if self.rings.shape[2] == 0:
-            self._allocate(length, self.dtype or rows.dtype, rows.device)
-        if self.rings.shape[2] != length:
+        stored, length = self.rings.shape[2], rows.shape[-1]
+        if stored == 0:
+            return
+        if stored != length:
             raise ValueError(
-                f"features: {length} numbers a sample, but the queues hold samples of {self.rings.shape[2]}; "
+                f"features: {length} numbers a sample, but the queues hold samples of {stored}; "
                 "keep crop size, layer and patch_size, or start with fresh queues"
             )
         if self.rings.device != rows.device:
             raise ValueError(
                 f"features: on {rows.device}, but the queues are on {self.rings.device}; move the loss with .to(...)"
             )
+
+    def allocate(self, rows: Tensor) -> None:
+        """Allocate the buffer for rows like these (2, M, D) if there is none yet."""
+        if self.rings.shape[2] == 0:
+            self._allocate(rows.shape[2], self.dtype or rows.dtype, rows.device)
 
     def _allocate(self, length: int, dtype: torch.dtype, device: torch.device) -> None:
         # D is often a power of two. Rows that far apart map to the same sets of a CPU's cache and evict each other, so
@@ -126,6 +136,6 @@ class FeatureQueue(nn.Module):
                     f"queue_size: this loss stores {self.queue_size} samples, the saved state {saved.shape[1]}; "
                     f"use queue_size={saved.shape[1]} or start with fresh queues"
                 )
-            # Length and precision are those of the saved rows: a fresh queue has neither yet.
-            self._allocate(saved.shape[2], saved.dtype, self.rings.device)
+            # Length and, unless given, precision are those of the saved rows: a fresh queue has neither yet.
+            self._allocate(saved.shape[2], self.dtype or saved.dtype, self.rings.device)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
 from d2sm.compiling import Compiling
-from d2sm.distributed import gather_rows, world_size
+from d2sm.distributed import gather_rows, row_counts, world_size
 from d2sm.divergence import LOWEST_TEMPERATURE, Divergence, JSDivergence, Kernel, KLDivergence, cosines, kernel
 from d2sm.feature_mean import FeatureMean
 from d2sm.feature_queue import FeatureQueue
+from d2sm.precision import keeping_dtype
 from d2sm.precomputed import with_gradient
 
 Reduction = Literal["mean", "sum"]
+_COLUMNS_CHECKED = 8  # of a loaded state, the oldest among them
+_COLUMNS_AT_ONCE = 256  # when all are computed anew, to bound temporary memory
 
 
 class StatisticsMatching(nn.Module):
@@ -37,13 +40,22 @@ class StatisticsMatching(nn.Module):
 
     Distributed: in a process group the queues of every rank hold the samples of all ranks, and each rank computes the
     similarities of its own N samples. A rank sends its rows (2 N D numbers), their shapes (24 bytes) and the changes of
-    the column sums (3 n float64; for "jsd" the kernels of its new samples instead, 2 N n float64). The value is the
-    same on every rank and equals that of one process with the whole batch. DistributedDataParallel *averages* gradients
-    over ranks; therefore the gradient returned here is the true one of this rank's samples times the number of ranks,
-    and the averaged gradient of the model is that of one process.
+    the column sums (3 n float64; for "jsd" the kernels of its new samples instead, 2 N n float64); with `center` also
+    the sum and the number of its clean features (D + 1 float64). The value is the same on every rank and equals that of
+    one process with the whole batch. DistributedDataParallel *averages* gradients over ranks; therefore the gradient
+    returned here is the true one of this rank's samples times the number of ranks, and the averaged gradient of the
+    model is that of one process.
 
     In eval mode the value is the same as in training mode, but the queues stay as they are; this copies only the rows
     that would have been overwritten, never the queues.
+
+    Where a sample is not finite, the value and the gradient of its step are NaN. It enters the queues as a zero row,
+    whose cosine with every sample is 0, so later steps are finite.
+
+    State: the queues, the column sums and the mean keep their precision in `.half()`, `.double()` and `.to(dtype)`. A
+    saved state may be loaded with another kernel, temperature or direction of KL, and with another `queue_dtype`: the
+    column sums are then computed anew from the queues, in O(n^2 D). Otherwise loading takes O(n D), and the next steps
+    are bit for bit those that would have followed.
 
     Args:
         queue_size: q, samples stored; at least those of one step over all ranks.
@@ -98,6 +110,7 @@ class StatisticsMatching(nn.Module):
             self.divergence = KLDivergence(queue_size, inverse=inverse, temperature=self.temperature)
         self.center = FeatureMean(queue_size) if center else None
         self.compiling = Compiling()
+        self.register_load_state_dict_post_hook(_mend_sums)
 
     def forward(self, restored: Tensor, clean: Tensor) -> Tensor:
         """Add the new samples to the queues and compare.
@@ -115,24 +128,42 @@ class StatisticsMatching(nn.Module):
         needs_gradient = torch.is_grad_enabled() and restored.requires_grad
         with torch.no_grad(), torch.autocast(restored.device.type, enabled=False):
             x, y = restored.detach(), clean.detach()
+            counts = self._counts(x, y)  # checked before anything is remembered
             if self.center is not None:
                 with nullcontext() if self.training else self.center.unchanged():
                     x, y = self.center.centred(x, y)
-            value, gradient = self._step(x, y, needs_gradient)
+            value, gradient = self._step(x, y, counts, needs_gradient)
         return value if gradient is None else with_gradient(value, restored, gradient)
 
-    def _step(self, restored: Tensor, clean: Tensor, needs_gradient: bool) -> tuple[Tensor, Tensor | None]:
+    def _counts(self, restored: Tensor, clean: Tensor) -> list[int]:
+        """How many samples each rank brings, which all must fit into the queues."""
+        dtype = self.gather_dtype or torch.promote_types(
+            torch.promote_types(restored.dtype, clean.dtype), torch.float32
+        )
+        counts = row_counts(len(restored), 2 * restored.shape[1], dtype)  # restored and clean are sent as one row
+        if sum(counts) > self.queue_size:
+            raise ValueError(
+                f"queue_size={self.queue_size}: smaller than the {sum(counts)} samples this step brings; raise it, or "
+                "take smaller batches or larger patches"
+            )
+        self.memory.check(restored)
+        return counts
+
+    def _step(
+        self, restored: Tensor, clean: Tensor, counts: list[int], needs_gradient: bool
+    ) -> tuple[Tensor, Tensor | None]:
         """The value and its gradient by `restored`, which is computed at once because the queues move on."""
         rows, inverse_norm = self.compiling(_unit, restored, clean)  # (2, N, D)
         count, queue = rows.shape[1], self.memory
 
         # The rows of all ranks, (2, M, D), among them this rank's.
-        sent, own_part = gather_rows(rows.transpose(0, 1).flatten(1).to(self.gather_dtype or rows.dtype))
-        if len(sent) > self.queue_size:
-            raise ValueError(
-                f"queue_size={self.queue_size}: smaller than the {len(sent)} samples this step brings; raise it, or "
-                "take smaller batches or larger patches"
-            )
+        sent, own_part = gather_rows(rows.transpose(0, 1).flatten(1).to(self.gather_dtype or rows.dtype), counts)
+        # A sample that is not finite makes the value and the gradient of its step NaN, on every rank. In the queues it
+        # is a zero row, so that those of the next steps are finite. `_unit` has made NaN of what is not finite in it.
+        # A mask instead of the product takes a CPU 4 times as long.
+        nan_or_0 = sent.sum(1, keepdim=True) * 0
+        sent.mul_(nan_or_0 + 1).nan_to_num_(0)
+        nan_or_0 = nan_or_0.sum().to(rows.dtype)
         all_rows = sent.to(rows.dtype).unflatten(1, (2, -1)).transpose(0, 1)
 
         with nullcontext() if self.training else self._unchanged(len(sent)):
@@ -152,16 +183,23 @@ class StatisticsMatching(nn.Module):
             # (2), (1): the column sums and the value.
             self.divergence.update(k, k_leaving, new, own)
             x, n = rows[0], queue.fill
-            if n < 2:  # nothing to compare with
-                return x.new_zeros(()), torch.zeros_like(restored)
+            if n <= 2:  # a column of P and of Q holds a single entry, 1; rounding must not pass for a gradient
+                return nan_or_0, torch.zeros_like(restored) + nan_or_0.to(restored.dtype)
             scale = 1 / n if self.reduction == "mean" else 1.0
-            value = (self.divergence.value(n) * scale).to(x.dtype)
+            value = (self.divergence.value(n) * scale).to(x.dtype) + nan_or_0
             if not needs_gradient:
                 return value, None
 
             by_cosine = (self.divergence.gradient(k, own) * (scale * world_size())).to(x.dtype)
             by_unit = _product(by_cosine, queue.restored)
-            return value, self.compiling(_through_norm, by_unit, x, inverse_norm[0], restored.dtype)
+            return value, self.compiling(_through_norm, by_unit, x, inverse_norm[0] + nan_or_0, restored.dtype)
+
+    def kernels(self, columns: Tensor) -> Tensor:
+        """kx and ky between some stored samples and all: (2, J, n) float64, 0 where a sample meets itself."""
+        queue = self.memory.filled
+        rows = queue[:, columns].to(torch.promote_types(queue.dtype, torch.float32))
+        k, _ = _kernels(cosines(rows, queue), columns, len(columns), self.temperature)
+        return k
 
     def compile(self, *_: Any, **options: Any) -> None:
         """Compile the arithmetic between the products, in place; `options` are those of torch.compile.
@@ -172,11 +210,31 @@ class StatisticsMatching(nn.Module):
         self.compiling.compile(**options)
         self.divergence.compile(**options)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        return super()._apply(keeping_dtype(fn), recurse)
+
     @contextmanager
     def _unchanged(self, count: int) -> Iterator[None]:
         """Restore the state at the end of the block, in which `count` samples enter."""
         with self.memory.unchanged(count), self.divergence.unchanged(self.memory.next_indices(count)):
             yield
+
+
+@torch.no_grad()
+def _mend_sums(matching: StatisticsMatching, _: Any) -> None:
+    """Compute the column sums of a loaded state from its queues, unless they agree with them.
+
+    Those of another kernel, temperature or direction do not, nor those of rows that were stored in another precision.
+    Sums go wrong by being loaded so, and then for the samples that are the oldest later on: a few columns tell.
+    """
+    queue, divergence = matching.memory, matching.divergence
+    if queue.fill < 2 or queue.rings.is_meta:
+        return
+    columns = queue.oldest_first()
+    few = columns[:: -(-queue.fill // _COLUMNS_CHECKED)]
+    if not divergence.agrees(matching.kernels(few), few):
+        for chunk in columns.split(_COLUMNS_AT_ONCE):
+            divergence.replace(matching.kernels(chunk), chunk)
 
 
 def _unit(restored: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,7 +21,6 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from d2sm import distributed
@@ -57,7 +57,7 @@ def gathering(rank: int, workers: int, name: str, folder: str) -> None:
     spent = 0.0
 
     def timed(run: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Tensor) -> Any:
+        def call(*args: Any) -> Any:
             nonlocal spent
             start = time.perf_counter()
             made = run(*args)
@@ -66,14 +66,20 @@ def gathering(rank: int, workers: int, name: str, folder: str) -> None:
 
         return call
 
-    places = ("d2sm.matching.gather_rows", "d2sm.divergence.sum_over_workers")
+    collectives: dict[str, Callable[..., Any]] = {
+        "d2sm.matching.row_counts": distributed.row_counts,
+        "d2sm.matching.gather_rows": distributed.gather_rows,
+        "d2sm.divergence.sum_over_workers": distributed.sum_over_workers,
+    }
     with (
         patch("ray.train.torch.get_device", lambda: torch.device("cpu")),
         patch("ray.train.torch.prepare_model", DistributedDataParallel),
     ):
         state = TrainState(config, 10**6)
     rows, seen = rows_of(config, rank), []
-    with patch(places[0], timed(distributed.gather_rows)), patch(places[1], timed(distributed.sum_over_workers)):
+    with ExitStack() as patches:
+        for place, run in collectives.items():
+            patches.enter_context(patch(place, timed(run)))
         for step in range(24):
             dist.barrier()
             spent, start = 0.0, time.perf_counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,37 @@ def test_a_loss_without_gradient_and_one_that_is_not_finite() -> None:
     assert torch.equal(balance.scale, before)
 
 
+def test_losses_with_a_part_in_common() -> None:
+    """As where both are taken of the clamped image: the gradient is that of the two losses of separate graphs."""
+    restored, clean = images(3)
+    separate, shared = GradientBalance(0.5), GradientBalance(0.5)
+    clamped = (restored * 1.5).clamp(0, 1)
+    shared(restored, (clamped - clean).abs().mean(), (clamped - clean).square().mean()).backward()
+    assert restored.grad is not None
+    found, restored.grad = restored.grad, None
+    first, second = ((restored * 1.5).clamp(0, 1) - clean for _ in range(2))
+    separate(restored, first.abs().mean(), second.square().mean()).backward()
+    assert torch.equal(found, restored.grad) and found.any()
+
+
+def test_the_ratio_is_exact_from_the_first_step_in_which_d2sm_has_a_gradient() -> None:
+    """One crop a step: with two samples or fewer D2SM's gradient is 0, and rounding is not scaled to the ratio."""
+    balance, loss, lengths = GradientBalance(0.7), D2SMLoss(small_phi().float(), 16), []
+    for step in range(4):
+        restored, clean = (x.detach()[:1].float() for x in images(step))
+        restored.requires_grad_()
+        g = gradient((restored - clean).abs().mean(), restored)
+        balance(restored, (restored - clean).abs().mean(), loss(restored, clean)).backward()
+        assert restored.grad is not None
+        lengths.append(((restored.grad - g).norm() / g.norm()).item())
+    assert lengths[:2] == [0, 0]
+    assert lengths[2] == pytest.approx(0.7, rel=1e-4) and lengths[3] > 0
+    before = balance.squares
+    restored, clean = images(5)
+    balance(restored, (restored - clean).abs().mean(), 0 * restored.sum())
+    assert torch.equal(balance.squares, before)
+
+
 def test_without_gradient_and_in_eval_mode_the_means_stay() -> None:
     balance = GradientBalance(0.5)
     restored, clean = images(2)
@@ -93,6 +125,24 @@ def test_without_gradient_and_in_eval_mode_the_means_stay() -> None:
     resumed = GradientBalance(0.5)
     resumed.load_state_dict(before)
     assert torch.equal(resumed.scale, balance.scale)
+
+
+def test_converting_the_module_leaves_the_means() -> None:
+    plain, converted = GradientBalance(0.5), GradientBalance(0.5).half()
+    for step in range(3):
+        for balance in (plain, converted):
+            restored, clean = images(step)
+            balance(restored, *pair(restored, clean, step))
+        assert torch.equal(converted.half().squares, plain.squares)
+
+
+def test_the_means_follow_the_gradients_to_their_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's meta device stands for an accelerator: it mixes with the CPU as little."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # there is none for meta
+    balance = GradientBalance(0.5)
+    restored = torch.rand(2, 3, 4, 4, device="meta", requires_grad=True)
+    balance(restored, restored.abs().mean(), restored.square().mean()).backward()
+    assert balance.squares.is_meta and restored.grad is not None
 
 
 @pytest.mark.parametrize("ratio, momentum", [(0.0, 0.9), (-1.0, 0.9), (float("nan"), 0.9), (1.0, 1.0), (1.0, -0.1)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 from unittest.mock import patch
 
@@ -71,6 +72,28 @@ def _mismatch(rank: int) -> str:
     return ""
 
 
+def _centred_mismatch(rank: int) -> str:
+    """The mean of unequal rows is not asked for: gloo would end one process and leave the other waiting."""
+    features = torch.ones(2, 3 + rank)
+    try:
+        StatisticsMatching(8, center=True)(restored=features, clean=features)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _one_rank_not_finite(rank: int) -> list[float]:
+    """The values of three steps; in the second a sample of the last rank is not finite."""
+    matching, generator = StatisticsMatching(8), torch.Generator().manual_seed(rank)
+    values = []
+    for step in range(3):
+        features = torch.randn(2, 6, generator=generator)
+        if step == 1 and rank == world_size() - 1:
+            features[0, 0] = float("nan")
+        values.append(matching(restored=features + 0.1, clean=features).item())
+    return values
+
+
 def _any_rank(rank: int) -> list[bool]:
     """The flag is set on no rank, on the last one, on all, on none."""
     any_rank, answers = AnyRank(), []
@@ -87,7 +110,8 @@ def _results(rank: int, workers: int) -> dict[Any, Any]:
     results["total"] = sum_over_workers(torch.tensor([1.0, rank]))
     if workers == 2:
         results["bf16"], results["mismatch"] = _bf16_gather(rank), _mismatch(rank)
-        results["hosts"] = _by_hosts(rank)
+        results["hosts"], results["centred mismatch"] = _by_hosts(rank), _centred_mismatch(rank)
+        results["not finite"] = _one_rank_not_finite(rank)
     return results
 
 
@@ -132,6 +156,10 @@ def test_gathering_in_half_precision_and_unequal_rows(workers: list[dict[Any, An
         assert worker["bf16"]["coarse"] == pytest.approx(full, rel=2e-2)
         assert torch.equal(worker["bf16"]["rows"], worker["bf16"]["all"])
         assert "rows of different length" in worker["mismatch"]
+        assert "rows of different length" in worker["centred mismatch"]
+        first, second, third = worker["not finite"]
+        assert math.isnan(second) and (first, third) == (workers[0]["not finite"][0], workers[0]["not finite"][2])
+        assert 0 < first < 1 and 0 < third < 1
 
 
 def test_identity_without_a_process_group() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -55,8 +57,8 @@ def test_any_sequence_of_batches(size: int, fractions: list[float], divergence: 
         restored.requires_grad_()
         x, y = queue.enter(restored, clean)
         value = matching(restored, clean)
-        if len(x) == 1:  # nothing to compare with
-            assert value.item() == 0
+        if len(x) <= 2:  # exactly, without rounding
+            assert value.item() == 0 and not torch.autograd.grad(value, restored)[0].any()
             continue
         expected = reference.differentiable(x, y, divergence) / len(x)
         assert value.item() == pytest.approx(expected.item(), rel=1e-10, abs=1e-12)
@@ -240,6 +242,36 @@ def test_no_nan_at_the_edges(divergence: Divergence, case: str) -> None:
         assert gradient.abs().max() == 0
 
 
+@pytest.mark.parametrize("options", [{}, {"center": True}, {"kernel": "exp", "temperature": 0.3}])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("where", ["restored", "clean"])
+def test_a_sample_that_is_not_finite_is_seen_in_its_step_alone(
+    where: str, value: float, divergence: Divergence, options: dict[str, Any]
+) -> None:
+    """The queues go on as if both of its rows had been zero. Its step is the first, or one with full queues."""
+    for when in (0, 5):
+        matching, queue = StatisticsMatching(9, divergence, reduction="sum", **options), reference.Queue(9)
+        mean, seen = torch.zeros(6, dtype=torch.float64), 0
+        for step in range(11):
+            restored, clean = rows(3, seed=step)
+            if options.get("center") and (step, where) != (when, "clean"):  # such a step is left out of the mean
+                seen += 3
+                mean = mean + 3 / min(seen, 9) * (clean.mean(0) - mean)
+            finite = restored - mean, clean - mean
+            if step == when:
+                {"restored": restored, "clean": clean}[where][1, 2] = value
+                finite[0][1], finite[1][1] = 0, 0
+            x, y = queue.enter(*finite)
+            result = matching(restored.requires_grad_(), clean)
+            (gradient,) = torch.autograd.grad(result, restored)
+            if step == when:
+                assert result.isnan() and gradient.isnan().all()
+                continue
+            wanted = reference.differentiable(x, y, divergence, options.get("temperature")).item()
+            assert result.item() == pytest.approx(wanted, rel=1e-6, abs=1e-9) and gradient.isfinite().all()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_features_are_compared_in_float32(dtype: torch.dtype) -> None:
     restored, clean = rows(6, 32, seed=5, dtype=torch.float32)
@@ -332,6 +364,97 @@ def test_state_continues_bit_for_bit(divergence: Divergence) -> None:
         assert torch.equal(first(restored, clean), second(restored, clean))
 
 
+EXP: dict[str, Any] = {"kernel": "exp", "temperature": 0.3}
+
+
+@pytest.mark.parametrize("stored", [2, 5, 12])
+@pytest.mark.parametrize(
+    "saved, loaded",
+    [
+        ({}, EXP),
+        (EXP, {}),
+        (EXP, EXP | {"temperature": 0.2}),
+        ({}, {"divergence": "inverse_kl"}),
+        ({"divergence": "inverse_kl"}, EXP | {"divergence": "kl"}),
+        ({"divergence": "jsd"}, EXP | {"divergence": "jsd"}),
+    ],
+)
+def test_a_state_goes_on_with_another_kernel_or_direction(
+    saved: dict[str, Any], loaded: dict[str, Any], stored: int
+) -> None:
+    """From partly filled queues and full ones, until all samples have been replaced: the values of the equation."""
+    first, second = (StatisticsMatching(9, reduction="sum", **options) for options in (saved, loaded))
+    queue = reference.Queue(9)
+    for step in range(stored):
+        given = rows(1, seed=step)
+        queue.enter(*given)
+        first(*given)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    for step in range(stored, stored + 6):
+        given = rows(2, seed=step)
+        x, y = queue.enter(*given)
+        wanted = reference.eq1(x.numpy(), y.numpy(), loaded.get("divergence", "kl"), loaded.get("temperature"))
+        assert second(*given).item() == pytest.approx(wanted, rel=1e-8, abs=1e-10)
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_a_state_with_sums_that_are_not_its_queues_is_mended(divergence: Divergence) -> None:
+    """As saved by earlier versions after a change of kernel: the oldest samples' columns are of another one, or NaN."""
+    matching = StatisticsMatching(9, divergence)
+    for step in range(4):
+        matching(*rows(3, seed=step))
+    for value in (0.5, float("nan")):
+        state = copy.deepcopy(matching.state_dict())
+        (sums,) = [tensor for name, tensor in state.items() if name.startswith("divergence.")]
+        sums[:, matching.memory.oldest_first()[:5]] = value
+        loaded = StatisticsMatching(9, divergence)
+        loaded.load_state_dict(state)
+        given = rows(2, seed=9)
+        assert loaded(*given).item() == pytest.approx(copy.deepcopy(matching)(*given).item(), rel=1e-9)
+
+
+def test_loading_keeps_the_sums_of_long_rows_in_float32() -> None:
+    """Their cosines depend on the order of summation; the state is nevertheless the saved one, bit for bit."""
+    for options in ({}, EXP | {"temperature": 0.05}):
+        first, second = (StatisticsMatching(12, queue_dtype=torch.bfloat16, **options) for _ in range(2))
+        for step in range(7):
+            restored, clean = rows(3, 65_536, seed=step, dtype=torch.float32)
+            first(restored.abs(), clean.abs())
+        second.load_state_dict(copy.deepcopy(first.state_dict()))
+        assert_same_state(second.state_dict(), first.state_dict())
+
+
+def test_loading_keeps_a_precision_that_was_asked_for() -> None:
+    first = StatisticsMatching(9)
+    for step in range(5):
+        first(*rows(3, 64, seed=step, dtype=torch.float32))
+    for dtype in (None, torch.bfloat16, torch.float64):
+        second = StatisticsMatching(9, queue_dtype=dtype)
+        second.load_state_dict(first.state_dict())
+        given = rows(3, 64, seed=9, dtype=torch.float32)
+        assert second(*given).item() == pytest.approx(copy.deepcopy(first)(*given).item(), rel=2e-2)
+        assert second.memory.rings.dtype == (dtype or torch.float32)
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_converting_the_module_leaves_its_state(divergence: Divergence, dtype: torch.dtype) -> None:
+    """Bit for bit, also back; devices change."""
+    plain, converted = (StatisticsMatching(9, divergence, center=True) for _ in range(2))
+    for step in range(8):
+        if step == 4:
+            before = copy.deepcopy(converted.state_dict())
+            converted.to(dtype)
+            assert_same_state(converted.state_dict(), before)
+            converted.float()
+        restored, clean = rows(4, seed=step, dtype=torch.float32)
+        assert torch.equal(plain(restored, clean), converted(restored, clean))
+    assert {buffer.device.type for buffer in converted.to("meta", dtype).buffers()} == {"meta"}
+    assert {name: buffer.dtype for name, buffer in converted.named_buffers()} == {
+        name: buffer.dtype for name, buffer in plain.named_buffers()
+    }
+
+
 def test_mean_is_the_sum_per_sample_present() -> None:
     restored, clean = rows(5, seed=0)
     total = StatisticsMatching(16, reduction="sum")(restored, clean)
@@ -380,6 +503,30 @@ def test_bad_options_and_changed_lengths() -> None:
         matching(restored=torch.ones(2, 4), clean=torch.ones(2, 4))
     with pytest.raises(ValueError, match="queue_size: .*queue_size=8"):
         StatisticsMatching(9).load_state_dict(matching.state_dict())
+
+
+@pytest.mark.parametrize("center", [False, True])
+@pytest.mark.parametrize(
+    "count, length, device, words",
+    [
+        (7, 6, "cpu", "queue_size=6: .* 7 "),
+        (2, 5, "cpu", "features: 5 .* 6"),
+        (2, 6, "meta", "features: on meta.*cpu"),
+    ],
+)
+def test_a_refused_step_leaves_no_trace(center: bool, count: int, length: int, device: str, words: str) -> None:
+    matching = StatisticsMatching(6, center=center)
+    matching(*rows(4, seed=0, dtype=torch.float32))
+    before = copy.deepcopy(matching.state_dict())
+    given = rows(count, length, seed=1, dtype=torch.float32)
+    with pytest.raises(ValueError, match=words), nullcontext() if device == "cpu" else without_autocast():
+        matching(*(tensor.to(device) for tensor in given))
+    assert_same_state(matching.state_dict(), before)
+
+
+def without_autocast() -> AbstractContextManager[Any]:
+    """There is none for torch's meta device, which stands for an accelerator."""
+    return patch.object(torch, "autocast", lambda *_, **__: nullcontext())
 
 
 def test_the_two_references_agree() -> None:
