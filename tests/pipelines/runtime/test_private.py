@@ -243,7 +243,7 @@ def test_ray_tune_can_be_asked_to_stop(ray_session: None, tmp_path: Path, monkey
     assert not private.stop_tune()
     run_config = tune.RunConfig(name="endless", storage_path=str(tmp_path), verbose=0, callbacks=[Stop()])
     try:
-        tune.Tuner(tune.with_resources(Endless, {"cpu": 0}), run_config=run_config).fit()
+        tune.Tuner(tune.with_resources(Endless, {private.HEAD_NODE: 0.1}), run_config=run_config).fit()
         restored = tune.Tuner.restore(str(tmp_path / "endless"), trainable=Endless)
         searcher, callbacks = private.parts_of(restored)
         assert searcher is None and [type(each).__name__ for each in callbacks] == ["Stop"]
