@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,7 @@ def run(
     verbose: bool = False,
     watch: record.Watch | None = None,
     ready: Ready | None = None,
+    given: Collection[str] = (),
 ) -> Outcome:
     """Train, or resume the run of this name; then evaluate it, draw pictures, and register it if asked.
 
@@ -74,6 +75,7 @@ def run(
         verbose: let Ray's own log through.
         watch: is told the step and the metrics at every entry of the training log.
         ready: what `check.check` gave for this configuration; None: it is checked here.
+        given: keys whose values somebody asked for (see `splits.settled`), for that check.
 
     Raises:
         InUseError: another process trains or evaluates this run.
@@ -81,7 +83,7 @@ def run(
             wrong; raised before training starts. One line, as whatever `train.fit` and `evaluate.evaluate` raise later.
         NotReady: several reasons against the run, before anything was started.
     """
-    ready = ready or check(config)
+    ready = ready or check(config, given=given)
     with RunFolder.of(ready.config).owned():
         return _run(ready, quiet=quiet, verbose=verbose, watch=watch)
 

@@ -14,7 +14,7 @@ from pipelines import experiment, tracking
 from pipelines.check import NotReady, check, refuse
 from pipelines.comparison.rows import FinishedRun, RunsError, read_run
 from pipelines.config import Config, ConfigError
-from pipelines.data import plan
+from pipelines.data import plan, splits
 from pipelines.runs import checkpoint
 from pipelines.runs.folder import RunFolder
 from pipelines.runtime import session
@@ -39,6 +39,21 @@ def is_done(config: Config) -> bool:
     return finished(config) is not None
 
 
+def refuse_names(changes: Mapping[str, Any], what: str) -> None:
+    """Refuse keys that are set for each run of a table, a study or a sweep: a value that was asked for would be lost.
+
+    Args:
+        changes: dotted keys with the values that were asked for.
+        what: "table", "study" or "sweep".
+
+    Raises:
+        ConfigError: names the first such key.
+    """
+    for key, remedy in (("train.name", f"name the {what} with --name"), ("tracking.parent", "leave it out")):
+        if changes.get(key):
+            raise ConfigError(f"{key}={changes[key]}: a {what} sets it for each of its runs; {remedy}")
+
+
 @dataclass(frozen=True)
 class Training:
     """What is known of a run before it starts: its number of steps, and the fingerprint of its training images."""
@@ -51,7 +66,7 @@ def check_all(settings: Mapping[str, Config]) -> dict[str, Training]:
     """Check before the first run starts whatever a run of each setting will need.
 
     Args:
-        settings: by any name; a run of each, since its other seeds need the same.
+        settings: settled (`splits.settled`), by any name; a run of each, since its other seeds need the same.
 
     Raises:
         NotReady: all reasons, of all settings; a single one is raised as it is.
@@ -61,7 +76,7 @@ def check_all(settings: Mapping[str, Config]) -> dict[str, Training]:
     said: dict[str, None] = {}
     for name, config in settings.items():
         try:
-            ready = check(config, say=lambda line: said.update({line: None}))
+            ready = check(config, given=splits.SETTLED, say=lambda line: said.update({line: None}))
             found[name] = Training(plan.total_steps(config, ready.training.num_rows), ready.fingerprint)
         except NotReady as error:
             reasons += map(ValueError, error.reasons)
@@ -144,7 +159,7 @@ def _run_experiment(tree: Mapping[str, Any], messages: Any) -> None:
 
     folder, begun = RunFolder.of(config), time.monotonic()
     try:
-        experiment.run(config, quiet=True, watch=watch)
+        experiment.run(config, quiet=True, watch=watch, given=splits.SETTLED)
     finally:
         if folder.info_file.exists():
             folder.write_info(seconds=folder.read_info().get("seconds", 0.0) + time.monotonic() - begun)

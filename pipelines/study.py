@@ -39,7 +39,7 @@ from pipelines.comparison.study_results import START, Compared, StudyResults
 from pipelines.config import Config, ConfigError
 from pipelines.data import splits
 from pipelines.experiment import resolved
-from pipelines.parallel import check_all, finished, is_done, record, run_all
+from pipelines.parallel import check_all, finished, is_done, record, refuse_names, run_all
 from pipelines.recipes import recipe
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.names import check_name
@@ -66,11 +66,17 @@ class Plan(BaseModel):
 
 @dataclass(frozen=True)
 class StudyRun:
-    """A run of a study: its setting, its objective with its weight ("D2SM 30"), and its configuration."""
+    """A run of a study.
+
+    Attributes:
+        objective: with its weight, such as "D2SM 30".
+        given: the keys that its plan or the command line sets (see `splits.settled`).
+    """
 
     setting: str
     objective: str
     config: Config
+    given: frozenset[str] = frozenset()
 
     @property
     def title(self) -> str:
@@ -135,12 +141,14 @@ def read(file: Path, *, name: str, changes: Mapping[str, Any], absolute: bool = 
     for setting, keys in _settings(plan, file):
         where = f"{file}: {setting}"
         of_setting = _changed(common, keys, where)
+        given = frozenset({*plan.keys, *changes, *keys})
         if not of_setting.data.root:
             raise ConfigError(f"{where}: data.root: give the folder with the photographs, such as /data/cityscapes")
         start = None
         if plan.start is not None:
-            config = _changed(of_setting, {**variants[0][1], **plan.start}, f"{where}: {START}")
-            starts[setting] = StudyRun(setting, START, _placed(config, name, f"{setting} {START}", absolute))
+            own = {**variants[0][1], **plan.start}
+            config = _placed(_changed(of_setting, own, f"{where}: {START}"), name, f"{setting} {START}", absolute)
+            starts[setting] = StudyRun(setting, START, config, given | own.keys())
             start = RunFolder.of(starts[setting].config)
         for objective, own in variants:
             config = _changed(of_setting, own, f"{where}: {objective}")
@@ -148,7 +156,7 @@ def read(file: Path, *, name: str, changes: Mapping[str, Any], absolute: bool = 
                 seed = config.train.seed + number
                 one = config.replace({"train.seed": seed})
                 placed = _placed(one, name, f"{setting} {objective} seed{seed}", absolute, start)
-                by_seed[number].append(StudyRun(setting, objective, placed))
+                by_seed[number].append(StudyRun(setting, objective, placed, given | own.keys()))
     runs = list(itertools.chain.from_iterable(by_seed))
     _check_names([*starts.values(), *runs], file)
     return Study(name, starts, runs)
@@ -205,7 +213,7 @@ def settled(study: Study) -> Study:
     said: list[str] = []
 
     def of(one: StudyRun) -> StudyRun:
-        config, lines = splits.settled(one.config)
+        config, lines = splits.settled(one.config, given=one.given)
         said.extend(lines)
         return replace(one, config=config)
 
@@ -413,6 +421,7 @@ _NUMBERS = tuple(
 
 def _changed(config: Config, changes: Mapping[str, Any], where: str) -> Config:
     try:
+        refuse_names(changes, "study")
         return config.replace(changes)
     except ConfigError as error:
         raise ConfigError(f"{where}: {one_line(error)}") from None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from pipelines.comparison.rows import Row, label, labels, read_rows
 from pipelines.config import Config, ConfigError
 from pipelines.data import splits
 from pipelines.experiment import resolved
-from pipelines.parallel import check_all, is_done, record, run_all
+from pipelines.parallel import check_all, is_done, record, refuse_names, run_all
 from pipelines.recipes import recipe, recipes
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.names import check_name, shortened
@@ -55,13 +55,31 @@ def rows_of(wanted: Sequence[str], changes: Mapping[str, Any]) -> list[Config]:
     """
     found: dict[str, Config] = {}
     for word in wanted:
-        pattern, *own = re.split(r":(?=\w+\.\w+=)", word)  # a value may hold a ":", such as jpeg:10
-        for name in fnmatch.filter(recipes(), pattern) or [pattern]:
-            config = recipe(name).replace({**changes, **configs.parse(own)})
+        names, own = _parsed(word)
+        for name in names:
+            keys = {**changes, **own}
+            refuse_names(keys, "table")
+            config = recipe(name).replace(keys)
             if label(config) in found:
                 raise ConfigError(f"{word}: the row {label(config)} is there already; give it once")
             found[label(config)] = config
     return list(found.values())
+
+
+def given_of(wanted: Sequence[str], changes: Mapping[str, Any]) -> list[set[str]]:
+    """For each of `rows_of`, the keys that somebody asked for (see `splits.settled`).
+
+    Raises:
+        ConfigError: a wrong key or value.
+    """
+    parsed = map(_parsed, wanted)
+    return [{*changes, *own} for names, own in parsed for _ in names]
+
+
+def _parsed(word: str) -> tuple[list[str], dict[str, Any]]:
+    """The names of recipes that a word of `wanted` stands for, and the keys that it changes."""
+    pattern, *own = re.split(r":(?=\w+\.\w+=)", word)  # a value may hold a ":", such as jpeg:10
+    return fnmatch.filter(recipes(), pattern) or [pattern], configs.parse(own)
 
 
 def runs_of(rows: Sequence[Config], *, name: str, seeds: int) -> list[Config]:
@@ -95,6 +113,7 @@ def table(
     concurrent: int | None = None,
     quiet: bool = False,
     verbose: bool = False,
+    given: Sequence[Collection[str]] = (),
 ) -> Outcome:
     """Train and evaluate what is missing, and write the table.
 
@@ -105,12 +124,13 @@ def table(
         concurrent: at most so many runs at once; None: as many as fit.
         quiet: no progress line.
         verbose: let Ray's own log through.
+        given: for each row the keys that somebody asked for (`given_of`); empty: none.
 
     Raises:
         ConfigError, InUseError, DataError, SegmenterError, ResourceError, TrackingError: one line each, at the start. A
         run that fails later is in the outcome instead.
     """
-    settled = [splits.settled(row) for row in rows]
+    settled = [splits.settled(row, given=own) for row, own in zip(rows, given or [()] * len(rows), strict=True)]
     for text in dict.fromkeys(text for _, said in settled for text in said):
         show(text)
     wanted = runs_of([row for row, _ in settled], name=name, seeds=seeds)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,6 +72,7 @@ def fit(
     watch: Watch | None = None,
     ready: Ready | None = None,
     validates: bool = False,
+    given: Collection[str] = (),
 ) -> Trained:
     """Train, or resume the run of this name.
 
@@ -82,13 +83,14 @@ def fit(
         watch: called with step and metrics at every log entry.
         ready: what `check.check` gave for this configuration; None: it is checked here.
         validates: validate at the last step also without `train.validate_every`, then on all images of the evaluation.
+        given: keys whose values somebody asked for (see `splits.settled`), if it is checked here.
 
     Raises:
         ConfigError, InUseError, DataError, ResourceError, TrackingError, RemoteError, TrainingError: each one line.
         NotReady: several reasons against the run, before anything was started.
         KeyboardInterrupt: Ctrl-C. After the first there is a checkpoint of the last step.
     """
-    ready = ready or check(config, evaluates=validates)
+    ready = ready or check(config, evaluates=validates, given=given)
     config = ready.config
     folder = RunFolder.of(config)
     with folder.owned():

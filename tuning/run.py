@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from pipelines.runs.trust import TrustError
 from pipelines.runtime import files, private, provenance, resources
 from pipelines.runtime.resources import runs_that_fit
 from pipelines.text import counted, show
-from tuning import live, mlflow_run, search, trial, trials
+from tuning import interrupt, live, mlflow_run, search, trial, trials
 from tuning.space import Point, SpaceError
 from tuning.sweep import Candidates, Sweep, check, resolved
 from tuning.trials import TrialSummary
@@ -57,6 +57,7 @@ def run(
     trust: bool = False,
     quiet: bool = False,
     verbose: bool = False,
+    given: Collection[str] = (),
 ) -> Outcome:
     """Run a sweep, or resume the one of this name.
 
@@ -65,13 +66,14 @@ def run(
         trust: resume from files that this user did not write here; Ray Tune's are pickles, which can run code.
         quiet: no table while it runs.
         verbose: let Ray's own log through.
+        given: keys of the base whose values somebody asked for (see `splits.settled`).
 
     Raises:
         SpaceError, ConfigError, InUseError, DataError, SegmenterError, EvaluationError, ResourceError, TrackingError:
             one line, and before anything starts.
         KeyboardInterrupt: on Ctrl-C; what was trained and measured is kept.
     """
-    base, said = splits.settled(sweep.base)
+    base, said = splits.settled(sweep.base, given=given)
     for line in said:
         show(line)
     sweep = resolved(replace(sweep, base=base))
@@ -92,12 +94,14 @@ def _run(sweep: Sweep, *, concurrent: int | None, quiet: bool, verbose: bool) ->
     with mlflow_run.open_run(sweep) as parent:
         base = sweep.base.replace({"tracking.parent": parent.id})
         files.write_text(sweep.folder / trial.BASE, base.dumps())
-        _search(sweep, candidates, at_once, quiet=quiet, verbose=verbose)
-        found = trials.load(sweep.folder)
-        mlflow_run.settle_trials(sweep, found)
+        try:
+            stopped = _search(sweep, candidates, at_once, quiet=quiet, verbose=verbose)
+        finally:  # a trial whose process was ended has left its MLflow run as RUNNING
+            found = trials.load(sweep.folder)
+            mlflow_run.settle_trials(sweep, found)
         best = trials.best(found, sweep.metrics[0])
         mlflow_run.save(parent, sweep, found, best)
-        if any(each.state in ("waiting", "running") for each in found):
+        if stopped or any(each.state in ("waiting", "running") for each in found):
             raise KeyboardInterrupt
     return Outcome(sweep, found, best, parent.id, parent.uri, parent.page)
 
@@ -172,8 +176,8 @@ def _early_judgement(sweep: Sweep, images: int) -> str | None:
     )
 
 
-def _search(sweep: Sweep, candidates: Candidates, at_once: int, *, quiet: bool, verbose: bool) -> None:
-    """Run Ray Tune, or resume its run in the sweep's folder."""
+def _search(sweep: Sweep, candidates: Candidates, at_once: int, *, quiet: bool, verbose: bool) -> bool:
+    """Run Ray Tune, or resume its run in the sweep's folder; gives whether a signal has ended it."""
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # no TensorBoard files: MLflow has the numbers
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "10")
     if not verbose:
@@ -183,10 +187,16 @@ def _search(sweep: Sweep, candidates: Candidates, at_once: int, *, quiet: bool, 
     place = str(sweep.folder / _TUNE)
     if tune.Tuner.can_restore(place):
         tuner = tune.Tuner.restore(place, trainable=trainable, resume_unfinished=True)
+        searcher, callbacks = private.parts_of(tuner)
+        for callback in callbacks:
+            if isinstance(callback, live.Live):
+                callback.concurrent, callback.quiet = at_once, quiet
+        if isinstance(searcher, search.ConcurrencyLimiter):  # not in a sweep that an earlier version started
+            searcher.max_concurrent = at_once
     else:
         tuner = _new_tuner(sweep, candidates, at_once, trainable, quiet=quiet)
     provenance.mark(sweep.folder / _TUNE, _TUNER)  # written once, before the first trial
-    tuner.fit()
+    return interrupt.fit(tuner, sweep.name)
 
 
 def _new_tuner(sweep: Sweep, candidates: Candidates, at_once: int, trainable: Any, *, quiet: bool) -> tune.Tuner:

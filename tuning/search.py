@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ray import tune
+from ray.tune import search as tune_search
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
-from ray.tune.search import ConcurrencyLimiter, Searcher
+from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 from typing_extensions import TypedDict
 
@@ -36,6 +39,11 @@ def budgets(scheduler: Scheduler, reports: int) -> list[int]:
     return list(range(1, reports + 1))
 
 
+def most_reports(scheduler: Scheduler) -> int:
+    """How often a trial can be measured: no trial has as many steps as the last rung of one more, or as parts."""
+    return 20 if scheduler == "asha" else 1000
+
+
 def scheduler_of(name: Scheduler, space: Space, metric: str, mode: str, whole: int) -> TrialScheduler:
     """Ray Tune's scheduler; its unit of time is the budget.
 
@@ -55,8 +63,22 @@ def scheduler_of(name: Scheduler, space: Space, metric: str, mode: str, whole: i
             perturbation_interval=1,
             synch=True,  # all are compared at the same budget; otherwise the outcome depends on their timing
             hyperparam_mutations={"trial": {"point": {key: _mutation(domain) for key, domain in space.items()}}},
+            custom_explore_fn=partial(_within, space),
         )
     return FIFOScheduler()
+
+
+def _within(space: Space, config: dict[str, Any]) -> dict[str, Any]:
+    """A trial's config with its point inside the ranges of the space: Ray Tune multiplies a value by 0.8 or 1.2.
+
+    Ray Tune pickles it, and a resumed sweep unpickles it: its name stays.
+    """
+    point = dict(config["trial"]["point"])
+    for key, domain in space.items():
+        if isinstance(domain, Range):
+            number = min(max(point[key], domain.low), domain.high)
+            point[key] = round(number) if domain.whole else float(number)
+    return {**config, "trial": {**config["trial"], "point": point}}
 
 
 def check_mutable(space: Space) -> None:
@@ -106,11 +128,35 @@ def optuna(
     return ConcurrencyLimiter(Valid(inner, space, folder, reason), max_concurrent=concurrent)
 
 
+class ConcurrencyLimiter(tune_search.ConcurrencyLimiter):
+    """Ray Tune's, which forgets neither what a resumed sweep is asked for nor the points that it lost.
+
+    Ray Tune saves its state every few seconds. A point that was suggested after the last time is unknown to a sweep
+    that was killed and resumed, and is suggested again.
+
+    Ray Tune pickles it, and keeps its state under the name of the class: that is Ray Tune's own, and it stays.
+    """
+
+    def __init__(self, searcher: Valid, max_concurrent: int) -> None:
+        super().__init__(searcher, max_concurrent=max_concurrent)
+        self.suggested: list[str] = []  # the trials that there are
+
+    def suggest(self, trial_id: str) -> Any:
+        suggestion = super().suggest(trial_id)
+        if suggestion is not None and suggestion != Searcher.FINISHED:
+            self.suggested.append(trial_id)
+        return suggestion
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state({**state, "max_concurrent": self.max_concurrent})
+        self.searcher.suggest_again(except_for=self.suggested)
+
+
 class _Suggestion(TypedDict):
     """A point that was suggested, and the trial's name here and in the inner searcher."""
 
     trial: str
-    asked: str
+    asked: str  # "": the inner searcher has lost it
     point: dict[str, Any]
 
 
@@ -129,8 +175,20 @@ class Valid(Searcher):
         self.inner, self.space, self.reason = inner, space, reason
         self.file = folder / "suggested.json"
 
+    lost: Sequence[int] = ()  # numbers of trials that are to be suggested again; not in pickles of earlier versions
+
+    def suggest_again(self, *, except_for: Collection[str]) -> None:
+        """Begin with the points that were suggested to other trials than these."""
+        self.lost = [number for number, entry in enumerate(self._known()) if entry["trial"] not in except_for]
+
     def suggest(self, trial_id: str) -> Any:
         known = self._known()
+        if self.lost:
+            number, *self.lost = self.lost
+            point = known[number]["point"]
+            known[number] = {"trial": trial_id, "asked": "", "point": point}
+            files.write_text(self.file, json.dumps(known))
+            return self._config(number, point)
         tried = {identity(entry["point"]) for entry in known}
         for attempt in range(_TRIES):
             asked = f"{trial_id}-{attempt}"  # to the searcher, every suggestion is a trial of its own
@@ -144,7 +202,7 @@ class Valid(Searcher):
             if identity(point) not in tried and self.reason(point) is None:
                 entries = [*known, {"trial": trial_id, "asked": asked, "point": point}]
                 files.write_text(self.file, json.dumps(entries))
-                return {"folder": str(self.file.parent), "trial": {"number": len(known), "point": point}}
+                return self._config(len(known), point)
             self.inner.on_trial_complete(asked, error=True)
         return Searcher.FINISHED
 
@@ -154,24 +212,38 @@ class Valid(Searcher):
         remedy = "the sweep cannot be resumed; choose another --name"
         return parsing.read_json(self.file, list[_Suggestion], error=SpaceError, remedy=remedy)
 
-    def _asked(self, trial_id: str) -> str:
-        """The searcher's own name of a trial."""
-        return next(entry["asked"] for entry in self._known() if entry["trial"] == trial_id)
+    def _config(self, number: int, point: Point) -> dict[str, Any]:
+        return {"folder": str(self.file.parent), "trial": {"number": number, "point": point}}
+
+    def _entry(self, trial_id: str) -> _Suggestion:
+        return next(entry for entry in self._known() if entry["trial"] == trial_id)
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         return True  # `inner` was given its space when it was made
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        self.inner.on_trial_result(self._asked(trial_id), result)
+        if asked := self._entry(trial_id)["asked"]:
+            self.inner.on_trial_result(asked, result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        self.inner.on_trial_complete(self._asked(trial_id), result=result, error=error)
+        entry = self._entry(trial_id)
+        if entry["asked"]:
+            self.inner.on_trial_complete(entry["asked"], result=result, error=error)
+        elif isinstance(self.metric, str):  # Optuna can be told of a further point for a single metric only
+            value = (result or {}).get(self.metric, math.nan)
+            choices = {key: _choice(self.space[key], value) for key, value in entry["point"].items()}
+            self.inner.add_evaluated_point(choices, value, error=not math.isfinite(value))
 
     def save(self, checkpoint_path: str) -> None:
         self.inner.save(checkpoint_path)
 
     def restore(self, checkpoint_path: str) -> None:
         self.inner.restore(checkpoint_path)
+
+
+def _choice(domain: Domain, value: Any) -> Any:
+    """A value as the inner searcher knows it: a number of a range, or the index in a list."""
+    return value if isinstance(domain, Range) else [identity({"": one}) for one in domain].index(identity({"": value}))
 
 
 def _distribution(domain: Domain) -> Any:

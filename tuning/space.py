@@ -8,6 +8,7 @@ no valid configuration (a queue smaller than a step's samples, a patch size that
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
@@ -26,6 +27,7 @@ from pipelines.config import Config
 Point = dict[str, Any]  # dotted key -> value
 _SET_BY_SWEEP = ("train.name", "train.storage", "train.max_steps", "tracking.parent", "tracking.register_as")
 _TRIES = 1000  # draws per point; after these without a new valid point, the space counts as exhausted
+LISTED = 4096  # combinations up to which all are looked at: 20 s on a machine of 2 cores
 
 
 class SpaceError(ValueError):
@@ -44,7 +46,10 @@ class Range:
     log: bool = False
 
     def __post_init__(self) -> None:
-        numbers = all(isinstance(end, (int, float)) and math.isfinite(end) for end in (self.low, self.high))
+        ends = (self.low, self.high)
+        numbers = all(
+            isinstance(end, (int, float)) and not isinstance(end, bool) and math.isfinite(end) for end in ends
+        )
         if not numbers or self.low >= self.high:
             raise SpaceError(f"range {self.low} to {self.high}: give two numbers, the low one first")
         if self.log and self.low <= 0:
@@ -116,10 +121,27 @@ def parse(tree: Any, name: str = "space") -> Space:
         if isinstance(value, list):
             space[str(key)] = value
         elif isinstance(value, Mapping) and {"low", "high"} <= set(value) <= {"low", "high", "log"}:
-            space[str(key)] = Range(value["low"], value["high"], bool(value.get("log", False)))
+            space[str(key)] = _range(str(key), **value)
         else:
             raise SpaceError(f"{key}={value!r}: give a list of values, or low and high (and log: true)")
     return space
+
+
+def _range(key: str, low: Any, high: Any, log: Any = False) -> Range:
+    if not isinstance(log, bool):
+        raise SpaceError(f"{key}: log={log!r}: give true or false")
+    try:
+        return Range(_number(low), _number(high), log)
+    except SpaceError as error:
+        raise SpaceError(f"{key}: {error}") from None
+
+
+def _number(end: Any) -> Any:
+    """An end of a range; YAML gives numbers such as 1e-4, without a point, as text."""
+    if isinstance(end, str):
+        with contextlib.suppress(ValueError):
+            return float(end)
+    return end
 
 
 def to_tree(space: Space) -> dict[str, Any]:
@@ -148,17 +170,22 @@ def check(space: Space, base: Config) -> None:
             raise SpaceError(f"{key}: changes no result; give it to all trials as {key}=...")
         if isinstance(domain, list) and not domain:
             raise SpaceError(f"{key}: no values to try")
+        seen: dict[str, Any] = {}
         for value in [domain.low, domain.high] if isinstance(domain, Range) else domain:
-            _check_value(key, value)
+            same = identity({key: _checked(key, value)})
+            if same in seen:
+                raise SpaceError(f"{key}={value!r}: is there already, as {seen[same]!r}; give each value once")
+            seen[same] = value
 
 
-def _check_value(key: str, value: Any) -> None:
+def _checked(key: str, value: Any) -> Any:
+    """A value as the configuration holds it. Raises SpaceError: it is none of this key's."""
     if configs.owner(key) != key:  # an entry of a mapping, such as model.options.width, may be anything
-        return
+        return value
     field = configs.keys()[key]
     try:
         checked: Any = Annotated[field.annotation, field]
-        TypeAdapter(checked).validate_python(value)
+        return TypeAdapter(checked).validate_python(value)
     except ValidationError as error:
         message = error.errors()[0]["msg"]
         raise SpaceError(f"{key}={value!r}: {message[0].lower()}{message[1:]} ({field.description})") from None
@@ -179,17 +206,24 @@ def grid(space: Space) -> Iterator[Point]:
         yield dict(zip(space, values, strict=True))
 
 
+def size(space: Space) -> float:
+    """The number of combinations; infinite with a range."""
+    return math.prod(math.inf if isinstance(domain, Range) else len(domain) for domain in space.values())
+
+
 def draw(space: Space, count: int, seed: int, reason: Callable[[Point], str | None]) -> list[Point]:
     """At most `count` distinct valid points, drawn at random as a function of the seed; fewer if the space has no more.
 
     Args:
-        reason: why a point is no valid configuration; None if it is.
+        reason: why a point is no valid configuration; None if it is. Up to `LISTED` combinations it is asked for all,
+            else only for those that are drawn.
     """
     rng = np.random.Generator(np.random.Philox(key=seed))
-    if not any(isinstance(domain, Range) for domain in space.values()):
+    if size(space) <= LISTED:
         points = [point for point in grid(space) if reason(point) is None]
         return [points[i] for i in rng.permutation(len(points))[:count]]
     found: dict[str, Point] = {}
+    invalid: set[str] = set()
     for _ in range(count * _TRIES):
         if len(found) == count:
             break
@@ -197,11 +231,16 @@ def draw(space: Space, count: int, seed: int, reason: Callable[[Point], str | No
         for key, domain in space.items():
             fraction = float(rng.random())
             point[key] = domain.at(fraction) if isinstance(domain, Range) else domain[int(fraction * len(domain))]
-        if identity(point) not in found and reason(point) is None:
-            found[identity(point)] = point
+        name = identity(point)
+        if name in found or name in invalid:
+            continue
+        if reason(point) is None:
+            found[name] = point
+        else:
+            invalid.add(name)
     return list(found.values())
 
 
 def identity(point: Point) -> str:
     """A text that is equal for equal points."""
-    return json.dumps(point, sort_keys=True)
+    return json.dumps(point, sort_keys=True, default=str)

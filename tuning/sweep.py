@@ -19,6 +19,7 @@ from pipelines.networks.features import check_patch_size
 from pipelines.runs.folder import RunFolder, runs_folder
 from pipelines.runs.names import check_name
 from pipelines.runs.results import metric_names
+from pipelines.runtime.progress import slow_stage
 from pipelines.training import initial
 from tuning import search, space
 from tuning.search import Scheduler, Search
@@ -88,7 +89,8 @@ class Candidates(NamedTuple):
 
     Attributes:
         points: all of them; None where Optuna chooses them as it goes.
-        excluded: how many combinations are no valid configuration, with an example; "" if all are valid.
+        excluded: how many combinations are no valid configuration, with an example; "" if all are valid, or if there
+            are too many to look at each (`space.LISTED`).
         reason: why a further point is not valid.
     """
 
@@ -136,6 +138,9 @@ def resolved(sweep: Sweep) -> Sweep:
 def check(sweep: Sweep) -> Candidates:
     """Check everything that can be known before the start.
 
+    Args:
+        sweep: its base is settled (`splits.settled`).
+
     Raises:
         SpaceError, ConfigError, DataError, SegmenterError, EvaluationError: the only reason against it, one line.
         NotReady: several reasons.
@@ -154,20 +159,31 @@ def check(sweep: Sweep) -> Candidates:
     attempt(lambda: space.check(sweep.space, sweep.base))
     attempt(lambda: _check_choices(sweep))
     attempt(RunFolder.at(sweep.folder).check_no_run)
-    ready = attempt(lambda: check_run(sweep.base, evaluates=sweep.evaluates))
+    ready = attempt(lambda: check_run(sweep.base, evaluates=sweep.evaluates, given=splits.SETTLED))
     refuse(reasons)
     assert ready is not None  # else there was a reason
     reason = Reason(sweep.base, ready.training)
-    has_range = any(isinstance(domain, space.Range) for domain in sweep.space.values())
-    combinations = [] if has_range and sweep.search != "grid" else list(space.grid(sweep.space))
-    if sweep.search == "grid":
-        points = [point for point in combinations if reason(point) is None]
-    else:
-        points = space.draw(sweep.space, sweep.trials or 1, sweep.base.train.seed, reason)
+    known: dict[str, str | None] = {}
+
+    def why_not(point: Point) -> str | None:
+        """As `reason`, which takes milliseconds, but each point is looked at once."""
+        name = space.identity(point)
+        if name not in known:
+            known[name] = reason(point)
+        return known[name]
+
+    every = sweep.search == "grid"
+    combinations = list(space.grid(sweep.space)) if every or space.size(sweep.space) <= space.LISTED else []
+    with slow_stage("looking for combinations of the space that are valid configurations"):
+        wrong = [why for point in combinations if (why := why_not(point))]
+        if every:
+            points = [point for point in combinations if why_not(point) is None]
+        else:  # Optuna chooses its points itself: one shows that there are any
+            count = 1 if sweep.search == "optuna" else sweep.trials or 1
+            points = space.draw(sweep.space, count, sweep.base.train.seed, why_not)
     if not points:
         example = {key: d.low if isinstance(d, space.Range) else d[0] for key, d in sweep.space.items()}
         raise SpaceError(f"space: no combination is a valid configuration; {reason(example) or 'none was found'}")
-    wrong = [why for point in combinations if (why := reason(point))]
     excluded = f"{len(wrong)} of {len(combinations)} combinations left out, such as {wrong[0]}" if wrong else ""
     return Candidates(None if sweep.search == "optuna" else points, excluded, reason)
 
@@ -181,8 +197,9 @@ def _check_choices(sweep: Sweep) -> None:
         raise SpaceError(f"trials={sweep.trials}: a grid tries every point; leave it out, or search at random")
     if sweep.search != "grid" and (sweep.trials is None or sweep.trials < 1):
         raise SpaceError(f"trials={sweep.trials}: give the number of points to try, at least 1")
-    if sweep.reports < 1:
-        raise SpaceError(f"reports={sweep.reports}: at least 1")
+    most = search.most_reports(sweep.scheduler)
+    if not 1 <= sweep.reports <= most:
+        raise SpaceError(f"reports={sweep.reports}: at least 1, and at most {most} with scheduler {sweep.scheduler}")
     if not sweep.metrics:
         raise SpaceError("metrics: name at least one")
     measured = metric_names(sweep.base, segmented=bool(sweep.base.evaluate.segmenter))

@@ -21,7 +21,7 @@ from typing_extensions import TypedDict
 from pipelines import config as configs
 from pipelines import parsing
 from pipelines.config import Config
-from pipelines.data import plan
+from pipelines.data import plan, splits
 from pipelines.data.splits import training_images
 from pipelines.evaluate import evaluate
 from pipelines.experiment import save_results, send_results
@@ -169,7 +169,7 @@ class Trial(tune.Trainable):
 
     def _measure_owned(self, part: Config, *, ends: bool) -> dict[str, float]:
         validates = self.settings["evaluates"] and not ends
-        trained = _retried(lambda: fit(part, quiet=True, validates=validates))
+        trained = _retried(lambda: fit(part, quiet=True, validates=validates, given=splits.SETTLED))
         metrics = {"step": float(trained.reached), **trained.metrics}
         if not self.settings["evaluates"]:
             return metrics

@@ -49,7 +49,11 @@ def configuration(args: argparse.Namespace) -> Config | None:
 
 
 def given_keys(args: argparse.Namespace) -> set[str]:
-    """The configuration keys that were typed."""
+    """The configuration keys that were typed, or that the plan of a study sets, for what `configuration` gives."""
+    if getattr(args, "rows", None):
+        return table_given(args)[0]
+    if getattr(args, "plan", None):
+        return set(study_runs(args, absolute=False).runs[0].given)
     return {word.partition("=")[0] for word in getattr(args, "overrides", [])}
 
 
@@ -75,17 +79,34 @@ def table_rows(args: argparse.Namespace) -> list[Config]:
     Raises:
         ConfigError: a wrong recipe, key or value, or no data.
     """
-    from pipelines import config as configs
     from pipelines.table import rows_of
+
+    return rows_of(*_table_words(args))
+
+
+def table_given(args: argparse.Namespace) -> list[set[str]]:
+    """For each of these rows, the configuration keys that were typed. Raises ConfigError: as `table_rows`."""
+    from pipelines.table import given_of
+
+    return given_of(*_table_words(args))
+
+
+def _table_words(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
+    """The words that name rows, and the keys that all rows change."""
+    from pipelines import config as configs
 
     # argparse counts key=value words that follow --recipes as rows. A row that changes keys has its ":" before its "=".
     rows = [word for word in args.rows if "=" not in word or ":" in word.partition("=")[0]]
     changes = configs.parse([*(word for word in args.rows if word not in rows), *args.overrides])
     if args.data is not None:
+        if "data.root" in changes:
+            raise configs.ConfigError(
+                f"data.root={changes['data.root']}: --data {args.data} says it too; give --data or data.root"
+            )
         changes["data.root"] = str(args.data)
     if not changes.get("data.root"):
         raise configs.ConfigError("data.root: give the folder with the photographs, such as --data /data/cityscapes")
-    return rows_of(rows, changes)
+    return rows, changes
 
 
 def is_results(plan: Path) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from cluster.cli.arguments import table_rows
+from cluster.cli.arguments import table_given, table_rows
 from cluster.cli.outcome import mlflow_page
 from pipelines.text import show
 
@@ -21,6 +21,7 @@ def run_table(args: argparse.Namespace) -> int:
         concurrent=args.concurrent,
         quiet=args.quiet,
         verbose=args.verbose,
+        given=table_given(args),
     )
     show(f"\n{outcome.text()}\n\ntable  {outcome.folder / render.TEXT}, {outcome.folder / render.JSON}")
     show(f"MLflow {mlflow_page(outcome.uri, outcome.page)}")

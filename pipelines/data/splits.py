@@ -173,6 +173,10 @@ def spread(total: int, count: int) -> list[int]:
     return list(dict.fromkeys(chosen.tolist()))
 
 
+SETTLED = frozenset({"data.layout", "evaluate.segmenter"})
+"""The keys that `settled` looks at. Given as `given`, they keep a configuration as it is: it was settled before."""
+
+
 def settled(config: Config, *, given: Collection[str] = ()) -> tuple[Config, list[str]]:
     """The configuration as this data set needs it, and a line for each thing that was settled by itself.
 

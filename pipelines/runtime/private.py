@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sqlite3
 import sys
 import time
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from ray.data import DataContext
     from ray.job_config import JobConfig
+    from ray.tune import Tuner
 
 HEAD_NODE = "node:__internal_head__"
 """A resource of which Ray gives 1.0 to the head node and none to others: who reserves some of it runs there."""
@@ -69,6 +71,27 @@ def cluster_on_this_machine() -> str | None:
         return services.canonicalize_bootstrap_address("auto")
     except ConnectionError:
         return None
+
+
+def stop_tune() -> bool:
+    """Let the Ray Tune run of this process save its state, end its trials and return; False: no run has begun.
+
+    Its own handler of SIGUSR1 does that; it is set for as long as a run goes on. To be called in the main thread.
+    """
+    handler = signal.getsignal(signal.SIGUSR1)
+    if not callable(handler) or getattr(handler, "__module__", "") != "ray.tune.tune":
+        return False
+    handler(signal.SIGUSR1, None)
+    return True
+
+
+def parts_of(tuner: Tuner) -> tuple[Any, list[Any]]:
+    """The searcher (None: Ray Tune's own) and the callbacks of a restored `Tuner`, as it will use them.
+
+    They were pickled when the sweep was started, and `Tuner.restore` takes no others.
+    """
+    inner = tuner._local_tuner
+    return inner._tune_config.search_alg, list(inner.get_run_config().callbacks or [])
 
 
 def import_as_here(config: JobConfig) -> JobConfig:

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from cluster.cli.arguments import given_keys, table_given
 from cluster.cli.main import main
+from cluster.cli.parser import parser
 from pipelines import parallel, table
 from pipelines.comparison import render
 from pipelines.comparison.rows import label, read_run
@@ -175,6 +177,29 @@ def test_a_failed_run_is_passed_over_where_mlflow_does_not_answer(
         parallel._settle(config, "FAILED", line)
     said = capsys.readouterr().err.splitlines()
     assert any("MLflow does not show it as FAILED" in each and "http://127.0.0.1:9" in each for each in said)
+
+
+def test_the_typed_keys_of_each_row_are_known(tmp_path: Path) -> None:
+    """Also those that argparse counts as rows, and those of a row alone, even if the value is the default."""
+    words = [
+        "table",
+        "--recipes",
+        "ffdnet_l1_cpu",
+        "ffdnet_d2sm_cpu:data.layout=cityscapes",
+        "train.lr=1e-3",
+        "--data",
+        "/d",
+    ]
+    args = parser().parse_args([*words, "train.epochs=2"])
+    common = {"train.lr", "train.epochs", "data.root"}
+    assert table_given(args) == [common, common | {"data.layout"}] and given_keys(args) == common
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(
+        "keys: {data.layout: cityscapes}\nsettings: {one: {a: {data.root: /d}}}\nobjectives: {L1: {loss.l1: 1}}\n"
+    )
+    assert given_keys(parser().parse_args(["study", str(plan), "train.lr=1"])) == {
+        "data.layout", "data.root", "loss.l1", "train.lr"
+    }  # fmt: skip
 
 
 @pytest.mark.slow

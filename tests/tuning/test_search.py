@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.tune.search import Searcher
+from ray.tune.schedulers import PopulationBasedTraining
+from ray.tune.search import Searcher, SearchGenerator
 
-from tuning.search import Valid, budgets, check_mutable, optuna
+from tuning.search import ConcurrencyLimiter, Valid, budgets, check_mutable, optuna, scheduler_of
 from tuning.space import Range, Space, SpaceError
 
 SPACE: Space = {"loss.queue_size": [64, 256, 1024], "loss.patch_size": [None, 32]}
@@ -54,6 +56,67 @@ def test_optuna_goes_on_where_it_was(tmp_path: Path) -> None:
     after = suggest(second, 9)
     assert len(before + after) == 5 and not [point for point in after if point in before]
     assert len(json.loads((tmp_path / "suggested.json").read_text())) == 5
+
+
+def test_a_point_that_a_killed_sweep_lost_is_suggested_again(tmp_path: Path) -> None:
+    """Ray Tune saves its state every few seconds, and the points are written at once."""
+    first = SearchGenerator(searcher(tmp_path))
+    known = first.searcher.suggest("a")["trial"]
+    first.save_to_dir(str(tmp_path), "state")
+    lost = first.searcher.suggest("b")["trial"]
+    second = SearchGenerator(searcher(tmp_path))
+    second.restore_from_dir(str(tmp_path))
+    assert second.searcher.suggest("c")["trial"] == lost == {"number": 1, "point": lost["point"]}
+    assert known["number"] == 0 and second.searcher.suggest("d") is None  # two at once
+    for name in "ac":
+        second.on_trial_result(name, {"psnr.sigma25": 20.0, "training_iteration": 1})
+        second.on_trial_complete(name, {"psnr.sigma25": 20.0})
+    points = [known["point"], lost["point"]]
+    for number in (2, 3, 4):
+        trial = second.searcher.suggest(str(number))["trial"]
+        assert trial["number"] == number and trial["point"] not in points
+        points.append(trial["point"])
+        second.on_trial_complete(str(number), {"psnr.sigma25": 20.0})
+    assert second.searcher.suggest("e") == Searcher.FINISHED
+    assert [entry["point"] for entry in json.loads((tmp_path / "suggested.json").read_text())] == points
+
+
+@pytest.mark.parametrize("result", [{"psnr.sigma25": float("nan")}, {}, None])
+def test_a_lost_point_that_fails_is_told_too(result: dict[str, float] | None, tmp_path: Path) -> None:
+    first = SearchGenerator(searcher(tmp_path))
+    first.save_to_dir(str(tmp_path), "state")
+    first.searcher.suggest("a")
+    second = SearchGenerator(searcher(tmp_path))
+    second.restore_from_dir(str(tmp_path))
+    assert second.searcher.suggest("b")["trial"]["number"] == 0
+    second.on_trial_complete("b", result, error=result is None)
+    assert second.searcher.suggest("c")["trial"]["number"] == 1
+
+
+def test_a_resumed_search_takes_as_many_at_once_as_it_is_asked_for(tmp_path: Path) -> None:
+    first = SearchGenerator(searcher(tmp_path))
+    first.save_to_dir(str(tmp_path), "state")
+    more = searcher(tmp_path)
+    assert isinstance(more, ConcurrencyLimiter)
+    more.max_concurrent = 4
+    SearchGenerator(more).restore_from_dir(str(tmp_path))
+    found = [more.suggest(str(number)) for number in range(5)]
+    assert [config is not None for config in found] == [True] * 4 + [False]
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_population_based_training_stays_in_the_range(whole: bool) -> None:
+    domain = Range(1, 3) if whole else Range(1e-5, 1e-2, log=True)
+    scheduler = scheduler_of("pbt", {"train.lr": domain, "loss.l1": [0.0, 1.0]}, "loss", "min", 3)
+    assert isinstance(scheduler, PopulationBasedTraining)
+    better = SimpleNamespace(
+        config={"folder": "f", "trial": {"number": 3, "point": {"train.lr": domain.high, "loss.l1": 1.0}}}
+    )
+    for _ in range(100):
+        better.config, _ = scheduler._get_new_config(None, better)
+        value = better.config["trial"]["point"]["train.lr"]
+        assert domain.low <= value <= domain.high and isinstance(value, int if whole else float)
+    assert better.config["folder"] == "f" and better.config["trial"]["number"] == 3
 
 
 def test_optuna_searches_ranges_near_good_points(tmp_path: Path) -> None:

@@ -46,12 +46,23 @@ def test_a_file_is_read_back(tmp_path: Path) -> None:
     assert parse(to_tree(space)) == space
 
 
+def test_a_number_may_be_written_without_a_point(tmp_path: Path) -> None:
+    """YAML reads 1e-5 as text."""
+    file = tmp_path / "mine.yaml"
+    file.write_text("train.lr: {low: 1e-5, high: 1e-2, log: true}\nloss.weight: [1e-1, 1e1]\n")
+    space = load(str(file))
+    assert space["train.lr"] == Range(1e-5, 1e-2, log=True)
+    check(space, BASE)
+
+
 @pytest.mark.parametrize(
     ("space", "message"),
     [
         ({}, "space: "),
         ({"loss.queue": [1]}, "loss.queue: .*loss.queue_size"),
         ({"loss.queue_size": []}, "loss.queue_size: "),
+        ({"loss.queue_size": [256, 64, 256]}, "loss.queue_size=256: is there already"),
+        ({"train.lr": ["1e-3", 0.001]}, "train.lr=0.001: is there already, as '1e-3'"),
         ({"loss.queue_size": ["many"]}, "loss.queue_size='many': "),
         ({"loss.queue_size": [1]}, "loss.queue_size=1: .* 2 "),
         ({"loss.divergence": ["kl", "kk"]}, "loss.divergence='kk': .*'kl', 'inverse_kl' or 'jsd'"),
@@ -77,7 +88,10 @@ def test_a_wrong_space_is_one_line(space: Space, message: str) -> None:
         ({"loss.weight": 3}, "loss.weight=3: "),
         ({"loss.weight": {"low": 1}}, "loss.weight={'low': 1}: "),
         ({"loss.weight": {"low": 2, "high": 1}}, "range 2 to 1: "),
-        ({"loss.weight": {"low": "a", "high": 1}}, "range a to 1: "),
+        ({"loss.weight": {"low": "a", "high": 1}}, "loss.weight: range a to 1: "),
+        ({"loss.weight": {"low": True, "high": 2}}, "loss.weight: range True to 2: "),
+        ({"loss.weight": {"low": 1, "high": "nan"}}, "loss.weight: range 1 to nan: "),
+        ({"loss.weight": {"low": 1, "high": 2, "log": "maybe"}}, "loss.weight: log='maybe': "),
         ({"loss.weight": {"low": 0, "high": 1, "log": True}}, "range 0 to 1: .*logarithmic"),
     ],
 )
@@ -110,6 +124,31 @@ def test_points_are_valid_distinct_and_a_function_of_the_seed(seed: int, count: 
     assert all(point in valid for point in points)
     assert points == draw(SPACE, count, seed, reason)
     assert points == draw(SPACE, len(valid), seed, reason)[:count]  # more trials go on with the same ones
+
+
+def test_the_points_of_a_seed_are_those_of_earlier_versions() -> None:
+    def no_fifty(point: dict[str, Any]) -> str | None:
+        return "no" if point["loss.patch_size"] == 50 else None
+
+    keys = ("loss.queue_size", "loss.patch_size", "loss.weight")
+    points = [tuple(point[key] for key in keys) for point in draw(SPACE, 3, 7, no_fifty)]
+    assert points == [(16, 48, 1.0), (16, 32, 1.0), (64, None, 0.0)]
+    with_range: Space = {**SPACE, "train.lr": Range(1e-4, 1e-2, log=True)}
+    points = [tuple(point.values()) for point in draw(with_range, 2, 7, no_fifty)]
+    assert points == [(64, 32, 0.0, 0.000646821566094714), (4, 48, 0.0, 0.0017423043579580706)]
+
+
+def test_of_a_large_space_only_what_is_drawn_is_looked_at() -> None:
+    space: Space = {f"model.options.{letter}": list(range(9)) for letter in "abcdefgh"}
+    asked: list[dict[str, Any]] = []
+
+    def odd(point: dict[str, Any]) -> str | None:
+        asked.append(point)
+        return "odd" if point["model.options.a"] % 2 else None
+
+    points = draw(space, 50, 0, odd)
+    assert len({identity(point) for point in points}) == 50 and len(asked) < 200
+    assert points == draw(space, 60, 0, odd)[:50]
 
 
 @settings(max_examples=50, deadline=None)

@@ -201,6 +201,52 @@ def test_a_stopped_and_killed_sweep_goes_on(scenes_root: Path, tmp_path: Path) -
 
 @pytest.mark.slow
 @pytest.mark.long
+def test_a_sweep_that_is_stopped_on_the_command_line_closes_its_runs(scenes_root: Path, tmp_path: Path) -> None:
+    """Ctrl-C, and later SIGTERM, while the second of two trials trains: table, best.yaml and MLflow say what was."""
+    space = tmp_path / "space.yaml"
+    space.write_text("data.crops_per_image: [1, 1000]\n")  # the first trial has a few steps, the second thousands
+    words = [sys.executable, "-m", "cluster.cli", "tune", "--recipe", "ffdnet_l1_cpu", "--space", str(space), "--name",
+             "s", "--search", "grid", "--scheduler", "none", "--metric", "loss.l1", "--reports", "1", "--concurrent",
+             "1", f"data.root={scenes_root}", f"train.storage={tmp_path}", "data.crop_size=64",
+             "train.batch_size=4", "train.num_workers=1", "train.epochs=4", "evaluate.segmenter=null",
+             "train.checkpoint_every=4", "model.width=8"]  # fmt: skip
+    second, reached = tmp_path / "s" / "001", 0
+    for blow in (signal.SIGINT, signal.SIGTERM):
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        try:
+            _wait_for_a_step_after(reached, second, process)
+            process.send_signal(blow)
+            said, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
+        assert process.returncode == 130 and "d2sm: stopped; " in said and "Traceback" not in said, said
+        reached = checkpoint.meta(checkpoint.resolve(second))["step"]
+        lines = [line.split() for line in (tmp_path / "s" / "trials.txt").read_text().splitlines()]
+        assert {line[0]: line[1] for line in lines[1:]} == {"000": "finished", "001": "running"}
+        assert "crops_per_image: 1\n" in (tmp_path / "s" / "best.yaml").read_text()
+        client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+        runs = {run.info.run_name: run for run in client.search_runs(["1"])}
+        assert {name: run.info.status for name, run in runs.items()} == {
+            "s": "KILLED",
+            "000": "FINISHED",
+            "001": "KILLED",
+        }
+        assert "best.yaml" in {file.path for file in client.list_artifacts(runs["s"].info.run_id)}
+        assert runs["001"].data.tags["d2sm.trial"] == "running"
+        for file in ("trials.txt", "best.yaml"):
+            (tmp_path / "s" / file).unlink()
+
+
+def _wait_for_a_step_after(step: int, run_dir: Path, process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 240
+    while (last := checkpoint.latest(run_dir)) is None or checkpoint.meta(last)["step"] <= step:
+        assert time.monotonic() < end, "not in time"
+        assert process.poll() is None, process.stdout and process.stdout.read()
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.long
 def test_a_lost_node_costs_no_trial(scenes_root: Path, tmp_path: Path) -> None:
     process = start(NODE_LOSS, scenes_root, tmp_path)
     said, _ = process.communicate(timeout=400)
@@ -251,6 +297,8 @@ def test_the_server_goes_away_and_comes_back(ray_session: None, scenes_root: Pat
         ({"metrics": ("miou.sigma25",)}, "metric miou.sigma25: .*evaluate.segmenter"),
         ({"metrics": ()}, "metrics: "),
         ({"reports": 0}, "reports=0: "),
+        ({"reports": 700, "scheduler": "asha"}, "reports=700: .*at most 20"),
+        ({"reports": 10**9}, "reports=1000000000: .*at most 1000"),
         (
             {"space": {"loss.weight": [1.0], "loss.queue_size": [2, 3]}},
             "space: .*loss.queue_size=2: ",
@@ -279,6 +327,13 @@ def test_what_is_left_out_is_said(scenes_root: Path, tmp_path: Path) -> None:
     assert excluded.startswith("3 of 6 combinations left out, such as loss.queue_size=8: ")
 
 
+@pytest.mark.parametrize("search", ["random", "optuna"])
+def test_a_large_space_is_not_looked_through(search: str, scenes_root: Path, tmp_path: Path) -> None:
+    space = {f"loss.{key}": [value / 100 for value in range(1, 41)] for key in ("weight", "l1", "ssim", "mse")}
+    points, excluded, _ = check(tiny_sweep(scenes_root, tmp_path, space=space, search=search, trials=4))
+    assert (points is None or len(points) == 4) and not excluded
+
+
 def test_a_password_stays_out_of_the_files(scenes_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = tiny_sweep(scenes_root, tmp_path)
     inherited = sweep.base.replace({"tracking.uri": ""})
@@ -298,6 +353,39 @@ def test_wrong_words_on_the_command_line(capsys: pytest.CaptureFixture[str], tmp
     assert "space 'nothing': " in capsys.readouterr().err
     assert main(["tune", "--recipe", "demo", "--trials", "2", "--space", "weights"]) == 2
     assert "data.root: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["tune", "table", "study"])
+def test_a_typed_layout_stays(verb: str, scenes_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Photographs in a folder: without the key, data.layout=folder would be found."""
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for number, photograph in enumerate(sorted(scenes_root.rglob("*_leftImg8bit.png"))):
+        (flat / f"{number}.png").symlink_to(photograph)
+    plan, space = tmp_path / "plan.yaml", tmp_path / "space.yaml"
+    plan.write_text("settings: {one: {a: {}}}\nobjectives: {L1: {loss.weight: 0}}\n")
+    space.write_text("train.lr: [1e-3]\n")
+    keys = [f"data.root={flat}", f"train.storage={tmp_path}", "data.layout=cityscapes"]
+    words = {
+        "tune": ["--recipe", "demo", "--space", str(space), "--search", "grid", "--metric=loss"],
+        "table": ["--recipes", "demo"],
+        "study": [str(plan)],
+    }
+    assert main([verb, *words[verb], *keys]) == 2
+    said = capsys.readouterr()
+    assert "data.layout=folder: found by itself" not in said.out + said.err and "not data.layout=cityscapes" in said.err
+
+
+def test_keys_that_a_sweep_would_drop(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ["tune", "--recipe", "demo", "--space", "weights", f"data.root={tmp_path}"]
+    assert main([*words, "train.name=first"]) == 2
+    assert "train.name=first: " in (said := capsys.readouterr().err) and "--name" in said
+    assert main([*words, "tracking.register_as=denoiser"]) == 2
+    assert "tracking.register_as=denoiser: " in (said := capsys.readouterr().err) and "--retrain-best" in said
+    assert main(["table", "--recipes", "demo", "train.name=first", f"data.root={tmp_path}"]) == 2
+    assert "train.name=first: " in capsys.readouterr().err
+    assert main(["table", "--recipes", "demo", "--data", "/a", f"data.root={tmp_path}"]) == 2
+    assert f"data.root={tmp_path}: --data /a " in capsys.readouterr().err
 
 
 def test_settings_are_json(scenes_root: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import re
+import signal
 import time
 import tomllib
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import ray
 import ray.data
 from packaging.requirements import Requirement
 from packaging.version import Version
+from ray import tune
 
 from pipelines.runtime import private
 from pipelines.runtime.session import cause
@@ -221,3 +223,32 @@ def test_a_task_and_an_actor_are_known_to_be_such(ray_session: None) -> None:
     assert not private.in_a_worker()
     assert ray.get(ray.remote(num_cpus=0)(private.in_a_worker).remote())
     assert ray.get(ray.remote(num_cpus=0)(Actor).remote().asked.remote())
+
+
+def test_ray_tune_can_be_asked_to_stop(ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)}
+    handlers: list[object] = []
+
+    class Endless(tune.Trainable):
+        def step(self) -> dict[str, float]:
+            time.sleep(0.05)
+            return {"loss": 1.0}
+
+    class Stop(tune.Callback):
+        def on_trial_result(self, *_: object, **__: object) -> None:
+            handlers.append(signal.getsignal(signal.SIGINT))
+            assert private.stop_tune()
+
+    assert not private.stop_tune()
+    run_config = tune.RunConfig(name="endless", storage_path=str(tmp_path), verbose=0, callbacks=[Stop()])
+    try:
+        tune.Tuner(tune.with_resources(Endless, {private.HEAD_NODE: 0.1}), run_config=run_config).fit()
+        restored = tune.Tuner.restore(str(tmp_path / "endless"), trainable=Endless)
+        searcher, callbacks = private.parts_of(restored)
+        assert searcher is None and [type(each).__name__ for each in callbacks] == ["Stop"]
+        assert set(handlers) == {before[signal.SIGINT]}  # Tune leaves SIGINT alone
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert not private.stop_tune()
