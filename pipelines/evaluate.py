@@ -18,6 +18,8 @@ import pyarrow as pa
 import torch
 from torch import nn
 
+from d2sm.objectives.lpips import LPIPS
+from d2sm.weights import fingerprint
 from pipelines import registry
 from pipelines.config import Config
 from pipelines.data import degradation, index
@@ -26,12 +28,30 @@ from pipelines.data.images import DataError, ImageError, LabelError
 from pipelines.data.splits import evaluated_part_line, evaluation_images, sampled_labels
 from pipelines.inference import pool
 from pipelines.inference.known import Known, KnownFile, about
-from pipelines.inference.measuring import SKIPPED, Measurement, Measurer, image_score, numbers_of, score
+from pipelines.inference.measuring import (
+    SKIPPED,
+    Measurement,
+    Measurer,
+    behaviour,
+    image_score,
+    numbers_of,
+    score,
+    undefined,
+)
 from pipelines.networks import segmenters
 from pipelines.runs import checkpoint
-from pipelines.runs.results import EvaluationError, ImageRow, ImageScore, Judge, Results, convention, in_order
+from pipelines.runs.results import (
+    EvaluationError,
+    ImageRow,
+    ImageScore,
+    Judge,
+    Results,
+    convention,
+    in_order,
+    level_title,
+)
 from pipelines.runs.trust import check_config
-from pipelines.runtime import files, resources, session
+from pipelines.runtime import resources, session
 from pipelines.runtime.progress import Line
 from pipelines.text import one_line
 from pipelines.tracking.measurer import evaluation_lpips, measurer_of
@@ -53,6 +73,8 @@ class Subject:
         weights: fingerprint of the segmenter's weights, "" without it.
         notes: what the user should look at, a line each.
         judges: the further segmenters, by their names in results.
+        lpips_weights: fingerprint of the weights of LPIPS, "" without it.
+        measured_by: what identifies each network that measures: its name, weights and `measuring.behaviour`.
     """
 
     items: pa.Table
@@ -62,6 +84,8 @@ class Subject:
     weights: str
     notes: tuple[str, ...]
     judges: Mapping[str, Judge] = field(default_factory=dict)
+    lpips_weights: str = ""
+    measured_by: tuple[str, ...] = ()
 
 
 def check(config: Config, images: pa.Table | None = None) -> Subject:
@@ -75,13 +99,13 @@ def check(config: Config, images: pa.Table | None = None) -> Subject:
         DataError: no such split, no images, labels that are missing or no label ids, or an image too small to be
             measured.
         SegmenterError: the segmenter, or its weights, cannot be loaded.
-        EvaluationError: no GPU for an evaluation in this process.
+        EvaluationError: no GPU for an evaluation in this process; a segmenter that fails or gives NaN; LPIPS cannot
+            be measured.
     """
     degradation.check(config)
     items, skipped = _large_enough(config, evaluation_images(config) if images is None else images)
     judges = evaluation_judges(config)
-    if config.evaluate.lpips:
-        evaluation_lpips(config)
+    lpips = evaluation_lpips(config)
     here = config.evaluate.actors == 0 or (config.evaluate.actors is None and not resources.on_a_cluster())
     if config.evaluate.use_gpu and here and not torch.cuda.is_available():
         raise EvaluationError(
@@ -89,7 +113,10 @@ def check(config: Config, images: pa.Table | None = None) -> Subject:
             "(RAY_ADDRESS) and leave evaluate.actors=null"
         )
     segmented = bool(judges) and items["label"].null_count < items.num_rows
-    fingerprints = [segmenters.fingerprint(judge) for judge in judges.values()] if segmented else []
+    if not segmented:
+        judges = {}
+    fingerprints = [segmenters.fingerprint(judge) for judge in judges.values()]
+    lpips_weights = fingerprint({**dict(lpips.named_parameters()), **dict(lpips.named_buffers())}) if lpips else ""
     named = zip(list(config.evaluate.judges.items())[1:], fingerprints[1:], strict=True) if segmented else ()
     return Subject(
         items,
@@ -99,7 +126,31 @@ def check(config: Config, images: pa.Table | None = None) -> Subject:
         weights=fingerprints[0] if segmented else "",
         notes=_looked_at_labels(config, items) if segmented else (),
         judges={label: Judge(name, weights) for (label, (name, _)), weights in named},
+        lpips_weights=lpips_weights,
+        measured_by=_measured_by(config, judges, fingerprints, lpips, lpips_weights),
     )
+
+
+def _measured_by(
+    config: Config,
+    judges: Mapping[str, nn.Module],
+    fingerprints: Sequence[str],
+    lpips: LPIPS | None,
+    lpips_weights: str,
+) -> tuple[str, ...]:
+    """See `Subject.measured_by`."""
+    found, threads = [], config.evaluate.threads
+    for number, ((label, judge), weights) in enumerate(zip(judges.items(), fingerprints, strict=True)):
+        name = config.evaluate.judges[label][0]
+        key = "segmenters" if number else "segmenter"
+        found.append(f"{label} {name} {weights} {behaviour(f'evaluate.{key}={name}', judge, threads=threads)}")
+    if lpips:
+        trunk = config.evaluate.lpips
+        mirrored = behaviour(
+            f"evaluate.lpips={trunk}", lambda image: lpips.distances(image, image.flip(3)), threads=threads
+        )
+        found.append(f"lpips {trunk} {lpips_weights} {mirrored}")
+    return tuple(found)
 
 
 def _large_enough(config: Config, items: pa.Table) -> tuple[pa.Table, dict[str, str]]:
@@ -197,6 +248,8 @@ def evaluate(
                     line.say(f"{one['name']}: restored in tiles of {one['tile']} pixels, to fit into the free memory")
                 if one["kind"] == SKIPPED:
                     line.say(f"skipped {one['name']}: {one['why']}")
+                if undefined(one):
+                    raise EvaluationError(_holds_nan(one))
                 found.append(one)
                 done.add(one["name"])
                 line.to(len(done))
@@ -213,12 +266,16 @@ def evaluate(
 
 def _about(config: Config, subject: Subject) -> dict[str, Any]:
     """What the numbers of clean and noisy images depend on, beside the images; see `known.about`."""
-    evaluate = config.evaluate
-    weights = Path(evaluate.lpips_weights or "")
-    trunk = [str(evaluate.lpips), files.sha256(weights) if weights.is_file() else str(evaluate.lpips_weights)]
-    judges = [subject.weights, *(f"{label} {judge.weights}" for label, judge in subject.judges.items()), *trunk]
-    judges.append(label_sets.of(config).fingerprint)
-    return about(subject.data, judges, device_of(config), evaluate.threads)
+    judges = [*subject.measured_by, label_sets.of(config).fingerprint]
+    return about(subject.data, judges, device_of(config), config.evaluate.threads)
+
+
+def _holds_nan(one: Measurement) -> str:
+    """Why an evaluation cannot go on with this image, whose pixels are no numbers."""
+    image = f"{one['name']}: the {one['kind']} image at {level_title(one['level'])} holds NaN"
+    if one["kind"] == "noisy":
+        return f"{image}; correct the degradation (evaluate.levels, degrade.chain)"
+    return f"{image}, which the model gave; evaluate another checkpoint, or train with a smaller train.lr"
 
 
 def _with_actors(config: Config, images: int, *, verbose: bool) -> Config:
@@ -296,7 +353,7 @@ def _summary(config: Config, found: Sequence[Measurement], subject: Subject) -> 
         split=config.data.val_split,
         data=index.fingerprint(measured) if damaged else subject.data,
         segmenter=subject.segmenter,
-        convention=convention(config.levels),
+        convention=convention(config.levels, pairs=config.data.layout == "pairs"),
         noisy={level: score(found, "noisy", level, segmented=segmented, classes=classes) for level in levels},
         restored={level: score(found, "restored", level, segmented=segmented, classes=classes) for level in levels},
         clean=score(found, "clean", "", segmented=segmented, classes=classes),
@@ -306,4 +363,5 @@ def _summary(config: Config, found: Sequence[Measurement], subject: Subject) -> 
         judges=subject.judges,
         lpips=config.evaluate.lpips or "",
         labels=known_labels.shown if segmented else label_sets.CITYSCAPES,
+        lpips_weights=subject.lpips_weights,
     )

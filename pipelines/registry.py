@@ -15,8 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines.runs.results import EvaluationError, Results, higher_is_better
+from pipelines.config import PAIR
+from pipelines.runs.results import (
+    EvaluationError,
+    Results,
+    convention_of,
+    facts_of,
+    higher_is_better,
+    identity,
+    level_key,
+)
 from pipelines.runs.trust import check_servers
+from pipelines.runtime.progress import stage
 from pipelines.text import did_you_mean, listed
 from pipelines.tracking import bundle as bundles
 from pipelines.tracking import location, registered, store
@@ -39,7 +49,7 @@ __all__ = [
     "register_run",
 ]
 
-_COMPARABLE = ("evaluated_on", "convention")  # tags that must agree before two numbers may be compared
+_ALWAYS = ("evaluated_on", "convention", "segmenter")  # tags of an evaluation that every version of d2sm has written
 
 
 def open_model(reference: str | Path, *, uri: str | None = None, device: str = "cpu", trust: bool = False) -> Denoiser:
@@ -83,8 +93,9 @@ def register(
         run_id: of the MLflow run it came from.
         uri: of the store.
         alias: moved to the new version, such as champion.
-        results: numbers such as "psnr.sigma25", and "convention", "segmenter", "data" (fingerprint of the images it was
-            evaluated on); nested mappings are joined with dots. They become tags.
+        results: numbers such as "psnr.sigma25", and what they depend on: the facts of `results.identity`, such as
+            "convention", "segmenter" and "data" (fingerprint of the images it was evaluated on, the tag
+            "evaluated_on"); nested mappings are joined with dots. They become tags.
         example: noisy float32 (B, 3, H, W) in [0, 1], kept with the model; None: a small grey ramp.
 
     Raises:
@@ -151,8 +162,7 @@ def register_run(run: str | Path, name: str, *, alias: str = "", uri: str | None
 
 def numbers_of(results: Results) -> dict[str, Any]:
     """An evaluation as `register` takes it."""
-    about = {key: getattr(results, key) for key in ("data", "convention", "segmenter", "split")}
-    return {**results.flat(), **about}
+    return {**results.flat(), **identity(results)}
 
 
 def check_names(name: str, alias: str = "", *, asked_by: str = "tracking.register_as") -> None:
@@ -177,7 +187,8 @@ def promote(reference: str, alias: str, *, if_better: str | None = None, uri: st
         reference: see `lookup`.
         alias: such as champion.
         if_better: a metric such as "miou.sigma25": only if the version is better in it than the one that has the alias
-            now. If none has it yet, it is moved.
+            now. If none has it yet, it is moved. What versions that were registered earlier do not say of their
+            evaluation is shown, and taken to be the same.
         uri: see `lookup`.
 
     Raises:
@@ -213,13 +224,18 @@ def compare(a: Record, b: Record) -> list[dict[str, str | float | None]]:
 def _check_better(record: Record, holder: Record, metric: str, alias: str) -> None:
     """Check that a version is better than the one that holds the alias; both were evaluated alike."""
     refused = f"{record.label} not promoted to {alias}"
-    for tag in (*_COMPARABLE, "segmenter") if metric.startswith("miou") else _COMPARABLE:
-        ours, theirs = record.tags.get(tag, "none"), holder.tags.get(tag, "none")
-        if ours != theirs:
+    unknown: dict[str, list[str]] = {}
+    for fact in facts_of(metric):
+        tag = "evaluated_on" if fact == "data" else fact
+        ours, theirs = (_taken(each, tag, metric) for each in (record, holder))
+        if ours != theirs and ((ours and theirs) or tag in _ALWAYS):
             raise RegistryError(
                 f"{refused}: {metric} {record.tags[metric]} and {holder.label}'s {holder.tags.get(metric, 'none')} "
-                f"cannot be compared ({tag}: {ours}, {theirs}); evaluate both alike"
+                f"cannot be compared ({tag}: {ours or 'none'}, {theirs or 'none'}); evaluate both alike"
             )
+        for each, value in ((record, ours), (holder, theirs)):
+            if not value:
+                unknown.setdefault(each.label, []).append(tag)
     new, old = _number(record, metric), _number(holder, metric)
     try:
         better = new > old if higher_is_better(metric) else new < old
@@ -227,6 +243,15 @@ def _check_better(record: Record, holder: Record, metric: str, alias: str) -> No
         raise RegistryError(f"{refused}: {error}") from None
     if not better:
         raise RegistryError(f"{refused}: {metric} {new:g} does not beat {holder.label}'s {old:g}")
+    if unknown:
+        lacking = "; ".join(f"{label} does not say {', '.join(tags)}" for label, tags in unknown.items())
+        stage(f"{metric} of {record.label} and {holder.label} was taken to be measured alike: {lacking}")
+
+
+def _taken(record: Record, tag: str, metric: str) -> str:
+    """What a version says of how a metric was measured; "" if it was registered without that."""
+    found = record.tags.get(tag, "")
+    return convention_of(found, [PAIR]) if tag == "convention" and metric.endswith(f".{level_key(PAIR)}") else found
 
 
 def _number(record: Record, metric: str) -> float:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from d2sm import metrics
 from d2sm.inference import restore
 from d2sm.objectives.lpips import LPIPS
+from d2sm.weights import fingerprint
 from pipelines.config import Config
 from pipelines.data import labels
 from pipelines.data.images import ImageError, LabelError
@@ -30,7 +31,9 @@ from pipelines.inference.known import Known, digest
 from pipelines.inference.samples import Noisy, Sample
 from pipelines.inference.tiling import tile_for
 from pipelines.networks.segmenters import classes as classes_of
-from pipelines.runs.results import ImageScore, Judged, Score, miou_by
+from pipelines.runs.results import EvaluationError, ImageScore, Judged, Score, miou_by
+from pipelines.runtime.threads import torch_threads
+from pipelines.text import one_line
 
 SKIPPED = "skipped"
 _NAN = float("nan")
@@ -222,6 +225,40 @@ class Measurer:
     def _here(self, tensor: Tensor) -> Tensor:
         """On the device; from pinned memory the host does not wait for the copy."""
         return tensor.to(self.device, non_blocking=True)
+
+
+def behaviour(name: str, measure: Callable[[Tensor], Tensor], *, threads: int) -> str:
+    """16 hex digits over what a network that measures gives for a fixed small image, bit for bit.
+
+    Weights alone do not identify a network: its code, its constants and its preprocessing decide too. The same network
+    may give other bits on another machine, or with another version of torch, and is then another one.
+
+    Args:
+        name: of the network and its key, for messages.
+        measure: image (1, 3, 64, 96) in [0, 1] on the CPU -> the logits of a segmenter, or a distance.
+        threads: torch threads.
+
+    Raises:
+        EvaluationError: it fails on the image, or its result holds NaN.
+    """
+    height, width = 64, 96
+    ramp = torch.linspace(0, 1, width).expand(height, width)
+    colours = torch.stack([ramp, ramp.flip(1), torch.linspace(0, 1, height)[:, None].expand(height, width)])
+    noise = torch.randn(colours.shape, generator=torch.Generator().manual_seed(0))
+    image = (colours + 0.2 * ramp * noise).clamp(0, 1)[None]  # smooth at the left, noisy at the right
+    try:
+        with torch.no_grad(), torch_threads(threads):
+            found = measure(image)
+    except Exception as error:  # somebody else's network may raise anything
+        raise EvaluationError(f"{name} fails on an image of {tuple(image.shape)}: {one_line(error)}") from error
+    if found.isnan().any():
+        raise EvaluationError(f"{name} gives NaN for a small image; correct the network, or its file of weights")
+    return fingerprint({"": found})
+
+
+def undefined(one: Measurement) -> bool:
+    """Whether PSNR has no value, since the image holds NaN; it is infinite, which is a value, for equal images."""
+    return one["kind"] in ("noisy", "restored") and math.isnan(one["psnr"])
 
 
 def _pinned(sample: Sample) -> Sample:

@@ -15,9 +15,19 @@ from typing import Any
 from pipelines.config import Config
 from pipelines.data import index, splits
 from pipelines.data.images import DataError, ImageError
+from pipelines.data.labels import CITYSCAPES
 from pipelines.runs import checkpoint
 from pipelines.runs.folder import RunFolder
-from pipelines.runs.results import EvaluationError, Results, level_key
+from pipelines.runs.results import (
+    CONVENTION,
+    CONVENTION_OF_PAIRS,
+    EvaluationError,
+    Results,
+    identity,
+    judge_fact,
+    judge_weights_fact,
+    level_key,
+)
 
 EVALUATIONS = "evaluations"
 _NAME = 80  # characters for the levels in the name of a folder
@@ -52,22 +62,26 @@ def differences(run: RunFolder, own: Config, config: Config, results: Results, *
         found.append(
             f"{why}, in its {run.results_file.name} {former.data})" if former else f"{why}, data.root differs)"
         )
-    if not _same_weights(own, config, results, former):
-        found.append("other weights of the segmenter than the run's")
-    return found
+    return found + [f"{what} than the run's" for what in _other_files(own, config, results, former)]
 
 
 def folder_of(run: RunFolder, config: Config, results: Results, *, step: int) -> RunFolder:
-    """The folder of an evaluation that is not the run's own: the same for the same images, levels, segmenter and step.
+    """The folder of an evaluation that is not the run's own: the same for the same `identity`, levels and step.
 
     On this disk also for a run at a URI; `run.push` sends it there.
     """
     levels = list(results.restored)
     told = list(config.noise.sigma) if config.data.layout == "pairs" else levels  # what the network is told
-    what = [results.data, results.split, results.convention, results.segmenter, results.weights, step, told]
-    more = [[judge.segmenter, judge.weights] for judge in results.judges.values()]
-    if more or results.lpips or results.labels != "cityscapes":  # earlier versions had none of these
-        what += [more, results.lpips, results.labels]
+    facts = identity(results)
+    if facts["convention"] == CONVENTION_OF_PAIRS:
+        facts["convention"] = CONVENTION  # as earlier versions had it, so that their folders are found again
+    what: list[Any] = [facts.pop(name) for name in ("data", "split", "convention", "segmenter", "segmenter_weights")]
+    what += [step, told]
+    labels, lpips = facts.pop("labels") or CITYSCAPES, facts.pop("lpips")
+    judges = [[facts.pop(judge_fact(name)), facts.pop(judge_weights_fact(name))] for name in results.judges]
+    if judges or lpips or labels != CITYSCAPES:  # earlier versions had none of these
+        what += [judges, lpips, labels]
+    what += filter(None, facts.values())  # what earlier versions did not know, where it was measured
     digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:8]
     named = "-".join(map(level_key, levels)).replace("-sigma", "-")  # "sigma25-50"
     if len(levels) > _NAMED_LEVELS or len(named) > _NAME:
@@ -104,18 +118,44 @@ def _same_images(run: RunFolder, own: Config, config: Config, results: Results, 
         return False
 
 
-def _same_weights(own: Config, config: Config, results: Results, former: Results | None) -> bool:
-    if former is not None and former.weights and results.weights:
-        return former.weights == results.weights
-    mine, asked = own.evaluate.segmenter_weights, config.evaluate.segmenter_weights
-    if mine == asked or not results.segmenter:
+def _other_files(own: Config, config: Config, results: Results, former: Results | None) -> list[str]:
+    """What was measured with other contents of files than the run's, in words; their keys are the same or say places.
+
+    The facts of `identity` that the keys decide are not compared: where an edited configuration or another version of
+    d2sm changed them, the run's own numbers are to be measured anew.
+    """
+    words = {"labels": "another label set", "lpips_weights": "other weights of LPIPS"}
+    places = {"lpips_weights": (own.evaluate.lpips_weights, config.evaluate.lpips_weights)}
+    asked = config.evaluate.judges.values()
+    for number, ((name, (_, mine)), (_, given)) in enumerate(zip(own.evaluate.judges.items(), asked, strict=True)):
+        fact = judge_weights_fact(name) if number else "segmenter_weights"
+        words[fact] = f"other weights of {name}" if number else "other weights of the segmenter"
+        places[fact] = (mine, given)
+    now, before = identity(results), identity(former) if former else {}
+    found = []
+    for fact, what in words.items():
+        if not now.get(fact):
+            continue  # not measured
+        if before.get(fact):
+            same = before[fact] == now[fact]
+        else:
+            # Where neither results nor files tell, nothing is replaced unless there is nothing to replace.
+            same = _same_file(*places.get(fact, (None, None)), unknown=former is None)
+        if not same:
+            found.append(what)
+    return found
+
+
+def _same_file(one: str | None, other: str | None, *, unknown: bool) -> bool:
+    """Whether two files have the same bytes; `unknown` if one cannot be read."""
+    if one == other:
         return True
-    if mine is None or asked is None:
+    if one is None or other is None:
         return False
     try:
-        return Path(mine).read_bytes() == Path(asked).read_bytes()
+        return Path(one).read_bytes() == Path(other).read_bytes()
     except OSError:
-        return former is None  # nothing tells, and nothing is replaced
+        return unknown
 
 
 def _shown(value: Any) -> str:

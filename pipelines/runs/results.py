@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,14 @@ from pipelines.runtime import files
 from pipelines.text import columns, counted, did_you_mean, listed
 
 _CONVENTION = (
-    "RGB in [0, 1]; {noise}, seeded by file name; restored (and noisy, where it is measured) clamped to [0, 1]; "
+    "RGB in [0, 1]; {noise}; restored (and noisy, where it is measured) clamped to [0, 1]; "
     "PSNR and SSIM (scikit-image, Gaussian window 11, sigma 1.5, data range 1) per image, then averaged; MIoU from one "
     "confusion matrix over all images, classes present, label 255 ignored"
 )
-CONVENTION = _CONVENTION.format(noise="Gaussian noise of sigma/255, not clipped")
+CONVENTION = _CONVENTION.format(noise="Gaussian noise of sigma/255, not clipped, seeded by file name")
 """How the numbers are taken. It stands in every results.json: numbers taken differently are not compared."""
+CONVENTION_OF_PAIRS = _CONVENTION.format(noise="photographed noise")
+"""Likewise for the images of data.layout=pairs."""
 
 RESULTS = "results.json"
 _BYTES = 2**28  # of the largest file that is read: 50,000 images at three noise levels, two segmenters
@@ -50,12 +52,24 @@ _WITHOUT_DIRECTION = {
 }
 
 
-def convention(levels: Iterable[Chain]) -> str:
-    """How numbers are taken of images that are degraded so."""
+def convention(levels: Iterable[Chain], *, pairs: bool = False) -> str:
+    """How numbers are taken of images that are degraded so.
+
+    Args:
+        pairs: the images are photographed pairs, which nothing degrades; `levels` are not used.
+    """
     levels = list(levels)
+    if pairs:
+        return CONVENTION_OF_PAIRS
     if all(chain.is_noise for chain in levels):
         return CONVENTION
-    return _CONVENTION.format(noise="degraded by " + ", or by ".join(dict.fromkeys(c.summary for c in levels)))
+    summaries = ", or by ".join(dict.fromkeys(chain.summary for chain in levels))
+    return _CONVENTION.format(noise=f"degraded by {summaries}, seeded by file name")
+
+
+def convention_of(written: str, levels: Iterable[str]) -> str:
+    """The convention of numbers at these levels. Earlier versions wrote that of Gaussian noise for pairs too."""
+    return CONVENTION_OF_PAIRS if written == CONVENTION and set(levels) == {PAIR} else written
 
 
 def level_key(level: str) -> str:
@@ -214,6 +228,7 @@ class Results:
         judges: the further segmenters that gave an MIoU, by their names in results (see `Evaluate.judges`).
         lpips: the trunk of LPIPS; "" where it was not measured.
         labels: the label set, as `LabelSet.shown` has it; "cityscapes" without MIoU.
+        lpips_weights: fingerprint of its trunk and heads; "" without LPIPS, and in files of earlier versions.
     """
 
     images: int
@@ -230,6 +245,7 @@ class Results:
     judges: Mapping[str, Judge] = field(default_factory=dict)
     lpips: str = ""
     labels: str = "cityscapes"
+    lpips_weights: str = ""
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -280,7 +296,7 @@ class Results:
         found = parsing.read_json(path, cls, error=EvaluationError, remedy=remedy, limit=_BYTES)
         if found.noisy.keys() != found.restored.keys():
             raise EvaluationError(f"{path}: noisy and restored are not of the same levels; {remedy}")
-        return found
+        return replace(found, convention=convention_of(found.convention, found.restored))
 
     def notes(self) -> list[str]:
         """What a reader of the numbers has to know beside them, a line each: what is missing, and why."""
@@ -292,9 +308,14 @@ class Results:
         elif self.clean.miou is None:
             found.append("MIoU has no value: all pixels of the labels are void")
         for kind, by_level in (("noisy", self.noisy), ("restored", self.restored)):
-            if same := [level for level, score in by_level.items() if score.psnr is None]:
+            without = {level: score for level, score in by_level.items() if score.psnr is None}
+            # SSIM is 1 where an image equals its clean one. It has no value only where PSNR is NaN too.
+            if same := [level for level, score in without.items() if score.ssim is not None]:
                 at = ", ".join(map(level_title, same))
                 found.append(f"PSNR of the {kind} images is infinite at {at}: an image equals its clean one")
+            if undefined := [level for level, score in without.items() if score.ssim is None]:
+                at = ", ".join(map(level_title, undefined))
+                found.append(f"PSNR and SSIM of the {kind} images have no value at {at}: an image holds NaN")
         return found
 
     def line(self) -> str:
@@ -320,13 +341,60 @@ class Results:
         return " / ".join(_number(values.get(metric), metric_digits(metric)) for metric in self.metrics)
 
 
+def identity(results: Results) -> dict[str, str]:
+    """What the numbers depend on, beside the model: fact -> value; "" where it is not known, or nothing was measured.
+
+    Whatever tells evaluations apart asks here: whether one is a run's own, in which folder it is kept, and whether two
+    registered versions may be compared (`facts_of`). A fact is the tag of a registered version, where a "." would mark
+    a metric.
+    """
+    facts = {
+        "data": results.data,
+        "split": results.split,
+        "convention": results.convention,
+        "segmenter": results.segmenter,
+        "segmenter_weights": results.weights,
+        "labels": results.labels if results.segmenter else "",
+        "lpips": results.lpips,
+        "lpips_weights": results.lpips_weights,
+    }
+    for name, judge in results.judges.items():
+        facts |= {judge_fact(name): judge.segmenter, judge_weights_fact(name): judge.weights}
+    return facts
+
+
+def facts_of(metric: str) -> tuple[str, ...]:
+    """The facts of `identity` that must agree before two values of a metric may be compared.
+
+    Args:
+        metric: as it is logged: "psnr.sigma25", "noisy.miou-NAME.jpeg10", "clean.miou", ...
+    """
+    name = metric.removeprefix("noisy.").removeprefix("clean.").partition(".")[0]
+    measure, _, judge = name.partition("-")
+    if judge:
+        return ("data", "convention", judge_fact(judge), judge_weights_fact(judge), "labels")
+    if measure == "miou":
+        return ("data", "convention", "segmenter", "segmenter_weights", "labels")
+    return ("data", "convention", *(("lpips", "lpips_weights") if measure == "lpips" else ()))
+
+
+def judge_fact(name: str) -> str:
+    """The fact of `identity` that is a further segmenter, by its name in results."""
+    return f"judge-{name}"
+
+
+def judge_weights_fact(name: str) -> str:
+    """The fact of `identity` that is the fingerprint of a further segmenter's weights."""
+    return f"judge_weights-{name}"
+
+
 def _without_unused(tree: Any) -> Any:
     """The tree without further segmenters, LPIPS and counts where there are none, as files have always been."""
     if isinstance(tree, dict):
         unused: dict[str, Any] = (
             {"judges": {}, "lpips": None, "counts": {}}
             if "psnr" in tree
-            else {"judges": {}, "lpips": "", "labels": "cityscapes"}
+            else {"judges": {}, "lpips": "", "labels": "cityscapes", "lpips_weights": ""}
         )
         kept = {key: value for key, value in tree.items() if key not in unused or value != unused[key]}
         return {key: _without_unused(value) for key, value in kept.items()}

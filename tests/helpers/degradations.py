@@ -51,6 +51,11 @@ def endless(images: Tensor, *, level: Tensor, seeds: Sequence[int]) -> Tensor:
     return images / level.view(-1, 1, 1, 1)
 
 
+def undefined_at_black(images: Tensor, *, level: Tensor, seeds: Sequence[int]) -> Tensor:
+    """NaN where a value is 0."""
+    return images.where(images > 0, torch.nan)
+
+
 def old(clean: Tensor, sigma: Tensor) -> Tensor:
     """Called otherwise."""
     return clean + sigma

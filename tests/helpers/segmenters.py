@@ -27,12 +27,32 @@ def by_brightness(weights: Path | None) -> nn.Module:
     return Brightness()
 
 
+def by_darkness(weights: Path | None) -> nn.Module:
+    """The opposite of `by_brightness`; neither has weights."""
+    return Darkness()
+
+
+def without_numbers(weights: Path | None) -> nn.Module:
+    """`segmenter` with weights of NaN."""
+    found = segmenter()
+    for parameter in found.parameters():
+        nn.init.constant_(parameter, float("nan"))
+    return found
+
+
 class Brightness(nn.Module):
     """A segmenter by brightness alone: 19 steps from black to white."""
 
     def forward(self, image: Tensor) -> Tensor:
         steps = torch.linspace(0, 1, 19).view(1, -1, 1, 1)
         return -(image.mean(1, keepdim=True) - steps).abs()
+
+
+class Darkness(Brightness):
+    """A segmenter by darkness alone."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return super().forward(1 - image)
 
 
 def from_file(weights: Path | None) -> nn.Module:

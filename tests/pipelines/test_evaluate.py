@@ -22,7 +22,7 @@ from pipelines.evaluate import SMALLEST, check, evaluate
 from pipelines.experiment import evaluate_run
 from pipelines.networks.segmenters import SegmenterError
 from pipelines.runs import checkpoint
-from pipelines.runs.results import CONVENTION, EvaluationError, Results, higher_is_better
+from pipelines.runs.results import CONVENTION, CONVENTION_OF_PAIRS, EvaluationError, Results, higher_is_better
 from pipelines.runtime.resources import ResourceError
 from tests.conftest import tiny_config
 from tests.helpers.checkpoints import bundle_of
@@ -482,3 +482,39 @@ def test_an_evaluation_on_another_label_set(bundle: Path, tmp_path: Path) -> Non
     with pytest.raises(DataError, match="holds the value 11.*data.labels=.*three.yaml.*evaluate.segmenter=null"):
         measured(bundle, city(tmp_path / "other", labels=other), **three)
     assert measured(bundle, root).labels == "cityscapes"
+
+
+def test_the_kept_numbers_of_one_segmenter_are_not_those_of_another(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither has weights by which they could be told apart."""
+    root = city(tmp_path / "city", labels=STREET)
+    one, other = ({"evaluate__segmenter": f"tests.helpers.segmenters:by_{name}"} for name in ("brightness", "darkness"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    first, second = measured(bundle, root, **one), measured(bundle, root, **other)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+    assert measured(bundle, root, **other) == second
+    assert second.rows[0].clean.counts != first.rows[0].clean.counts
+
+
+def test_an_image_of_nan_ends_an_evaluation_in_one_line(bundle: Path, tmp_path: Path) -> None:
+    """It has no PSNR; an infinite one, of equal images, is none of it."""
+    root, config = city(tmp_path / "city"), checkpoint.load_model(bundle)[1]
+    weights = {name: torch.full_like(value, torch.nan) for name, value in checkpoint.read_weights(bundle).items()}
+    broken = tmp_path / "step-00000000"
+    checkpoint.write(broken, weights=weights, state={}, config=config, meta={"step": 0})
+    with pytest.raises(
+        EvaluationError, match="^ulm/0: the restored image at sigma 25 holds NaN, which the model gave; "
+    ):
+        measured(broken, root)
+    with pytest.raises(EvaluationError, match=r"^ulm/0: the noisy image at \S+ holds NaN; correct the degradation"):
+        measured(bundle, root, evaluate__levels=["tests.helpers.degradations:undefined_at_black:1"])
+
+
+def test_the_convention_of_pairs_names_no_gaussian_noise(bundle: Path, tmp_path: Path) -> None:
+    for kind in ("clean", "noisy"):
+        write_png(tmp_path / f"val/{kind}/a.png", np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8))
+    pairs = {"data__layout": "pairs", "noise__sigma": [25], "noise__draw": "list", "evaluate__segmenter": None}
+    results = measured(bundle, tmp_path, **pairs)
+    assert list(results.restored) == ["pair"] and results.convention == CONVENTION_OF_PAIRS
+    assert "Gaussian noise" not in results.convention and "seeded" not in results.convention

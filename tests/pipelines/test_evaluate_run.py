@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import torchvision
 
 from pipelines.config import ConfigError
 from pipelines.data.images import write_png
@@ -200,3 +202,65 @@ def test_no_file_beside_a_model_without_a_run_is_overwritten(
     second = evaluate_run(bundle, trust=True, quiet=True)
     assert second.path == Path("results-2.json") and "results.json exists here" in second.notes[0]
     assert Path(RESULTS).read_bytes() == before
+
+
+THREE = """
+classes:
+- {name: above, id: 23, colour: [70, 130, 180]}
+- {name: things, id: 26, colour: [0, 0, 142]}
+- {name: ground, id: 7, colour: [128, 64, 128]}
+ignore: [0]
+"""
+
+
+@pytest.mark.parametrize(
+    ("keys", "changes", "why"),
+    [
+        (
+            "segmenters",
+            {"evaluate__segmenters_weights": ["{0}/other"]},
+            "other weights of tests-helpers-segmenters-fro",
+        ),
+        ("labels", {}, "another label set than the run's"),
+        ("lpips", {"evaluate__lpips_weights": "{0}/other.pth"}, "other weights of LPIPS than the run's"),
+    ],
+)
+def test_other_contents_of_a_file_are_other_numbers(
+    made: Path, run: RunFolder, tmp_path: Path, keys: str, changes: dict[str, Any], why: str
+) -> None:
+    """Whichever file it is, as with the first segmenter's; and not where nothing changed."""
+    labels = tmp_path / "three.yaml"
+    labels.write_text(THREE)
+    (tmp_path / "other").write_text("0.5")
+    for seed, name in enumerate(("trunk.pth", "other.pth")):
+        torch.manual_seed(seed)
+        torch.save(torchvision.models.squeezenet1_1().state_dict(), tmp_path / name)
+    own = {
+        "segmenters": {
+            "evaluate.segmenters": ["tests.helpers.segmenters:from_file"],
+            "evaluate.segmenters_weights": [str(made / "weights")],
+        },
+        "labels": {
+            "data.labels": str(labels), "evaluate.segmenter": "tests.helpers.segmenters:of_three",
+            "evaluate.segmenter_weights": None,
+        },
+        "lpips": {"evaluate.lpips": "squeezenet1_1", "evaluate.lpips_weights": str(tmp_path / "trunk.pth")},
+    }  # fmt: skip
+    config = configuration_of(run.latest() or Path()).replace(own[keys])
+    config.save(run.config_file)
+    run.results_file.unlink()
+    assert evaluated(run).path == evaluated(run).path == run.results_file
+    before, mlflow_before = run.results_file.read_bytes(), tracked(run)
+    if keys == "labels":
+        labels.write_text(THREE.replace("ignore: [0]", "ignore: [0, 1]"))
+    changes = {
+        key: value.format(tmp_path) if isinstance(value, str) else [each.format(tmp_path) for each in value]
+        for key, value in changes.items()
+    }
+    done = evaluated(run, **changes)
+    assert done.path != run.results_file and why in done.notes[0]
+    assert run.results_file.read_bytes() == before and tracked(run) == mlflow_before
+    if keys != "labels":  # without former results the files tell; the label set has but one file
+        run.results_file.unlink()
+        assert evaluated(run, **changes).path == done.path
+        assert evaluated(run).path == run.results_file

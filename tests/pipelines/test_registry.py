@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,21 +13,25 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from cluster.cli.main import main
 from d2sm.inference import restore
 from d2sm.models import CBDNet, FFDNet
 from pipelines.config import Config
 from pipelines.recipes import recipe
-from pipelines.registry import Record, RegistryError, compare, lookup, models, promote, register
+from pipelines.registry import Record, RegistryError, compare, lookup, models, numbers_of, promote, register
+from pipelines.runs.results import CONVENTION, CONVENTION_OF_PAIRS, Judge, Results
 from pipelines.served import Restorer, ServedError, _load_pyfunc
 from pipelines.tracking import store as stores
 from pipelines.tracking.bundle import default_sigma
 from pipelines.tracking.run import open_run
+from tests.helpers.finished_runs import results
 from tests.helpers.mlflow_server import Server, free_port, stop, wait_for
 from tests.helpers.networks import stirred
 from tests.helpers.stores import new_store
@@ -39,6 +44,7 @@ RESULTS = {
     "convention": "ssim gaussian 11",
     "data": "camvid-val",
 }
+EARLIER = ("data", "convention", "segmenter", "split")  # what earlier versions registered beside the numbers
 
 
 def write_bundle(folder: Path, seed: int = 0, uri: str = "") -> Path:
@@ -221,6 +227,73 @@ def test_numbers_taken_differently_are_not_compared(first: Record, tmp_path: Pat
         RegistryError, match=r"psnr.sigma25 40 and another/2's 30 .*evaluated_on: other-set, camvid-val"
     ):
         promote("another/1", "champion", if_better="psnr.sigma25", uri=first.uri)
+
+
+@pytest.mark.parametrize(
+    ("metric", "changes", "differs"),
+    [
+        ("miou.sigma25", {"weights": "other"}, "segmenter_weights: other, w"),
+        ("clean.miou", {"labels": "camvid"}, "labels: camvid, cityscapes"),
+        ("noisy.miou.sigma25", {"segmenter": "espnet-cityscapes"}, "segmenter: espnet-cityscapes, espnet-camvid"),
+        ("miou-b.sigma25", {"judges": {"b": Judge("b:b", "other")}}, "judge_weights-b: other, v"),
+        ("clean.miou-b", {"judges": {"b": Judge("c:b", "v")}}, "judge-b: c:b, b:b"),
+        ("lpips.sigma25", {"lpips": "alexnet"}, "lpips: alexnet, vgg16"),
+        ("noisy.lpips.sigma25", {"lpips_weights": "other"}, "lpips_weights: other, u"),
+    ],
+)
+def test_only_what_belongs_to_the_metric_has_to_agree(
+    first: Record,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    metric: str,
+    changes: dict[str, Any],
+    differs: str,
+) -> None:
+    name = re.sub(r"\W", "-", f"{metric}-{differs}")
+
+    def numbers(psnr: float, **changes: Any) -> dict[str, Any]:
+        return numbers_of(replace(measured(psnr), **changes))
+
+    holder = {**numbers(30.0), metric: 0.5}
+    better = {**numbers(31.0, **changes), metric: 0.4 if "lpips" in metric else 0.6}
+    earlier = {key: value for key, value in better.items() if "." in key or key in EARLIER}
+    for version, tags in enumerate((holder, better, earlier)):
+        register(write_bundle(tmp_path / str(version)), name=name, run_id=None, uri=first.uri, results=tags)
+
+    def promoted(reference: str, metric: str) -> list[str]:
+        """The lines that say what is not known."""
+        assert (
+            main(
+                ["models", "promote", reference, "--alias", "best", "--if-better", metric, "--tracking-uri", first.uri]
+            )
+            == 0
+        )
+        return [line for line in capsys.readouterr().err.splitlines() if "measured alike" in line]
+
+    promote(f"{name}/1", "best", uri=first.uri)
+    with pytest.raises(RegistryError, match=rf"/2 not promoted to best: {metric} .*cannot be compared \({differs}\)"):
+        promote(f"{name}/2", "best", if_better=metric, uri=first.uri)
+    assert promoted(f"{name}/2", "psnr.sigma25") == []
+    promote(f"{name}/1", "best", uri=first.uri)
+    if "segmenter" in changes:  # earlier versions said and compared it
+        return
+    (line,) = promoted(f"{name}/3", metric)
+    assert f"{name}/3 does not say " in line and differs.partition(":")[0] in line and f"{name}/1 does" not in line
+
+
+def measured(psnr: float) -> Results:
+    return replace(results(psnr), weights="w", judges={"b": Judge("b:b", "v")}, lpips="vgg16", lpips_weights="u")
+
+
+def test_pairs_that_were_registered_earlier_stay_comparable(first: Record, tmp_path: Path) -> None:
+    """Their convention was said to be that of Gaussian noise."""
+    for psnr, convention in ((30.0, CONVENTION), (31.0, CONVENTION_OF_PAIRS), (32.0, "another one")):
+        results = {"psnr.sigmapair": psnr, "convention": convention, "data": "pairs"}
+        register(write_bundle(tmp_path / f"{psnr}"), name="paired", run_id=None, uri=first.uri, results=results)
+    promote("paired/1", "best", uri=first.uri)
+    assert promote("paired/2", "best", if_better="psnr.sigmapair", uri=first.uri).aliases == ("best",)
+    with pytest.raises(RegistryError, match=r"convention: another one, RGB in \[0, 1\]; photographed noise"):
+        promote("paired/3", "best", if_better="psnr.sigmapair", uri=first.uri)
 
 
 def test_compare(first: Record, second: Record) -> None:

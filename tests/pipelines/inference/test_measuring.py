@@ -16,10 +16,12 @@ from pipelines.data.images import ImageError
 from pipelines.data.splits import evaluation_images
 from pipelines.inference import samples
 from pipelines.inference.known import Known, KnownFile
-from pipelines.inference.measuring import SKIPPED, Measurement, Measurer, numbers_of, score
+from pipelines.inference.measuring import SKIPPED, Measurement, Measurer, behaviour, numbers_of, score
 from pipelines.networks.models import build
+from pipelines.networks.segmenters import Segmenter, fingerprint
+from pipelines.runs.results import EvaluationError
 from tests.conftest import tiny_config
-from tests.helpers.segmenters import segmenter
+from tests.helpers.segmenters import by_brightness, by_darkness, segmenter, without_numbers
 
 CPU = torch.device("cpu")
 SEGMENTER = "tests.helpers.segmenters:segmenter"
@@ -119,3 +121,23 @@ def test_lpips_is_that_of_the_whole_image(scenes_root: Path, tmp_path: Path) -> 
     assert [one["kind"] for one in found] == ["clean", "noisy", "restored"]
     assert np.isnan(found[0]["lpips"]) and found[1]["lpips"] == pytest.approx(wanted, rel=1e-6)
     assert score(found, "noisy", "25", segmented=False).lpips == found[1]["lpips"]
+
+
+def test_what_a_network_gives_tells_it_from_others_of_the_same_weights() -> None:
+    """The constants of the preprocessing are no part of the weights; nor is the code."""
+
+    def made(mean: float = 70.0, std: float = 45.0, size: tuple[int, int] | None = None) -> Segmenter:
+        return Segmenter(segmenter(), list(range(19)), (mean, 80.0, 73.0), (std, 46.0, 44.0), size)
+
+    networks = [made(), made(mean=70.5), made(std=45.5), made(size=(32, 48)), by_brightness(None), by_darkness(None)]
+    found = [behaviour("evaluate.segmenter=x", network, threads=1) for network in networks]
+    assert len(set(found)) == len(found)
+    assert behaviour("evaluate.segmenter=y", made(), threads=1) == found[0]
+    assert len({fingerprint(network) for network in networks[:4]}) == len({fingerprint(each) for each in networks[4:]})
+
+
+def test_a_network_that_cannot_measure_is_one_line() -> None:
+    with pytest.raises(EvaluationError, match=r"^evaluate.segmenter=x gives NaN [^\n]*file of weights$"):
+        behaviour("evaluate.segmenter=x", without_numbers(None), threads=1)
+    with pytest.raises(EvaluationError, match=r"^evaluate.segmenter=x fails on an image of \(1, 3, 64, 96\): [^\n]*$"):
+        behaviour("evaluate.segmenter=x", nn.Conv2d(4, 19, 3), threads=1)

@@ -16,14 +16,18 @@ from d2sm.objectives import TERMS
 from pipelines.config import Config
 from pipelines.runs.results import (
     CONVENTION,
+    CONVENTION_OF_PAIRS,
     RESULTS,
     EvaluationError,
     ImageRow,
     ImageScore,
+    Judge,
     Results,
     Score,
     convention,
+    facts_of,
     higher_is_better,
+    identity,
     in_order,
     level_key,
     level_title,
@@ -192,3 +196,68 @@ def test_levels_have_their_names_in_tables_and_lines() -> None:
     assert found.line() == "sigma 25 30.00 / 0.900 / -, jpeg10 30.00 / 0.900 / -, blur2+noise10 30.00 / 0.900 / -"
     assert "sigma 25" in found.table() and "blur2+noise10" in found.table()
     assert {"psnr.sigma25", "psnr.jpeg10", "noisy.ssim.blur2-noise10"} <= found.flat().keys()
+
+
+def test_nan_and_an_infinite_psnr_have_notes_of_their_own() -> None:
+    """Both are null in a file. SSIM tells them apart: of equal images it is 1."""
+    nan, infinite, usual = float("nan"), float("inf"), Score(30.0, 0.9, None, {})
+    by_level = {"5": Score(infinite, 1.0, None, {}), "25": usual, "50": Score(nan, nan, None, {})}
+    found = replace(results(), noisy=dict.fromkeys(by_level, usual), restored=by_level).notes()
+    assert found == [
+        "PSNR of the restored images is infinite at sigma 5: an image equals its clean one",
+        "PSNR and SSIM of the restored images have no value at sigma 50: an image holds NaN",
+    ]
+
+
+def test_pairs_have_a_convention_of_their_own_also_in_files_of_earlier_versions(tmp_path: Path) -> None:
+    """Earlier versions wrote that of Gaussian noise; the numbers were taken alike, and stay comparable."""
+    assert convention(Config().levels, pairs=True) == CONVENTION_OF_PAIRS
+    assert CONVENTION_OF_PAIRS.startswith("RGB in [0, 1]; photographed noise; restored (and noisy, ")
+    assert CONVENTION_OF_PAIRS.partition("; restored")[2] == CONVENTION.partition("; restored")[2]
+    score = {"pair": Score(30.0, 0.9, None, {})}
+    for written, levels, read in (
+        (CONVENTION, score, CONVENTION_OF_PAIRS),
+        (CONVENTION_OF_PAIRS, score, CONVENTION_OF_PAIRS),
+        (CONVENTION, results().noisy, CONVENTION),
+        ("as somebody else takes them", score, "as somebody else takes them"),
+    ):
+        replace(results(), convention=written, noisy=levels, restored=levels).save(tmp_path / RESULTS)
+        assert Results.load(tmp_path / RESULTS).convention == read
+
+
+def judged() -> Results:
+    """Results by two segmenters and LPIPS on a label set."""
+    return replace(
+        results(), weights="w", judges={"b": Judge("b:b", "v")}, lpips="vgg16", labels="camvid", lpips_weights="u"
+    )
+
+
+def test_results_with_all_facts_come_back(tmp_path: Path) -> None:
+    judged().save(tmp_path / RESULTS)
+    assert Results.load(tmp_path / RESULTS) == judged()
+    assert identity(Results.load(tmp_path / RESULTS)) == {
+        "data": "abc", "split": "val", "convention": CONVENTION, "segmenter": "espnet-camvid", "segmenter_weights": "w",
+        "labels": "camvid", "lpips": "vgg16", "lpips_weights": "u", "judge-b": "b:b", "judge_weights-b": "v",
+    }  # fmt: skip
+    assert "lpips_weights" not in json.loads(_saved(results(), tmp_path))
+    assert identity(replace(results(), segmenter=""))["labels"] == ""
+
+
+def _saved(found: Results, folder: Path) -> str:
+    found.save(folder / RESULTS)
+    return (folder / RESULTS).read_text()
+
+
+def test_every_measured_metric_depends_on_facts_of_its_own() -> None:
+    plain = ("data", "convention")
+    for metric, facts in (
+        ("psnr.sigma25", ()),
+        ("noisy.ssim.blur2-noise10", ()),
+        ("miou.sigma25", ("segmenter", "segmenter_weights", "labels")),
+        ("clean.miou", ("segmenter", "segmenter_weights", "labels")),
+        ("noisy.miou-b.sigma25", ("judge-b", "judge_weights-b", "labels")),
+        ("clean.miou-espnet-camvid-no2", ("judge-espnet-camvid-no2", "judge_weights-espnet-camvid-no2", "labels")),
+        ("lpips.jpeg10", ("lpips", "lpips_weights")),
+    ):
+        assert facts_of(metric) == (*plain, *facts)
+    assert {fact for metric in judged().flat() for fact in facts_of(metric)} <= {*identity(judged())}
