@@ -286,12 +286,16 @@ def check_measured_alike(first: FinishedRun, other: FinishedRun) -> None:
                 f"{other.folder}: not evaluated as {first.folder} was ({name}: {b}, there {a}); evaluate both in the "
                 "same way"
             )
-    a, b = first.results.weights, other.results.weights
-    if a and b and a != b:  # results of earlier versions do not name them
-        raise RunsError(
-            f"{other.folder}: not evaluated as {first.folder} was (weights of the segmenter: {b}, there {a}); evaluate "
-            "both with the same evaluate.segmenter_weights"
-        )
+    for name, what, key in (
+        ("weights", "the segmenter", "evaluate.segmenter_weights"),
+        ("lpips_weights", "LPIPS", "evaluate.lpips_weights"),
+    ):
+        a, b = getattr(first.results, name), getattr(other.results, name)
+        if a and b and a != b:  # results of earlier versions do not name them
+            raise RunsError(
+                f"{other.folder}: not evaluated as {first.folder} was (weights of {what}: {b}, there {a}); evaluate "
+                f"both with the same {key}"
+            )
     if first.results.judges != other.results.judges:
         ours, theirs = (", ".join(run.results.judges) or "none" for run in (other, first))
         raise RunsError(

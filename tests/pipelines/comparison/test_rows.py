@@ -63,13 +63,14 @@ def test_runs_that_are_not_finished_are_refused(tmp_path: Path) -> None:
             "b: .*levels 25, .*a at 25, 35, 50",
         ),
         (replace(results(), weights="def"), "b: .*weights of the segmenter: def, there abc"),
+        (replace(results(), lpips_weights="def"), "b: .*weights of LPIPS: def, there abc.*evaluate.lpips_weights"),
         (replace(results(), weights=""), "b: .*seed 0 as .*a;"),  # of an earlier version, which did not name them
         (results(), "b: .*seed 0 as .*a;"),
     ],
 )
 def test_runs_that_cannot_stand_in_one_table_are_refused(tmp_path: Path, other: Results, message: str) -> None:
     folders = [write_run(tmp_path / name, recipe("ffdnet_l1_cpu"), found) for name, found in
-               (("a", replace(results(), weights="abc")), ("b", other))]  # fmt: skip
+               (("a", replace(results(), weights="abc", lpips_weights="abc")), ("b", other))]  # fmt: skip
     with pytest.raises(RunsError, match=message):
         read_rows(folders)
 
