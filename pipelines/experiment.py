@@ -1,8 +1,7 @@
-"""An experiment from end to end: train, evaluate, draw pictures, register the model. Each part is also a verb alone."""
+"""An experiment from end to end: train, evaluate, register the model, draw pictures. Each part is also a verb alone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +65,7 @@ def run(
     watch: record.Watch | None = None,
     ready: Ready | None = None,
 ) -> Outcome:
-    """Train, or resume the run of this name; then evaluate it, draw pictures, and register it if asked.
+    """Train, or resume the run of this name; then evaluate it, register it if asked, and draw pictures.
 
     Args:
         config: the whole run. The model is registered under `tracking.register_as` if that is set.
@@ -90,24 +89,34 @@ def _run(ready: Ready, *, quiet: bool, verbose: bool, watch: record.Watch | None
     trained = train.fit(ready.config, quiet=quiet, verbose=verbose, watch=watch, ready=ready)
     results = evaluate(trained.checkpoint, trained.config, subject=ready.subject, quiet=quiet, verbose=verbose)
     save_results(trained.folder, results, step=trained.step)  # before anything that may fail
-    segmenter = evaluation_segmenter(trained.config)
-    stage("drawing pictures, and sending results to MLflow")
-    drawn = pictures.draw(trained.checkpoint, trained.config, trained.folder.pictures, segmenter)
-    trained.folder.push(*drawn)
     registered = None
+    stage("sending results to MLflow")
     with tracking.reopen(
         trained.run_id, uri=trained.uri, run_dir=trained.folder.path, page=_page(trained.folder), step=trained.step
     ) as mlflow_run:
-        send_results(mlflow_run, trained.folder, results, drawn)
+        send_results(mlflow_run, trained.folder, results)
         for name in (checkpoint.MODEL, checkpoint.CONFIG, checkpoint.META):
             mlflow_run.file(trained.checkpoint / name, "model")
         if trained.config.tracking.register_as and not mlflow_run.away:
             stage(f"registering the model as {trained.config.tracking.register_as}")
             registered = register(trained.checkpoint, trained.config, results, mlflow_run)
+        drawn = _draw(trained, mlflow_run)  # last: without pictures, a run is still complete
     untracked = _untracked(mlflow_run, trained.folder)
     if untracked and trained.config.tracking.register_as and not registered:
         untracked += f"; it also registers the model as {trained.config.tracking.register_as}"
     return Outcome(trained, results, drawn, registered, mlflow_run.page, untracked)
+
+
+def _draw(trained: train.Trained, mlflow_run: tracking.Run) -> list[Path]:
+    """Draw pictures into the folder of a run, and send them to its MLflow run; gives the files."""
+    if trained.config.evaluate.pictures:
+        stage("drawing pictures")
+    segmenter = evaluation_segmenter(trained.config)
+    drawn = pictures.draw(trained.checkpoint, trained.config, trained.folder.pictures, segmenter)
+    trained.folder.push(*drawn)
+    for path in drawn:
+        mlflow_run.file(path, "pictures")
+    return drawn
 
 
 def save_results(folder: RunFolder, results: Results, *, step: int) -> None:
@@ -117,13 +126,11 @@ def save_results(folder: RunFolder, results: Results, *, step: int) -> None:
     folder.push(folder.results_file)
 
 
-def send_results(mlflow_run: tracking.Run, folder: RunFolder, results: Results, drawn: Sequence[Path] = ()) -> None:
-    """Send the results in a folder, and the pictures, to an MLflow run."""
+def send_results(mlflow_run: tracking.Run, folder: RunFolder, results: Results) -> None:
+    """Send the results in a folder to an MLflow run."""
     mlflow_run.results(results.flat())
     mlflow_run.file(folder.results_file)
     mlflow_run.text(results.table(), "results.txt")
-    for path in drawn:
-        mlflow_run.file(path, "pictures")
 
 
 def configuration_of(bundle: Path) -> Config:

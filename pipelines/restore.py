@@ -10,6 +10,7 @@ with all threads: reading and writing use a single thread, and threads that shar
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections import Counter
@@ -197,6 +198,10 @@ class _Job:
             except files.DiskFullError as error:
                 raise RestoreError(str(error)) from None
             except OSError as error:
+                if error.errno == errno.ENAMETOOLONG:  # the fault of this photograph, not of the target
+                    raise ImageError(
+                        f"{read}: the name or path of its result in {write.parent} is too long; shorten it"
+                    ) from None
                 raise RestoreError(f"{write}: cannot be written ({error.strerror}); give another target") from None
         return write
 
@@ -304,7 +309,7 @@ def _files(
             nothing = f"{source}: holds no {', '.join(ENDINGS)} file; give a folder of photographs"
             raise RestoreError(unreadable[0][1] if unreadable else nothing)
         files = [(read, target / name) for read, name in _named(source, found, format)]
-    elif is_folder or target.is_dir():
+    elif is_folder or os.path.isdir(target):
         files = [(source, target / name) for _, name in _named(source.parent, [source], format)]
     else:
         check_suffix(target)
@@ -341,7 +346,7 @@ def _check_targets(source: Path, target: Path, files: Sequence[tuple[Path, Path]
             raise RestoreError(f"{read}: would be written to {write}, as {other} would; rename one")
         if write.resolve() in sources:
             raise RestoreError(f"{write}: would overwrite its source, or another photograph; give another target")
-        if write.is_dir():
+        if os.path.isdir(write):  # False, too, for a name that is too long; writing it says so
             raise RestoreError(f"{write}: is a folder, and {read} would be written there; give another target")
     if source.is_dir():
         inside, top = target.resolve(), source.resolve()
@@ -352,7 +357,7 @@ def _check_targets(source: Path, target: Path, files: Sequence[tuple[Path, Path]
                 f"{target}: lies inside {source}, whose next run would restore its own results; give a folder outside, "
                 f"such as {source if source.name else top}-restored"
             )
-    there = next(folder for folder in (files[0][1].parent, *files[0][1].absolute().parents) if folder.exists())
+    there = next(folder for folder in (files[0][1].parent, *files[0][1].absolute().parents) if os.path.exists(folder))
     if not there.is_dir():
         raise RestoreError(f"{there}: is a file, not a folder; give another target than {target}")
     if not os.access(there, os.W_OK | os.X_OK):

@@ -125,6 +125,19 @@ def test_a_folder_goes_on_after_what_cannot_be_restored(
     )
 
 
+def test_long_names_are_written_and_longer_ones_skipped(model: nn.Module, photos: Path, tmp_path: Path) -> None:
+    fits, grows = f"{chr(0x6F22) * 72}.png", f"{'x' * 251}.jpg"  # the second has no room for ".webp"
+    for name in (fits, grows):
+        (photos / name).write_bytes((photos / "a.png").read_bytes())
+    written = restore(photos, tmp_path / "png", model=model, sigma=15, quiet=True)
+    assert {fits, f"{'x' * 251}.png"} < {path.name for path in written}
+    for _ in range(2):  # the second time, the target exists
+        with pytest.raises(Incomplete, match="4 restored, 1 skipped: x+.jpg: the name or path of its result") as caught:
+            restore(photos, tmp_path / "webp", model=model, sigma=15, format="webp", quiet=True)
+        assert len(caught.value.written) == 4
+    refused("a.png: the name or path of its result", model, photos / "a.png", tmp_path / f"{'y' * 300}.png", sigma=15)
+
+
 def test_images_of_other_formats_are_not_dropped_without_a_word(
     model: nn.Module, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
