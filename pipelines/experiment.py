@@ -16,6 +16,7 @@ from pipelines.runs import checkpoint, evaluations, names
 from pipelines.runs.folder import RunFolder, runs_folder
 from pipelines.runs.results import RESULTS, Results
 from pipelines.runs.trust import check_config
+from pipelines.runtime import files
 from pipelines.runtime.progress import stage
 from pipelines.text import redact
 from pipelines.tracking import location, store
@@ -163,13 +164,15 @@ def evaluate_run(
     Args:
         model: what names a model, see `registry.model_folder`.
         config: data, evaluate and tracking sections to use; None: those the model was trained with.
-        out: the file to write instead; the run's folder and record then stay as they are.
+        out: the file to write instead, in a folder that is made if need be; the run's folder and record then stay as
+            they are.
         trust: see `evaluate.evaluate`.
         quiet, verbose: as in `run`.
 
     Raises:
         InUseError: another process trains or evaluates this run.
         TrackingError: the MLflow run cannot be found; before anything is measured.
+        OSError: `out` cannot be written; before anything is measured, too.
     """
     found = registry.model_folder(model, uri=config.tracking.uri if config else None)
     own = configuration_of(found)
@@ -178,10 +181,11 @@ def evaluate_run(
         check_config(config, found, given=None, trust=trust, how="trust=True")
     run = _run_of(found)
     if out is not None or run is None:
-        path = out or evaluations.free_file(Path(RESULTS))
+        path = _ready_file(out) if out is not None else evaluations.free_file(Path(RESULTS))
         results = evaluate(found, config, trust=trust, quiet=quiet, verbose=verbose)
         results.save(path)
-        there = (f"{RESULTS} exists here, so the numbers are in {path}",) if path != (out or Path(RESULTS)) else ()
+        taken = out is None and path != Path(RESULTS)
+        there = (f"{RESULTS} exists here, so the numbers are in {path}",) if taken else ()
         return Evaluated(results, path, there)
     with run.owned("wait until it has ended, or give --out for a file elsewhere"):
         asked = config.tracking.uri if config.tracking.uri != own.tracking.uri else ""
@@ -201,6 +205,15 @@ def evaluate_run(
             return Evaluated(results, aside.results_file, (why,), untracked)
         save_results(run, results, step=step)
         return Evaluated(results, run.results_file, (), _track_own(run, own, results, uri=tracked_in.uri, step=step))
+
+
+def _ready_file(out: Path) -> Path:
+    """The file that --out names, in a folder that is there. Raises OSError."""
+    path = out.expanduser()
+    if path.is_dir():
+        raise OSError(f"--out {out}: is a folder; give a file, such as {path / RESULTS}")
+    files.ready_folder(path.parent, asked_by=f"--out {out}")
+    return path
 
 
 def _track_own(run: RunFolder, own: Config, results: Results, *, uri: str, step: int) -> str:

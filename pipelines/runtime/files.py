@@ -171,6 +171,25 @@ def private_folder(path: Path) -> Path:
     return path
 
 
+def ready_folder(folder: Path, *, asked_by: str) -> Path:
+    """Make a folder, if need be, for files that long work writes at its end.
+
+    Args:
+        asked_by: the option that gave it, or a file in it, for the message.
+
+    Raises:
+        OSError: it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = "is a file, not a folder" if folder.is_file() else f"cannot be made ({error.strerror})"
+        raise OSError(f"{asked_by}: {folder} {why}; give another place") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OSError(f"{asked_by}: {folder} cannot be written to; give another place, or change its permissions")
+    return folder
+
+
 def remove(path: Path) -> None:
     """Remove a file, a link or a folder; nothing where there is none."""
     if path.is_dir() and not path.is_symlink():

@@ -179,3 +179,11 @@ def test_a_folder_of_the_owner_alone(tmp_path: Path) -> None:
     assert made.stat().st_mode & 0o777 == 0o700
     made.chmod(0o755)
     assert files.private_folder(made).stat().st_mode & 0o777 == 0o700
+
+
+def test_a_folder_for_the_end_of_long_work_is_made_or_refused_before(tmp_path: Path) -> None:
+    assert files.ready_folder(tmp_path / "a" / "b", asked_by="--out x").is_dir()
+    (tmp_path / "file").touch()
+    for folder, why in ((tmp_path / "file", "is a file, not a folder"), (tmp_path / "file" / "b", "cannot be made")):
+        with pytest.raises(OSError, match=f"^--out x: {re.escape(str(folder))} {why}.*; give another place$"):
+            files.ready_folder(folder, asked_by="--out x")
