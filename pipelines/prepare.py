@@ -6,6 +6,7 @@ is kept, so a preparation that was stopped continues, and the same call checks a
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -85,6 +86,8 @@ def prepare(
         raise DataError(f"{source}: is a prepared set already; give the folder of the photographs")
     if "" in splits:
         raise DataError("splits='': give the names of splits, such as train val")
+    if not 0 <= shard_mb < math.inf:  # not NaN either
+        raise DataError(f"--shard-mb {shard_mb} (shard_mb): give a size in MB, such as 256")
     with owner.owned(root, remedy="wait until it has ended, or give another target"):
         return _prepare(
             source, root, layout_of(source, layout), splits, shard_mb, label_set, quiet=quiet, verbose=verbose

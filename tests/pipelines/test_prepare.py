@@ -449,3 +449,10 @@ def test_a_table_of_the_index_is_a_table(made: Prepared) -> None:
     assert table.schema.equals(index.SCHEMA)
     assert isinstance(table, pa.Table)
     assert index.skipped_images(table) == []
+
+
+@pytest.mark.parametrize("size", [float("nan"), float("inf"), -1.0])
+def test_a_shard_needs_a_size(scenes_root: Path, tmp_path: Path, size: float) -> None:
+    with pytest.raises(DataError, match=rf"^--shard-mb {size} \(shard_mb\): give a size in MB"):
+        prepare(scenes_root, tmp_path / "set", shard_mb=size, quiet=True)
+    assert not (tmp_path / "set").exists()
