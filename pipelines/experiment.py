@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -210,7 +211,7 @@ def evaluate_run(
 def _ready_file(out: Path) -> Path:
     """The file that --out names, in a folder that is there. Raises OSError."""
     path = out.expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):
         raise OSError(f"--out {out}: is a folder; give a file, such as {path / RESULTS}")
     files.ready_folder(path.parent, asked_by=f"--out {out}")
     return path

@@ -61,7 +61,6 @@ _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _TIFF_COLOURS = {0: "grey", 1: "grey", 2: "RGB", 3: "palette", 5: "CMYK", 6: "YCbCr"}
 _CHANNELS = {"grey": 1, "palette": 1, "RGB": 3, "CMYK": 4}
 _TIFF_COMPRESSIONS = {1: "none", 5: "LZW", 7: "JPEG", 8: "deflate", 32773: "PackBits", 32946: "deflate"}
-_TIFF_DEPTH = 258  # tag: bits of a channel
 TIFF_DEPTHS = (1, 8, 16)
 """Bits of a channel that are decoded from TIFF."""
 
@@ -346,7 +345,7 @@ def _tiff_header(file: BinaryIO, path: Path) -> Header:
         if page.is_tiled and page.tilewidth * page.tilelength > max(4 * area, _LARGEST_TILE):
             raise damaged(path, f"tiles of {page.tilewidth}x{page.tilelength} pixels")
         colour = _tiff_colour(page)
-        if _TIFF_DEPTH not in page.tags and int(page.photometric) > 1:  # the default, 1 bit, is for black and white
+        if page.bitspersample == 1 and int(page.photometric) not in (0, 1, 3):  # 1 is what a lost tag means
             raise damaged(path, "its header is incomplete")
         extra = [int(kind) for kind in page.extrasamples]
         if page.samplesperpixel != _CHANNELS.get(colour, page.samplesperpixel) + len(extra) or page.imagedepth != 1:

@@ -183,7 +183,7 @@ def ready_folder(folder: Path, *, asked_by: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        why = "is a file, not a folder" if folder.is_file() else f"cannot be made ({error.strerror})"
+        why = "is a file, not a folder" if os.path.isfile(folder) else f"cannot be made ({error.strerror})"
         raise OSError(f"{asked_by}: {folder} {why}; give another place") from None
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OSError(f"{asked_by}: {folder} cannot be written to; give another place, or change its permissions")

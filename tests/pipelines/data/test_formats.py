@@ -155,6 +155,8 @@ def test_a_tiff_without_its_number_of_bits_is_damaged(tmp_path: Path) -> None:
     data = tiff_of(PIXELS.tobytes(), 37, 53, t262=2, t277=3)
     lost = data.replace(struct.pack("<HH", 258, 4), struct.pack("<HH", 255, 4))
     assert "is damaged (its header is incomplete)" in refused(put(tmp_path, lost, "a.tif"))
+    changed = tiff_of(PIXELS.tobytes(), 37, 53, t258=1, t262=2, t277=3)  # more bytes than its pixels would have
+    assert "is damaged (its header is incomplete)" in refused(put(tmp_path, changed, "a.tif"))
 
 
 @pytest.mark.parametrize("kind, options", [("TIFF", {}), ("WEBP", {"lossless": True}), ("BMP", {})])
