@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     from pipelines.evaluate import Subject
 
 Answer = str | Exception  # of a check: what was found, or a reason against the run
+_ONLY_FOR = {  # keys that another one makes use of
+    "evaluate.segmenter_weights": "evaluate.segmenter",
+    "evaluate.lpips_weights": "evaluate.lpips",
+    "tracking.alias": "tracking.register_as",
+}
 
 
 class NotReady(ValueError):
@@ -78,7 +83,7 @@ def check(
 
     Args:
         evaluates: whether the run is evaluated, and registered if asked, after its training.
-        given: keys whose values somebody asked for (see `splits.settled`).
+        given: keys whose values somebody asked for (see `splits.settled` and `unused`).
         say: is told what was settled by itself, a line each.
         tell: is told each check when it is done, the quick ones first.
 
@@ -101,6 +106,9 @@ def check(
     except InUseError as error:  # what is wrong with a run that goes on elsewhere is that one's affair
         tell(Check("run", False, one_line(error, None)))
         raise
+    for reason in unused(config, given):
+        reasons.append(reason)
+        tell(Check("keys", False, one_line(reason, None)))
     run = _Run(config)
     for name, answers in run.checks(evaluates):
         found = list(answers)
@@ -115,6 +123,28 @@ def check(
     for line in settled:
         say(line)
     return Ready(config, run.training, run.fingerprint, run.subject)
+
+
+def unused(config: Config, given: Collection[str]) -> Iterator[ConfigError]:
+    """The keys that somebody asked for and that nothing would use.
+
+    Recipes and saved configurations may hold such keys, so a configuration itself is not refused for them.
+
+    Args:
+        config: with what was settled by itself.
+        given: the keys whose values somebody asked for.
+    """
+    values = config.flat()
+    for key, other in _ONLY_FOR.items():
+        if key in given and values[key] and not values[other]:
+            yield ConfigError(f"{key}={values[key]}: is for {other}, which is not set; set it, or leave {key} out")
+    if "evaluate.sigmas" in given:
+        sigmas = f"evaluate.sigmas={values['evaluate.sigmas']}"
+        if config.data.layout == "pairs":
+            yield ConfigError(f"{sigmas}: the images of data.layout=pairs are degraded already; leave it out")
+        elif config.evaluate.levels is not None:
+            levels = f"[{', '.join(config.evaluate.levels)}]"
+            yield ConfigError(f"{sigmas}: evaluate.levels={levels} says where is measured; give one of them")
 
 
 def refuse(reasons: Sequence[Exception]) -> None:

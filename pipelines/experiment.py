@@ -1,7 +1,8 @@
-"""An experiment from end to end: train, evaluate, draw pictures, register the model. Each part is also a verb alone."""
+"""An experiment from end to end: train, evaluate, register the model, draw pictures. Each part is also a verb alone."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from pipelines.runs import checkpoint, evaluations, names
 from pipelines.runs.folder import RunFolder, runs_folder
 from pipelines.runs.results import RESULTS, Results
 from pipelines.runs.trust import check_config
+from pipelines.runtime import files
 from pipelines.runtime.progress import stage
 from pipelines.text import redact
 from pipelines.tracking import location, store
@@ -67,7 +69,7 @@ def run(
     ready: Ready | None = None,
     given: Collection[str] = (),
 ) -> Outcome:
-    """Train, or resume the run of this name; then evaluate it, draw pictures, and register it if asked.
+    """Train, or resume the run of this name; then evaluate it, register it if asked, and draw pictures.
 
     Args:
         config: the whole run. The model is registered under `tracking.register_as` if that is set.
@@ -92,24 +94,34 @@ def _run(ready: Ready, *, quiet: bool, verbose: bool, watch: record.Watch | None
     trained = train.fit(ready.config, quiet=quiet, verbose=verbose, watch=watch, ready=ready)
     results = evaluate(trained.checkpoint, trained.config, subject=ready.subject, quiet=quiet, verbose=verbose)
     save_results(trained.folder, results, step=trained.step)  # before anything that may fail
-    segmenter = evaluation_segmenter(trained.config)
-    stage("drawing pictures, and sending results to MLflow")
-    drawn = pictures.draw(trained.checkpoint, trained.config, trained.folder.pictures, segmenter)
-    trained.folder.push(*drawn)
     registered = None
+    stage("sending results to MLflow")
     with tracking.reopen(
         trained.run_id, uri=trained.uri, run_dir=trained.folder.path, page=_page(trained.folder), step=trained.step
     ) as mlflow_run:
-        send_results(mlflow_run, trained.folder, results, drawn)
+        send_results(mlflow_run, trained.folder, results)
         for name in (checkpoint.MODEL, checkpoint.CONFIG, checkpoint.META):
             mlflow_run.file(trained.checkpoint / name, "model")
         if trained.config.tracking.register_as and not mlflow_run.away:
             stage(f"registering the model as {trained.config.tracking.register_as}")
             registered = register(trained.checkpoint, trained.config, results, mlflow_run)
+        drawn = _draw(trained, mlflow_run)  # last: without pictures, a run is still complete
     untracked = _untracked(mlflow_run, trained.folder)
     if untracked and trained.config.tracking.register_as and not registered:
         untracked += f"; it also registers the model as {trained.config.tracking.register_as}"
     return Outcome(trained, results, drawn, registered, mlflow_run.page, untracked)
+
+
+def _draw(trained: train.Trained, mlflow_run: tracking.Run) -> list[Path]:
+    """Draw pictures into the folder of a run, and send them to its MLflow run; gives the files."""
+    if trained.config.evaluate.pictures:
+        stage("drawing pictures")
+    segmenter = evaluation_segmenter(trained.config)
+    drawn = pictures.draw(trained.checkpoint, trained.config, trained.folder.pictures, segmenter)
+    trained.folder.push(*drawn)
+    for path in drawn:
+        mlflow_run.file(path, "pictures")
+    return drawn
 
 
 def save_results(folder: RunFolder, results: Results, *, step: int) -> None:
@@ -119,13 +131,11 @@ def save_results(folder: RunFolder, results: Results, *, step: int) -> None:
     folder.push(folder.results_file)
 
 
-def send_results(mlflow_run: tracking.Run, folder: RunFolder, results: Results, drawn: Sequence[Path] = ()) -> None:
-    """Send the results in a folder, and the pictures, to an MLflow run."""
+def send_results(mlflow_run: tracking.Run, folder: RunFolder, results: Results) -> None:
+    """Send the results in a folder to an MLflow run."""
     mlflow_run.results(results.flat())
     mlflow_run.file(folder.results_file)
     mlflow_run.text(results.table(), "results.txt")
-    for path in drawn:
-        mlflow_run.file(path, "pictures")
 
 
 def configuration_of(bundle: Path) -> Config:
@@ -158,13 +168,15 @@ def evaluate_run(
     Args:
         model: what names a model, see `registry.model_folder`.
         config: data, evaluate and tracking sections to use; None: those the model was trained with.
-        out: the file to write instead; the run's folder and record then stay as they are.
+        out: the file to write instead, in a folder that is made if need be; the run's folder and record then stay as
+            they are.
         trust: see `evaluate.evaluate`.
         quiet, verbose: as in `run`.
 
     Raises:
         InUseError: another process trains or evaluates this run.
         TrackingError: the MLflow run cannot be found; before anything is measured.
+        OSError: `out` cannot be written; before anything is measured, too.
     """
     found = registry.model_folder(model, uri=config.tracking.uri if config else None)
     own = configuration_of(found)
@@ -173,10 +185,11 @@ def evaluate_run(
         check_config(config, found, given=None, trust=trust, how="trust=True")
     run = _run_of(found)
     if out is not None or run is None:
-        path = out or evaluations.free_file(Path(RESULTS))
+        path = _ready_file(out) if out is not None else evaluations.free_file(Path(RESULTS))
         results = evaluate(found, config, trust=trust, quiet=quiet, verbose=verbose)
         results.save(path)
-        there = (f"{RESULTS} exists here, so the numbers are in {path}",) if path != (out or Path(RESULTS)) else ()
+        taken = out is None and path != Path(RESULTS)
+        there = (f"{RESULTS} exists here, so the numbers are in {path}",) if taken else ()
         return Evaluated(results, path, there)
     with run.owned("wait until it has ended, or give --out for a file elsewhere"):
         asked = config.tracking.uri if config.tracking.uri != own.tracking.uri else ""
@@ -196,6 +209,15 @@ def evaluate_run(
             return Evaluated(results, aside.results_file, (why,), untracked)
         save_results(run, results, step=step)
         return Evaluated(results, run.results_file, (), _track_own(run, own, results, uri=tracked_in.uri, step=step))
+
+
+def _ready_file(out: Path) -> Path:
+    """The file that --out names, in a folder that is there. Raises OSError."""
+    path = out.expanduser()
+    if os.path.isdir(path):
+        raise OSError(f"--out {out}: is a folder; give a file, such as {path / RESULTS}")
+    files.ready_folder(path.parent, asked_by=f"--out {out}")
+    return path
 
 
 def _track_own(run: RunFolder, own: Config, results: Results, *, uri: str, step: int) -> str:

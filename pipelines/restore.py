@@ -10,6 +10,7 @@ with all threads: reading and writing use a single thread, and threads that shar
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections import Counter
@@ -103,7 +104,7 @@ def restore(
         sigma: noise level of the photographs in units of 0..255; "auto": estimated for each, and said (see
             `inference.noise_level`). Not for blind models.
         add: level of Gaussian noise to add first, to try a model on clean photographs; sigma is then this level.
-        clip: whether the added noise is clipped and rounded as a file of the photograph's depth holds it. False: as
+        clip: of `add`: whether the noise is clipped and rounded as a file of the photograph's depth holds it. False: as
             most models are trained and evaluated.
         tile: side of the tiles; None: whole images; "auto": whole images, or the largest tiles that fit into the free
             memory. A line says which tiles were chosen, or that a side was raised to `tiling.smallest_tile`.
@@ -118,10 +119,12 @@ def restore(
 
     Raises:
         RegistryError, CheckpointError: no such model.
-        RestoreError: nothing to restore, no noise level, or one for a blind model; a target that cannot be written.
-        ImageError: the file cannot be read, or not be written in this format.
+        RestoreError: nothing to restore, no noise level, one outside 0..255 or for a blind model; `clip` without `add`;
+            a target that cannot be written.
+        ImageError: the file cannot be read, or not be written in this format; the result is not finite.
         Incomplete: this was so for some files of a folder; the others are written.
     """
+    _check_levels(sigma, add, clip)
     found, unreadable = _files(source, target, format)
     if not isinstance(model, nn.Module):
         model = registry.open_model(model, uri=uri, device=device, trust=trust)
@@ -134,8 +137,6 @@ def restore(
     if sigma is not None and model.blind:
         shown = sigma if isinstance(sigma, str) else f"{sigma:g}"
         raise RestoreError(f"sigma={shown}: {label} is blind and estimates the noise; leave it out")
-    if isinstance(sigma, str) and sigma != "auto":
-        raise RestoreError(f"sigma={sigma}: give a noise level from 0 to 255, or auto")
     threads = torch.get_num_threads()
     parallel = min(len(found), threads if next(model.parameters()).device.type == "cpu" else ON_A_GPU)
     job = _Job(model, level, add=add, clip=clip, tile=tile, parallel=parallel, quiet=quiet)
@@ -150,6 +151,20 @@ def restore(
         if Path(source).is_dir():
             return _restore_folder(job, Path(source), found, unreadable)
         return [job.restore(*found[0], show_tiles=True)]
+
+
+def _check_levels(sigma: float | str | None, add: float | None, clip: bool) -> None:
+    """Check the noise levels, which blind models would take at any value."""
+    if sigma is not None and sigma != "auto" and not _is_level(sigma):
+        raise RestoreError(f"--sigma (sigma)={sigma}: give a noise level from 0 to 255, or auto")
+    if add is not None and not _is_level(add):
+        raise RestoreError(f"--add-noise (add)={add}: give a noise level from 0 to 255")
+    if add is None and not clip:
+        raise RestoreError("--unclipped (clip=False): is for --add-noise, which is not given; give both or neither")
+
+
+def _is_level(value: float | str) -> bool:
+    return not isinstance(value, str) and 0 <= value <= 255  # False for NaN
 
 
 class _Stopped(Exception):
@@ -185,7 +200,8 @@ class _Job:
             The file written.
 
         Raises:
-            ImageError: it cannot be read, or not be written in this format.
+            ImageError: it cannot be read, or not be written in this format or under this name; or the result is not
+                finite.
             RestoreError: the file cannot be written.
         """
         with self._large if pixels_of(read) > _LARGE else nullcontext():
@@ -197,6 +213,10 @@ class _Job:
             except files.DiskFullError as error:
                 raise RestoreError(str(error)) from None
             except OSError as error:
+                if error.errno == errno.ENAMETOOLONG:  # the fault of this photograph, not of the target
+                    raise ImageError(
+                        f"{read}: the name or path of its result in {write.parent} is too long; shorten it"
+                    ) from None
                 raise RestoreError(f"{write}: cannot be written ({error.strerror}); give another target") from None
         return write
 
@@ -223,7 +243,11 @@ class _Job:
                 if self.stop.is_set():
                     raise _Stopped
 
-            return restore_pixels(self.model, photo.pixels, level, tile=tile, noisy=noisy, progress=progress)
+            try:
+                return restore_pixels(self.model, photo.pixels, level, tile=tile, noisy=noisy, progress=progress)
+            except FloatingPointError as error:
+                label = getattr(self.model, "label", type(self.model).__name__)
+                raise ImageError(f"{read}: {label} failed on it, {error}; give another model or noise level") from None
 
     def _level_of(self, photo: Photo, read: Path) -> float | None:
         """The noise level that the model is told."""
@@ -304,7 +328,7 @@ def _files(
             nothing = f"{source}: holds no {', '.join(ENDINGS)} file; give a folder of photographs"
             raise RestoreError(unreadable[0][1] if unreadable else nothing)
         files = [(read, target / name) for read, name in _named(source, found, format)]
-    elif is_folder or target.is_dir():
+    elif is_folder or os.path.isdir(target):
         files = [(source, target / name) for _, name in _named(source.parent, [source], format)]
     else:
         check_suffix(target)
@@ -341,7 +365,7 @@ def _check_targets(source: Path, target: Path, files: Sequence[tuple[Path, Path]
             raise RestoreError(f"{read}: would be written to {write}, as {other} would; rename one")
         if write.resolve() in sources:
             raise RestoreError(f"{write}: would overwrite its source, or another photograph; give another target")
-        if write.is_dir():
+        if os.path.isdir(write):  # False, too, for a name that is too long; writing it says so
             raise RestoreError(f"{write}: is a folder, and {read} would be written there; give another target")
     if source.is_dir():
         inside, top = target.resolve(), source.resolve()
@@ -352,7 +376,7 @@ def _check_targets(source: Path, target: Path, files: Sequence[tuple[Path, Path]
                 f"{target}: lies inside {source}, whose next run would restore its own results; give a folder outside, "
                 f"such as {source if source.name else top}-restored"
             )
-    there = next(folder for folder in (files[0][1].parent, *files[0][1].absolute().parents) if folder.exists())
+    there = next(folder for folder in (files[0][1].parent, *files[0][1].absolute().parents) if os.path.exists(folder))
     if not there.is_dir():
         raise RestoreError(f"{there}: is a file, not a folder; give another target than {target}")
     if not os.access(there, os.W_OK | os.X_OK):

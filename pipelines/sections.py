@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain as chained
 from itertools import count
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, create_model, field_validator, model_validator
 
-from d2sm.chain import Chain, ChainError, parse
+from d2sm.chain import Chain, ChainError, noise, parse
 from d2sm.degradations import DEGRADATIONS
 from d2sm.models import BACKBONES
 from d2sm.objectives import TERMS
@@ -43,6 +43,8 @@ LARGEST = 2**31 - 1
 WIDEST, DEEPEST, LARGEST_CROP, MOST_SAMPLES, MOST_IMAGES, MOST_THREADS = 8192, 1000, 2**14, 2**24, 2**16, 1024
 NULL = ("none", "null")
 LpipsTrunk = Literal["vgg16", "alexnet", "squeezenet1_1"]
+_Beta = Annotated[float, Field(ge=0, lt=1)]
+_Epoch = Annotated[int, Field(ge=0, le=LARGEST)]
 SPANDREL = "spandrel"  # as model.name: one of the networks that this package knows
 
 
@@ -482,13 +484,13 @@ class Train(Section):
     )
     batch_size: int = setting(16, "crops per step, over all workers", effect="results", ge=1, le=MOST_IMAGES)
     lr: float = setting(1e-4, "initial learning rate (Adam)", effect="results", gt=0)
-    betas: tuple[float, float] = setting((0.9, 0.999), "betas of Adam", effect="results")
+    betas: tuple[_Beta, _Beta] = setting((0.9, 0.999), "betas of Adam", effect="results")
     schedule: Literal["constant", "halve", "cosine"] = setting(
         "halve",
         "learning rate: constant; halve: halved at the epochs of train.halve_at; cosine: decayed to 0 at the last step",
         effect="results",
     )
-    halve_at: tuple[int, ...] = setting(
+    halve_at: tuple[_Epoch, ...] = setting(
         (80, 160, 240, 320, 400), "epochs at which train.schedule=halve halves the learning rate", effect="results"
     )
     warmup_steps: int = setting(0, "steps of linear learning-rate warm-up", effect="results", ge=0)
@@ -631,6 +633,15 @@ class Train(Section):
         return self
 
 
+def _check_different(key: str, levels: Sequence[tuple[str, str]]) -> None:
+    """Check that no two levels of a key, written as (text, name in results), share a name: they would be one column."""
+    names: set[str] = set()
+    for text, name in levels:
+        if name in names:
+            raise ValueError(f"{key}={text}: another level has the name {name} too; give one of them")
+        names.add(name)
+
+
 class Evaluate(Section):
     """What is measured at the end, and how."""
 
@@ -696,7 +707,8 @@ class Evaluate(Section):
     def _levels(self) -> Self:
         if min(self.sigmas) < 0 or max(self.sigmas) > 255:
             raise ValueError(f"evaluate.sigmas={list(self.sigmas)}: give one or more numbers from 0 to 255")
-        names: set[str] = set()
+        _check_different("evaluate.sigmas", [(f"{sigma!r}", noise([sigma]).name) for sigma in self.sigmas])
+        given = []
         for text in self.levels or ():
             chain = _parsed("evaluate.levels", text)
             if not chain.is_fixed:
@@ -704,11 +716,8 @@ class Evaluate(Section):
                     f"evaluate.levels={text}: is measured at fixed levels; give one number a step, such as "
                     f"{chain.fixed_levels()[-1]}"
                 )
-            if chain.name in names:
-                raise ValueError(
-                    f"evaluate.levels={text}: another level has the name {chain.name} too; give one of them"
-                )
-            names.add(chain.name)
+            given.append((text, chain.name))
+        _check_different("evaluate.levels", given)
         return self
 
     @model_validator(mode="after")

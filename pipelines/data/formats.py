@@ -58,9 +58,11 @@ _PIL: dict[str, Callable[[BinaryIO], ImageFile.ImageFile]] = {
 _PIL_MODES = {"1": (1, "grey"), "L": (8, "grey"), "P": (8, "palette"), "RGB": (8, "RGB"), "CMYK": (8, "CMYK")}
 _LARGEST_TILE = 2**22  # pixels of a tile of a TIFF image that is smaller than its tiles
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_TIFF_COLOURS = {0: "grey", 1: "grey", 2: "RGB", 3: "palette", 5: "CMYK", 6: "RGB"}  # 6: YCbCr, decoded to RGB
+_TIFF_COLOURS = {0: "grey", 1: "grey", 2: "RGB", 3: "palette", 5: "CMYK", 6: "YCbCr"}
 _CHANNELS = {"grey": 1, "palette": 1, "RGB": 3, "CMYK": 4}
 _TIFF_COMPRESSIONS = {1: "none", 5: "LZW", 7: "JPEG", 8: "deflate", 32773: "PackBits", 32946: "deflate"}
+TIFF_DEPTHS = (1, 8, 16)
+"""Bits of a channel that are decoded from TIFF."""
 
 
 Chunks = dict[bytes, list[memoryview]]
@@ -342,12 +344,8 @@ def _tiff_header(file: BinaryIO, path: Path) -> Header:
         area = page.imagelength * page.imagewidth
         if page.is_tiled and page.tilewidth * page.tilelength > max(4 * area, _LARGEST_TILE):
             raise damaged(path, f"tiles of {page.tilewidth}x{page.tilelength} pixels")
-        colour = _TIFF_COLOURS.get(int(page.photometric), str(page.photometric))
-        if int(page.compression) not in _TIFF_COMPRESSIONS:
-            colour += f" compressed by {getattr(page.compression, 'name', page.compression)}"
-        if page.sampleformat != 1:
-            colour = {2: "signed", 3: "float"}.get(int(page.sampleformat), "unknown") + f" {colour}"
-        if page.bitspersample == 1 and colour != "grey":  # which is what a lost tag means
+        colour = _tiff_colour(page)
+        if page.bitspersample == 1 and int(page.photometric) not in (0, 1, 3):  # 1 is what a lost tag means
             raise damaged(path, "its header is incomplete")
         extra = [int(kind) for kind in page.extrasamples]
         if page.samplesperpixel != _CHANNELS.get(colour, page.samplesperpixel) + len(extra) or page.imagedepth != 1:
@@ -355,6 +353,23 @@ def _tiff_header(file: BinaryIO, path: Path) -> Header:
         if extra and extra not in ([0], [2]):
             colour += " with premultiplied alpha" if extra == [1] else f" with {len(extra)} extra channels"
         return Header("TIFF", page.imagelength, page.imagewidth, page.bitspersample, colour, extra in ([0], [2]))
+
+
+def _tiff_colour(page: tifffile.TiffPage) -> str:
+    """Name of the colour; and of what keeps it from being read, if something does."""
+    colour = _TIFF_COLOURS.get(int(page.photometric), getattr(page.photometric, "name", str(page.photometric)))
+    compression = int(page.compression)
+    if colour == "YCbCr" and compression == 7 and page.planarconfig == 1:
+        colour = "RGB"  # the decoder of JPEG converts it; other compressions hold YCbCr, often subsampled
+    if compression not in _TIFF_COMPRESSIONS:
+        colour += f" compressed by {getattr(page.compression, 'name', page.compression)}"
+    elif compression != 7 and page.predictor not in ((1, 2) if page.bitspersample > 1 else (1,)):
+        colour += f" with predictor {getattr(page.predictor, 'name', page.predictor)}"
+    if compression != 7 and page.fillorder != 1:
+        colour += " with its bits in reverse order"
+    if page.sampleformat != 1:
+        colour = {2: "signed", 3: "float"}.get(int(page.sampleformat), "unknown") + f" {colour}"
+    return colour
 
 
 def _decode_tiff(data: bytes, page: tifffile.TiffPage, header: Header) -> NDArray[Any]:
@@ -366,8 +381,8 @@ def _decode_tiff(data: bytes, page: tifffile.TiffPage, header: Header) -> NDArra
         pixels = pixels.reshape(header.height, header.width, -1)
     else:
         pixels = _decode_strips(memoryview(data), page, header)
-    if page.photometric == 0:  # white is zero
-        pixels = ~pixels if header.depth != 1 else 1 - pixels
+    if page.photometric == 0:  # white is zero; alpha is not inverted
+        pixels[..., 0] = ~pixels[..., 0] if header.depth != 1 else 1 - pixels[..., 0]
     if header.colour == "palette":
         if page.colormap is None:
             raise ValueError("has no palette")
@@ -387,7 +402,7 @@ def _decode_strips(data: memoryview, page: tifffile.TiffPage, header: Header) ->
         tall, wide = min(page.rowsperstrip, height), width
     down, across = -(-height // tall), -(-width // wide)
     places = list(zip(page.dataoffsets, page.databytecounts))
-    if len(places) != planes * down * across or page.fillorder != 1 or header.depth not in (1, 8, 16):
+    if len(places) != planes * down * across or header.depth not in TIFF_DEPTHS:
         raise ValueError(f"{len(places)} strips or tiles")
     stored = np.dtype(np.uint8 if header.depth < 16 else np.uint16)
     result = np.empty((height, width, channels), stored)
@@ -404,8 +419,6 @@ def _decode_strips(data: memoryview, page: tifffile.TiffPage, header: Header) ->
         piece = piece.reshape(rows, wide, together)
         if page.predictor == 2:
             piece = np.cumsum(piece, axis=1, dtype=stored)
-        elif page.predictor != 1:
-            raise ValueError(f"predictor {page.predictor}")
         chosen = slice(plane, plane + 1) if planes > 1 else slice(None)
         result[top : top + rows, left : left + wide, chosen] = piece[: height - top, : width - left]
     return result

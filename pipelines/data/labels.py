@@ -179,7 +179,7 @@ def _checked(name: str, file: _File) -> LabelSet:
             hint = did_you_mean(each.like, CLASSES)
             raise refuse(f"class {each.name}: like: {each.like} is no class of Cityscapes{hint}")
         for value in _values(each, file.images):
-            if value in values:
+            if values.get(value, train_id) != train_id:  # a class may list its own twice
                 other = names[values[value]]
                 raise refuse(f"classes {other} and {each.name} have the same {_shown(value, file.images)}")
             values[value] = train_id
@@ -189,7 +189,7 @@ def _checked(name: str, file: _File) -> LabelSet:
         if isinstance(ignored, int) != (file.images == "ids"):
             raise refuse(f"ignore: {ignored}: needs {'ids' if file.images == 'ids' else 'colours such as [0, 0, 0]'}")
         value = ignored if isinstance(ignored, int) else _packed(ignored)
-        if value in values:
+        if values.get(value, VOID) != VOID:  # it may be listed twice
             raise refuse(f"ignore: {_shown(value, file.images)} is that of class {names[values[value]]}")
         values[value] = VOID
     ending = file.ending or _ENDINGS[file.images]

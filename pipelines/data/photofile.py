@@ -159,8 +159,9 @@ def write_photo(path: Path, photo: Photo) -> None:
 
 def _check(header: Header, path: Path) -> None:
     """Check that a photograph is of a kind that is taken."""
-    grey_or_rgb = header.colour in ("grey", "RGB") and header.depth in (1, 2, 4, 8, 16)
-    palette = header.colour == "palette" and header.depth <= 8
+    depths = formats.TIFF_DEPTHS if header.format == "TIFF" else (1, 2, 4, 8, 16)
+    grey_or_rgb = header.colour in ("grey", "RGB") and header.depth in depths
+    palette = header.colour == "palette" and header.depth in depths and header.depth <= 8
     if not (grey_or_rgb or palette or header.mode == "8-bit CMYK"):
         raise ImageError(
             f"{path}: is {header.mode}, not grey or RGB of 8 or 16 bits; convert it: `convert in{path.suffix} out.png`"

@@ -18,7 +18,7 @@ from pipelines.data.splits import evaluation_images, spread
 from pipelines.inference import samples
 from pipelines.inference.tiling import tile_for
 from pipelines.networks import segmenters
-from pipelines.runs import checkpoint
+from pipelines.runs import checkpoint, names
 from pipelines.runs.results import is_noise, level_key, level_title
 
 _GAP = 6  # white pixels between two images
@@ -36,10 +36,13 @@ def draw(bundle: Path, config: Config, folder: Path, segmenter: nn.Module | None
 
     Returns:
         The files written, such as NAME_sigma35.png (see `level_key`).
+
+    Raises:
+        OSError: a file cannot be written.
     """
     model = checkpoint.load_model(bundle, named=config.model.name)[0]
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
+    written: list[Path] = []
     items, colours = evaluation_images(config), label_sets.of(config).colours
     for index in spread(items.num_rows, config.evaluate.pictures):
         sample = samples.usable(config, items.slice(index, 1).to_pylist()[0])
@@ -47,7 +50,7 @@ def draw(bundle: Path, config: Config, folder: Path, segmenter: nn.Module | None
             continue
         level, sigma, noisy = sample.shown
         restored = restore(model, noisy, sigma, tile=tile_for(model, noisy, config.evaluate.tile))
-        path = folder / f"{sample.name.replace('/', '-')}_{level_key(level)}.png"
+        path = _file_for(folder, sample.name, f"_{level_key(level)}.png", taken=written)
         degraded = "noisy" if is_noise(level) else "degraded"
         images = {
             f"{degraded}, {level_title(level)}, {_psnr(noisy, sample.clean)}": noisy,
@@ -57,6 +60,16 @@ def draw(bundle: Path, config: Config, folder: Path, segmenter: nn.Module | None
         write_png(path, labelled(grid(list(images.values()), segmenter, colours), list(images)))
         written.append(path)
     return written
+
+
+def _file_for(folder: Path, name: str, suffix: str, *, taken: list[Path]) -> Path:
+    """The file for the picture of an item: its path below the data set with "-" for "/".
+
+    A digest is added where the file system would not take so long a name, or an item of the same name came before.
+    """
+    plain = name.replace("/", "-")
+    path = folder / names.shortened(plain, suffix, key=name)
+    return path if path not in taken else folder / names.shortened(plain, suffix, key=name, always=True)
 
 
 def grid(

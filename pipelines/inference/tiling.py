@@ -115,6 +115,9 @@ def restore_pixels(
 
     Returns:
         The restored image, of the shape and type of `image`.
+
+    Raises:
+        FloatingPointError: the model gave NaN or infinite values, which integers cannot hold.
     """
 
     def part(rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
@@ -122,15 +125,21 @@ def restore_pixels(
             return noisy[..., slice(*rows), slice(*columns)]
         return samples.tensor(image[slice(*rows), slice(*columns)])
 
+    def pixels_of(rows: tuple[int, int], columns: tuple[int, int]) -> NDArray[Any]:
+        piece = restore(model, part(rows, columns), sigma)
+        if not bool(piece.isfinite().all()):
+            raise FloatingPointError("its result is not finite (NaN or infinite)")
+        return samples.pixels(piece, like=image)
+
     height, width = image.shape[:2]
     if tile is None:
-        restored = samples.pixels(restore(model, part((0, height), (0, width)), sigma), like=image)
+        restored = pixels_of((0, height), (0, width))
         progress(1, 1)
         return restored
     tiles = list(windows(model, (height, width), tile))
     restored = np.empty_like(image)
     for done, ((rows, columns), (window_rows, window_columns)) in enumerate(tiles, start=1):
-        piece = samples.pixels(restore(model, part(window_rows, window_columns), sigma), like=image)
+        piece = pixels_of(window_rows, window_columns)
         top, left = rows[0] - window_rows[0], columns[0] - window_columns[0]
         kept = piece[top : top + rows[1] - rows[0], left : left + columns[1] - columns[0]]
         restored[slice(*rows), slice(*columns)] = kept

@@ -13,9 +13,9 @@ from itertools import islice
 from pathlib import Path
 
 from pipelines.config import ConfigError
+from pipelines.runtime.files import LONGEST_NAME
 
 INFO = "run.json"  # the run's MLflow run, the fingerprint of its data, the step that was evaluated
-LONGEST = 255  # bytes: what Linux's file systems take for one name
 
 
 def is_plain(name: object) -> bool:
@@ -26,7 +26,7 @@ def is_plain(name: object) -> bool:
         and name.isprintable()
         and Path(name).name == name
         and not name.startswith(".")
-        and len(name.encode()) <= LONGEST
+        and len(name.encode()) <= LONGEST_NAME
     )
 
 
@@ -43,19 +43,22 @@ def check_name(name: str, asked_by: str) -> None:
         return
     raise ConfigError(
         f"{asked_by}={name[:300]!r}: not a plain name; give one without slashes and control characters that begins "
-        f"with no dot, is no checkpoint's (step-00000001) and has at most {LONGEST} bytes"
+        f"with no dot, is no checkpoint's (step-00000001) and has at most {LONGEST_NAME} bytes"
     )
 
 
-def shortened(name: str, suffix: str, key: str) -> str:
+def shortened(name: str, suffix: str, key: str, *, always: bool = False) -> str:
     """`name` and `suffix`, or what a file system takes of `name` with a digest of `key` in place of its end.
 
     A name that fits stays as it is, so that what was written under it is found again.
+
+    Args:
+        always: add the digest to a name that fits, too: it is taken.
     """
-    if len((name + suffix).encode()) <= LONGEST:
+    if not always and len((name + suffix).encode()) <= LONGEST_NAME:
         return name + suffix
     end = f"-{hashlib.sha256(key.encode()).hexdigest()[:12]}{suffix}"
-    return name.encode()[: LONGEST - len(end.encode())].decode(errors="ignore") + end
+    return name.encode()[: LONGEST_NAME - len(end.encode())].decode(errors="ignore") + end
 
 
 def checkpoint_name(step: int) -> str:

@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 SUFFIX = ".partial"
+LONGEST_NAME = 255
+"""Bytes of one name: what Linux's file systems take."""
 
 
 class DiskFullError(OSError):
@@ -75,8 +77,8 @@ def replacing(
 
     Args:
         path: the file or folder to write; its parent must exist.
-        shared: several processes may write this path at once, so each needs a temporary of its own. Otherwise the name
-            is fixed, and the next writer overwrites what a killed one left.
+        shared: several processes may write this path at once, so each needs a temporary of its own. Otherwise its name
+            follows from that of `path`, and the next writer overwrites what a killed one left.
         keep: where another process has finished `path` in the meantime, its work stays and this one's is dropped; for
             content that is the same whoever writes it.
         sync: force a file to the disk before the rename, so that it also survives a power cut.
@@ -87,7 +89,7 @@ def replacing(
         OSError: it cannot be written.
     """
     if temporary is None:
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{SUFFIX}" if shared else f".{path.name}{SUFFIX}")
+        temporary = path.with_name(_temporary_name(path.name, shared=shared))
     remove(temporary)
     try:
         with naming(path):
@@ -109,6 +111,16 @@ def replacing(
                 raise
     finally:
         remove(temporary)
+
+
+def _temporary_name(name: str, *, shared: bool) -> str:
+    """Never longer than the target's name may be: a digest stands for a name that leaves no room for the suffix."""
+    if shared:
+        return f".{uuid.uuid4().hex}{SUFFIX}"
+    hidden = f".{name}{SUFFIX}"
+    if len(os.fsencode(hidden)) <= LONGEST_NAME:
+        return hidden
+    return f".{hashlib.sha256(os.fsencode(name)).hexdigest()[:32]}{SUFFIX}"
 
 
 def write_text(path: Path, text: str, *, shared: bool = False) -> None:
@@ -157,6 +169,25 @@ def private_folder(path: Path) -> Path:
     if found.st_uid == os.getuid() and found.st_mode & 0o077:  # made by an earlier version
         path.chmod(0o700)
     return path
+
+
+def ready_folder(folder: Path, *, asked_by: str) -> Path:
+    """Make a folder, if need be, for files that long work writes at its end.
+
+    Args:
+        asked_by: the option that gave it, or a file in it, for the message.
+
+    Raises:
+        OSError: it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = "is a file, not a folder" if os.path.isfile(folder) else f"cannot be made ({error.strerror})"
+        raise OSError(f"{asked_by}: {folder} {why}; give another place") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OSError(f"{asked_by}: {folder} cannot be written to; give another place, or change its permissions")
+    return folder
 
 
 def remove(path: Path) -> None:

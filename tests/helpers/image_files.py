@@ -39,6 +39,15 @@ def png_of(
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + body + chunk(b"IEND", b"")
 
 
+def tiff_of(pixels: bytes, height: int, width: int, **tags: int) -> bytes:
+    """An uncompressed TIFF of one strip by hand. `tags`: t258=4 sets the tag 258; without others it is 8-bit grey."""
+    found = {256: width, 257: height, 258: 8, 259: 1, 262: 1, 277: 1, 278: height, 279: len(pixels)}
+    found |= {int(name.removeprefix("t")): value for name, value in tags.items()}
+    found[273] = 8 + 2 + 12 * (len(found) + 1) + 4
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(found.items()))
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(found)) + entries + bytes(4) + pixels
+
+
 def put(folder: Path, data: bytes, name: str = "street.png") -> Path:
     path = folder / name
     path.write_bytes(data)

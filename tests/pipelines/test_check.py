@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from cluster.cli.main import main
-from pipelines.check import Check, NotReady, check
+from pipelines.check import Check, NotReady, check, unused
 from pipelines.config import Config, ConfigError
 from pipelines.data.images import DataError, write_png
 from pipelines.data.index import fingerprint, index
@@ -84,6 +84,33 @@ def test_each_reason_alone(name: str, flat: Path, tmp_path: Path, monkeypatch: p
         check(stranger(flat, tmp_path / "runs", **(base | changes)))
     assert "\n" not in str(error.value) and not isinstance(error.value, NotReady)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("changes, line", [
+    ({"tracking.alias": "best"}, "tracking.alias=best: is for tracking.register_as, which is not set; set it, or "
+     "leave tracking.alias out"),
+    ({"evaluate.lpips_weights": "random"}, "evaluate.lpips_weights=random: is for evaluate.lpips, which is not set; "
+     "set it, or leave evaluate.lpips_weights out"),
+    ({"evaluate.segmenter": None, "evaluate.segmenter_weights": "w.pth"}, "evaluate.segmenter_weights=w.pth: is for "
+     "evaluate.segmenter, which is not set; set it, or leave evaluate.segmenter_weights out"),
+    ({"evaluate.sigmas": [25], "data.layout": "pairs", "noise.sigma": [25], "noise.draw": "list"},
+     "evaluate.sigmas=[25.0]: the images of data.layout=pairs are degraded already; leave it out"),
+    ({"evaluate.sigmas": [25], "evaluate.levels": ["jpeg:10"]},
+     "evaluate.sigmas=[25.0]: evaluate.levels=[jpeg:10] says where is measured; give one of them"),
+])  # fmt: skip
+def test_a_key_that_nothing_uses_is_refused_if_somebody_asked_for_it(changes: dict[str, Any], line: str) -> None:
+    config = Config().replace(changes)  # as a recipe or a saved configuration may have it
+    assert list(unused(config, ())) == []
+    assert [str(reason) for reason in unused(config, changes)] == [line]
+    with pytest.raises(ValueError, match=re.escape(line)):
+        check(config, given=changes)
+
+
+def test_a_key_that_is_used_or_taken_back_is_not_refused() -> None:
+    used = {"tracking.alias": "best", "tracking.register_as": "net", "evaluate.sigmas": [25]}
+    unset = {"evaluate.lpips_weights": None, "evaluate.segmenter_weights": None, "evaluate.segmenter": None}
+    for changes in (used, unset, {"tracking.alias": ""}):
+        assert list(unused(Config().replace(changes), changes)) == []
 
 
 def test_pairs_of_an_unknown_level_are_for_networks_that_need_none(flat: Path, tmp_path: Path) -> None:

@@ -173,6 +173,17 @@ def test_a_run_that_mlflow_no_longer_has_is_refused_before_it_is_measured(
         evaluated(run)
 
 
+def test_the_file_of_out_is_made_sure_of_before_anything_is_measured(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "new" / "folder" / "out.json"
+    assert evaluate_run(run.path, out=out, trust=True, quiet=True).path == out and out.is_file()
+    monkeypatch.setattr("pipelines.experiment.evaluate", lambda *_, **__: pytest.fail("measured"))
+    for wrong, why in ((out / "x.json", "is a file, not a folder"), (out.parent, "is a folder; give a file")):
+        with pytest.raises(OSError, match=f"^--out .*{why}"):
+            evaluate_run(run.path, out=wrong, trust=True, quiet=True)
+
+
 def test_another_store_is_used_if_it_is_asked_for(run: RunFolder, tmp_path: Path) -> None:
     (tmp_path / "runs/mlflow.db").rename(tmp_path / "kept.db")
     uri = f"sqlite:///{tmp_path}/kept.db"

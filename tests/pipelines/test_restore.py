@@ -125,6 +125,19 @@ def test_a_folder_goes_on_after_what_cannot_be_restored(
     )
 
 
+def test_long_names_are_written_and_longer_ones_skipped(model: nn.Module, photos: Path, tmp_path: Path) -> None:
+    fits, grows = f"{chr(0x6F22) * 72}.png", f"{'x' * 251}.jpg"  # the second has no room for ".webp"
+    for name in (fits, grows):
+        (photos / name).write_bytes((photos / "a.png").read_bytes())
+    written = restore(photos, tmp_path / "png", model=model, sigma=15, quiet=True)
+    assert {fits, f"{'x' * 251}.png"} < {path.name for path in written}
+    for _ in range(2):  # the second time, the target exists
+        with pytest.raises(Incomplete, match="4 restored, 1 skipped: x+.jpg: the name or path of its result") as caught:
+            restore(photos, tmp_path / "webp", model=model, sigma=15, format="webp", quiet=True)
+        assert len(caught.value.written) == 4
+    refused("a.png: the name or path of its result", model, photos / "a.png", tmp_path / f"{'y' * 300}.png", sigma=15)
+
+
 def test_images_of_other_formats_are_not_dropped_without_a_word(
     model: nn.Module, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -318,7 +331,7 @@ def test_the_level_is_estimated_and_said(
 
 def test_an_estimate_is_refused_where_it_means_nothing(model: nn.Module, photos: Path, tmp_path: Path) -> None:
     refused("sigma=auto: Blind is blind", Blind(), photos / "a.png", tmp_path / "out.png", sigma="auto")
-    refused("sigma=loud: .*or auto", model, photos / "a.png", tmp_path / "out.png", sigma="loud")
+    refused(r"--sigma \(sigma\)=loud: .*or auto", model, photos / "a.png", tmp_path / "out.png", sigma="loud")
     write_png(tmp_path / "small.png", np.zeros((7, 40, 3), np.uint8))
     with pytest.raises(ImageError, match="small.png: its noise level cannot be estimated.*8 pixels"):
         restore(tmp_path / "small.png", tmp_path / "out.png", model=model, sigma="auto")
@@ -370,10 +383,27 @@ def test_two_sources_of_one_name_are_both_kept(model: nn.Module, photos: Path, t
 def test_the_level_of_noise(model: nn.Module, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.png"
     refused("--sigma", model, photos / "a.png", out)
-    for level in (-1.0, 256.0, float("nan")):
-        refused("0..255|0 to 255", model, photos / "a.png", out, sigma=level)
-        refused("0..255|0 to 255", model, photos / "a.png", out, add=level)
+    for network in (model, Blind()):
+        for level in (-1.0, 256.0, float("nan"), float("inf")):
+            refused(rf"--sigma \(sigma\)={level}: .*0 to 255", network, photos / "a.png", out, sigma=level)
+            refused(rf"--add-noise \(add\)={level}: .*0 to 255", network, photos / "a.png", out, add=level)
+    refused(r"--unclipped \(clip=False\): is for --add-noise", model, photos / "a.png", out, sigma=25, clip=False)
     assert not out.exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("tile", [16, None])
+def test_a_result_that_is_not_finite_is_not_written(
+    photos: Path, tmp_path: Path, value: float, tile: int | None
+) -> None:
+    broken = Blind()
+    broken.factor.data.fill_(value)
+    write_png(photos / "a.png", np.ones((37, 53, 3), np.uint8))
+    with pytest.raises(ImageError, match="a.png: Blind failed on it, its result is not finite"):
+        restore(photos / "a.png", tmp_path / "out.png", model=broken, tile=tile, quiet=True)
+    with pytest.raises(Incomplete, match="0 restored, 3 skipped"):
+        restore(photos, tmp_path / "out", model=broken, tile=tile, quiet=True)
+    assert not (tmp_path / "out.png").exists() and not (tmp_path / "out").exists()
 
 
 class Blind(nn.Module):

@@ -13,6 +13,7 @@ from pipelines.comparison.figures import crops, curves, front, tsne
 from pipelines.comparison.mlflow_run import log_run
 from pipelines.comparison.rows import read_rows
 from pipelines.runs.trust import check_config
+from pipelines.runtime.files import ready_folder
 from pipelines.tracking import store
 
 Figure = Literal["tsne", "comparison", "convergence", "front"]
@@ -47,13 +48,14 @@ def draw_figures(
         quiet: no progress line.
 
     Raises:
-        RunsError, TrackingError, DataError, SegmenterError, CheckpointError, TrustError: one line each.
+        RunsError, TrackingError, DataError, SegmenterError, CheckpointError, TrustError, OSError: one line each.
     """
     rows = read_rows(folders, trust=trust)
     first = rows[0].runs[0]
     check_config(first.config, first.folder, given=None, trust=first.trusted)
     uri = first.uri
     client = store.prepare(uri)  # before the work: it fails when the store cannot be reached
+    out = ready_folder(out.expanduser(), asked_by=f"--out {out}")  # before the work, too
     files: list[Path] = []
     numbers: dict[str, float] = {}
     if only == "front" or (only is None and fronts.are_there(rows)):

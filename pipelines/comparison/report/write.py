@@ -48,14 +48,15 @@ def write_report(
         quiet: no progress line.
 
     Raises:
-        RunsError, ReportError, TrackingError, DataError, SegmenterError, CheckpointError, TrustError: one line each.
+        RunsError, ReportError, TrackingError, DataError, SegmenterError, CheckpointError, TrustError, OSError: one line
+            each.
     """
     out = out.expanduser().absolute()
     if out.is_dir():
         raise ReportError(f"--out {out}: is a folder; give a file, such as {out / 'report.html'}")
     if pictures < 0:
         raise ReportError(f"--pictures {pictures}: give 0 or more")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    files.ready_folder(out.parent, asked_by=f"--out {out}")
     rows = read_rows(folders, trust=trust)
     first = rows[0].runs[0]
     check_config(first.config, first.folder, given=None, trust=first.trusted)

@@ -22,7 +22,7 @@ from PIL import Image
 from pipelines.data import formats
 from pipelines.data.images import ImageError, read_rgb, size_of
 from pipelines.data.photofile import read_photo
-from tests.helpers.image_files import chunk, png_of, put
+from tests.helpers.image_files import chunk, png_of, put, tiff_of
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
 DEEP = np.random.default_rng(1).integers(0, 65536, (37, 53, 4), dtype=np.uint16)
@@ -104,6 +104,59 @@ def test_tiff_with_white_as_zero_and_with_jpeg(tmp_path: Path) -> None:
     np.testing.assert_array_equal(decoded(tmp_path / "a.tif")[1], ~DEEP[..., 0])
     path, pixels = saved(tmp_path, "TIFF", "RGB", compression="jpeg")
     np.testing.assert_array_equal(decoded(path)[1], pixels)
+
+
+def test_tiff_with_white_as_zero_keeps_its_alpha(tmp_path: Path) -> None:
+    pixels = PIXELS[..., :2]
+    path = put(tmp_path, tiff_of(pixels.tobytes(), 37, 53, t262=0, t277=2, t338=2), "a.tif")
+    photo = read_photo(path)
+    np.testing.assert_array_equal(photo.pixels, 255 - pixels[..., 0])
+    np.testing.assert_array_equal(photo.alpha, pixels[..., 1])
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate", "packbits"])
+def test_ycbcr_in_tiff_is_read_as_rgb_from_jpeg_alone(tmp_path: Path, compression: str | None) -> None:
+    path = tmp_path / "a.tif"
+    Image.fromarray(PIXELS).convert("YCbCr").save(path, compression=compression)
+    with pytest.raises(ImageError, match="is 8-bit YCbCr, not 8-bit RGB; convert it"):
+        read_rgb(path)
+    with pytest.raises(ImageError, match="is 8-bit YCbCr, not grey or RGB of 8 or 16 bits; convert it"):
+        read_photo(path)
+    with pytest.raises(ImageError, match="is 8-bit YCbCr"):
+        size_of(path, kind="rgb")
+    Image.fromarray(PIXELS).convert("YCbCr").save(path, compression="jpeg")
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(read_rgb(path), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("name, tags", [
+    ("4-bit grey", {"t258": 4}), ("2-bit grey", {"t258": 2, "t262": 0}), ("12-bit grey", {"t258": 12}),
+    ("4-bit palette", {"t258": 4, "t262": 3}), ("8-bit CIELAB", {"t262": 8}),
+    ("8-bit grey with its bits in reverse order", {"t266": 2}),
+    ("8-bit grey with predictor FLOATINGPOINT", {"t317": 3}), ("1-bit grey with predictor HORIZONTAL",
+     {"t258": 1, "t317": 2}), ("1-bit grey compressed by CCITTFAX4", {"t258": 1, "t259": 4}),
+    ("8-bit grey compressed by ZSTD", {"t259": 50000}),
+])  # fmt: skip
+def test_what_is_not_read_from_tiff_is_named_and_not_called_damaged(
+    tmp_path: Path, name: str, tags: dict[str, int]
+) -> None:
+    size = 20 * -(-30 * tags.get("t258", 8) // 8)
+    path = put(tmp_path, tiff_of(bytes(size), 20, 30, **tags), "a.tif")
+    with pytest.raises(ImageError) as caught:
+        read_photo(path)
+    assert str(caught.value) == (
+        f"{path}: is {name}, not grey or RGB of 8 or 16 bits; convert it: `convert in.tif out.png`"
+    )
+    with pytest.raises(ImageError, match=f"is {name}, not 8-bit RGB; convert it"):
+        read_rgb(path)
+
+
+def test_a_tiff_without_its_number_of_bits_is_damaged(tmp_path: Path) -> None:
+    data = tiff_of(PIXELS.tobytes(), 37, 53, t262=2, t277=3)
+    lost = data.replace(struct.pack("<HH", 258, 4), struct.pack("<HH", 255, 4))
+    assert "is damaged (its header is incomplete)" in refused(put(tmp_path, lost, "a.tif"))
+    changed = tiff_of(PIXELS.tobytes(), 37, 53, t258=1, t262=2, t277=3)  # more bytes than its pixels would have
+    assert "is damaged (its header is incomplete)" in refused(put(tmp_path, changed, "a.tif"))
 
 
 @pytest.mark.parametrize("kind, options", [("TIFF", {}), ("WEBP", {"lossless": True}), ("BMP", {})])

@@ -96,6 +96,14 @@ def test_a_file_that_contradicts_itself_is_one_line(changes: dict[str, Any], wor
         label_set(name)
 
 
+def test_a_value_that_is_listed_twice_counts_once(tmp_path: Path) -> None:
+    twice = {"classes": [{**FILE["classes"][0], "id": [7, 8, 7]}, *FILE["classes"][1:]], "ignore": [255, 0, 255]}
+    once, known = label_set(written(tmp_path / "once.yaml")), label_set(written(tmp_path / "twice.yaml", **twice))
+    assert known.fingerprint == once.fingerprint
+    colours = written(tmp_path / "colours.yaml", images="colours", ignore=[[0, 0, 0], [0, 0, 0]])
+    assert np.count_nonzero(label_set(colours).of_known == VOID) == 1
+
+
 def test_a_set_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     for name, words in (("camvids", "did you mean camvid"), (str(tmp_path / "none.yaml"), "No such file")):
         with pytest.raises(ConfigError, match=f"data.labels={name}: .*{words}"):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from d2sm.metrics import COLOURS
-from pipelines.data.images import read_rgb
+from pipelines.data.images import read_rgb, write_png
 from pipelines.data.splits import spread
 from pipelines.inference.pictures import draw, grid, labelled
 from tests.conftest import tiny_config
@@ -55,3 +55,18 @@ def test_the_pictures_of_a_run_are_labelled(scenes_root: Path, tmp_path: Path, m
     ((noisy, restored, clean),) = seen
     assert noisy.startswith("noisy, sigma 25, 2") and restored.startswith("restored by FFDNet, ") and clean == "clean"
     assert noisy.endswith(" dB") and read_rgb(path).shape == (96, 3 * 192 + 2 * 6, 3)
+
+
+def test_deep_folders_and_equal_names_get_pictures_of_their_own(tmp_path: Path) -> None:
+    deep = "/".join(["a-quite-long-name-of-an-album-with-photographs-of-one-summer-by-the-lake"] * 4)
+    photographs = ("a/b", "a-b", f"{deep}/one", f"{deep}/two")
+    for name in photographs:
+        write_png(tmp_path / "photos" / "val" / f"{name}.png", np.zeros((40, 40, 3), np.uint8))
+    config = tiny_config(
+        tmp_path / "photos", tmp_path, data__layout="folder", evaluate__sigmas=[25], evaluate__pictures=4
+    )
+    drawn = draw(bundle_of(tmp_path / "step-00000000", config), config, tmp_path / "pictures", None)
+    assert sorted((tmp_path / "pictures").iterdir()) == sorted(drawn) and len(set(drawn)) == len(drawn) == 4
+    plain = [path.name for path in drawn if len(path.name) < 100]
+    assert "a-b_sigma25.png" in plain and all(name.startswith("a-b") for name in plain) and len(plain) == 2
+    assert all(path.name.endswith("_sigma25.png") and len(path.name) <= 255 for path in drawn)

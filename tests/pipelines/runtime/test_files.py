@@ -85,6 +85,19 @@ def test_who_finished_first_is_kept_where_that_is_asked_for(tmp_path: Path) -> N
     assert [file.name for file in path.iterdir()] == ["first"] and list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("name", ["x" * 255, "x" * 251 + ".png", "\u6f22" * 85])
+def test_a_name_of_the_greatest_length_is_written(tmp_path: Path, name: str, shared: bool) -> None:
+    path = tmp_path / name
+    with files.replacing(path, shared=shared) as temporary:
+        temporary.write_text("whole")
+        assert files.is_leftover(temporary)
+    with files.replacing(path, shared=shared) as again:
+        again.write_text("again")
+        assert shared or again == temporary  # so that it overwrites what a killed writer left
+    assert path.read_text() == "again" and list(tmp_path.iterdir()) == [path]
+
+
 def test_writers_of_one_path_do_not_disturb_each_other(tmp_path: Path) -> None:
     path = tmp_path / "photograph.png"
     with files.replacing(path, shared=True, sync=True) as one:
@@ -166,3 +179,11 @@ def test_a_folder_of_the_owner_alone(tmp_path: Path) -> None:
     assert made.stat().st_mode & 0o777 == 0o700
     made.chmod(0o755)
     assert files.private_folder(made).stat().st_mode & 0o777 == 0o700
+
+
+def test_a_folder_for_the_end_of_long_work_is_made_or_refused_before(tmp_path: Path) -> None:
+    assert files.ready_folder(tmp_path / "a" / "b", asked_by="--out x").is_dir()
+    (tmp_path / "file").touch()
+    for folder, why in ((tmp_path / "file", "is a file, not a folder"), (tmp_path / "file" / "b", "cannot be made")):
+        with pytest.raises(OSError, match=f"^--out x: {re.escape(str(folder))} {why}.*; give another place$"):
+            files.ready_folder(folder, asked_by="--out x")
