@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os.path
 import re
 from collections.abc import Iterator, Mapping
 from itertools import chain as chained
@@ -105,6 +106,20 @@ class Section(BaseModel):
             if line := secrets.problem(text, asked_by=f"{section}{info.field_name}"):
                 raise ValueError(line)
         return value
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _at_home(cls, value: Any, info: ValidationInfo) -> Any:
+        """A path that begins with ~ lies in the user's home folder: a shell expands it in no key=~/path.
+
+        `train.init` and `data.labels` are expanded where they are read, since a resumed run compares them as typed.
+        """
+        about = cls.model_fields[info.field_name or ""].json_schema_extra
+        if not isinstance(about, dict) or about["effect"] != "place":
+            return value
+        if isinstance(value, (list, tuple)):
+            return [os.path.expanduser(each) if isinstance(each, str) else each for each in value]
+        return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 def plain_values(value: Any) -> Iterator[Any]:

@@ -67,7 +67,7 @@ class RunFolder:
         if storage.is_uri(config.train.storage):
             runs = storage.check(config.train.storage, asked_by="train.storage")
             return cls.at(storage.joined(runs, config.train.name))
-        return cls(Path(config.train.storage).expanduser().absolute() / config.train.name)
+        return cls(Path(config.train.storage).absolute() / config.train.name)
 
     @classmethod
     def at(cls, place: str | Path) -> Self:
@@ -342,4 +342,4 @@ def runs_folder(config: Config, *, what: str) -> Path:
             f"train.storage={config.train.storage}: {what} writes to folders only; mount it on every node, and give "
             "that path"
         )
-    return Path(config.train.storage).expanduser().absolute()
+    return Path(config.train.storage).absolute()

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipelines.config import Config, ConfigError, from_tree, keys, load, parse
+from pipelines.runs.folder import RunFolder
+from pipelines.tracking import store
 
 
 def test_every_key_is_explained() -> None:
@@ -296,3 +298,29 @@ def test_every_segmenter_has_a_name_of_its_own_in_results() -> None:
     assert {label: name for label, (name, _) in judges.items()} == {
         "x": "x", "x-no3": "x-no3", "x-no2": "x", "x-no4": "x",
     }  # fmt: skip
+
+
+def test_a_path_in_the_home_folder_is_found_whichever_key_names_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A shell expands ~ in no key=~/path. A run and its database had gone to two folders, one of them named ~."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    config = Config().replace(
+        parse(
+            [
+                "train.storage=~/runs", "train.name=x", "data.root=~/photos", "evaluate.segmenter=first:net",
+                "evaluate.segmenter_weights=~/w.pth", "evaluate.segmenters=[second:net,third:net]",
+                "evaluate.segmenters_weights=[null,~/third.pth]", "loss.features_weights=~/vgg.pth",
+            ]
+        )
+    )  # fmt: skip
+    assert RunFolder.of(config).path == tmp_path / "runs" / "x"
+    assert store.uri_of(config) == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    assert config.data.root == f"{tmp_path}/photos" and config.loss.features_weights == f"{tmp_path}/vgg.pth"
+    files = [file for _, file in config.evaluate.judges.values()]
+    assert files == [f"{tmp_path}/w.pth", None, f"{tmp_path}/third.pth"]
+    assert store.absolute("sqlite:///~/my.db") == f"sqlite:///{tmp_path}/my.db"
+    again = Config().replace({"train.storage": str(tmp_path / "runs"), "train.init": "~/w.pth"})
+    assert again.train.storage == config.train.storage
+    assert again.train.init == "~/w.pth"  # compared with that of the run that is resumed
