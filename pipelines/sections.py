@@ -134,6 +134,15 @@ def plain_values(value: Any) -> Iterator[Any]:
         yield from plain_values(part)
 
 
+def _names(value: Any) -> Iterator[Any]:
+    """The names of the mappings that a value holds at any depth."""
+    if isinstance(value, Mapping):
+        yield from value
+        value = list(value.values())
+    for part in value if isinstance(value, (list, tuple)) else ():
+        yield from _names(part)
+
+
 def _is_finite(value: Any) -> bool:
     return isinstance(value, float) and math.isfinite(value)
 
@@ -274,6 +283,11 @@ class Model(Section):
         for option, value in options.items():
             if not option.isidentifier():
                 raise ValueError(f"model.options.{option}={value!r}: is no name of an argument; give one such as width")
+            if others := [name for name in _names(value) if not isinstance(name, str)]:
+                raise ValueError(
+                    f"model.options.{option}={value!r}: the key {others[0]!r} of a mapping is no text, and files hold "
+                    f"no other; put it in quotes, '{others[0]}'"
+                )
             for part in plain_values(value):
                 if not (part is None or isinstance(part, (str, bool, int)) or _is_finite(part)):
                     raise ValueError(
