@@ -2,8 +2,8 @@
 
 A shard has one record batch, called record here, for each item: its clean image, label map of train ids and noisy
 partner, whichever it has, pixel row after pixel row and uncompressed; a checksum of every `BAND` pixel rows; and the
-size of each source file in bytes. The metadata of its schema names the SHA-256 of the source files, by which `prepare`
-notices that one was replaced by another of its size; shards of earlier versions lack it.
+size of each source file in bytes. A file beside it names the SHA-256 of the source files, by which `prepare` notices
+that one was replaced by another of its size; shards of earlier versions have none.
 
 An image in a shard is named by its place, FILE#COLUMN/RECORD, which stands where the path of an image file would.
 
@@ -43,7 +43,7 @@ SCHEMA = pa.schema(
         *((f"{c}_bytes", pa.int64()) for c in COLUMNS),
     ]
 )
-_SOURCES = b"sources"  # in the schema's metadata: for each record, the SHA-256 of the source of each of `COLUMNS`
+_SOURCES = ".sources.json"  # beside a shard: for each record, the SHA-256 of the source of each of `COLUMNS`
 _PLACE = re.compile(r"(.+\.arrow)#(image|label|noisy)/(\d+)")
 REMEDY = "run `d2sm prepare` again, which writes missing and damaged shards anew"
 
@@ -105,12 +105,11 @@ def write(path: Path, items: Iterable[Mapping[str, Any]], label_set: str = CITYS
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     items = list(items)
-    # Before the pixels are read: what changes in between is then noticed the next time.
-    about = {_SOURCES: json.dumps([_digests(item) for item in items]).encode()}
+    sources = [_digests(item) for item in items]  # before pixels are read: a change in between is noticed the next time
     with (
         files.replacing(path, shared=True, sync=True) as temporary,
         temporary.open("wb") as file,
-        pa.ipc.new_file(file, SCHEMA.with_metadata(about)) as writer,
+        pa.ipc.new_file(file, SCHEMA) as writer,
     ):
         for item in items:
             record: dict[str, Any] = {name: item[name] for name in ("name", "height", "width")}
@@ -125,6 +124,8 @@ def write(path: Path, items: Iterable[Mapping[str, Any]], label_set: str = CITYS
                 record[f"{column}_checks"] = [_checksum(pixels, band) for band in range(-(-len(pixels) // BAND))]
                 record[f"{column}_bytes"] = os.stat(source).st_size
             writer.write_batch(pa.RecordBatch.from_pylist([record], schema=SCHEMA))
+    # After the shard: a process that is killed in between leaves one that is checked by sizes, or written anew.
+    files.write_text(path.with_suffix(_SOURCES), json.dumps(sources), shared=True)
 
 
 def is_whole(path: Path, items: list[dict[str, Any]]) -> bool:
@@ -132,12 +133,10 @@ def is_whole(path: Path, items: list[dict[str, Any]]) -> bool:
     if not path.is_file():
         return False
     try:
-        reader = _reader(str(path), *_state(str(path)))
-        if reader.num_record_batches != len(items):
+        if _reader(str(path), *_state(str(path))).num_record_batches != len(items):
             return False
-        sources = (reader.schema.metadata or {}).get(_SOURCES)
-        if sources is not None:
-            known = parsing.parse_json(sources, list[list[str | None]], source=path, error=DataError, remedy=REMEDY)
+        if (sources := path.with_suffix(_SOURCES)).exists():
+            known = parsing.read_json(sources, list[list[str | None]], error=DataError, remedy=REMEDY)
             if known != [_digests(item) for item in items]:
                 return False
         for number, item in enumerate(items):
