@@ -263,7 +263,7 @@ class _Run:
         if "://" in storage:
             yield f"{redact(storage)}, opened when the run starts"
             return
-        top = Path(storage).expanduser().absolute()
+        top = Path(storage).absolute()
         there = next(folder for folder in (top, *top.parents) if folder.exists())
         try:
             with tempfile.TemporaryFile(dir=there):

@@ -12,7 +12,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Self, cast, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
@@ -200,7 +199,7 @@ class Config(Section):
 
     def dumps(self) -> str:
         """The YAML text of this configuration."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return parsing.to_yaml(self.model_dump(mode="json"))
 
 
 def load(path: str | Path, *, given: bool = False) -> Config:
@@ -215,7 +214,7 @@ def load(path: str | Path, *, given: bool = False) -> Config:
     """
     remedy = "give a file written by `d2sm train`"
     source = f"configuration {path}"
-    tree = parsing.read_yaml(Path(path), source=source, error=ConfigError, remedy=remedy)
+    tree = parsing.read_yaml(Path(path), source=source, error=ConfigError, remedy=remedy, recorded=not given)
     if not isinstance(tree, dict):
         raise ConfigError(f"{source}: holds no sections; {remedy}")
     try:

@@ -1,14 +1,15 @@
 """JSON and YAML from files, read as if a stranger had written them.
 
 A file of a run, a data set or a sweep may be damaged, or made by somebody else. What is read here is a regular file of
-bounded size and depth, with numbers of bounded length and text that UTF-8 can hold, of the shape that the caller asks
-for. Anything else is refused in one line: the file, what is wrong with it, the remedy.
+bounded size and depth, with numbers of bounded length and text that UTF-8 can hold, with each key once, of the shape
+that the caller asks for. Anything else is refused in one line: the file, what is wrong with it, the remedy.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from collections.abc import Hashable, Mapping
 from functools import cache
@@ -29,7 +30,7 @@ DEPTH = 32  # lists and mappings within each other
 DIGITS = 64  # characters of a number
 MAPPING = dict[str, Any]
 
-_SCALARS = frozenset(f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float"))
+_TAG = "tag:yaml.org,2002:"
 
 
 class ParseError(ValueError):
@@ -107,7 +108,7 @@ def parse_json(
         source: where the text is from, for the message.
     """
     try:
-        tree = json.loads(text, parse_int=_whole_number)
+        tree = json.loads(text, parse_int=_whole_number, object_pairs_hook=_without_twins)
     except (ValueError, RecursionError) as problem:
         raise _refused(source, f"no valid JSON ({one_line(problem, 100)})", error, remedy) from None
     if unusable := _unusable(tree):
@@ -137,37 +138,55 @@ def read_yaml(
     error: type[ValueError] = ParseError,
     remedy: str = "",
     limit: int = YAML_BYTES,
+    recorded: bool = False,
 ) -> Any:
     """The content of a YAML file; see `parse_yaml`.
 
     Args:
         source, error, remedy, limit: see `read_bytes`.
+        recorded: see `parse_yaml`.
 
     Raises:
         ValueError: of the class `error`: the file cannot be read, or is no plain YAML.
     """
     content = read_bytes(path, limit, source=source, error=error, remedy=remedy)
-    return parse_yaml(content, source=source or path, error=error, remedy=remedy)
+    return parse_yaml(content, source=source or path, error=error, remedy=remedy, recorded=recorded)
 
 
-def parse_yaml(text: str | bytes, *, source: object, error: type[ValueError] = ParseError, remedy: str = "") -> Any:
+def parse_yaml(
+    text: str | bytes,
+    *,
+    source: object,
+    error: type[ValueError] = ParseError,
+    remedy: str = "",
+    recorded: bool = False,
+) -> Any:
     """Plain YAML: mappings, lists, text, numbers, true, false and null.
 
-    Aliases are refused, since a few hundred bytes of them stand for gigabytes; so are tags. A date is text.
+    Aliases are refused, since a few hundred bytes of them stand for gigabytes; so are tags, and a key that a mapping
+    has twice. As in YAML 1.2, 1e-3 is a number, and yes, no, on, off, 1:30 and 0o17 are text; so are dates and digits
+    after a zero (0704).
 
     Args:
         source: where the text is from, for the message.
+        recorded: it was written by this package. Earlier versions wrote text such as 1e-3 without quotes, which is text
+            there.
 
     Raises:
         ValueError: of the class `error`.
     """
     try:
-        tree = yaml.load(text, _PlainLoader)  # a SafeLoader
+        tree = yaml.load(text, _RecordLoader if recorded else _PlainLoader)  # SafeLoaders
     except (yaml.YAMLError, ValueError, RecursionError) as problem:
         raise _refused(source, f"no valid YAML ({one_line(problem, 160)})", error, remedy) from None
     if unusable := _unusable(tree):
         raise _refused(source, unusable, error, remedy)
     return tree
+
+
+def to_yaml(tree: Mapping[str, Any]) -> str:
+    """The YAML text that `parse_yaml` reads back as it was, recorded or not."""
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False)
 
 
 def _refused(source: object, problem: str, error: type[ValueError], remedy: str) -> ValueError:
@@ -183,6 +202,15 @@ def _whole_number(digits: str) -> int:
     if len(digits) > DIGITS:
         raise ValueError(f"a number of {len(digits)} digits")
     return int(digits)
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key!r} is there twice")
+        found[key] = value
+    return found
 
 
 def _unusable(tree: Any) -> str:
@@ -235,9 +263,57 @@ class _PlainLoader(yaml.SafeLoader):
             raise yaml.YAMLError(f"line {node.start_mark.line + 1}: a number of {len(node.value)} digits")
         return super().construct_object(node, deep)
 
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        found = super().construct_mapping(node, deep)
+        if len(found) < len(node.value):
+            lines: dict[Any, int] = {}
+            for key_node, _ in node.value:
+                key, line = self.construct_object(key_node), key_node.start_mark.line + 1
+                if key in lines:
+                    raise yaml.YAMLError(f"line {line}: the key {key!r} is there twice, first in line {lines[key]}")
+                lines[key] = line
+        return found
 
-# A date, "<<" and "=" are text: a date that does not exist raises, and the others stand for aliases and old types.
-_PlainLoader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag in _SCALARS]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+
+class _RecordLoader(_PlainLoader):
+    """Reads what `yaml.SafeDumper` wrote: text that it took for text is text."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts text in quotes that `_PlainLoader` would take for a number, too."""
+
+
+def _resolvers(scalars: Mapping[str, tuple[str, str]]) -> dict[str, list[tuple[str, re.Pattern[str]]]]:
+    """What plain scalars are, as PyYAML has it: by the first character, the tags with their patterns."""
+    found: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+    for tag, (pattern, firsts) in scalars.items():
+        for first in firsts:
+            found.setdefault(first, []).append((_TAG + tag, re.compile(rf"(?:{pattern})\Z")))
+    return found
+
+
+# Dates, "<<" and "=" are text: a date that does not exist raises, and the others stand for aliases and old types.
+_NUMBER = "-+.0123456789"
+_ONE_POINT_ONE = {  # of YAML 1.1, what SafeDumper writes, and decimal and hexadecimal numbers by hand
+    "null": ("~|null|Null|NULL", "~nN"),
+    "bool": ("true|True|TRUE|false|False|FALSE", "tTfF"),
+    "int": ("[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F][0-9a-fA-F_]*)", _NUMBER),
+    "float": (
+        r"[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+][0-9]+)?|\.[0-9][0-9_]*(?:[eE][-+][0-9]+)?|[-+]?\.(?:inf|Inf|INF)"
+        r"|\.(?:nan|NaN|NAN)",
+        _NUMBER,
+    ),
 }
+_ONE_POINT_TWO = {
+    **_ONE_POINT_ONE,
+    "float": (
+        r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        _NUMBER,
+    ),
+}
+_EMPTY = {"": [(_TAG + "null", re.compile(r"\Z"))]}
+_RecordLoader.yaml_implicit_resolvers = _EMPTY | _resolvers(_ONE_POINT_ONE)
+_PlainLoader.yaml_implicit_resolvers = _EMPTY | _resolvers(_ONE_POINT_TWO)
+for _tag, (_pattern, _firsts) in _ONE_POINT_TWO.items():
+    _Dumper.add_implicit_resolver(_TAG + _tag, re.compile(rf"(?:{_pattern})\Z"), [*_firsts])

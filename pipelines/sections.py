@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os.path
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain as chained
@@ -108,6 +109,20 @@ class Section(BaseModel):
                 raise ValueError(line)
         return value
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _at_home(cls, value: Any, info: ValidationInfo) -> Any:
+        """A path that begins with ~ lies in the user's home folder: a shell expands it in no key=~/path.
+
+        `train.init` and `data.labels` are expanded where they are read, since a resumed run compares them as typed.
+        """
+        about = cls.model_fields[info.field_name or ""].json_schema_extra
+        if not isinstance(about, dict) or about["effect"] != "place":
+            return value
+        if isinstance(value, (list, tuple)):
+            return [os.path.expanduser(each) if isinstance(each, str) else each for each in value]
+        return os.path.expanduser(value) if isinstance(value, str) else value
+
 
 def plain_values(value: Any) -> Iterator[Any]:
     """What a value holds at any depth: the values of lists and mappings, and the names of mappings."""
@@ -119,6 +134,15 @@ def plain_values(value: Any) -> Iterator[Any]:
         return
     for part in value:
         yield from plain_values(part)
+
+
+def _names(value: Any) -> Iterator[Any]:
+    """The names of the mappings that a value holds at any depth."""
+    if isinstance(value, Mapping):
+        yield from value
+        value = list(value.values())
+    for part in value if isinstance(value, (list, tuple)) else ():
+        yield from _names(part)
 
 
 def _is_finite(value: Any) -> bool:
@@ -261,6 +285,11 @@ class Model(Section):
         for option, value in options.items():
             if not option.isidentifier():
                 raise ValueError(f"model.options.{option}={value!r}: is no name of an argument; give one such as width")
+            if others := [name for name in _names(value) if not isinstance(name, str)]:
+                raise ValueError(
+                    f"model.options.{option}={value!r}: the key {others[0]!r} of a mapping is no text, and files hold "
+                    f"no other; put it in quotes, '{others[0]}'"
+                )
             for part in plain_values(value):
                 if not (part is None or isinstance(part, (str, bool, int)) or _is_finite(part)):
                     raise ValueError(

@@ -157,7 +157,8 @@ def layout_of(root: str | Path, layout: Layout) -> Layout:
 def fingerprint(items: pa.Table) -> str:
     """16 hex digits over names, sizes in pixels and sizes of files in bytes of an index; the root does not count.
 
-    It tells data sets apart cheaply enough to be stored with every model. It is no proof against tampering.
+    It tells data sets apart cheaply enough to be stored with every model. It is no proof against tampering, and does
+    not see that a file was replaced by another of its size, such as an uncompressed one that was edited.
 
     Raises:
         DataError: a file is gone.

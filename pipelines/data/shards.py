@@ -2,14 +2,17 @@
 
 A shard has one record batch, called record here, for each item: its clean image, label map of train ids and noisy
 partner, whichever it has, pixel row after pixel row and uncompressed; a checksum of every `BAND` pixel rows; and the
-size of each source file in bytes. An image in a shard is named by its place, FILE#COLUMN/RECORD, which stands where the
-path of an image file would.
+size of each source file in bytes. A file beside it names the SHA-256 of the source files, by which `prepare` notices
+that one was replaced by another of its size; shards of earlier versions have none.
+
+An image in a shard is named by its place, FILE#COLUMN/RECORD, which stands where the path of an image file would.
 
 Images are stored whole and uncompressed because decompressing would take longer than all the rest of cutting a crop.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -21,6 +24,7 @@ import imagecodecs
 import numpy as np
 import pyarrow as pa
 
+from pipelines import parsing
 from pipelines.data.arrow_file import unsafe_content
 from pipelines.data.images import DataError, Pixels, read_labels, read_rgb
 from pipelines.data.labels import CITYSCAPES
@@ -39,6 +43,7 @@ SCHEMA = pa.schema(
         *((f"{c}_bytes", pa.int64()) for c in COLUMNS),
     ]
 )
+_SOURCES = ".sources.json"  # beside a shard: for each record, the SHA-256 of the source of each of `COLUMNS`
 _PLACE = re.compile(r"(.+\.arrow)#(image|label|noisy)/(\d+)")
 REMEDY = "run `d2sm prepare` again, which writes missing and damaged shards anew"
 
@@ -99,6 +104,8 @@ def write(path: Path, items: Iterable[Mapping[str, Any]], label_set: str = CITYS
         OSError: the shard cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    items = list(items)
+    sources = [_digests(item) for item in items]  # before pixels are read: a change in between is noticed the next time
     with (
         files.replacing(path, shared=True, sync=True) as temporary,
         temporary.open("wb") as file,
@@ -117,15 +124,21 @@ def write(path: Path, items: Iterable[Mapping[str, Any]], label_set: str = CITYS
                 record[f"{column}_checks"] = [_checksum(pixels, band) for band in range(-(-len(pixels) // BAND))]
                 record[f"{column}_bytes"] = os.stat(source).st_size
             writer.write_batch(pa.RecordBatch.from_pylist([record], schema=SCHEMA))
+    # After the shard: a process that is killed in between leaves one that is checked by sizes, or written anew.
+    files.write_text(path.with_suffix(_SOURCES), json.dumps(sources), shared=True)
 
 
 def is_whole(path: Path, items: list[dict[str, Any]]) -> bool:
-    """Whether a shard holds these very items (rows of the index), undamaged."""
+    """Whether a shard holds these very items (rows of the index), undamaged; of earlier versions, going by sizes."""
     if not path.is_file():
         return False
     try:
         if _reader(str(path), *_state(str(path))).num_record_batches != len(items):
             return False
+        if (sources := path.with_suffix(_SOURCES)).exists():
+            known = parsing.read_json(sources, list[list[str | None]], error=DataError, remedy=REMEDY)
+            if known != [_digests(item) for item in items]:
+                return False
         for number, item in enumerate(items):
             record = _record(str(path), number)
             if any(record[name][0].as_py() != item[name] for name in ("name", "height", "width")):
@@ -138,6 +151,18 @@ def is_whole(path: Path, items: list[dict[str, Any]]) -> bool:
     except DataError:
         return False
     return True
+
+
+def _digests(item: Mapping[str, Any]) -> list[str | None]:
+    """The SHA-256 of an item's files, by column; None: there is none, or it cannot be read, as reading it will say."""
+
+    def digest(source: str | None) -> str | None:
+        try:
+            return files.sha256(Path(source)) if source else None
+        except OSError:
+            return None
+
+    return [digest(item[column]) for column in COLUMNS]
 
 
 def _stored(path: str, column: str, number: int) -> StoredImage:

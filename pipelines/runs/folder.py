@@ -67,7 +67,7 @@ class RunFolder:
         if storage.is_uri(config.train.storage):
             runs = storage.check(config.train.storage, asked_by="train.storage")
             return cls.at(storage.joined(runs, config.train.name))
-        return cls(Path(config.train.storage).expanduser().absolute() / config.train.name)
+        return cls(Path(config.train.storage).absolute() / config.train.name)
 
     @classmethod
     def at(cls, place: str | Path) -> Self:
@@ -292,9 +292,26 @@ class RunFolder:
         return self
 
     def push(self, *paths: Path) -> None:
-        """Send files, folders or checkpoints of the copy to the URI. Raises RemoteError."""
+        """Send files or folders of the copy to the URI. Raises RemoteError."""
         if self.uri:
             storage.push(self.uri, self.path, *paths)
+
+    @contextmanager
+    def adding(self, name: str) -> Iterator[Path]:
+        """Yield the folder to write a checkpoint to; it counts once the block has ended and it is at the URI too.
+
+        What could not be sent stays in the copy, and `refresh` by the run's next owner sends it.
+
+        Raises:
+            OSError: it cannot be written.
+            RemoteError: it cannot be sent.
+        """
+        target = storage.unsent(self.path, name) if self.uri else self.path / name
+        # A folder of this name does not count, or training would have resumed from it.
+        with files.replacing(target, temporary=self.path / f".{name}") as unfinished:
+            yield unfinished
+        if self.uri:
+            storage.send(self.uri, target, name)
 
 
 def named(config: Config) -> Config:
@@ -325,4 +342,4 @@ def runs_folder(config: Config, *, what: str) -> Path:
             f"train.storage={config.train.storage}: {what} writes to folders only; mount it on every node, and give "
             "that path"
         )
-    return Path(config.train.storage).expanduser().absolute()
+    return Path(config.train.storage).absolute()

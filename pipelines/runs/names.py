@@ -78,6 +78,21 @@ def is_checkpoint(name: str) -> bool:
     return re.fullmatch(r"step-[0-9]{8}", name) is not None
 
 
+def unsent_name(checkpoint: str, run: str) -> str:
+    """The name of a checkpoint in a copy of a run at a URI until it is at the URI: until then it does not count.
+
+    Args:
+        run: tells this run from another one of its name, see `storage.run_of`.
+    """
+    return f"unsent-{checkpoint}-{run}"
+
+
+def unsent(run_dir: Path) -> list[tuple[Path, str, str]]:
+    """The checkpoints in a run's folder that are not at its URI: folder, name of the checkpoint, run; by step."""
+    found = [(path, re.fullmatch(r"unsent-(step-[0-9]{8})-([0-9a-f]*)", path.name)) for path in _folders(run_dir)]
+    return [(path, match[1], match[2]) for path, match in found if match]
+
+
 def checkpoints(run_dir: Path) -> list[Path]:
     """The folders in a run's folder that have a checkpoint's name, whole or not, by step. A link is none."""
     return [path for path in _folders(run_dir) if is_checkpoint(path.name)]

@@ -2,7 +2,8 @@
 
 A copy is a folder like any run's, with one more file that names the URI. `pull` brings it up to date and `push` sends
 what was written to it; `folder.RunFolder` calls both, so that the rest of the code knows folders only. A checkpoint at
-a URI counts once its meta.json is there, which names size and SHA-256 of every other file and is sent last.
+a URI counts once its meta.json is there, which names size and SHA-256 of every other file and is sent last. One that is
+written to a copy has another name (`names.unsent_name`) until then: every node then reads the same newest checkpoint.
 
 Whatever a bucket holds may be a stranger's: its names are checked before they become paths, hidden files are left
 there, and the file that names the URI counts only in this user's cache, in the folder that is made for that URI.
@@ -13,7 +14,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
+import os
 import shutil
+import time
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +28,7 @@ from filelock import FileLock
 from pipelines import parsing, secrets
 from pipelines.config import ConfigError
 from pipelines.runs import best, integrity, names
-from pipelines.runtime import files
+from pipelines.runtime import files, owner
 from pipelines.text import one_line
 
 if TYPE_CHECKING:
@@ -159,10 +162,14 @@ def local(place: str | Path) -> Path:
 def pull(uri: str, folder: Path) -> None:
     """Bring a copy up to date: the run's files, and its newest complete checkpoint.
 
+    If this thread owns the run, what an earlier process could not send is sent first. A newer checkpoint that is not at
+    the URI any more is moved aside, as that of a run that was begun anew since.
+
     Raises:
         RemoteError: it cannot be read, or there are checkpoints, but all are damaged.
     """
     with _locked(folder):
+        here = names.checkpoints(folder)  # first, so that one that is sent meanwhile is not taken for one that is gone
         found, steps = _listed(uri)
         for name in found:
             _download(uri, name, folder / name)
@@ -173,27 +180,100 @@ def pull(uri: str, folder: Path) -> None:
                 continue
             newest = step
             break
+        if owner.is_owned(folder):
+            newest = _send_left(uri, folder, newest, run_of(folder) if names.INFO in found else "")
         damaged = {step: why for step, why in faults.items() if why != _UNFINISHED}
         if newest is None and damaged:
             reasons = ", ".join(f"{step}: {why}" for step, why in damaged.items())
             raise RemoteError(f"{uri}: no complete checkpoint there ({reasons}); copy one back")
         for step, why in damaged.items():
             _report(joined(uri, step), why, str(newest))
-        for checkpoint in names.checkpoints(folder):
-            if newest is None or checkpoint.name > newest:  # of a run that was begun anew since
-                shutil.rmtree(checkpoint)
+        for checkpoint in here:
+            if newest is None or checkpoint.name > newest:
+                _move_aside(uri, checkpoint)
 
 
 def push(uri: str, folder: Path, *paths: Path) -> None:
-    """Send files and folders of a copy to its URI; of a checkpoint, the meta file last.
+    """Send files and folders of a copy to its URI. A checkpoint is sent by `send`.
 
     Raises:
         RemoteError: it cannot be written.
     """
     for path in paths:
-        found = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
-        for file in sorted(found, key=lambda file: (file.name == integrity.META, file)):
-            _upload(file, joined(uri, *file.relative_to(folder).parts))
+        _upload_all(path, joined(uri, *path.relative_to(folder).parts))
+
+
+def run_of(folder: Path) -> str:
+    """Hexadecimal digits that tell a run from another one of its name; "": the folder's run.json does not say."""
+    try:
+        info = parsing.read_json(folder / names.INFO)
+    except parsing.ParseError:
+        return ""
+    known = str(info.get("run_id") or info.get("fingerprint") or "")
+    return hashlib.sha256(known.encode()).hexdigest()[:12] if known else ""
+
+
+def unsent(folder: Path, checkpoint: str) -> Path:
+    """The folder in a copy that a checkpoint is written to, for `send`."""
+    return folder / names.unsent_name(checkpoint, run_of(folder))
+
+
+def send(uri: str, written: Path, checkpoint: str) -> None:
+    """Send a checkpoint that was written to `unsent`, the meta file last; then it gets its name in the copy.
+
+    Raises:
+        RemoteError: it cannot be written; the checkpoint stays where it is.
+    """
+    _upload_all(written, joined(uri, checkpoint))
+    target = written.with_name(checkpoint)
+    files.remove(target)  # it did not count, or is the same one, which another process has downloaded by now
+    os.replace(written, target)
+
+
+def _send_left(uri: str, folder: Path, newest: str | None, run: str) -> str | None:
+    """Send the checkpoints that an earlier process wrote to this copy and could not send.
+
+    Args:
+        newest: the newest complete checkpoint at the URI.
+        run: of the URI, see `run_of`.
+
+    Returns:
+        The newest complete checkpoint there now.
+    """
+    for written, checkpoint, of in names.unsent(folder):
+        if not run or of != run:
+            _log.warning("%s: was never sent, and is of another run of this name; remove it, or keep it", written)
+        elif newest is not None and checkpoint <= newest:  # the run has trained past it
+            shutil.rmtree(written)
+        elif why := _fault(written):
+            _log.warning("%s: was never sent, and is damaged (%s); remove it, or mend it", written, one_line(why))
+        else:
+            send(uri, written, checkpoint)
+            newest = checkpoint
+            _log.warning("%s: was not yet at the URI; it is now", joined(uri, checkpoint))
+    return newest
+
+
+def _fault(checkpoint: Path) -> str | None:
+    try:
+        return integrity.fault(checkpoint, parsing.read_json(checkpoint / integrity.META))
+    except parsing.ParseError:
+        return f"{integrity.META} cannot be read"
+
+
+def _move_aside(uri: str, checkpoint: Path) -> None:
+    """Rename a checkpoint of a copy that its URI does not have, so that no run goes on from it; it is not removed."""
+    if not (checkpoint / integrity.META).is_file():
+        shutil.rmtree(checkpoint)
+        return
+    aside = checkpoint.with_name(f"aside-{checkpoint.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    os.replace(checkpoint, aside)
+    _log.warning(
+        "%s: is not there, so the run does not go on from it; the copy on this disk is %s now: send it there to use "
+        "it, or remove it",
+        joined(uri, checkpoint.name),
+        aside,
+    )
 
 
 def prune(uri: str, keep: int) -> None:
@@ -338,6 +418,13 @@ def _download(uri: str, name: str, target: Path) -> None:
         temporary.open("wb") as out,
     ):
         shutil.copyfileobj(stream, out, _CHUNK)
+
+
+def _upload_all(path: Path, uri: str) -> None:
+    """Send a file, or a folder with all in it, a meta file last."""
+    found = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+    for file in sorted(found, key=lambda file: (file.name == integrity.META, file)):
+        _upload(file, joined(uri, *file.relative_to(path).parts))
 
 
 def _upload(source: Path, uri: str) -> None:

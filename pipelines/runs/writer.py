@@ -13,7 +13,6 @@ from torch import Tensor
 from pipelines.config import Config
 from pipelines.runs import checkpoint, names
 from pipelines.runs.folder import RunFolder
-from pipelines.runtime import files
 
 
 class CheckpointWriter:
@@ -83,11 +82,9 @@ class CheckpointWriter:
         try:
             for leftover in names.unfinished(path):  # of a writer that was killed
                 shutil.rmtree(leftover)
-            # A folder of this name does not count, or training would have resumed from it.
-            with files.replacing(path / name, temporary=path / f".{name}") as unfinished:
+            with self.folder.adding(name) as unfinished:
                 checkpoint.write(unfinished, **parts)
             self._intact.add(name)
-            self.folder.push(path / name)
             self.folder.prune(self.keep, self._intact)
         except Exception as error:
             self._error = error

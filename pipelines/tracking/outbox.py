@@ -75,8 +75,8 @@ class Outbox:
     """Sends items in their order, in a thread of its own.
 
     Args:
-        send: called with up to 500 metrics and tags, or with one artifact or status. It raises `Refused` for what will
-            never be taken; after any other exception the items are sent again.
+        send: called with up to 500 metrics and tags, or with one artifact, whose copy is there, or one status. It
+            raises `Refused` for what will never be taken; after any other exception the items are sent again.
         folder: the run's folder.
         every: seconds between two attempts to send when nobody waits for it.
     """
@@ -175,13 +175,18 @@ class Outbox:
 
     def _deliver(self, batch: list[Item]) -> bool:
         """Send the first items of the queue, and take them out of it; False if they have to be sent again."""
+        copy, sent = Path(batch[0]["path"]) if batch[0]["kind"] == "artifact" else None, True
         try:
-            self._send(batch)
+            if copy and not copy.exists():  # a process was killed after it had sent it, or somebody removed it
+                _log.warning("%s: is gone, so MLflow does not get it", printable(str(copy)))
+            else:
+                self._send(batch)
         except Refused as error:
             if str(error) != self._last_error:  # once, not every second
                 _log.warning("MLflow refuses records, which are kept: %s", one_line(error, 600))
             self._last_error = str(error)
             self._refused += batch
+            sent = False
         except Exception as error:
             self._last_error = str(error)
             self._save([*self._refused, *self.waiting])
@@ -191,8 +196,12 @@ class Outbox:
                 self._items.popleft()
             self._change.notify_all()
             left = [*self._refused, *self._items]
-        if self._written and not self._closed:
+            if self._closed:  # `close` keeps these items in the file, so the copy has to stay
+                return True
+        if self._written:
             self._save(left)
+        if copy and sent and copy.exists():
+            shutil.rmtree(copy.parent, ignore_errors=True)  # last: the file no longer names it
         return True
 
     def _save(self, items: list[Item]) -> bool:

@@ -262,11 +262,7 @@ class Run:
             if first["kind"] == "status":
                 client.set_terminated(self.id, first["value"])
             elif first["kind"] == "artifact":
-                path = Path(first["path"])
-                if not path.exists():
-                    raise Refused(f"{path} is gone")
-                client.log_artifact(self.id, str(path), first["folder"] or None)
-                shutil.rmtree(path.parent)
+                client.log_artifact(self.id, first["path"], first["folder"] or None)
             else:
                 metrics = [
                     Metric(item["key"], item["value"], item["timestamp"], item["step"])
@@ -275,8 +271,6 @@ class Run:
                 ]
                 tags = [RunTag(item["key"], item["value"]) for item in batch if item["kind"] == "tag"]
                 client.log_batch(self.id, metrics=metrics, tags=tags)
-        except Refused:
-            raise
         except MlflowException as error:
             if error.error_code not in _PERMANENT:
                 raise TrackingError(store.reason(self.uri, str(error))) from None

@@ -95,7 +95,7 @@ def _inherited(uri: str) -> str:
 
 
 def absolute(uri: str, *, asked_by: str = "tracking.uri") -> str:
-    """The URI with the path of a sqlite file made absolute; other URIs are returned as they are.
+    """The URI with the path of a sqlite file made absolute, ~ included; other URIs are returned as they are.
 
     Args:
         asked_by: the key or variable that gave the URI, for the message.
@@ -116,7 +116,8 @@ def absolute(uri: str, *, asked_by: str = "tracking.uri") -> str:
             raise TrackingError(
                 f"{asked_by}={uri}: a database in memory is lost at the end; give sqlite:///<folder>/mlflow.db"
             )
-        return uri if path.startswith("/") else uri.replace(":///", f":///{Path.cwd()}/", 1)
+        whole = os.path.join(Path.cwd(), os.path.expanduser(path))
+        return uri.replace(f":///{path}", f":///{whole}", 1)
     if scheme in ("http", "https", "databricks", *_PORTS):
         return uri
     if scheme in ("", "file"):

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipelines.config import Config, ConfigError, from_tree, keys, load, parse
+from pipelines.runs.folder import RunFolder
+from pipelines.tracking import store
 
 
 def test_every_key_is_explained() -> None:
@@ -301,3 +303,73 @@ def test_every_segmenter_has_a_name_of_its_own_in_results() -> None:
     assert {label: name for label, (name, _) in judges.items()} == {
         "x": "x", "x-no3": "x-no3", "x-no2": "x", "x-no4": "x",
     }  # fmt: skip
+
+
+def test_a_path_in_the_home_folder_is_found_whichever_key_names_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A shell expands ~ in no key=~/path. A run and its database had gone to two folders, one of them named ~."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    config = Config().replace(
+        parse(
+            [
+                "train.storage=~/runs", "train.name=x", "data.root=~/photos", "evaluate.segmenter=first:net",
+                "evaluate.segmenter_weights=~/w.pth", "evaluate.segmenters=[second:net,third:net]",
+                "evaluate.segmenters_weights=[null,~/third.pth]", "loss.features_weights=~/vgg.pth",
+            ]
+        )
+    )  # fmt: skip
+    assert RunFolder.of(config).path == tmp_path / "runs" / "x"
+    assert store.uri_of(config) == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    assert config.data.root == f"{tmp_path}/photos" and config.loss.features_weights == f"{tmp_path}/vgg.pth"
+    files = [file for _, file in config.evaluate.judges.values()]
+    assert files == [f"{tmp_path}/w.pth", None, f"{tmp_path}/third.pth"]
+    assert store.absolute("sqlite:///~/my.db") == f"sqlite:///{tmp_path}/my.db"
+    again = Config().replace({"train.storage": str(tmp_path / "runs"), "train.init": "~/w.pth"})
+    assert again.train.storage == config.train.storage
+    assert again.train.init == "~/w.pth"  # compared with that of the run that is resumed
+
+
+def test_what_is_typed_is_what_is_set(tmp_path: Path) -> None:
+    typed = [
+        "train.seed=0704", "train.lr=1e-3", "data.flip=no", "model.name=my.module:build", "model.options.slope=1e-3",
+        "model.options.mode=no",
+    ]  # fmt: skip
+    config = Config().replace(parse(typed))
+    assert (config.train.seed, config.train.lr, config.data.flip) == (704, 0.001, False)
+    assert config.model.options == {"slope": 0.001, "mode": "no"}
+    for word in ("train.epochs='1:30'", "train.seed='0o17'"):
+        with pytest.raises(ConfigError, match=f"^{word}: input should be a valid integer"):
+            Config().replace(parse([word.replace("'", "")]))
+    path = tmp_path / "config.yaml"
+    path.write_text("train: {seed: 7}\ntrain: {lr: 0.5}\n")
+    with pytest.raises(ConfigError, match=f"^configuration {path}: .*line 2: the key 'train' is there twice"):
+        load(path)
+    with pytest.raises(ConfigError, match="model.options=.*the key 'a' is there twice"):
+        parse(["model.options={a: 1, a: 2}"])
+
+
+def test_a_record_of_an_earlier_version_holds_the_text_it_held(tmp_path: Path) -> None:
+    """It wrote text like 1e-3 and 08 without quotes."""
+    options = {
+        "model.name": "my.module:build",
+        "model.options.slope": "1e-3",
+        "train.name": "1e3",
+        "tracking.alias": "08",
+    }
+    config = Config().replace(options)
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    assert "slope: 1e-3" in path.read_text() and load(path) == config
+    config.save(path)
+    assert load(path) == load(path, given=True) == config
+    assert Config().dumps() == yaml.safe_dump(Config().model_dump(mode="json"), sort_keys=False)
+
+
+@pytest.mark.parametrize("options", [{"t": {1: 2}}, {"t": [{"a": {None: 2, "b": 1}}]}, {"t": {True: {}}}])
+def test_a_mapping_of_options_has_text_keys(options: dict[str, Any]) -> None:
+    """Files hold no others: a resumed run would have built its network with other arguments."""
+    with pytest.raises(ConfigError, match="model.options.t=.*: the key .* of a mapping is no text") as error:
+        Config().replace({"model.name": "my.module:build", "model.options": options})
+    assert "\n" not in str(error.value)

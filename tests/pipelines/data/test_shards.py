@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 from ray.data.extensions import ArrowPythonObjectType
 
-from pipelines.data import manifest, shards
+from pipelines.data import index, manifest, shards
 from pipelines.data.arrow_file import unsafe_content
-from pipelines.data.images import DataError, write_png
+from pipelines.data.images import DataError, read_rgb, write_png
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 SIDE = 40
@@ -48,6 +49,26 @@ def item(tmp_path: Path) -> dict[str, Any]:
 def shard(tmp_path: Path, item: dict[str, Any]) -> Path:
     shards.write(tmp_path / "a.arrow", [item])
     return tmp_path / "a.arrow"
+
+
+def test_a_source_replaced_by_one_of_its_size_is_noticed(tmp_path: Path, item: dict[str, Any]) -> None:
+    """Any edit of an uncompressed file is one; the time of the change is not looked at, since copying changes it."""
+    source, shard = tmp_path / "a.bmp", tmp_path / "b.arrow"
+    Image.fromarray(read_rgb(item["image"])).save(source)
+    item |= {"image": str(source)}
+    shards.write(shard, [item])
+    assert shards.is_whole(shard, [item])
+    os.utime(source, (0, 0))
+    assert shards.is_whole(shard, [item])
+    table = pa.Table.from_pylist([item], schema=index.SCHEMA)
+    before, size = index.fingerprint(table), source.stat().st_size
+    Image.fromarray(255 - read_rgb(source)).save(source)
+    assert source.stat().st_size == size and index.fingerprint(table) == before
+    assert not shards.is_whole(shard, [item])
+    (tmp_path / "b.sources.json").write_text("[[1]]")
+    assert not shards.is_whole(shard, [item])
+    (tmp_path / "b.sources.json").unlink()  # as earlier versions left it
+    assert shards.is_whole(shard, [item])
 
 
 def rewritten(path: Path, change: Callable[[pa.RecordBatch], pa.RecordBatch], **options: Any) -> None:

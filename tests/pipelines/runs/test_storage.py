@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from cluster.cli.main import main
 from pipelines import experiment, registry
 from pipelines.config import ConfigError
-from pipelines.runs import checkpoint
+from pipelines.runs import checkpoint, names
 from pipelines.runs import storage as remote
 from pipelines.runs.folder import RunFolder
+from pipelines.runtime import owner
 from pipelines.tracking.store import TrackingError, uri_of
 from pipelines.train import Trained, fit
 from tests.helpers.checkpoints import CONFIG, kept
@@ -114,6 +115,76 @@ def test_a_damaged_one_is_passed_over_there_and_mended_here(place: str, caplog: 
     put(place, f"step-00000010/{checkpoint.MODEL}", b"cut short")
     with pytest.raises(remote.RemoteError, match="no complete checkpoint there"):
         RunFolder.at(place).refresh()
+
+
+def left_behind(place: str, monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
+    """A run with a checkpoint there at step 10, and further ones that could not be sent; the files are real."""
+    folder = RunFolder.at(place)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.write_info(run_id="first")
+    kept(place, 10)
+
+    def away(source: Path, uri: str) -> None:
+        raise remote.RemoteError(f"{uri}: away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(remote, "_upload", away)
+        for step in steps:
+            with pytest.raises(remote.RemoteError, match="away"):
+                kept(place, step)
+    assert folder.latest() == folder.path / "step-00000010"  # as on every other node
+
+
+def test_one_that_could_not_be_sent_is_sent_by_the_next_owner(
+    place: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    left_behind(place, monkeypatch, 20)
+    folder = RunFolder.at(place)
+    reader = folder.refresh().latest()  # who only reads sends nothing, and removes nothing
+    assert reader is not None and reader.name == "step-00000010" and len(names.unsent(folder.path)) == 1
+    with owner.owned(folder.path, remedy=""):
+        last = folder.refresh().latest()
+    assert last is not None and last.name == "step-00000020" and not names.unsent(folder.path)
+    assert sorted(remote._listed(place)[1]) == ["step-00000010", "step-00000020"]
+    assert caplog.messages == [f"{remote.joined(place, 'step-00000020')}: was not yet at the URI; it is now"]
+    forget(place)
+    again = RunFolder.at(place).refresh().latest()
+    assert again is not None and checkpoint.load_state(again)["step"] == 20
+
+
+def test_one_that_could_not_be_sent_stays_here_if_it_is_damaged_or_of_another_run(
+    place: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    left_behind(place, monkeypatch, 20, 30)
+    folder = RunFolder.at(place)
+    (whole, *_), (cut, *_) = names.unsent(folder.path)
+    (cut / checkpoint.STATE).write_bytes(b"")
+    put(place, "run.json", json.dumps({"run_id": "second"}).encode())  # begun anew on another machine
+    with owner.owned(folder.path, remedy=""):
+        last = folder.refresh().latest()
+        assert last is not None and last.name == "step-00000010"
+        assert len(caplog.messages) == 2 and all("another run" in line for line in caplog.messages)
+        put(place, "run.json", json.dumps({"run_id": "first"}).encode())
+        last = folder.refresh().latest()
+        assert last is not None and last.name == "step-00000020"
+    assert "damaged (state.pt has 0 bytes" in caplog.messages[-1] and cut.is_dir() and not whole.exists()
+
+
+def test_one_that_is_there_no_more_is_moved_aside(place: str, caplog: pytest.LogCaptureFixture) -> None:
+    """As after the bucket was emptied: no run goes on from it, and it is not lost."""
+    kept(place, 10, 20)
+    system, path = remote.opened(place, asked_by="it")
+    system.delete_dir(f"{path}/step-00000020")
+    folder = RunFolder.at(place)
+    with owner.owned(folder.path, remedy=""):
+        last = folder.refresh().latest()
+        assert last is not None and last.name == "step-00000010"
+        system.delete_dir(f"{path}/step-00000010")
+        assert folder.refresh().latest() is None
+    ten, twenty = sorted(folder.path.glob("aside-step-*"))
+    assert checkpoint.is_complete(ten) and checkpoint.is_complete(twenty)
+    first, second = caplog.messages
+    assert str(twenty) in first and str(ten) in second and "\n" not in first
 
 
 def test_names_in_a_bucket_lead_nowhere(place: str, tmp_path: Path) -> None:
@@ -223,9 +294,9 @@ def test_a_run_on_s3_stopped_and_gone_on_with_on_another_machine(
     assert done.trained.where == remote.joined(place, "step-00000006")
     ours, theirs = (load_file(run.checkpoint / checkpoint.MODEL) for run in (done.trained, l1_run))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    names = s3.names("runs/far")
-    assert {"config.yaml", "run.json", "results.json", "step-00000006/meta.json"} <= set(names)
-    assert not [name for name in names if SECRET.encode() in s3.read(f"runs/far/{name}")]
+    found = s3.names("runs/far")
+    assert {"config.yaml", "run.json", "results.json", "step-00000006/meta.json"} <= set(found)
+    assert not [name for name in found if SECRET.encode() in s3.read(f"runs/far/{name}")]
     version = registry.lookup("streets@champion", uri=uri)
     loaded = version.load().state_dict()
     assert all(torch.equal(loaded[name], ours[name]) for name in ours)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -100,3 +102,26 @@ def test_what_can_neither_be_sent_nor_kept_is_said_once_and_is_lost_at_the_end(
     kept, lost = caplog.messages
     assert kept.startswith(f"{tmp_path / UNSENT}: ") and kept.endswith("is kept in memory only")
     assert lost == "1 records could not be sent to MLflow (the store is away) and are lost"
+
+
+def test_a_copy_is_removed_once_the_file_no_longer_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process may be killed at any moment: what the file names can still be sent."""
+    copies = [tmp_path / STAGED / str(number) / "a.txt" for number in range(3)]
+    for copy in copies:
+        copy.parent.mkdir(parents=True)
+        copy.touch()
+    (tmp_path / UNSENT).write_text("".join(f"{artifact(copy)}\n" for copy in copies))
+    seen: list[tuple[list[Path], list[Path]]] = []  # at each removal: the copies that are named, and those there
+    rmtree = shutil.rmtree
+
+    def removed(folder: Path, **options: Any) -> None:
+        lines = (tmp_path / UNSENT).read_text().splitlines() if (tmp_path / UNSENT).exists() else []
+        seen.append(([Path(json.loads(line)["path"]) for line in lines], [copy for copy in copies if copy.exists()]))
+        rmtree(folder, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", removed)
+    outbox = Outbox(lambda _: None, tmp_path, every=60)
+    assert outbox.flush(10)
+    assert outbox.close(1) == 0 and not any(copy.exists() for copy in copies)
+    assert [named for named, _ in seen[:3]] == [copies[1:], copies[2:], []]
+    assert all(set(named) <= set(there) for named, there in seen)

@@ -213,15 +213,17 @@ def test_a_run_that_is_deleted_while_it_is_written(
     assert not (tmp_path / UNSENT).exists()
 
 
-def test_an_artifact_that_is_gone_holds_up_nothing(template: Config, tmp_path: Path) -> None:
+def test_an_artifact_that_is_gone_holds_up_nothing(
+    template: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As after a process was killed between sending it and writing that down: nothing can ever send it."""
+    (tmp_path / UNSENT).write_text('{"kind": "artifact", "path": "mlflow-unsent/1/gone.txt", "folder": ""}\n')
     with open_run(template, run_dir=tmp_path, tags={}) as run:
-        run._outbox.put([{"kind": "artifact", "path": str(tmp_path / "gone.txt"), "folder": ""}])
         run.log(1, {"loss": 1.0})
-    assert points(run, "loss") == [(1, 1.0)]
+    assert points(run, "loss") == [(1, 1.0)] and run.unsent == 0 and not (tmp_path / UNSENT).exists()
     assert store.client(run.uri).get_run(run.id).info.status == "FINISHED"
-    assert [json.loads(line)["path"] for line in (tmp_path / UNSENT).read_text().splitlines()] == [
-        str(tmp_path / "gone.txt")
-    ]
+    gone = tmp_path / "mlflow-unsent" / "1" / "gone.txt"
+    assert caplog.messages == [f"{gone}: is gone, so MLflow does not get it"]
 
 
 @pytest.mark.parametrize("kind", ["closed", "silent", "no http"])
