@@ -75,7 +75,7 @@ class LocalCluster:
 
     def d2sm(self, *words: str, code: int = 0, **environment: str) -> tuple[str, str]:
         """Runs a verb to its end; what it printed and what it complained of, without the line about loading Ray."""
-        process = self.start(*words, **environment)
+        process = self.start(*words, output=None, **environment)
         try:
             out, err = process.communicate(timeout=300)
         finally:
