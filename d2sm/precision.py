@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def keeping_dtype(apply: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """`apply`, as `nn.Module._apply` gets it, without its change of dtype.
+    """`apply`, which a module calls for each of its tensors when it is moved or converted, without a change of dtype.
 
     Moves to another device pass. `.half()`, `.double()` and `.to(dtype)` change nothing: running sums rounded to half
     precision are wrong from then on, also when they are converted back.

@@ -156,11 +156,12 @@ def restore(
 def _check_levels(sigma: float | str | None, add: float | None, clip: bool) -> None:
     """Check the noise levels, which blind models would take at any value."""
     if sigma is not None and sigma != "auto" and not _is_level(sigma):
-        raise RestoreError(f"--sigma (sigma)={sigma}: give a noise level from 0 to 255, or auto")
+        shown = sigma if isinstance(sigma, str) else f"{sigma:g}"
+        raise RestoreError(f"--sigma={shown}: give a noise level from 0 to 255, or auto")
     if add is not None and not _is_level(add):
-        raise RestoreError(f"--add-noise (add)={add}: give a noise level from 0 to 255")
+        raise RestoreError(f"--add-noise={add:g}: give a noise level from 0 to 255")
     if add is None and not clip:
-        raise RestoreError("--unclipped (clip=False): is for --add-noise, which is not given; give both or neither")
+        raise RestoreError("--unclipped: is for --add-noise, which is not given; give both or neither")
 
 
 def _is_level(value: float | str) -> bool:

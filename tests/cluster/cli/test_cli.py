@@ -211,7 +211,7 @@ def test_denoise(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert (tmp_path / "b.png").exists()
     assert "--sigma" in refused(capsys, "denoise", "a.png", "c.png", *model)
     assert "a.png: " in refused(capsys, "denoise", "a.png", "a.png", *model, "--sigma", "25")
-    assert "sigma=[300.0]" in refused(capsys, "denoise", "a.png", "c.png", *model, "--sigma", "300")
+    assert "--sigma=300: give a noise level" in refused(capsys, "denoise", "a.png", "c.png", *model, "--sigma", "300")
     assert "device=tpu" in refused(capsys, "denoise", "a.png", "c.png", *model, "--sigma", "25", "--device", "tpu")
     assert "tile=-3" in refused(capsys, "denoise", "a.png", "c.png", *model, "--sigma", "25", "--tile", "-3")
     assert "source: is empty" in refused(capsys, "denoise", "", "c.png", *model, "--sigma", "25")
