@@ -406,7 +406,7 @@ def _variants(objectives: Mapping[str, Mapping[str, Any]], file: Path) -> Iterat
 
 
 def _weight(value: Any, where: str) -> float:
-    """A number of a plan; YAML gives such as 1e-4, without a point, as text."""
+    """A number of a plan; it may stand in quotes."""
     try:
         return float(value)
     except (TypeError, ValueError):

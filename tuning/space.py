@@ -137,7 +137,7 @@ def _range(key: str, low: Any, high: Any, log: Any = False) -> Range:
 
 
 def _number(end: Any) -> Any:
-    """An end of a range; YAML gives numbers such as 1e-4, without a point, as text."""
+    """An end of a range; a number may stand in quotes."""
     if isinstance(end, str):
         with contextlib.suppress(ValueError):
             return float(end)
@@ -223,7 +223,6 @@ def draw(space: Space, count: int, seed: int, reason: Callable[[Point], str | No
         points = [point for point in grid(space) if reason(point) is None]
         return [points[i] for i in rng.permutation(len(points))[:count]]
     found: dict[str, Point] = {}
-    invalid: set[str] = set()
     for _ in range(count * _TRIES):
         if len(found) == count:
             break
@@ -231,13 +230,8 @@ def draw(space: Space, count: int, seed: int, reason: Callable[[Point], str | No
         for key, domain in space.items():
             fraction = float(rng.random())
             point[key] = domain.at(fraction) if isinstance(domain, Range) else domain[int(fraction * len(domain))]
-        name = identity(point)
-        if name in found or name in invalid:
-            continue
-        if reason(point) is None:
-            found[name] = point
-        else:
-            invalid.add(name)
+        if identity(point) not in found and reason(point) is None:
+            found[identity(point)] = point
     return list(found.values())
 
 

@@ -177,7 +177,7 @@ def for_cluster(verb: Sequence[str], *, store: str = "") -> tuple[list[str], lis
         if given and Path(given).is_file():
             words = [_in_the_job(word, option, Path(given)) for word in words]
             files.append(Path(given))
-    words, weights = _with_weights(words, args, config)
+    words, weights = _with_weights(words, args, configs)
     files += weights
     code = dict.fromkeys(file for each in configs for file in _code(each.flat()))  # each file once
     files += [file for file in code if file not in files]
@@ -236,14 +236,21 @@ def _sent_with_keys(verb: Sequence[str], args: argparse.Namespace) -> list[Path]
     return _code(changes)
 
 
-def _with_weights(words: list[str], args: argparse.Namespace, config: Config) -> tuple[list[str], list[Path]]:
+def _with_weights(
+    words: list[str], args: argparse.Namespace, configs: Sequence[Config]
+) -> tuple[list[str], list[Path]]:
     """The words with `train.init` as the job sees it, and the file of weights here that it names.
+
+    Args:
+        configs: of the verb: one, or that of each row of a table, or of each run of a study.
 
     Raises:
         ConfigError: a row of a table, or a run of a study, names such a file: only one can be sent, for all rows.
     """
     from pipelines.config import ConfigError
 
+    by_themselves: Sequence[Config] = []
+    where = ""
     typed = [word.removeprefix(_INIT) for word in words if word.startswith(_INIT)]
     if rows := getattr(args, "rows", None):
         others = [word for word in args.overrides if not word.startswith(_INIT)]
@@ -252,16 +259,14 @@ def _with_weights(words: list[str], args: argparse.Namespace, config: Config) ->
         )
         by_themselves, where = table_rows(alone), "for one row of a table"
     elif getattr(args, "plan", None):
-        by_themselves, where = _configurations(args, config), "with a study"
-    else:
-        by_themselves, where = [], ""
+        by_themselves, where = configs, "with a study"
     for each in by_themselves:
         if _is_file_here(each.train.init):
             raise ConfigError(
                 f"{_INIT}{each.train.init}: {_MEANS_NOTHING}, and no file of weights is sent {where}; give an absolute "
                 "path that every node sees, or a registered model"
             )
-    init = typed[-1] if typed else "" if by_themselves else config.train.init
+    init = typed[-1] if typed else "" if by_themselves else configs[0].train.init
     if not _is_file_here(init):
         return words, []
     sent = f"{_INIT}{Path(init).name}"
