@@ -144,7 +144,7 @@ def unused(config: Config, given: Collection[str]) -> Iterator[ConfigError]:
             yield ConfigError(f"{sigmas}: the images of data.layout=pairs are degraded already; leave it out")
         elif config.evaluate.levels is not None:
             levels = f"[{', '.join(config.evaluate.levels)}]"
-            yield ConfigError(f"{sigmas}: evaluate.levels={levels} says where is measured; give one of them")
+            yield ConfigError(f"{sigmas}: evaluate.levels={levels} sets the levels too; give one of the two keys")
 
 
 def refuse(reasons: Sequence[Exception]) -> None:

@@ -119,7 +119,7 @@ def _same_images(run: RunFolder, own: Config, config: Config, results: Results, 
 
 
 def _other_files(own: Config, config: Config, results: Results, former: Results | None) -> list[str]:
-    """What was measured with other contents of files than the run's, in words; their keys are the same or say places.
+    """What was measured with files of other contents than the run's, in words. The keys do not tell: they name places.
 
     The facts of `identity` that the keys decide are not compared: where an edited configuration or another version of
     d2sm changed them, the run's own numbers are to be measured anew.

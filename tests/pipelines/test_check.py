@@ -96,7 +96,7 @@ def test_each_reason_alone(name: str, flat: Path, tmp_path: Path, monkeypatch: p
     ({"evaluate.sigmas": [25], "data.layout": "pairs", "noise.sigma": [25], "noise.draw": "list"},
      "evaluate.sigmas=[25.0]: the images of data.layout=pairs are degraded already; leave it out"),
     ({"evaluate.sigmas": [25], "evaluate.levels": ["jpeg:10"]},
-     "evaluate.sigmas=[25.0]: evaluate.levels=[jpeg:10] says where is measured; give one of them"),
+     "evaluate.sigmas=[25.0]: evaluate.levels=[jpeg:10] sets the levels too; give one of the two keys"),
 ])  # fmt: skip
 def test_a_key_that_nothing_uses_is_refused_if_somebody_asked_for_it(changes: dict[str, Any], line: str) -> None:
     config = Config().replace(changes)  # as a recipe or a saved configuration may have it
