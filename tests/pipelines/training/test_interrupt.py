@@ -32,15 +32,15 @@ def test_twice_leaves_at_once() -> None:
     press(0.1, 0.2)
     since = time.monotonic()
     with pytest.raises(interrupt.Abandoned):
-        interrupt.run_interruptible(lambda: time.sleep(3), request_stop=lambda: None)
-    assert time.monotonic() - since < 2
+        interrupt.run_interruptible(lambda: time.sleep(60), request_stop=lambda: None)
+    assert time.monotonic() - since < 30
 
 
 def test_a_job_that_does_not_end_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interrupt, "_TIMEOUT", 0.3)
     press(0.1)
     with pytest.raises(interrupt.Abandoned):
-        interrupt.run_interruptible(lambda: time.sleep(3), request_stop=lambda: None)
+        interrupt.run_interruptible(lambda: time.sleep(60), request_stop=lambda: None)
 
 
 def test_without_a_worker_once_leaves_at_once() -> None:
@@ -49,9 +49,9 @@ def test_without_a_worker_once_leaves_at_once() -> None:
     since = time.monotonic()
     with pytest.raises(interrupt.Abandoned):
         interrupt.run_interruptible(
-            lambda: time.sleep(3), request_stop=lambda: pytest.fail("asked"), at_work=lambda: False
+            lambda: time.sleep(60), request_stop=lambda: pytest.fail("asked"), at_work=lambda: False
         )
-    assert time.monotonic() - since < 2
+    assert time.monotonic() - since < 30
 
 
 def test_a_job_that_is_left_alone() -> None:
