@@ -147,6 +147,22 @@ def unused(config: Config, given: Collection[str]) -> Iterator[ConfigError]:
             yield ConfigError(f"{sigmas}: evaluate.levels={levels} sets the levels too; give one of the two keys")
 
 
+def check_used(runs: Iterable[tuple[Config, Collection[str]]]) -> None:
+    """Refuse the keys that somebody asked for and that none of several runs would use.
+
+    Args:
+        runs: their configurations, with what was settled by itself, and for each the keys whose values somebody asked
+            for.
+
+    Raises:
+        ConfigError: a key that none uses.
+        NotReady: several such keys.
+    """
+    found = [{str(reason): reason for reason in unused(config, given)} for config, given in runs]
+    if found:
+        refuse([reason for text, reason in found[0].items() if all(text in other for other in found)])
+
+
 def refuse(reasons: Sequence[Exception]) -> None:
     """Raise what was found: nothing for none, a single reason as it is, several as one `NotReady`."""
     different = {one_line(reason, None): reason for reason in reasons}

@@ -33,6 +33,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines import parsing
+from pipelines.check import check_used
 from pipelines.comparison import fronts, study_results
 from pipelines.comparison.figures import front
 from pipelines.comparison.study_results import START, Compared, StudyResults
@@ -208,7 +209,7 @@ def settled(study: Study) -> Study:
     """The study with what each configuration leaves to the data (`splits.settled`), which is said.
 
     Raises:
-        DataError, ConfigError: the data cannot be found, or are not as configured.
+        DataError, ConfigError: the data cannot be found, or are not as configured; no run uses a given key.
     """
     said: list[str] = []
 
@@ -222,6 +223,7 @@ def settled(study: Study) -> Study:
         starts={setting: of(one) for setting, one in study.starts.items()},
         runs=[of(one) for one in study.runs],
     )
+    check_used((one.config, one.given) for one in [*found.starts.values(), *found.runs])
     for text in dict.fromkeys(said):
         show(text)
     return found

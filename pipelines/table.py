@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import config as configs
+from pipelines.check import check_used
 from pipelines.comparison import render
 from pipelines.comparison.rows import Row, label, labels, read_rows
 from pipelines.config import Config, ConfigError
@@ -130,7 +131,9 @@ def table(
         ConfigError, InUseError, DataError, SegmenterError, ResourceError, TrackingError: one line each, at the start. A
         run that fails later is in the outcome instead.
     """
-    settled = [splits.settled(row, given=own) for row, own in zip(rows, given or [()] * len(rows), strict=True)]
+    given = given or [()] * len(rows)
+    settled = [splits.settled(row, given=own) for row, own in zip(rows, given, strict=True)]
+    check_used((row, own) for (row, _), own in zip(settled, given, strict=True))
     for text in dict.fromkeys(text for _, said in settled for text in said):
         show(text)
     wanted = runs_of([row for row, _ in settled], name=name, seeds=seeds)

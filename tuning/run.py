@@ -13,6 +13,7 @@ from ray import tune
 
 from pipelines import config as configs
 from pipelines import parsing
+from pipelines.check import check_used
 from pipelines.config import Config
 from pipelines.data import plan, splits
 from pipelines.runs.folder import RunFolder
@@ -74,6 +75,7 @@ def run(
         KeyboardInterrupt: on Ctrl-C; what was trained and measured is kept.
     """
     base, said = splits.settled(sweep.base, given=given)
+    check_used([(base, given)])
     for line in said:
         show(line)
     sweep = resolved(replace(sweep, base=base))

@@ -14,10 +14,11 @@ import yaml
 
 from cluster.cli.main import main
 from pipelines import study
+from pipelines.check import check_used
 from pipelines.comparison import study_results
 from pipelines.comparison.rows import RunsError
 from pipelines.comparison.study_results import RAW, START, TEXT
-from pipelines.config import ConfigError
+from pipelines.config import Config, ConfigError
 from pipelines.runs.folder import RunFolder
 from pipelines.training.initial import note
 from tests.helpers.finished_runs import write_run
@@ -254,6 +255,26 @@ def test_a_training_run_of_that_name_is_left_alone(
     assert main(["train", *recipe, "train.name=t"]) == 2
     assert f"train.name=t: {other} is the folder of a table, a study or a sweep" in capsys.readouterr().err
     assert sorted(path.name for path in other.iterdir()) == ["run.json"]
+
+
+def test_a_key_that_no_run_would_use_is_refused(
+    tmp_path: Path, scenes_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By all that start several runs, and before the first; one that a single run uses is not."""
+    keys = {"data.root": str(scenes_root), "train.storage": str(tmp_path / "runs"), "evaluate.segmenter": None}
+    lpips = "evaluate.lpips_weights"
+    small(tmp_path, keys=keys | {lpips: "random"})
+    given = [f"{key}={'null' if value is None else value}" for key, value in keys.items()]
+    for words in (
+        ["study", str(tmp_path / "plan.yaml"), "--dry-run"],
+        ["table", "--recipes", "ffdnet_l1_cpu", *given, f"{lpips}=random"],
+        ["tune", "--recipe", "ffdnet_l1_cpu", *given, "--space", "learning_rate", "--trials", "1", f"{lpips}=random"],
+    ):
+        assert main([*words, "--name", "s"]) == 2, words
+        assert f"{lpips}=random: is for evaluate.lpips, which is not set" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+    unused = Config().replace({lpips: "random"})
+    check_used([(unused, {lpips}), (unused.replace({"evaluate.lpips": "squeezenet1_1"}), {lpips})])
 
 
 def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
