@@ -6,6 +6,8 @@
 # make bench  ratios, side by side, on this machine       make gpu        what needs a GPU, in 8 minutes
 PYTHON ?= python3
 BIN := .venv/bin
+# Two processes: much of the suite waits for Ray to start, or for a process to end.
+SIDE_BY_SIDE := -n 2 --dist loadfile
 
 .PHONY: install demo test test-long test-fast test-floors lint bench gpu clean
 
@@ -16,16 +18,16 @@ demo: .venv/demo
 	$(BIN)/d2sm demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-long: .venv/dev
 	$(BIN)/python -m pytest -m long
 
 test-fast: lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow"
 
 test-floors: .venv/floors/installed
-	.venv/floors/bin/python -m pytest -m "not slow and not long"
+	.venv/floors/bin/python -m pytest $(SIDE_BY_SIDE) -m "not slow and not long"
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -45,7 +45,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """One Ray for the whole suite: starting it costs more than most tests."""
+    """One Ray for all tests of a process: starting it costs more than most of them."""
     from pipelines.runtime import session
     from tests.helpers.s3_server import ENVIRONMENT
 
