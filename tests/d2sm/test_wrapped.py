@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from d2sm.inference import restore
 from d2sm.models import CBDNet, FFDNet, WrappedNetwork
 from d2sm.tiles import largest_tile
-from tests.foreign.tiny_network import Halved, Three, Tied, TinyNetwork, Weightless, Whole, blind
+from tests.foreign.tiny_network import Halved, Nested, Three, Tied, TinyNetwork, Weightless, Whole, blind
 
 
 class Silent(nn.Module):
@@ -139,6 +139,18 @@ def test_measuring_changes_nothing() -> None:
     assert wrapped.receptive_field and wrapped.bytes_per_pixel
     assert torch.equal(torch.get_rng_state(), before) and network.training
     assert all(torch.equal(state[name], tensor) for name, tensor in network.state_dict().items())
+
+
+def test_a_part_called_network_keeps_its_weights() -> None:
+    network, other = Nested(), WrappedNetwork(Nested())
+    state = WrappedNetwork(network).state_dict()
+    assert list(state) == list(network.state_dict())
+    in_files = dict(sorted(state.items()))  # as safetensors gives them
+    for loaded in (state, in_files, network.state_dict()):
+        nn.init.zeros_(other.network.last.weight)  # type: ignore[union-attr, arg-type]
+        other.load_state_dict(loaded)
+        for name, tensor in other.network.state_dict().items():
+            assert torch.equal(tensor, network.state_dict()[name]), name
 
 
 def test_weights_have_the_names_of_the_network_itself() -> None:
