@@ -78,12 +78,16 @@ class Outbox:
         send: called with up to 500 metrics and tags, or with one artifact, whose copy is there, or one status. It
             raises `Refused` for what will never be taken; after any other exception the items are sent again.
         folder: the run's folder.
+        ended: whether the run has ended. A status that an earlier process could not send is sent only then: a run that
+            goes on is RUNNING again.
         every: seconds between two attempts to send when nobody waits for it.
     """
 
-    def __init__(self, send: Callable[[list[Item]], None], folder: Path, *, every: float = 1.0) -> None:
+    def __init__(
+        self, send: Callable[[list[Item]], None], folder: Path, *, ended: bool = False, every: float = 1.0
+    ) -> None:
         self._send, self._folder, self._every = send, folder, every
-        self._items = deque(_unsent(folder / UNSENT))
+        self._items = deque(item for item in _unsent(folder / UNSENT) if ended or item["kind"] != "status")
         self._written = bool(self._items)  # whether the file exists
         self._refused: list[Item] = []
         self._change = threading.Condition()
@@ -226,7 +230,7 @@ class Outbox:
 
 
 def _unsent(path: Path) -> list[Item]:
-    """What an earlier process could not send, but for its status: the run is RUNNING again."""
+    """What an earlier process could not send."""
     if not path.exists():
         return []
     remedy = "remove the file, and what it holds is not sent"
@@ -239,7 +243,7 @@ def _unsent(path: Path) -> list[Item]:
     for item in items:
         if item["kind"] == "artifact":
             item["path"] = str(_staged(Path(item["path"]), path, remedy))
-    return [item for item in items if item["kind"] != "status"]
+    return items
 
 
 def _staged(copy: Path, path: Path, remedy: str) -> Path:

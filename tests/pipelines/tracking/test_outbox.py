@@ -14,14 +14,14 @@ from pipelines.tracking.outbox import STAGED, UNSENT, Item, Outbox
 from pipelines.tracking.store import TrackingError
 
 
-def read(folder: Path, *lines: str) -> list[Item]:
+def read(folder: Path, *lines: str, ended: bool = False) -> list[Item]:
     """What an outbox that reads these lines has to send."""
     (folder / UNSENT).write_text("".join(f"{line}\n" for line in lines))
 
     def send(_: list[Item]) -> None:
         raise ConnectionError
 
-    outbox = Outbox(send, folder, every=60)
+    outbox = Outbox(send, folder, ended=ended, every=60)
     waiting = outbox.waiting
     outbox.close(0)
     return waiting
@@ -36,6 +36,7 @@ def test_records_are_read_back(tmp_path: Path) -> None:
     tag = {"kind": "tag", "key": "a", "value": "b"}
     status = {"kind": "status", "value": "FINISHED"}
     assert read(tmp_path, *map(json.dumps, (metric, tag, status))) == [metric, tag]
+    assert read(tmp_path, *map(json.dumps, (metric, tag, status)), ended=True) == [metric, tag, status]
 
 
 def test_a_staged_file_is_found_where_the_run_was_moved_to(tmp_path: Path) -> None:
