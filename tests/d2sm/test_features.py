@@ -271,6 +271,18 @@ def test_wrong_weight_files(tmp_path: Path) -> None:
             features("squeezenet1_0.conv1", weights=path)  # the whole file is checked
 
 
+class InPlace(nn.Conv2d):
+    """It normalises its images in place."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return super().forward(image.mul_(2))
+
+
+def test_a_phi_that_changes_its_images_is_refused() -> None:
+    with pytest.raises(ValueError, match="^features: InPlace changes its images in place"):
+        wrap(InPlace(3, 4, 4, stride=4))
+
+
 def test_wrap() -> None:
     module = nn.Sequential(
         nn.ReLU(inplace=True), nn.Conv2d(3, 8, 7, stride=3), nn.BatchNorm2d(8), nn.Conv2d(8, 5, 3, stride=2, padding=1)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from pipelines.networks import exported
 from pipelines.networks.exported import ProgramError
+from pipelines.networks.segmenters import SegmenterError, checked
 
 MODEL = "models/model.json"
 WEIGHTS = "data/weights/model_weights_config.json"
@@ -223,6 +224,34 @@ REFUSED = {
     "shell command by an operation's packet": f"operation '{PACKET}__call__' is not allowed",
 }
 UNREAD = ("pickled example", "guard as Python", "name as Python")  # torch would run these; here nothing reads them
+
+
+class Normalising(nn.Conv2d):
+    """It normalises its images in place, and then alone."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 19, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return super().forward(image.sub_(0.5).div_(0.25))
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (nn.Dropout(), "gives two results for one image, as in training mode.*eval"),
+        (nn.BatchNorm2d(19), "changes with every image, as in training mode.*eval"),
+        (None, "changes its images in place"),
+    ],
+)
+def test_a_segmenter_that_was_exported_in_training_mode_or_changes_its_images_is_refused(
+    layer: nn.Module | None, message: str, tmp_path: Path
+) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 19, 1), layer).train() if layer else Normalising()
+    torch.export.save(torch.export.export(network, (torch.rand(1, 3, 64, 96),)), tmp_path / "model.pt2")
+    with pytest.raises(SegmenterError, match=f"^segmenter='models:/mine/1'.*{message}") as caught:
+        checked("models:/mine/1", exported.load(tmp_path / "model.pt2"))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", [*REFUSED, *UNREAD])
