@@ -26,6 +26,7 @@ from d2sm.models import CBDNet, FFDNet
 from pipelines.config import Config
 from pipelines.recipes import recipe
 from pipelines.registry import Record, RegistryError, compare, lookup, models, numbers_of, promote, register
+from pipelines.runs import checkpoint, integrity
 from pipelines.runs.results import CONVENTION, CONVENTION_OF_PAIRS, Judge, Results
 from pipelines.served import Restorer, ServedError, _load_pyfunc
 from pipelines.tracking import store as stores
@@ -326,6 +327,29 @@ def test_a_password_is_not_registered(store: str, tmp_path: Path) -> None:
     folder = record.path(tmp_path / "cache")
     assert "secret" not in (folder / "config.yaml").read_text()
     assert "secret" not in repr(Record(**{**vars(record), "uri": "http://me:secret@host"}))
+
+
+def test_a_copy_without_its_password_opens(store: str, tmp_path: Path) -> None:
+    """The checkpoint names the size and the SHA-256 of its configuration."""
+    bundle = write_bundle(tmp_path / "bundle", uri="http://host")
+    settings, meta = bundle / "config.yaml", bundle / "meta.json"
+    settings.write_text(settings.read_text().replace("http://host", "http://me:secret@host"))
+    meta.write_text(integrity.sealed(json.loads(meta.read_text()), bundle, ("model.safetensors", "config.yaml")))
+    folder = register(bundle, name="sealed", run_id=None, uri=store).path(tmp_path / "cache")
+    assert "secret" not in (folder / "config.yaml").read_text()
+    checkpoint.load_model(folder)
+    assert checkpoint.is_complete(folder) and checkpoint.step(folder) == 7
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.yaml"])
+def test_a_damaged_checkpoint_is_not_registered(name: str, store: str, tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "bundle")
+    meta = bundle / "meta.json"
+    meta.write_text(integrity.sealed(json.loads(meta.read_text()), bundle, ("model.safetensors", "config.yaml")))
+    with (bundle / name).open("ab") as file:
+        file.write(b" ")
+    with pytest.raises(RegistryError, match=f"bundle: {name} has .* bytes instead of .*copy it again"):
+        register(bundle, name="damaged", run_id=None, uri=store)
 
 
 def test_mlflow_loads_it_without_pickle(first: Record, monkeypatch: pytest.MonkeyPatch) -> None:
