@@ -118,6 +118,26 @@ def test_tiles_give_the_result_of_the_whole_image(network: nn.Module) -> None:
     )  # fmt: skip
 
 
+class Ranged(nn.Module):
+    """Normalises by the extremes of the whole image, which get a gradient or none."""
+
+    def __init__(self, graph: bool) -> None:
+        super().__init__()
+        self.graph, self.layer = graph, nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, noisy: Tensor) -> Tensor:
+        with torch.set_grad_enabled(self.graph and torch.is_grad_enabled()):
+            low, high = noisy.amin((1, 2, 3), keepdim=True), noisy.amax((1, 2, 3), keepdim=True)
+        normal = (noisy - low) / (high - low)
+        restored: Tensor = noisy + self.layer(normal).relu()
+        return restored
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_a_network_that_looks_at_the_extremes_of_the_image_has_no_tiles(graph: bool) -> None:
+    assert WrappedNetwork(Ranged(graph)).receptive_field is None
+
+
 def test_a_network_over_the_whole_image_has_no_tiles() -> None:
     wrapped = WrappedNetwork(Whole())
     assert wrapped.receptive_field is None and wrapped.stride == 1
