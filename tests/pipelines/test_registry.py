@@ -411,6 +411,13 @@ def test_input_that_is_no_batch_of_images(noisy: object, message: str) -> None:
         Restorer(stirred(FFDNet(width=8, depth=3))).predict(noisy)
 
 
+def test_a_result_that_is_not_finite_is_not_served() -> None:
+    network = stirred(FFDNet(width=8, depth=3))
+    next(network.parameters()).data.fill_(torch.nan)
+    with pytest.raises(ServedError, match="restored: not finite"):
+        Restorer(network).predict(noisy_batch())
+
+
 def test_a_sigma_out_of_range() -> None:
     with pytest.raises(ServedError, match="sigma=300"):
         Restorer(stirred(FFDNet(width=8, depth=3))).predict(noisy_batch(), {"sigma": 300})
