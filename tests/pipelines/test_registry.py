@@ -167,6 +167,7 @@ def test_a_bare_name_is_the_newest(first: Record, second: Record, monkeypatch: p
     [
         ("denoisr", "^denoisr: .*denoiser"),
         ("denoiser/9", "^denoiser/9: .* 1, 2"),
+        ("denoiser/0", "^denoiser/0: no such version; .* 1, 2"),
         ("denoiser@champoin", "^denoiser@champoin: .* champion"),
         ("denoiser/one", "^denoiser/one: .*name/3 or name@alias"),
         ("models:/", "^models:/: .*name/3 or name@alias"),
