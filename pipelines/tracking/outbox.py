@@ -74,6 +74,9 @@ class Refused(Exception):
 class Outbox:
     """Sends items in their order, in a thread of its own.
 
+    While an artifact cannot be sent, as where this machine has no credentials for the store of artifacts, items of
+    other kinds are sent before it.
+
     Args:
         send: called with up to 500 metrics and tags, or with one artifact, whose copy is there, or one status. It
             raises `Refused` for what will never be taken; after any other exception the items are sent again.
@@ -93,6 +96,7 @@ class Outbox:
         self._change = threading.Condition()
         self._urgent = self._closed = False
         self._last_error = ""
+        self._held_up = self._said = ""  # why the first artifact could not be sent, and what was said of it
         self._warned = False  # that the file cannot be written
         self._copies = 0
         self._thread = threading.Thread(target=self._loop, name="mlflow outbox", daemon=True)
@@ -163,12 +167,13 @@ class Outbox:
                 return
 
     def _next_batch(self) -> list[Item]:
-        """The first items that fit into one request; none once the outbox is closed."""
+        """The next items that fit into one request; none once the outbox is closed."""
         batch: list[Item] = []
         with self._change:
             if self._closed:
                 return []
-            for item in self._items:
+            others = [item for item in self._items if item["kind"] != "artifact"] if self._held_up else []
+            for item in others or self._items:
                 alone = item["kind"] not in ("metric", "tag")
                 if len(batch) == _BATCH or (alone and batch):
                     break
@@ -178,7 +183,7 @@ class Outbox:
         return batch
 
     def _deliver(self, batch: list[Item]) -> bool:
-        """Send the first items of the queue, and take them out of it; False if they have to be sent again."""
+        """Send items of the queue, and take them out of it; False if they have to be sent again."""
         copy, sent = Path(batch[0]["path"]) if batch[0]["kind"] == "artifact" else None, True
         try:
             if copy and not copy.exists():  # a process was killed after it had sent it, or somebody removed it
@@ -193,11 +198,18 @@ class Outbox:
             sent = False
         except Exception as error:
             self._last_error = str(error)
+            if copy:
+                self._held_up = str(error)
             self._save([*self._refused, *self.waiting])
             return False
+        if copy:
+            self._held_up = ""
+        elif self._held_up and self._held_up != self._said:  # the store answers, but does not take the file; once
+            self._said = self._held_up
+            _log.warning("MLflow does not take a file, which is kept and sent again: %s", one_line(self._said, 600))
         with self._change:
-            for _ in batch:
-                self._items.popleft()
+            for item in batch:
+                self._items.remove(item)
             self._change.notify_all()
             left = [*self._refused, *self._items]
             if self._closed:  # `close` keeps these items in the file, so the copy has to stay
