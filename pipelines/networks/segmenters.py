@@ -2,7 +2,8 @@
 
 `load(name, weights=...)` returns a frozen module in eval mode: (B, 3, H, W) RGB in [0, 1] -> logits (B, C, H, W) of
 the C classes of the label set, 19 for Cityscapes, at the input's size, its own normalisation inside. Its parameters
-take no gradient; the input does. Registered networks ("models:/name@alias") are loaded by
+take no gradient; the input does. It leaves its input as it is, and gives the same logits again for the same input.
+Registered networks ("models:/name@alias") are loaded by
 `pipelines.tracking.segmenter`.
 """
 
