@@ -57,13 +57,17 @@ def build(network: str, layers: Sequence[str]) -> Built:
     Raises:
         ValueError: it is unknown, or does not have all of these layers.
     """
-    if network not in NETWORKS:
-        raise ValueError(f"features: unknown network {network!r}{_suggestion(network, NETWORKS)}")
+    _check_known(network)
     built = NETWORKS[network]()
     for layer in layers:
         if layer not in built[1]:
             raise ValueError(f"features: {network} has no layer {layer!r}{_suggestion(layer, built[1])}")
     return built
+
+
+def _check_known(network: str) -> None:
+    if network not in NETWORKS:
+        raise ValueError(f"features: unknown network {network!r}{_suggestion(network, NETWORKS)}")
 
 
 def _suggestion(word: str, valid: Mapping[str, object]) -> str:
@@ -87,8 +91,9 @@ def installed_weights(network: str) -> Path:
     """The file of a network's weights that is installed on this machine.
 
     Raises:
-        ValueError: there is none; with the command that brings it.
+        ValueError: the network is unknown, or there is none; with the command that brings it.
     """
+    _check_known(network)
     if network == "efficientnet_lite0":
         return lite0_file()
     file = {

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from d2sm import feature_networks, libraries
 from d2sm.feature_networks import FirstLayers, Scale
 from d2sm.feature_weights import match, read
-from d2sm.frozen import FrozenNetwork
+from d2sm.frozen import FrozenNetwork, unchanged
 from d2sm.truncation import Layer, Truncated, maps_of, stride_between, truncate
 
 
@@ -213,7 +213,8 @@ def wrap(module: nn.Module, *, stride: int | None = None, name: str | None = Non
         name: for messages; None: the name of the module's class.
 
     Raises:
-        ValueError: the output is not (B, C, h, w), or its stride cannot be measured or is not the given one.
+        ValueError: the output is not (B, C, h, w), its stride cannot be measured or is not the given one, or the module
+            changes its images in place.
     """
     if isinstance(module, Features):
         return module
@@ -285,10 +286,13 @@ def _probe(
     """Stride and channels of each map, measured in two runs; on the meta device these cost nothing.
 
     Raises:
-        ValueError: an output is no map (B, C, h, w), or its stride cannot be measured.
+        ValueError: an output is no map (B, C, h, w), its stride cannot be measured, or the images are changed in place.
     """
-    with torch.no_grad():
-        runs = [_maps(net, torch.zeros(1, 3, n, n, device=device, dtype=dtype)) for n in (side, 2 * side)]
+    runs = []
+    for length in (side, 2 * side):
+        images = torch.zeros(1, 3, length, length, device=device, dtype=dtype)
+        with torch.no_grad(), unchanged(images, f"features: {names[-1]}"):
+            runs.append(_maps(net, images))
     found = []
     for name, small, large in zip(names, *runs, strict=True):
         if not isinstance(small, Tensor) or small.ndim != 4 or small.shape[0] != 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Self
 
@@ -62,7 +63,30 @@ class FrozenWrapper(FrozenNetwork):
         exclude_from_state_dict(self, "network")
 
     def forward_chunk(self, images: Tensor) -> Any:
-        return self.network(images)
+        with unchanged(images, type(self.network).__name__):
+            return self.network(images)
+
+
+@contextmanager
+def unchanged(images: Tensor, name: str) -> Iterator[None]:
+    """Make sure that a network does not write into its images, which other terms and measures look at too.
+
+    Args:
+        name: of the network, for the message.
+
+    Raises:
+        ValueError: it does. One line.
+    """
+    if images.is_inference():  # has no count of the operations in place
+        yield
+        return
+    before = images._version
+    yield
+    if images._version != before:
+        raise ValueError(
+            f"{name} changes its images in place, which others use after it; let it work on a copy (image - mean "
+            "instead of image.sub_(mean))"
+        )
 
 
 def own_networks(objective: nn.Module) -> Iterator[FrozenNetwork]:

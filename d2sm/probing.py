@@ -185,19 +185,25 @@ def _reach(twin: nn.Module, run: Run, multiple: int, minimum: int) -> int | None
 
 
 def _windows_agree(twin: nn.Module, run: Run, reach: int, stride: int, minimum: int) -> bool:
-    """Whether windows that start or end at odd multiples of the stride give what the whole image gives there."""
+    """Whether windows that start or end at odd multiples of the stride give what the whole image gives there.
+
+    What lies outside of a window is unlike the rest, in its mean and its extremes: a network that looks at these of the
+    whole image, for which a gradient need not show, gives something else.
+    """
     halo = round_up(reach, stride)
     side = round_up(max(halo + 4 * stride, minimum), stride)
     with torch.no_grad():
         for upright in (False, True):
             axis = 2 if upright else 3
-            noisy = _strip(side + stride, upright, stride, minimum)
-            whole = run(twin, noisy)
-            late = run(twin, noisy.narrow(axis, stride, side)).narrow(axis, halo, side - halo)
-            early = run(twin, noisy.narrow(axis, 0, side)).narrow(axis, 0, side - halo)
-            most = _EQUAL * max(1.0, float(whole.abs().max()))
-            for start, part in ((stride + halo, late), (0, early)):
-                if not bool((part - whole.narrow(axis, start, side - halo)).abs().max() <= most):
+            # Where the window begins, the pixels outside of it, and which of its own are compared.
+            for start, outside, compared in ((stride, 0, halo), (0, side, 0)):
+                noisy = _strip(side + stride, upright, stride, minimum)
+                noisy.narrow(axis, outside, stride).mul_(3).sub_(1)
+                whole = run(twin, noisy)
+                window = run(twin, noisy.narrow(axis, start, side))
+                there = whole.narrow(axis, start + compared, side - halo)
+                most = _EQUAL * max(1.0, float(whole.abs().max()))
+                if not bool((window.narrow(axis, compared, side - halo) - there).abs().max() <= most):
                     return False
     return True
 

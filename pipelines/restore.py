@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from d2sm.noise import add_noise, seed_of
+from d2sm.probing import evaluated
 from pipelines import registry
 from pipelines.data.finding import ENDINGS, is_foreign, photographs, walk
 from pipelines.data.images import ImageError
@@ -120,11 +121,16 @@ def restore(
     Raises:
         RegistryError, CheckpointError: no such model.
         RestoreError: nothing to restore, no noise level, one outside 0..255 or for a blind model; `clip` without `add`;
-            a target that cannot be written.
-        ImageError: the file cannot be read, or not be written in this format; the result is not finite.
+            no such tile; a target that cannot be written.
+        ImageError: the file cannot be read, or not be written in this format; the model fails on it, or its result is
+            not finite.
         Incomplete: this was so for some files of a folder; the others are written.
     """
     _check_levels(sigma, add, clip)
+    if tile is not None and tile != "auto" and not (isinstance(tile, int) and tile > 0):
+        raise RestoreError(
+            f"--tile={tile}: give a side in pixels, auto, or None for whole images (0 on the command line)"
+        )
     found, unreadable = _files(source, target, format)
     if not isinstance(model, nn.Module):
         model = registry.open_model(model, uri=uri, device=device, trust=trust)
@@ -140,14 +146,15 @@ def restore(
     threads = torch.get_num_threads()
     parallel = min(len(found), threads if next(model.parameters()).device.type == "cpu" else ON_A_GPU)
     job = _Job(model, level, add=add, clip=clip, tile=tile, parallel=parallel, quiet=quiet)
-    if isinstance(tile, int) and tile > 0 and not has_tiles(model):
+    if isinstance(tile, int) and not has_tiles(model):
         job.say_once(f"tile={tile}: {without_tiles(model)}")
-    elif isinstance(tile, int) and 0 < tile < (least := smallest_tile(model)):
+    elif isinstance(tile, int) and tile < (least := smallest_tile(model)):
         job.say_once(
             f"tile={tile}: raised to {least}, the receptive field of {label}; smaller tiles compute the "
             "same pixels again and again"
         )
-    with torch_threads(max(1, threads // parallel)):
+    # In eval mode here already: threads that each switched to it and back would disturb one another.
+    with evaluated(model), torch_threads(max(1, threads // parallel)):
         if Path(source).is_dir():
             return _restore_folder(job, Path(source), found, unreadable)
         return [job.restore(*found[0], show_tiles=True)]
@@ -201,8 +208,8 @@ class _Job:
             The file written.
 
         Raises:
-            ImageError: it cannot be read, or not be written in this format or under this name; or the result is not
-                finite.
+            ImageError: it cannot be read, or not be written in this format or under this name; or the model fails on
+                it, as for lack of memory; or the result is not finite.
             RestoreError: the file cannot be written.
         """
         with self._large if pixels_of(read) > _LARGE else nullcontext():
@@ -237,6 +244,7 @@ class _Job:
         if tile is not None and self.tile == "auto":
             self.say_once(f"{read}: restored in tiles of {tile} pixels, to fit into the free memory")
         tiles = 1 if tile is None else -(-height // tile) * -(-width // tile)
+        failed = f"{read}: {getattr(self.model, 'label', type(self.model).__name__)} failed on it"
         with Line("restore tile", tiles, quiet=self.quiet or not show_tiles or tiles == 1) as line:
 
             def progress(done: int, total: int) -> None:
@@ -246,9 +254,14 @@ class _Job:
 
             try:
                 return restore_pixels(self.model, photo.pixels, level, tile=tile, noisy=noisy, progress=progress)
+            except _Stopped:
+                raise
             except FloatingPointError as error:
-                label = getattr(self.model, "label", type(self.model).__name__)
-                raise ImageError(f"{read}: {label} failed on it, {error}; give another model or noise level") from None
+                raise ImageError(f"{failed}, {error}; give another model or noise level") from None
+            except Exception as error:  # somebody else's network may raise anything
+                short = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
+                remedy = "give a smaller --tile, or another device" if short else "give another model"
+                raise ImageError(f"{failed}: {one_line(error)}; {remedy}") from error
 
     def _level_of(self, photo: Photo, read: Path) -> float | None:
         """The noise level that the model is told."""

@@ -34,7 +34,13 @@ _NO_SECRETS = frozenset({"PWD", "OLDPWD", "GOOGLE_APPLICATION_CREDENTIALS", "AWS
 
 _URI = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*):/{2,}(?P<rest>\S+)")
 _NO_SCHEME = re.compile(r"(?<![^\s=\"'/,;(])[^\s/:@=\"']+:[^\s/@\"']+@(?=[\w\[])")  # user:password@host
-_ASSIGNED = re.compile(r"(?P<before>^|[^\w.\-])(?P<name>[\w.\-]*[\w])=(?=(?P<value>[^\s&;#]+))")
+_ASSIGNED = re.compile(r"(?P<before>^|[^\w.\-])(?P<name>[\w.\-]*[\w])=(?=(?P<value>\{[^\s}]*\}|[^\s&;#]+))")
+# The same within a parameter of a URI, percent-encoded once or more: odbc_connect=UID%3Dme%3BPWD%3Dsecret%3B. A
+# value in braces may hold what else ends one.
+_ENCODED = re.compile(
+    r"(?P<before>^|%(?:25)*(?:2[036]|3[BbFf]|7[Bb])|[^\w.\-%])(?P<name>[\w.\-]*[\w])%(?:25)*3[Dd]"
+    r"(?=(?P<value>%(?:25)*7[Bb](?:(?!%(?:25)*7[Dd])\S)*%(?:25)*7[Dd]|(?:(?!%(?:25)*(?:26|3[Bb]))[^\s&;#])+))"
+)
 _HEADER = re.compile(r"(?i)(?P<name>\b(?:proxy-)?authorization[\"']?\s*[:=]\s*[\"']?)(?:(?:basic|bearer|token)\s+)?\S+")
 _BEARER = re.compile(r"(?P<name>\bBearer\s+)(?!\*\*\*)\S+")
 # Keys and tokens that can be told by their shape: AWS, GitHub, GitLab, Hugging Face, Slack, Databricks, Google, JWT.
@@ -192,14 +198,17 @@ def _without_scheme(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _assigned(text: str) -> Iterator[tuple[int, int]]:
-    for match in _ASSIGNED.finditer(text):
-        name, in_uri = match["name"], match["before"] in tuple("?&#;")
+    for match in (*_ASSIGNED.finditer(text), *_ENCODED.finditer(text)):
+        name, before = match["name"], match["before"]
         if match["value"].startswith(HIDDEN):
             continue
-        # Outside a URI a bare word says little: "key=value" is how messages write an override.
-        if names_secret(name) and (
-            in_uri or _INSIDE.search(name.lower()) or re.search(r"[_\-]", name) or name == "pwd"
-        ):
+        in_uri = before in tuple("?&#;") or before[-2:].upper() in ("23", "26", "3B", "3F")
+        if name == "PWD":  # a password in the connection text of a database, elsewhere the shell's folder
+            secret = in_uri or before == "="
+        else:  # outside a URI a bare word says little: "key=value" is how messages write an override
+            telling = _INSIDE.search(name.lower()) or re.search(r"[_\-]", name) or name.lower() == "pwd"
+            secret = names_secret(name) and (in_uri or bool(telling))
+        if secret:
             yield match.span("value")
 
 

@@ -24,7 +24,7 @@ _TILE = 512
 
 
 class ServedError(ValueError):
-    """The input is no batch of images, or the noise level is out of range. One line."""
+    """The input is no batch of images, the noise level is out of range, or the result is not finite. One line."""
 
 
 class Restorer:
@@ -50,7 +50,7 @@ class Restorer:
             restored, float32 (B, 3, H, W), clamped to [0, 1].
 
         Raises:
-            ServedError: another type, shape or range.
+            ServedError: another type, shape or range; or the result is not finite.
         """
         noisy = _checked(model_input)
         sigma = float((params or {}).get("sigma", self.sigma))
@@ -59,6 +59,8 @@ class Restorer:
         in_tiles = max(noisy.shape[2:]) > _LARGEST_WHOLE and has_tiles(self.model)
         tile = max(_TILE, smallest_tile(self.model)) if in_tiles else None
         restored = restore(self.model, torch.from_numpy(np.ascontiguousarray(noisy)), sigma, tile=tile)
+        if not restored.isfinite().all():  # the clamp keeps NaN
+            raise ServedError("restored: not finite (NaN or infinite); give another noise level, or another model")
         return restored.clamp(0.0, 1.0).cpu().numpy()
 
 

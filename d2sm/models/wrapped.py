@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -118,10 +119,15 @@ def _stated(network: nn.Module, name: str) -> int | None:
 
 
 def _without_prefix(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-    for name in [name for name in state if name.startswith(prefix + _INSIDE)]:
-        state[prefix + name.removeprefix(prefix + _INSIDE)] = state.pop(name)
+    inside = prefix + _INSIDE
+    _rename(state, {name: prefix + name.removeprefix(inside) for name in state if name.startswith(inside)})
 
 
 def _with_prefix(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    for name in [name for name in state if name.startswith(prefix)]:
-        state[prefix + _INSIDE + name.removeprefix(prefix)] = state.pop(name)
+    inside = prefix + _INSIDE
+    _rename(state, {name: inside + name.removeprefix(prefix) for name in state if name.startswith(prefix)})
+
+
+def _rename(state: dict[str, Any], names: Mapping[str, str]) -> None:
+    """All at once: a network may have a part called network, so that a new name is another's old one."""
+    state.update({new: state.pop(old) for old, new in names.items()})

@@ -59,7 +59,8 @@ class CrossEntropy(nn.Module):
             A scalar >= 0 in float32; NaN where the segmenter's logits are.
 
         Raises:
-            ValueError: wrong or unequal shapes, or ids out of range (raw label ids, for example).
+            ValueError: wrong or unequal shapes, ids out of range (raw label ids, for example), or a segmenter that
+                changes its images in place.
         """
         check_pair(restored, clean)
         size = restored.shape[2:]

@@ -58,7 +58,7 @@ def tile_for_size(
     if needs is None:
         side = UNSTATED if asked == "auto" else asked
         if side < 1:
-            raise ValueError(f"tile={side}: needs a side in pixels, 0 for whole images, or auto")
+            raise ValueError(f"tile={side}: needs a side in pixels, None for whole images, or auto")
         return max(side, smallest_tile(model))
     reach, stride = model.receptive_field, model.stride
     assert isinstance(reach, int) and isinstance(stride, int)

@@ -4,7 +4,8 @@
 Python, generates Python from names in the file, takes any attribute of `torch` as an operation, and loads compiled
 libraries; MLflow's check before it looks at the pickles alone. Here the file gives two things only: tensors as raw
 bytes, and a list of calls in JSON. Each call names one of the operations below; anything else is refused by name. What
-remains is trust in the arithmetic of torch itself.
+a call gives is a tensor, a number, or a list of these, so no other object is ever an argument. What remains is trust in
+the arithmetic of torch itself.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload, OpOverloadPacket
 
 # The records of an archive. Those of `_UNREAD` are not looked at: example inputs, which are pickled, and versions.
 _PROGRAM, _WEIGHTS, _CONSTANTS = (
@@ -31,6 +33,9 @@ _UNREAD = ("data/sample_inputs/model.pt", "archive_version", ".data/version", "v
 _READ = (_PROGRAM, _WEIGHTS, _CONSTANTS, "archive_format", "byteorder")
 _TENSOR = re.compile(r"data/(weights/weight|constants/tensor)_\d{1,6}")
 _LARGEST_JSON = 64 * 2**20  # bytes
+# An operation and one of its overloads. The overload's name neither begins nor ends with an underscore.
+_OPERATION = re.compile(r"torch\.ops\.aten\.([a-z_][a-z0-9_]*)\.([A-Za-z](?:[A-Za-z0-9_]*[A-Za-z0-9])?)")
+_LARGEST_NUMBER = 2**63  # that a size is below; Python's own numbers have any length
 
 # Operations of ATen, by name; an in-place form (`relu_`) goes with each. None reads or writes a file, takes a pointer,
 # or leaves out its check of indices.
@@ -139,13 +144,14 @@ class Program(nn.Module):
             try:
                 arguments = [(one["name"], _value(one["arg"], values, image.device)) for one in call.inputs]
                 if call.name in _SIZES:
-                    found = call.function(*(value for _, value in arguments))
+                    found = call.function(*(_number(value) for _, value in arguments))
                 else:
                     found = call.function(**dict(arguments))
+                _check_kind(found)
+                results = found if call.listed or len(call.outputs) > 1 else (found,)
+                values.update((name, value) for name, value in zip(call.outputs, results, strict=False) if name)
             except (KeyError, TypeError, ValueError, RuntimeError, IndexError, ArithmeticError) as error:
                 raise ProgramError(f"its operation {call.name} fails: {error}") from error
-            results = found if call.listed or len(call.outputs) > 1 else (found,)
-            values.update((name, value) for name, value in zip(call.outputs, results, strict=False) if name)
             for name in call.spent:
                 values.pop(name, None)
         result: Tensor = values[self._result]
@@ -175,7 +181,7 @@ def load(path: Path) -> Program:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            return _program(_Records(archive))
+            return _program(_Records(archive, path.stat().st_size))
     except ProgramError as error:
         raise ProgramError(f"{path.name}: {error}") from None
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
@@ -187,10 +193,9 @@ def load(path: Path) -> Program:
 class _Records:
     """The records of an archive by their names, without the folder that torch puts in front of all."""
 
-    def __init__(self, archive: zipfile.ZipFile) -> None:
+    def __init__(self, archive: zipfile.ZipFile, length: int) -> None:
         self._archive = archive
         self._by_name: dict[str, zipfile.ZipInfo] = {}
-        size = 0
         for info in archive.infolist():
             name = info.filename.partition("/")[2]
             if not (name in _READ or name in _UNREAD or _TENSOR.fullmatch(name)):
@@ -201,7 +206,8 @@ class _Records:
             if name in self._by_name or info.compress_type != zipfile.ZIP_STORED:
                 raise ProgramError(f"record {name!r} is there twice or compressed; torch.export.save writes neither")
             self._by_name[name] = info
-            size += info.file_size
+        if sum(info.file_size for info in self._by_name.values()) > length:
+            raise ProgramError("lists more bytes than it has")
         if missing := [name for name in _READ if name not in self._by_name]:
             raise ProgramError(f"record {missing[0]!r} is missing; export it again with torch.export.save")
         for name, wanted in (("archive_format", b"pt2"), ("byteorder", b"little")):
@@ -304,11 +310,33 @@ def _function(target: str) -> Callable[..., Any]:
     """The operation of this name, if it is one that is allowed."""
     if target in _SIZES:
         return _SIZES[target]
-    match = re.fullmatch(r"torch\.ops\.aten\.(\w+)\.(\w+)", target)
-    if match and (match[1] in _ATEN or (match[1].removesuffix("_") in _ATEN and not match[1].endswith("__"))):
-        overload: Callable[..., Any] = getattr(getattr(torch.ops.aten, match[1]), match[2])
-        return overload
+    match = _OPERATION.fullmatch(target)
+    if match and (match[1] in _ATEN or match[1].removesuffix("_") in _ATEN):
+        packet = getattr(torch.ops.aten, match[1], None)
+        # A packet has attributes that are no overloads, such as `__init__` and `_op`: they lead to any Python.
+        if isinstance(packet, OpOverloadPacket) and match[2] in packet.overloads():
+            overload = getattr(packet, match[2])
+            if isinstance(overload, OpOverload):
+                return overload
     raise ProgramError(f"operation {target[:80]!r} is not allowed; a network that needs it is given as module:callable")
+
+
+def _number(value: Any) -> int | float:
+    """An argument of the arithmetic of sizes, which would do other things with text or lists."""
+    if not isinstance(value, int | float):
+        raise TypeError(f"a {type(value).__name__} in place of a number")
+    return value
+
+
+def _check_kind(found: Any) -> None:
+    """Make sure that the result of a call is a tensor, a number, None, or a list of these."""
+    if isinstance(found, list | tuple):
+        for one in found:
+            _check_kind(one)
+    elif not (found is None or isinstance(found, Tensor | int | float)):
+        raise TypeError(f"it gives a {type(found).__name__}: needs tensors and numbers")
+    elif isinstance(found, int) and abs(found) >= _LARGEST_NUMBER:
+        raise ValueError("it gives a number that no size has")
 
 
 def _outputs(outputs: Sequence[Mapping[str, Any]]) -> tuple[list[str | None], bool]:

@@ -54,8 +54,8 @@ def check(config: Config) -> Denoiser | None:
         The network; None for one of `BACKBONES`.
 
     Raises:
-        ModelError: see `build`; or its result has another size or type, is not finite, or has no gradient; or it cannot
-            be trained in micro-batches (`train.accumulate`).
+        ModelError: see `build`; or its result has another size or type, is not finite, or has no gradient; or its state
+            dict does not load; or it cannot be trained in micro-batches (`train.accumulate`).
     """
     if config.model.name in BACKBONES:
         return None
@@ -77,8 +77,13 @@ def check(config: Config) -> Denoiser | None:
     _check_gradients(model, source, several=train.workers[1] > 1)
     if train.accumulate > 1:
         _check_second_pass(model, f"train.accumulate={train.accumulate}: {source}")
-    if config.model.name == SPANDREL:  # as a checkpoint of the run will be opened
+    # As a checkpoint of the run will be opened.
+    if config.model.name == SPANDREL:
         build(config.model, weights=model.state_dict())
+    try:
+        model.load_state_dict(model.state_dict())
+    except Exception as error:  # as above
+        raise ModelError(f"{source} does not load its own state dict: {one_line(error)}; correct it") from error
     return model
 
 

@@ -165,6 +165,9 @@ def _compare(network: Denoiser, path: Path) -> Compared:
     for ours, exact, theirs in _results(network, path):
         if theirs.shape != ours.shape:
             raise ValueError(f"it gives {tuple(theirs.shape)} instead of {tuple(ours.shape)}")
+        for whose, result in (("the network's", ours), ("its", theirs)):
+            if not result.isfinite().all():  # a difference from NaN is never larger than another
+                raise ValueError(f"{whose} result is not finite (NaN or infinite)")
         difference = max(difference, float((theirs - ours).abs().max()))
         rounding = max(rounding, float((ours - exact).abs().max()))
     return Compared(difference, rounding)

@@ -2,7 +2,8 @@
 
 `load(name, weights=...)` returns a frozen module in eval mode: (B, 3, H, W) RGB in [0, 1] -> logits (B, C, H, W) of
 the C classes of the label set, 19 for Cityscapes, at the input's size, its own normalisation inside. Its parameters
-take no gradient; the input does. Registered networks ("models:/name@alias") are loaded by
+take no gradient; the input does. It leaves its input as it is, and gives the same logits again for the same input.
+Registered networks ("models:/name@alias") are loaded by
 `pipelines.tracking.segmenter`.
 """
 
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from d2sm.frozen import unchanged
 from d2sm.metrics import CLASSES
 from d2sm.models import ESPNet
 from d2sm.objectives.segmentation import ABSENT
@@ -162,12 +164,15 @@ def checked(name: str, segmenter: nn.Module, classes: int = len(CLASSES)) -> nn.
         classes: how many the label set has.
 
     Raises:
-        SegmenterError: it fails on the image, or its result has another shape.
+        SegmenterError: it fails on the image, changes it in place, gives a result of another shape, or does not give
+            the same result again.
     """
     expected = (1, classes, 64, 96)
+    image = torch.rand(1, 3, *expected[2:], generator=torch.Generator().manual_seed(0))
+    before = {name: buffer.clone() for name, buffer in segmenter.named_buffers()}
     try:
-        with torch.no_grad():
-            logits = segmenter(torch.zeros(1, 3, *expected[2:]))
+        with torch.no_grad(), unchanged(image, "it"):
+            logits, again = segmenter(image), segmenter(image)
     except Exception as error:  # somebody else's network may raise anything
         raise SegmenterError(f"segmenter={name!r} fails on an image of (1, 3, 64, 96): {one_line(error)}") from error
     found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -176,7 +181,18 @@ def checked(name: str, segmenter: nn.Module, classes: int = len(CLASSES)) -> nn.
             f"segmenter={name!r} gives {found} for an image of 64x96: needs logits {expected}, one for each class of "
             "data.labels"
         )
+    changed = [name for name, buffer in segmenter.named_buffers() if name in before and not _same(buffer, before[name])]
+    if changed or not _same(logits, again):
+        what = "changes with every image" if changed else "gives two results for one image"
+        raise SegmenterError(
+            f"segmenter={name!r} {what}, as in training mode (dropout, BatchNorm); call its eval() before it is "
+            "exported, or correct it"
+        )
     return segmenter
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    return first.shape == second.shape and bool(((first == second) | (first.isnan() & second.isnan())).all())
 
 
 def _cityscapes(name: str, path: Path) -> Segmenter:

@@ -15,6 +15,7 @@ from pipelines.runtime.cores import logical_cpus
 from pipelines.text import counted
 
 _FEW_CORES = 2  # of a machine on which the start of actors takes as long as they save
+_UNITS = 10_000  # of a resource: no share of it is finer in Ray
 _IMAGES_AN_ACTOR = 8  # at least: it starts in the time in which it measures a few
 
 
@@ -86,12 +87,17 @@ def _in_a_worker() -> bool:
 
 def workers_on_gpus(config: Config, gpus: float) -> float:
     """How many workers fit on so many GPUs. A worker's share of a GPU lies on one of them."""
-    return gpus * (1 // config.train.gpus_per_worker)
+    return gpus * _workers_a_gpu(config)
 
 
 def sharing(config: Config, processes: int, *, on_gpus: bool) -> int:
     """How many of a machine's processes share its memory or, on GPUs, that of one GPU."""
-    return max(1, min(processes, int(1 // config.train.gpus_per_worker))) if on_gpus else processes
+    return max(1, min(processes, _workers_a_gpu(config))) if on_gpus else processes
+
+
+def _workers_a_gpu(config: Config) -> int:
+    """As Ray places them, which cuts shares to whole units of 1/10000. In floating point 1 // 0.1 is 9."""
+    return _UNITS // max(1, int(_UNITS * config.train.gpus_per_worker))
 
 
 def capacity() -> dict[str, float]:

@@ -17,7 +17,7 @@ from d2sm.objectives import TERMS
 from d2sm.weights import fingerprint
 from pipelines import config as configs
 from pipelines.callables import is_imported
-from pipelines.runs import checkpoint
+from pipelines.runs import checkpoint, integrity
 from pipelines.runtime import files
 from pipelines.sections import SPANDREL
 from pipelines.text import redact
@@ -54,7 +54,7 @@ def upload(
         Where MLflow keeps the model, MLflow's id of it, and the tags that describe it.
 
     Raises:
-        RegistryError: a file of the checkpoint is missing.
+        RegistryError: a file of the checkpoint is missing or damaged.
     """
     from mlflow.entities import LoggedModelOutput
 
@@ -112,8 +112,13 @@ def _copy(bundle: Path, copy: Path) -> None:
         if not (bundle / name).is_file():
             raise RegistryError(f"{bundle}: has no {name}; give a folder written by `d2sm train`")
         shutil.copyfile(bundle / name, copy / name)
-    settings = copy / "config.yaml"
-    settings.write_text(redact(settings.read_text()))  # earlier versions left a password in tracking.uri
+    meta = checkpoint.meta(copy)
+    if why := integrity.fault(copy, meta, FILES):
+        raise RegistryError(f"{bundle}: {why}, so it is damaged; copy it again, or use another checkpoint of the run")
+    settings = copy / checkpoint.CONFIG
+    if (text := redact(settings.read_text())) != settings.read_text():  # earlier versions left one in tracking.uri
+        settings.write_text(text)
+        (copy / checkpoint.META).write_text(integrity.sealed(meta, copy, (checkpoint.MODEL, checkpoint.CONFIG)))
     (copy / CHECKSUMS).write_text(json.dumps({name: files.sha256(copy / name) for name in FILES}, indent=1))
 
 

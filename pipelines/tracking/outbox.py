@@ -74,21 +74,29 @@ class Refused(Exception):
 class Outbox:
     """Sends items in their order, in a thread of its own.
 
+    While an artifact cannot be sent, as where this machine has no credentials for the store of artifacts, items of
+    other kinds are sent before it.
+
     Args:
         send: called with up to 500 metrics and tags, or with one artifact, whose copy is there, or one status. It
             raises `Refused` for what will never be taken; after any other exception the items are sent again.
         folder: the run's folder.
+        ended: whether the run has ended. A status that an earlier process could not send is sent only then: a run that
+            goes on is RUNNING again.
         every: seconds between two attempts to send when nobody waits for it.
     """
 
-    def __init__(self, send: Callable[[list[Item]], None], folder: Path, *, every: float = 1.0) -> None:
+    def __init__(
+        self, send: Callable[[list[Item]], None], folder: Path, *, ended: bool = False, every: float = 1.0
+    ) -> None:
         self._send, self._folder, self._every = send, folder, every
-        self._items = deque(_unsent(folder / UNSENT))
+        self._items = deque(item for item in _unsent(folder / UNSENT) if ended or item["kind"] != "status")
         self._written = bool(self._items)  # whether the file exists
         self._refused: list[Item] = []
         self._change = threading.Condition()
         self._urgent = self._closed = False
         self._last_error = ""
+        self._held_up = self._said = ""  # why the first artifact could not be sent, and what was said of it
         self._warned = False  # that the file cannot be written
         self._copies = 0
         self._thread = threading.Thread(target=self._loop, name="mlflow outbox", daemon=True)
@@ -159,12 +167,13 @@ class Outbox:
                 return
 
     def _next_batch(self) -> list[Item]:
-        """The first items that fit into one request; none once the outbox is closed."""
+        """The next items that fit into one request; none once the outbox is closed."""
         batch: list[Item] = []
         with self._change:
             if self._closed:
                 return []
-            for item in self._items:
+            others = [item for item in self._items if item["kind"] != "artifact"] if self._held_up else []
+            for item in others or self._items:
                 alone = item["kind"] not in ("metric", "tag")
                 if len(batch) == _BATCH or (alone and batch):
                     break
@@ -174,7 +183,7 @@ class Outbox:
         return batch
 
     def _deliver(self, batch: list[Item]) -> bool:
-        """Send the first items of the queue, and take them out of it; False if they have to be sent again."""
+        """Send items of the queue, and take them out of it; False if they have to be sent again."""
         copy, sent = Path(batch[0]["path"]) if batch[0]["kind"] == "artifact" else None, True
         try:
             if copy and not copy.exists():  # a process was killed after it had sent it, or somebody removed it
@@ -189,11 +198,18 @@ class Outbox:
             sent = False
         except Exception as error:
             self._last_error = str(error)
+            if copy:
+                self._held_up = str(error)
             self._save([*self._refused, *self.waiting])
             return False
+        if copy:
+            self._held_up = ""
+        elif self._held_up and self._held_up != self._said:  # the store answers, but does not take the file; once
+            self._said = self._held_up
+            _log.warning("MLflow does not take a file, which is kept and sent again: %s", one_line(self._said, 600))
         with self._change:
-            for _ in batch:
-                self._items.popleft()
+            for item in batch:
+                self._items.remove(item)
             self._change.notify_all()
             left = [*self._refused, *self._items]
             if self._closed:  # `close` keeps these items in the file, so the copy has to stay
@@ -226,7 +242,7 @@ class Outbox:
 
 
 def _unsent(path: Path) -> list[Item]:
-    """What an earlier process could not send, but for its status: the run is RUNNING again."""
+    """What an earlier process could not send."""
     if not path.exists():
         return []
     remedy = "remove the file, and what it holds is not sent"
@@ -239,7 +255,7 @@ def _unsent(path: Path) -> list[Item]:
     for item in items:
         if item["kind"] == "artifact":
             item["path"] = str(_staged(Path(item["path"]), path, remedy))
-    return [item for item in items if item["kind"] != "status"]
+    return items
 
 
 def _staged(copy: Path, path: Path, remedy: str) -> Path:

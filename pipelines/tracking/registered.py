@@ -169,7 +169,7 @@ def lookup(reference: str, *, uri: str | None = None) -> Record:
     parsed = re.fullmatch(r"(?:models:/)?([^/@:]+)(?:/(\d+)|@([^/@:]+))?", reference)
     if parsed is None:
         raise RegistryError(f"{reference}: a registered model is given as name, name/3 or name@alias")
-    name, version, alias = parsed[1], int(parsed[2] or 0), parsed[3]
+    name, version, alias = parsed[1], int(parsed[2]) if parsed[2] else None, parsed[3]
     uri = store.absolute(uri) if uri else store.uri_of(Config())
     client = connect(uri)
     with store.plain_errors(uri, RegistryError):
@@ -178,7 +178,7 @@ def lookup(reference: str, *, uri: str | None = None) -> Record:
             hint = did_you_mean(alias, held)
             raise RegistryError(f"{name}@{alias}: no such alias; {name} has {listed(held) or 'none'}{hint}")
         versions = sorted(int(found.version) for found in _pages(client.search_model_versions, _named(name)))
-        wanted = held[alias] if alias else version or max(versions, default=0)
+        wanted = held[alias] if alias else max(versions, default=0) if version is None else version
         if wanted not in versions:
             have = listed(map(str, versions)) or "none yet"
             raise RegistryError(f"{name}/{wanted}: no such version; {name} has {have}")

@@ -87,7 +87,8 @@ def open_run(
 def reopen(run_id: str, *, uri: str, run_dir: Path, page: str, step: int) -> Run:
     """A run that has ended, to add numbers and files to it: its status, its parameters and its commit stay.
 
-    While the store does not answer, what is added waits in the run's folder. It is sent when the run is opened again.
+    A status that could not be sent when the run ended is sent too. While the store does not answer, what is added waits
+    in the run's folder. It is sent when the run is opened again.
 
     Args:
         run_dir: the run's folder.
@@ -159,7 +160,7 @@ class Run:
         self._newest = private.newest_steps(found) if found else {"": step}  # metric -> its newest step
         system_steps = [step for key, step in self._newest.items() if key.startswith("system/")]
         self._system_step = max(system_steps, default=-1)
-        self._outbox = Outbox(self._send, run_dir)
+        self._outbox = Outbox(self._send, run_dir, ended=ended)
         for item in self._outbox.waiting:
             if item["kind"] == "metric":
                 self._newest[item["key"]] = max(self._newest.get(item["key"], 0), item["step"])
@@ -214,7 +215,7 @@ class Run:
         return self._outbox.flush(timeout)
 
     def finish(self, status: Status = "FINISHED", *, timeout: float | None = None) -> None:
-        """End the run; a second call does nothing. A run that was opened by `reopen` keeps the status it had.
+        """End the run; a second call does nothing. A run that was opened by `reopen` gets no new status.
 
         What the server does not take within `timeout` seconds (None: 60, after a failure 15) is kept in the run's
         folder, as a warning says, and sent when the run is continued.

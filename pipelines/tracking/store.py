@@ -140,7 +140,7 @@ def sqlite_file(uri: str) -> Path | None:
 
 
 def check(uri: str, *, timeout: float = 5.0) -> None:
-    """Make sure that a server answers; a sqlite file needs no check.
+    """Make sure that a server answers. A sqlite file needs no check; a database whose URI names no host gets none.
 
     Raises:
         TrackingError: nothing answers within `timeout` seconds.
@@ -150,9 +150,8 @@ def check(uri: str, *, timeout: float = 5.0) -> None:
     try:
         if kind in ("http", "https"):
             _check_health(parts, timeout)
-        elif kind in _PORTS:
-            port = parts.port or _PORTS[kind]
-            socket.create_connection((parts.hostname or "localhost", port), timeout).close()
+        elif kind in _PORTS and parts.hostname:
+            socket.create_connection((parts.hostname, parts.port or _PORTS[kind]), timeout).close()
     except (OSError, ValueError, http.client.HTTPException) as error:  # the last: no HTTP
         reason = getattr(error, "reason", None) or error
         raise TrackingError(

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from d2sm import D2SMLoss, feature_networks, feature_weights
-from d2sm.features import Features, features, patches, wrap
+from d2sm.features import Features, features, installed_weights, patches, wrap
 from d2sm.layers import Layers
 
 VGG_NAMES = [
@@ -269,6 +269,23 @@ def test_wrong_weight_files(tmp_path: Path) -> None:
     for path, message in cases.items():
         with pytest.raises(ValueError, match=message):
             features("squeezenet1_0.conv1", weights=path)  # the whole file is checked
+
+
+def test_weights_of_an_unknown_network_are_one_line() -> None:
+    with pytest.raises(ValueError, match="^features: unknown network 'vgg99'; did you mean 'vgg19'"):
+        installed_weights("vgg99")
+
+
+class InPlace(nn.Conv2d):
+    """It normalises its images in place."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return super().forward(image.mul_(2))
+
+
+def test_a_phi_that_changes_its_images_is_refused() -> None:
+    with pytest.raises(ValueError, match="^features: InPlace changes its images in place"):
+        wrap(InPlace(3, 4, 4, stride=4))
 
 
 def test_wrap() -> None:

@@ -299,6 +299,24 @@ def test_cross_entropy_at_another_scale() -> None:
         CrossEntropy(network, scale=0)
 
 
+class InPlace(nn.Conv2d):
+    """It normalises its images in place."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return super().forward(image.mul_(2))
+
+
+def test_a_segmenter_that_changes_the_restored_images_is_refused() -> None:
+    restored = torch.rand(2, 3, 16, 16)
+    loss, labels = CrossEntropy(InPlace(3, 19, 1)), torch.zeros(2, 16, 16, dtype=torch.long)
+    for chunk_size in (None, 1):
+        loss.segmenter.chunk_size = chunk_size
+        with pytest.raises(ValueError, match="InPlace changes its images in place"):
+            loss(restored, restored, labels=labels)
+    with torch.inference_mode():
+        assert CrossEntropy(nn.Conv2d(3, 19, 1))(torch.rand(2, 3, 16, 16), restored, labels=labels).isfinite()
+
+
 def asymmetry(estimate: Tensor, sigma: Tensor) -> float:
     value: float = NoiseAsymmetry()(estimate, estimate, estimate=estimate, sigma=sigma).item()
     return value

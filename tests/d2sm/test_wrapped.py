@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from d2sm.inference import restore
 from d2sm.models import CBDNet, FFDNet, WrappedNetwork
 from d2sm.tiles import largest_tile
-from tests.foreign.tiny_network import Halved, Three, Tied, TinyNetwork, Weightless, Whole, blind
+from tests.foreign.tiny_network import Halved, Nested, Three, Tied, TinyNetwork, Weightless, Whole, blind
 
 
 class Silent(nn.Module):
@@ -118,6 +118,26 @@ def test_tiles_give_the_result_of_the_whole_image(network: nn.Module) -> None:
     )  # fmt: skip
 
 
+class Ranged(nn.Module):
+    """Normalises by the extremes of the whole image, which get a gradient or none."""
+
+    def __init__(self, graph: bool) -> None:
+        super().__init__()
+        self.graph, self.layer = graph, nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, noisy: Tensor) -> Tensor:
+        with torch.set_grad_enabled(self.graph and torch.is_grad_enabled()):
+            low, high = noisy.amin((1, 2, 3), keepdim=True), noisy.amax((1, 2, 3), keepdim=True)
+        normal = (noisy - low) / (high - low)
+        restored: Tensor = noisy + self.layer(normal).relu()
+        return restored
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_a_network_that_looks_at_the_extremes_of_the_image_has_no_tiles(graph: bool) -> None:
+    assert WrappedNetwork(Ranged(graph)).receptive_field is None
+
+
 def test_a_network_over_the_whole_image_has_no_tiles() -> None:
     wrapped = WrappedNetwork(Whole())
     assert wrapped.receptive_field is None and wrapped.stride == 1
@@ -139,6 +159,18 @@ def test_measuring_changes_nothing() -> None:
     assert wrapped.receptive_field and wrapped.bytes_per_pixel
     assert torch.equal(torch.get_rng_state(), before) and network.training
     assert all(torch.equal(state[name], tensor) for name, tensor in network.state_dict().items())
+
+
+def test_a_part_called_network_keeps_its_weights() -> None:
+    network, other = Nested(), WrappedNetwork(Nested())
+    state = WrappedNetwork(network).state_dict()
+    assert list(state) == list(network.state_dict())
+    in_files = dict(sorted(state.items()))  # as safetensors gives them
+    for loaded in (state, in_files, network.state_dict()):
+        nn.init.zeros_(other.network.last.weight)  # type: ignore[union-attr, arg-type]
+        other.load_state_dict(loaded)
+        for name, tensor in other.network.state_dict().items():
+            assert torch.equal(tensor, network.state_dict()[name]), name
 
 
 def test_weights_have_the_names_of_the_network_itself() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +67,42 @@ class Whole(nn.Module):
 
     def forward(self, noisy: Tensor) -> Tensor:
         return noisy + self.layer(noisy.mean((2, 3), keepdim=True))
+
+
+class Backbone(nn.Module):
+    """The first part of `Nested`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.last = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, noisy: Tensor) -> Tensor:
+        maps: Tensor = self.last(self.body(noisy).relu())
+        return maps
+
+
+class Nested(nn.Module):
+    """A part of it is called network, as in wrappers, and has a part of the name of one of the whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = Backbone()
+        self.last = nn.Conv2d(4, 3, 1)
+
+    def forward(self, noisy: Tensor) -> Tensor:
+        restored: Tensor = noisy - self.last(self.network(noisy))
+        return restored
+
+
+class Forgetful(nn.Conv2d):
+    """Its state dict lacks its bias."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 3, 3, padding=1)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        del destination[f"{prefix}bias"]
 
 
 class Halved(nn.Module):

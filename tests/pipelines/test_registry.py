@@ -26,6 +26,7 @@ from d2sm.models import CBDNet, FFDNet
 from pipelines.config import Config
 from pipelines.recipes import recipe
 from pipelines.registry import Record, RegistryError, compare, lookup, models, numbers_of, promote, register
+from pipelines.runs import checkpoint, integrity
 from pipelines.runs.results import CONVENTION, CONVENTION_OF_PAIRS, Judge, Results
 from pipelines.served import Restorer, ServedError, _load_pyfunc
 from pipelines.tracking import store as stores
@@ -166,6 +167,7 @@ def test_a_bare_name_is_the_newest(first: Record, second: Record, monkeypatch: p
     [
         ("denoisr", "^denoisr: .*denoiser"),
         ("denoiser/9", "^denoiser/9: .* 1, 2"),
+        ("denoiser/0", "^denoiser/0: no such version; .* 1, 2"),
         ("denoiser@champoin", "^denoiser@champoin: .* champion"),
         ("denoiser/one", "^denoiser/one: .*name/3 or name@alias"),
         ("models:/", "^models:/: .*name/3 or name@alias"),
@@ -328,6 +330,29 @@ def test_a_password_is_not_registered(store: str, tmp_path: Path) -> None:
     assert "secret" not in repr(Record(**{**vars(record), "uri": "http://me:secret@host"}))
 
 
+def test_a_copy_without_its_password_opens(store: str, tmp_path: Path) -> None:
+    """The checkpoint names the size and the SHA-256 of its configuration."""
+    bundle = write_bundle(tmp_path / "bundle", uri="http://host")
+    settings, meta = bundle / "config.yaml", bundle / "meta.json"
+    settings.write_text(settings.read_text().replace("http://host", "http://me:secret@host"))
+    meta.write_text(integrity.sealed(json.loads(meta.read_text()), bundle, ("model.safetensors", "config.yaml")))
+    folder = register(bundle, name="sealed", run_id=None, uri=store).path(tmp_path / "cache")
+    assert "secret" not in (folder / "config.yaml").read_text()
+    checkpoint.load_model(folder)
+    assert checkpoint.is_complete(folder) and checkpoint.step(folder) == 7
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.yaml"])
+def test_a_damaged_checkpoint_is_not_registered(name: str, store: str, tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "bundle")
+    meta = bundle / "meta.json"
+    meta.write_text(integrity.sealed(json.loads(meta.read_text()), bundle, ("model.safetensors", "config.yaml")))
+    with (bundle / name).open("ab") as file:
+        file.write(b" ")
+    with pytest.raises(RegistryError, match=f"bundle: {name} has .* bytes instead of .*copy it again"):
+        register(bundle, name="damaged", run_id=None, uri=store)
+
+
 def test_mlflow_loads_it_without_pickle(first: Record, monkeypatch: pytest.MonkeyPatch) -> None:
     import mlflow
 
@@ -385,6 +410,13 @@ def test_a_blind_model_is_served_without_a_noise_level(
 def test_input_that_is_no_batch_of_images(noisy: object, message: str) -> None:
     with pytest.raises(ServedError, match=message):
         Restorer(stirred(FFDNet(width=8, depth=3))).predict(noisy)
+
+
+def test_a_result_that_is_not_finite_is_not_served() -> None:
+    network = stirred(FFDNet(width=8, depth=3))
+    next(network.parameters()).data.fill_(torch.nan)
+    with pytest.raises(ServedError, match="restored: not finite"):
+        Restorer(network).predict(noisy_batch())
 
 
 def test_a_sigma_out_of_range() -> None:

@@ -127,6 +127,69 @@ def test_a_folder_goes_on_after_what_cannot_be_restored(
     )
 
 
+class Reflecting(nn.Module):
+    """Takes no side below 41 pixels, since it pads with a reflection of the image, and no image of 64 rows."""
+
+    blind, stride, receptive_field, bytes_per_pixel = True, 1, 81, 100
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 3, 1)
+
+    def forward(self, noisy: torch.Tensor) -> torch.Tensor:
+        if noisy.shape[2] == 64:
+            torch.empty(2**46)  # more than there can be
+        wide = nn.functional.pad(noisy, (40, 40, 40, 40), mode="reflect")
+        return wide[..., 40:-40, 40:-40] + 0 * self.layer(noisy)
+
+
+def test_a_folder_goes_on_after_what_the_network_does_not_take(photos: Path, tmp_path: Path) -> None:
+    write_png(photos / "large.png", np.zeros((64, 64, 3), np.uint8))
+    with torch_threads(2), pytest.raises(Incomplete) as caught:
+        restore(photos, tmp_path / "out", model=Reflecting(), quiet=True)
+    assert caught.value.written == [tmp_path / "out" / "b.png"]
+    lines = {path.name: line for path, line in caught.value.skipped}
+    assert sorted(lines) == ["a.png", "c.JPG", "large.png"]
+    assert lines["a.png"].startswith(f"{photos / 'a.png'}: Reflecting failed on it: ") and "Padding" in lines["a.png"]
+    assert lines["a.png"].endswith("; give another model")
+    assert "allocate memory" in lines["large.png"] and lines["large.png"].endswith(
+        "; give a smaller --tile, or another device"
+    )
+    assert all("\n" not in line for line in lines.values())
+    with pytest.raises(ImageError, match="a.png: Reflecting failed on it: .*; give another model$"):
+        restore(photos / "a.png", tmp_path / "out.png", model=Reflecting())
+
+
+class Slow(nn.Module):
+    """Has a mode, and takes longer over an image of 70 rows."""
+
+    blind, stride, receptive_field, bytes_per_pixel = True, 1, 1, 100
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, noisy: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.3 if noisy.shape[2] == 70 else 0.1)
+        restored: torch.Tensor = self.norm(noisy)
+        return restored
+
+
+def test_a_network_in_training_mode_is_in_eval_mode_in_every_thread(photos: Path, tmp_path: Path) -> None:
+    network = Slow().train()
+    with torch_threads(2):
+        restore(photos, tmp_path / "out", model=network, quiet=True)
+    assert network.training and network.norm.training and not network.norm.num_batches_tracked
+    network.eval()
+    for name in ("a.png", "b.png"):
+        np.testing.assert_array_equal(read_rgb(tmp_path / "out" / name), expected(network, photos / name, 0))
+
+
+@pytest.mark.parametrize("tile", [0, -1, "large"])
+def test_a_tile_that_is_none_is_refused(model: nn.Module, photos: Path, tmp_path: Path, tile: Any) -> None:
+    refused(f"^--tile={tile}: .*None for whole images", model, photos, tmp_path / "out", sigma=25, tile=tile)
+
+
 def test_long_names_are_written_and_longer_ones_skipped(model: nn.Module, photos: Path, tmp_path: Path) -> None:
     fits, grows = f"{chr(0x6F22) * 72}.png", f"{'x' * 251}.jpg"  # the second has no room for ".webp"
     for name in (fits, grows):
@@ -270,10 +333,6 @@ def test_a_small_tile_is_raised_to_the_receptive_field(
     said = capsys.readouterr().err
     assert "tile=3: raised to 14, the receptive field of FFDNet" in said
     assert "restore tile 15/15" in said  # 70 x 41 pixels
-    for tile in (-3, 0):
-        refused(
-            f"tile={tile}: needs a side in pixels", model, photos / "b.png", tmp_path / "c.png", sigma=25, tile=tile
-        )
 
 
 def test_a_large_photograph_is_stopped_within_a_tile(model: nn.Module, photos: Path, tmp_path: Path) -> None:

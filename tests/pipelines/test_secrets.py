@@ -12,9 +12,10 @@ from cluster.cli import main
 from pipelines import config as configs
 from pipelines import secrets
 from pipelines.config import Config, ConfigError
+from pipelines.runs.folder import RunFolder
 from pipelines.secrets import names_secret, problem, redact
 from pipelines.text import one_line
-from pipelines.tracking import store
+from pipelines.tracking import location, store
 from pipelines.train import fit
 from tests.conftest import tiny_config
 from tests.helpers.mlflow_server import Server
@@ -30,6 +31,11 @@ URIS = {
     "me:hunter2xyz@server:5000": "MLFLOW_TRACKING_PASSWORD",
     "postgresql+psycopg2://me:hunter2xyz@host/db": "MLFLOW_TRACKING_URI",
     "postgresql://host/db?user=me&password=hunter2xyz": "MLFLOW_TRACKING_URI",
+    "mssql+pyodbc:///?odbc_connect=Driver%3DODBC%3BUID%3Dsa%3BPWD%3Dhunter2xyz%3BServer%3Ddb": "MLFLOW_TRACKING_URI",
+    "mssql+pyodbc:///?odbc_connect=Driver%253DODBC%253BPwd%253Dhunter2xyz%253BServer%253Ddb": "MLFLOW_TRACKING_URI",
+    "mssql+pyodbc:///?odbc_connect=PWD%3dhunter2xyz%3bUID%3dsa": "MLFLOW_TRACKING_URI",
+    "mssql+pyodbc:///?odbc_connect=DRIVER=ODBC;UID=sa;PWD=hunter2xyz": "MLFLOW_TRACKING_URI",
+    "http://server/x?next=%3Ftoken%3Dhunter2xyz%26a%3D1": "MLFLOW_TRACKING_PASSWORD",
     "s3://KEY:hunter2xyz@bucket/runs": "AWS_SECRET_ACCESS_KEY",
     "s3://bucket/runs?access_key=hunter2xyz": "AWS_ACCESS_KEY_ID",
     "s3://bucket/runs?region=us-east-1&secret_key=hunter2xyz": "AWS_SECRET_ACCESS_KEY",
@@ -82,12 +88,34 @@ def test_a_secret_is_seen_and_left_out(uri: str) -> None:
         ("Authorization: Bearer abc.def", "Authorization: ***"),
         ("AWS_SECRET_ACCESS_KEY=abc failed", "AWS_SECRET_ACCESS_KEY=*** failed"),
         ("http://a:b@c and s3://d:e@f", "http://***@c and s3://***@f"),
+        (
+            "mssql:///?odbc_connect=Pwd%3Dsecret%3BServer%3Ddb&x=1: no answer",
+            "mssql:///?odbc_connect=Pwd%3D***%3BServer%3Ddb&x=1: no answer",
+        ),
+        (
+            "mssql:///?odbc_connect=UID%3Dsa%3BPWD%3D%7Ba%3Bb%7D%3BX%3D1",
+            "mssql:///?odbc_connect=UID%3Dsa%3BPWD%3D***%3BX%3D1",
+        ),
+        ("mssql:///?odbc_connect=UID=sa;PWD={a;b};X=1", "mssql:///?odbc_connect=UID=sa;PWD=***;X=1"),
+        ("postgresql://host/db?password=a%3Bb%26c&x=1", "postgresql://host/db?password=***&x=1"),
     ],
 )
 def test_secrets_are_left_out_of_texts(text: str, safe: str) -> None:
     assert redact(text) == safe
     assert redact(safe) == safe
     assert one_line(text) == safe
+
+
+def test_a_database_s_password_in_the_environment_is_neither_recorded_nor_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its URI may hold one there."""
+    uri = f"mssql+pyodbc:///?odbc_connect=Server%3Ddb%3BUID%3Dsa%3BPwd%3D{PLANTED}%3B"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert store.uri_of(Config()) == uri
+    assert location.recorded(uri, RunFolder.at(tmp_path)) == ""
+    assert PLANTED not in store.reason(uri, "no answer")
+    store.check(uri)  # names no host, so nothing is asked whether it answers
 
 
 @pytest.mark.parametrize(
@@ -98,7 +126,7 @@ def test_secrets_are_left_out_of_texts(text: str, safe: str) -> None:
         "abfs://container@account.dfs.core.windows.net/runs", "abfss://container@account/x", "postgresql://me@host/db",
         "hdfs://me@node:8020/runs", "RAY_AUTH_MODE=token", "RAY_AUTH_TOKEN_PATH=/run/token", "loss.weight=0.1",
         "an override is written key=value, such as train.epochs=2", "module:callable", "/data/a:b/c@d", "http://***@host",
-        "~/.ray/auth_token", "sig = 25", "12:30:05",
+        "~/.ray/auth_token", "sig = 25", "12:30:05", "PWD=/home/me", "http://host/x?filter=size%3D3%26side%3D4",
     ],
 )  # fmt: skip
 def test_what_is_no_secret_stays(text: str) -> None:

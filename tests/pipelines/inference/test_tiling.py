@@ -53,7 +53,7 @@ def test_a_tile_has_a_floor() -> None:
     model, noisy = FFDNet(8, 3), torch.rand(1, 3, 20, 20)
     assert smallest_tile(model) == 14 >= model.receptive_field
     assert [tile_for(model, noisy, side) for side in (1, 3, 13, 14, 15)] == [14, 14, 14, 14, 15]
-    with pytest.raises(ValueError, match="tile=0: needs a side in pixels, 0 for whole images, or auto"):
+    with pytest.raises(ValueError, match="tile=0: needs a side in pixels, None for whole images, or auto"):
         tile_for(model, noisy, 0)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import pickle
+import subprocess
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 
 from pipelines.networks import exported
 from pipelines.networks.exported import ProgramError
+from pipelines.networks.segmenters import SegmenterError, checked
 
 MODEL = "models/model.json"
 WEIGHTS = "data/weights/model_weights_config.json"
@@ -127,6 +130,43 @@ def call(target: str, *texts: str) -> Callable[[Any], None]:
     return edit
 
 
+PACKET = "torch.ops.aten.movedim."
+
+
+def step(target: str, out: str | None = None, **arguments: dict[str, Any]) -> dict[str, Any]:
+    """A call with arguments by name, whose result, if it has one, is `out`."""
+    inputs = [{"name": name, "arg": argument, "kind": 1} for name, argument in arguments.items()]
+    outputs = [{"as_tensor": {"name": out}}] if out else [{"as_none": True}]
+    return {"target": target, "inputs": inputs, "outputs": outputs, "metadata": {}}
+
+
+def shell(path: Path) -> Change:
+    """Calls that reach `subprocess.Popen` through the attributes of an operation's packet, and run a command."""
+
+    def become(op: dict[str, Any]) -> dict[str, Any]:
+        named = {"qualified_op_name": {"as_string": "aten::movedim"}, "op_name": {"as_string": "m"}}
+        return step(f"{PACKET}__init__", **named, op=op, overload_names={"as_ints": []})
+
+    def attribute(key: str, out: str) -> dict[str, Any]:
+        return step(f"{PACKET}__getattr__", out, key={"as_string": key})
+
+    def value(name: str) -> dict[str, Any]:
+        return {"as_tensor": {"name": name}}
+
+    def edit(tree: Any) -> None:
+        place = object.__subclasses__().index(subprocess.Popen)
+        listed = step(f"{PACKET}__call__")
+        listed["outputs"] = [{"as_tensors": [{"name": f"k{number}"} for number in range(place + 1)]}]
+        command = {"args": {"as_string": f"touch {path}"}, "shell": {"as_bool": True}}
+        tree["graph_module"]["graph"]["nodes"][:0] = [
+            become({"as_string": "x"}), attribute("__class__", "a"), become(value("a")), attribute("__base__", "b"),
+            become(value("b")), attribute("__subclasses__", "c"), become(value("c")), listed,
+            become(value(f"k{place}")), step(f"{PACKET}__call__", "z", **command),
+        ]  # fmt: skip
+
+    return edited(edit)
+
+
 def plant(kind: str, path: Path) -> Change:
     """An attack on `torch.export.load`, which makes a file at `path`."""
     code = f"__import__('pathlib').Path({str(path)!r}).touch()"
@@ -165,6 +205,7 @@ def plant(kind: str, path: Path) -> Change:
         "file of ATen": edited(call("torch.ops.aten.from_file.default", str(path))),
         "file of TorchScript": edited(call("torch.ops.aten.save.default", str(path))),
         "registered extension": edited(call("#anything:touch")),
+        "shell command by an operation's packet": shell(path),
     }[kind]
 
 
@@ -180,8 +221,37 @@ REFUSED = {
     "file of ATen": "operation 'torch.ops.aten.from_file.default' is not allowed",
     "file of TorchScript": "operation 'torch.ops.aten.save.default' is not allowed",
     "registered extension": "operation '#anything:touch' is not allowed",
+    "shell command by an operation's packet": f"operation '{PACKET}__call__' is not allowed",
 }
 UNREAD = ("pickled example", "guard as Python", "name as Python")  # torch would run these; here nothing reads them
+
+
+class Normalising(nn.Conv2d):
+    """It normalises its images in place, and then alone."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 19, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return super().forward(image.sub_(0.5).div_(0.25))
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (nn.Dropout(), "gives two results for one image, as in training mode.*eval"),
+        (nn.BatchNorm2d(19), "changes with every image, as in training mode.*eval"),
+        (None, "changes its images in place"),
+    ],
+)
+def test_a_segmenter_that_was_exported_in_training_mode_or_changes_its_images_is_refused(
+    layer: nn.Module | None, message: str, tmp_path: Path
+) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 19, 1), layer).train() if layer else Normalising()
+    torch.export.save(torch.export.export(network, (torch.rand(1, 3, 64, 96),)), tmp_path / "model.pt2")
+    with pytest.raises(SegmenterError, match=f"^segmenter='models:/mine/1'.*{message}") as caught:
+        checked("models:/mine/1", exported.load(tmp_path / "model.pt2"))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", [*REFUSED, *UNREAD])
@@ -195,6 +265,53 @@ def test_nothing_of_the_file_runs(kind: str, small: Path, tmp_path: Path) -> Non
         image = torch.rand(1, 3, 16, 24)
         assert torch.equal(exported.load(path)(image), exported.load(small)(image))
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "add.__init__", "add.__call__", "add.__getattr__", "add.__class__", "add._op", "add._overload_names",
+        "add._qualified_op_name", "add.op", "add.overloads", "add.no_such", "add.Tensor_", "add.Tensor.__class__",
+        "add.ſtr", "add.Tensor\n", "__class__.mro", "_dir.append", "name.join", "no_such.default", "add__.Tensor",
+        "fill__.Scalar",
+    ],
+)  # fmt: skip
+def test_only_overloads_of_listed_operations_are_called(target: str, small: Path, tmp_path: Path) -> None:
+    path = changed(small, tmp_path / "planted.pt2", edited(call(f"torch.ops.aten.{target}")))
+    with pytest.raises(ProgramError, match=r"^planted.pt2: operation 'torch\.ops\.aten\..*' is not allowed"):
+        exported.load(path)
+
+
+def test_every_overload_of_a_listed_operation_is_found() -> None:
+    found = 0
+    for name in exported._ATEN:
+        packet = getattr(torch.ops.aten, name, None)
+        for overload in packet.overloads() if packet else []:
+            if not overload.endswith("_"):  # mul.right_, which repeats a list
+                assert exported._function(f"torch.ops.aten.{name}.{overload}") is getattr(packet, overload)
+                found += 1
+    assert found > len(exported._ATEN)
+
+
+@pytest.mark.parametrize(
+    ("target", "arguments", "message"),
+    [
+        ("torch.ops.aten.add.str", {"a": {"as_string": "x"}, "b": {"as_string": "y"}}, "gives a str"),
+        ("torch.ops.aten.split.str", {"self": {"as_string": "x y"}}, "gives a str"),
+        ("_operator.mod", {"a": {"as_string": "%09d"}, "b": {"as_int": 1}}, "a str in place of a number"),
+        ("_operator.mul", {"a": {"as_ints": [1]}, "b": {"as_int": 9}}, "a list in place of a number"),
+        ("_operator.mul", {"a": {"as_int": 2**40}, "b": {"as_int": 2**40}}, "a number that no size has"),
+    ],
+)
+def test_values_are_tensors_and_numbers(
+    target: str, arguments: dict[str, Any], message: str, small: Path, tmp_path: Path
+) -> None:
+    def edit(tree: Any) -> None:
+        tree["graph_module"]["graph"]["nodes"].insert(0, step(target, "found", **arguments))
+
+    program = exported.load(changed(small, tmp_path / "planted.pt2", edited(edit)))
+    with pytest.raises(ProgramError, match=f"^its operation {target} fails: .*{message}"):
+        program(torch.rand(1, 3, 16, 24))
 
 
 @pytest.mark.parametrize("kind", ["pickled example", "pickled constant", "size as Python", "guard as Python"])
@@ -245,6 +362,19 @@ def test_a_damaged_archive_is_one_line(kind: str, small: Path, tmp_path: Path) -
     with pytest.raises(ProgramError, match=f"^damaged.pt2: .*{message}") as caught:
         exported.load(changed(small, tmp_path / "damaged.pt2", change))
     assert "\n" not in str(caught.value)
+
+
+def test_records_that_share_their_bytes_are_refused(small: Path, tmp_path: Path) -> None:
+    path = changed(small, tmp_path / "damaged.pt2", lambda records: None)
+    with zipfile.ZipFile(path, "a") as archive:
+        largest = max(archive.infolist(), key=lambda info: info.file_size)
+        for number in range(900, 950):
+            again = copy.copy(largest)
+            again.filename = again.orig_filename = f"small/data/weights/weight_{number}"
+            archive.filelist.append(again)
+        archive.comment = b"written anew"
+    with pytest.raises(ProgramError, match="^damaged.pt2: lists more bytes than it has"):
+        exported.load(path)
 
 
 def test_what_is_no_archive(tmp_path: Path) -> None:

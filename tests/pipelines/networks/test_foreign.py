@@ -55,6 +55,7 @@ def test_its_weights_are_a_function_of_the_seed() -> None:
         (f"{MINE}:Infinite", {}, "37x43: its result is not finite"),
         (f"{MINE}:Detached", {}, "no gradient"),
         (f"{MINE}:Double", {}, "torch.float64, not torch.float32"),
+        (f"{MINE}:Forgetful", {}, "does not load its own state dict: .*bias"),
     ],
 )
 def test_a_network_that_cannot_be_trained_is_refused_in_one_line(
@@ -145,6 +146,16 @@ def test_a_checkpoint_whose_code_is_missing_says_so(tmp_path: Path) -> None:
     with pytest.raises(checkpoint.CheckpointError, match=message) as error:
         checkpoint.load_model(folder, trust=True)
     assert "\n" not in str(error.value)
+
+
+def test_a_network_with_a_part_called_network_is_saved_and_read(tmp_path: Path) -> None:
+    config = configured(f"{MINE}:Nested")
+    assert check(config) is not None
+    torch.manual_seed(0)
+    network = build(config.model)
+    again = checkpoint.load_model(bundle_of(tmp_path / "bundle", config), trust=True)[0]
+    for mine, theirs in zip(network.parameters(), again.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
 
 
 def test_tied_weights_are_saved_and_read(tmp_path: Path) -> None:

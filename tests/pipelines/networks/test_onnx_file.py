@@ -46,6 +46,19 @@ class _Fixed(Denoiser):
         return noisy * torch.from_numpy(np.array(float(int(noisy.shape[-1]) > 50), dtype=np.float32))
 
 
+class _Undefined(Denoiser):
+    """Gives NaN, and so does its file; or its file alone."""
+
+    blind, stride, receptive_field, bytes_per_pixel = True, 1, 1, 10
+
+    def __init__(self, in_file: bool) -> None:
+        super().__init__()
+        self.in_file = in_file
+
+    def restore_padded(self, noisy: Tensor, sigma: Tensor | None) -> Tensor:
+        return noisy * float("nan" if torch.compiler.is_exporting() or not self.in_file else 1)
+
+
 def sadnet() -> SADNet:
     """With offsets of its deformable convolutions, which are 0 at first; larger ones would magnify rounding further."""
     network = SADNet()
@@ -86,6 +99,13 @@ def test_what_cannot_be_exported_leaves_no_file(tmp_path: Path) -> None:
     ) as refused:
         write(_Fixed(), tmp_path / "net.onnx", {})
     assert "\n" not in str(refused.value) and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("in_file, whose", [(True, "its"), (False, "the network's")])
+def test_a_file_that_gives_nan_is_not_taken_for_exact(in_file: bool, whose: str, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=f"_Undefined: its ONNX file fails, .*: {whose} result is not finite"):
+        write(_Undefined(in_file), tmp_path / "net.onnx", {})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_missing_packages_are_named_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

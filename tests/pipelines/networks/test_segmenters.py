@@ -173,11 +173,50 @@ class Constant(nn.Module):
         return out
 
 
+class Normalising(Constant):
+    """It normalises its images in place."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return super().forward(image.sub_(0.5))
+
+
+class Random(Constant):
+    """It drops at random whatever its mode is."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return nn.functional.dropout(self.conv(image))
+
+
+class Counting(Constant):
+    """It counts its images."""
+
+    count: Tensor
+
+    def __init__(self, weights: Path | None = None) -> None:
+        super().__init__(weights=weights)
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, image: Tensor) -> Tensor:
+        self.count += len(image)
+        return super().forward(image)
+
+
+class Undefined(Constant):
+    """It gives NaN, which another check names."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return super().forward(image) * torch.nan
+
+
 @pytest.fixture
 def stranger(monkeypatch: pytest.MonkeyPatch) -> str:
     module = types.ModuleType("stranger")
     module.__dict__.update(
         good=Constant,
+        normalising=Normalising,
+        random=Random,
+        counting=Counting,
+        undefined=Undefined,
         narrow=lambda weights: Constant(7),
         half=lambda weights: nn.Sequential(Constant(), nn.MaxPool2d(2)),
         grey=lambda weights: nn.Conv2d(1, 19, 1),
@@ -200,6 +239,9 @@ def test_a_callable_is_called_with_weights_and_frozen(stranger: str) -> None:
         ("narrow", r"gives \(1, 7, 64, 96\).*needs logits \(1, 19, 64, 96\)"),
         ("half", r"gives \(1, 19, 32, 48\)"),
         ("grey", "fails on an image"),
+        ("normalising", "changes its images in place"),
+        ("random", "gives two results for one image"),
+        ("counting", "changes with every image"),
         ("words", "returned a str"),
         ("number", "is a int"),
         ("nothing", "cannot be imported"),
@@ -208,6 +250,10 @@ def test_a_callable_is_called_with_weights_and_frozen(stranger: str) -> None:
 def test_a_callable_that_breaks_the_contract_is_named(stranger: str, attribute: str, message: str) -> None:
     with pytest.raises(SegmenterError, match=message):
         segmenters.load(f"{stranger}:{attribute}")
+
+
+def test_nan_is_no_second_result(stranger: str) -> None:
+    assert isinstance(segmenters.load(f"{stranger}:undefined"), Undefined)
 
 
 def test_a_module_that_is_not_there_is_named() -> None:

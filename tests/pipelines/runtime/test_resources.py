@@ -45,6 +45,7 @@ def test_more_threads_than_cores(
         ({"train.use_gpu": True}, 64, 3, 3),
         ({"train.use_gpu": True, "train.gpus_per_worker": 0.5}, 64, 3, 6),
         ({"train.use_gpu": True, "train.gpus_per_worker": 0.3}, 64, 1, 3),
+        ({"train.use_gpu": True, "train.gpus_per_worker": 0.2, "train.num_workers": 4}, 64, 2, 2),
         ({"train.use_gpu": True, "train.num_workers": 2}, 64, 3, 1),
         ({"train.use_gpu": True}, 64, 0, 0),
         ({"evaluate.use_gpu": True, "evaluate.actors": 2}, 64, 5, 2),
@@ -52,6 +53,16 @@ def test_more_threads_than_cores(
 )
 def test_how_many_runs_fit(changes: dict[str, Any], cpus: float, gpus: float, count: int) -> None:
     assert resources.runs_at_once(Config().replace({"train.batch_size": 4, **changes}), cpus, gpus) == count
+
+
+@pytest.mark.parametrize(
+    ("share", "count"),
+    [*((1 / count, count) for count in (1, 2, 3, 5, 6, 7, 9, 10, 20, 25, 40, 50, 100)), (0.1667, 6), (0.1429, 6)],
+)
+def test_as_many_workers_share_a_gpu_as_ray_places_on_it(share: float, count: int) -> None:
+    config = Config().replace({"train.use_gpu": True, "train.gpus_per_worker": share})
+    assert resources.workers_on_gpus(config, 3) == 3 * count
+    assert resources.sharing(config, 1000, on_gpus=True) == count
 
 
 def having(monkeypatch: pytest.MonkeyPatch, **have: float) -> None:

@@ -14,14 +14,14 @@ from pipelines.tracking.outbox import STAGED, UNSENT, Item, Outbox
 from pipelines.tracking.store import TrackingError
 
 
-def read(folder: Path, *lines: str) -> list[Item]:
+def read(folder: Path, *lines: str, ended: bool = False) -> list[Item]:
     """What an outbox that reads these lines has to send."""
     (folder / UNSENT).write_text("".join(f"{line}\n" for line in lines))
 
     def send(_: list[Item]) -> None:
         raise ConnectionError
 
-    outbox = Outbox(send, folder, every=60)
+    outbox = Outbox(send, folder, ended=ended, every=60)
     waiting = outbox.waiting
     outbox.close(0)
     return waiting
@@ -36,6 +36,7 @@ def test_records_are_read_back(tmp_path: Path) -> None:
     tag = {"kind": "tag", "key": "a", "value": "b"}
     status = {"kind": "status", "value": "FINISHED"}
     assert read(tmp_path, *map(json.dumps, (metric, tag, status))) == [metric, tag]
+    assert read(tmp_path, *map(json.dumps, (metric, tag, status)), ended=True) == [metric, tag, status]
 
 
 def test_a_staged_file_is_found_where_the_run_was_moved_to(tmp_path: Path) -> None:
@@ -102,6 +103,34 @@ def test_what_can_neither_be_sent_nor_kept_is_said_once_and_is_lost_at_the_end(
     kept, lost = caplog.messages
     assert kept.startswith(f"{tmp_path / UNSENT}: ") and kept.endswith("is kept in memory only")
     assert lost == "1 records could not be sent to MLflow (the store is away) and are lost"
+
+
+def test_a_file_that_cannot_be_sent_holds_nothing_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As without credentials for the store of artifacts; files keep their order among each other."""
+    sent: list[Item] = []
+    allowed = threading.Event()
+
+    def send(batch: list[Item]) -> None:
+        if batch[0]["kind"] == "artifact" and not allowed.is_set():
+            raise RuntimeError("no credentials")
+        sent.extend(batch)
+
+    outbox = Outbox(send, tmp_path, every=0.02)
+    copies = [outbox.stage(name) for name in ("a.txt", "b.txt")]
+    for copy in copies:
+        copy.touch()
+    files: list[Item] = [{"kind": "artifact", "path": str(copy), "folder": ""} for copy in copies]
+    first: list[Item] = [{"kind": "tag", "key": f"first{number}", "value": "x"} for number in range(3)]
+    then: list[Item] = [{"kind": "tag", "key": "then", "value": "x"}, {"kind": "status", "value": "FINISHED"}]
+    outbox.put([files[0], *first, files[1]])
+    assert not outbox.flush(0.5)
+    outbox.put(then)
+    assert not outbox.flush(0.5)
+    assert sent == [*first, *then] and outbox.waiting == files
+    assert caplog.messages == ["MLflow does not take a file, which is kept and sent again: no credentials"]
+    allowed.set()
+    assert outbox.flush(10) and sent[-2:] == files
+    assert outbox.close(1) == 0 and not any(copy.exists() for copy in copies) and not (tmp_path / UNSENT).exists()
 
 
 def test_a_copy_is_removed_once_the_file_no_longer_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -362,6 +362,22 @@ def test_what_is_added_to_an_ended_run_waits_for_the_store(template: Config, tmp
         reopen("deadbeef", uri=run.uri, run_dir=folder, page="", step=0)
 
 
+def test_a_status_that_was_left_is_sent_when_the_run_is_reopened(template: Config, tmp_path: Path) -> None:
+    """As where the store was away when the training ended; also if it is still away at the first attempt."""
+    uri, left = uri_of(template), {"kind": "status", "value": "FINISHED"}
+    client = store.prepare(uri)
+    run_id = client.create_run("0").info.run_id
+    (tmp_path / UNSENT).write_text(json.dumps(left) + "\n")
+    with reopen(run_id, uri="http://127.0.0.1:9", run_dir=tmp_path, page="", step=3) as away:
+        away.results({"psnr.sigma25": 31.5})
+    assert away.unsent == 2 and client.get_run(run_id).info.status == "RUNNING"
+    with reopen(run_id, uri=uri, run_dir=tmp_path, page="", step=3) as again:
+        again.results({"psnr.sigma50": 27.5})
+    assert again.unsent == 0 and not (tmp_path / UNSENT).exists()
+    found = client.get_run(run_id)
+    assert found.info.status == "FINISHED" and found.data.metrics == {"psnr.sigma25": 31.5, "psnr.sigma50": 27.5}
+
+
 @pytest.mark.parametrize("name", ["{0}/mine/a.txt", "mlflow-unsent/../../mine/a.txt", "mlflow-unsent/link/a.txt"])
 def test_a_planted_list_of_unsent_files_sends_and_removes_nothing_else(
     template: Config, tmp_path: Path, name: str
