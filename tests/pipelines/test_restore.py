@@ -311,6 +311,14 @@ def test_noise_for_a_trial(model: nn.Module, photos: Path, tmp_path: Path) -> No
         np.testing.assert_array_equal(read_rgb(written), pixels(inference.restore(model, noisy, 50)))
 
 
+def test_noise_for_a_file_whose_name_is_not_utf_8(model: nn.Module, photos: Path, tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    (photos / "a.png").rename(photos / f"{name}.png")
+    written = restore(photos, tmp_path / "out", model=model, add=50, clip=False, quiet=True)
+    assert tmp_path / "out" / f"{name}.png" in written and len(written) == 3
+    assert seed_of(name) != seed_of("caf\xe8") and seed_of("café") == seed_of(os.fsdecode("café".encode()))
+
+
 def street(kind: str) -> Photo:
     """A smooth picture with noise of sigma 20 as a file of this kind holds it."""
     rng, rows, columns = np.random.default_rng(1), *np.mgrid[:90, :130]

@@ -296,3 +296,14 @@ def test_failed_write_leaves_the_former_file(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(OSError, match="no space left on its disk"):
         write_png(path, 255 - PIXELS)
     assert np.array_equal(read_rgb(path), PIXELS) and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_webp_that_denies_its_alpha_is_refused(tmp_path: Path) -> None:
+    """Its flags say RGB, but the decoder gives what the file holds."""
+    pixels, exif = np.random.default_rng(0).integers(0, 256, (9, 12, 4), dtype=np.uint8), Image.Exif()
+    exif[271] = "Maker"
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "WEBP", lossless=True, exif=exif)
+    data = bytearray(buffer.getvalue())
+    data[20] &= ~16
+    assert "its header is of 8-bit RGB, its pixels are (9, 12, 4)" in refusal(read_rgb, put(tmp_path, bytes(data)))
