@@ -82,7 +82,7 @@ def prepare(
             too little free space on its disk.
     """
     root = Path(os.path.abspath(Path(target).expanduser()))
-    if is_prepared(Path(source)):
+    if is_prepared(Path(source).expanduser()):
         raise DataError(f"{source}: is a prepared set already; give the folder of the photographs")
     if not 0 < shard_mb < math.inf:  # NaN too
         raise DataError(f"shard_mb={shard_mb:g}: give the size of a shard in MB, above 0")

@@ -125,6 +125,7 @@ def restore(
         Incomplete: this was so for some files of a folder; the others are written.
     """
     _check_levels(sigma, add, clip)
+    source, target = os.path.expanduser(source), os.path.expanduser(target)
     found, unreadable = _files(source, target, format)
     if not isinstance(model, nn.Module):
         model = registry.open_model(model, uri=uri, device=device, trust=trust)

@@ -413,7 +413,8 @@ def _decode_tiff(data: bytes, page: tifffile.TiffPage, header: Header) -> NDArra
     if header.colour == "palette":
         if page.colormap is None:
             raise ValueError("has no palette")
-        return np.ascontiguousarray(np.moveaxis((page.colormap >> 8).astype(np.uint8)[:, pixels[..., 0]], 0, -1))
+        colours = page.colormap >> 8 if page.colormap.max() > 255 else page.colormap  # some are stored with 8 bits
+        return np.ascontiguousarray(np.moveaxis(colours.astype(np.uint8)[:, pixels[..., 0]], 0, -1))
     pixels = pixels * np.uint8(255) if header.depth == 1 else pixels
     return pixels[..., 0] if pixels.shape[2] == 1 else pixels
 

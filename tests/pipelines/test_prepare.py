@@ -38,6 +38,15 @@ from tests.helpers.equality import same_run
 TWO = 0.16  # MB: two of the scenes a shard
 
 
+def test_a_source_that_is_prepared_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / STARTED).write_text("{}")
+    for source in (tmp_path / "set", "~/set"):
+        with pytest.raises(DataError, match=f"{source}: is a prepared set already"):
+            prepare(source, tmp_path / "new")
+
+
 @pytest.fixture(scope="module")
 def made(ray_session: None, scenes_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     return prepare(scenes_root, tmp_path_factory.mktemp("prepared") / "set", shard_mb=TWO, quiet=True)

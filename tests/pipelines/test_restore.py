@@ -251,6 +251,14 @@ def test_paths_that_are_empty_or_end_in_a_slash(model: nn.Module, photos: Path, 
     refused("a.png: is a folder", model, photos, tmp_path / "full", sigma=25)
 
 
+def test_a_tilde_is_the_home(model: nn.Module, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(photos)
+    assert restore("~/photos/a.png", "~/out/", model=model, sigma=25) == [tmp_path / "out" / "a.png"]
+    assert len(restore("~/photos", Path("~/all"), model=model, sigma=25, quiet=True)) == 3
+    assert (tmp_path / "all" / "more" / "c.png").exists() and not (photos / "~").exists()
+
+
 def test_a_full_disk_is_one_line_and_leaves_whole_files(model: nn.Module, photos: Path, tmp_path: Path) -> None:
     last = photos / "more" / "c.JPG"
     write_png(last, np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8))
