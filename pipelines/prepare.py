@@ -206,6 +206,7 @@ def _write(root: Path, planned: list[_PlannedShard], label_set: str, quiet: bool
     """Write the shards that are missing or damaged; gives all by file, and the number of those written."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = -1  # a large shard may take longer than Ray's half an hour
     context.raise_original_map_exception = True  # Ray would otherwise pass on the text of an error alone
     schema = pa.schema([("file", pa.string()), ("items", pa.list_(pa.struct(list(SCHEMA))))])
     rows = [pa.Table.from_pylist([{"file": shard.file, "items": shard.items}], schema=schema) for shard in planned]
