@@ -76,5 +76,8 @@ def to_8_bits(images: Tensor) -> Tensor:
 
 
 def seed_of(name: str) -> int:
-    """A stable seed from a file name, so that noise in evaluation depends neither on order nor on the processes."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
+    """A stable seed from a file name, so that noise in evaluation depends neither on order nor on the processes.
+
+    A name that is not UTF-8 counts by its bytes.
+    """
+    return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:8], "big") >> 1

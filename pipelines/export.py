@@ -43,7 +43,7 @@ def export(
         OSError: the file cannot be written.
     """
     onnx_file.check_packages()
-    path = Path(target) if target is not None else Path(f"{_name(str(model))}.onnx")
+    path = Path(target).expanduser() if target is not None else Path(f"{_name(str(model))}.onnx")
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise ExportError(f"{path}: {'is a folder' if path.is_dir() else 'its folder does not exist'}; give a file")
     folder = registry.model_folder(model, uri=uri)

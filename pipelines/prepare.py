@@ -82,7 +82,7 @@ def prepare(
             too little free space on its disk.
     """
     root = Path(os.path.abspath(Path(target).expanduser()))
-    if is_prepared(Path(source)):
+    if is_prepared(Path(source).expanduser()):
         raise DataError(f"{source}: is a prepared set already; give the folder of the photographs")
     if not 0 < shard_mb < math.inf:  # NaN too
         raise DataError(f"shard_mb={shard_mb:g}: give the size of a shard in MB, above 0")
@@ -206,6 +206,7 @@ def _write(root: Path, planned: list[_PlannedShard], label_set: str, quiet: bool
     """Write the shards that are missing or damaged; gives all by file, and the number of those written."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = -1  # a large shard may take longer than Ray's half an hour
     context.raise_original_map_exception = True  # Ray would otherwise pass on the text of an error alone
     schema = pa.schema([("file", pa.string()), ("items", pa.list_(pa.struct(list(SCHEMA))))])
     rows = [pa.Table.from_pylist([{"file": shard.file, "items": shard.items}], schema=schema) for shard in planned]

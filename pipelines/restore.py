@@ -131,6 +131,7 @@ def restore(
         raise RestoreError(
             f"--tile={tile}: give a side in pixels, auto, or None for whole images (0 on the command line)"
         )
+    source, target = os.path.expanduser(source), os.path.expanduser(target)
     found, unreadable = _files(source, target, format)
     if not isinstance(model, nn.Module):
         model = registry.open_model(model, uri=uri, device=device, trust=trust)

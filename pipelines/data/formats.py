@@ -42,6 +42,8 @@ _UNCHECKED = 256 * 2**20  # bytes that are decoded without a look at the free me
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_END, _JPEG_END = b"\0\0\0\0IEND\xaeB`\x82", b"\xff\xd9"
+_JPEG_SEQUENTIAL, _JPEG_SCAN = (0xC0, 0xC1), 0xDA
+_JPEG_AHEAD = 32  # bytes
 _PNG_COLOURS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey", 6: "RGB"}
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 _PIL_ERRORS = (
@@ -207,8 +209,33 @@ def decode(data: bytes, header: Header, path: Path, *, chunks: Chunks | None = N
             return _decode_tiff(data, page, header)
     # A global of PIL's that other libraries set; a truncated image would then be read, the rest of it grey.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
+    data = _without_end(data) if header.format == "JPEG" else data
     with pil_image(header.format, io.BytesIO(data), path) as image:
         return np.array(image.convert("RGB" if image.mode == "P" else "L") if image.mode in "P1" else image)
+
+
+def _without_end(data: bytes) -> bytes:
+    """A JPEG with zeros in place of its marker of the end.
+
+    What lacks in front of that marker, libjpeg fills with grey, and PIL drops its warning; so read files whose second
+    half was lost and that a program closed with the marker. Without it PIL says that the file is truncated. The zeros
+    are for libjpeg, which reads a few bytes ahead.
+
+    Files of several scans, as progressive ones are, stay as they are: libjpeg looks for their end before it decodes.
+    """
+    at, channels = 2, 0
+    while at + 10 <= len(data) and data[at] == 0xFF:
+        kind = data[at + 1]
+        if kind == 0xFF:  # before a marker may stand any number of them
+            at += 1
+            continue
+        if kind in _JPEG_SEQUENTIAL:
+            channels = data[at + 9]
+        if kind == _JPEG_SCAN:
+            end = data.find(_JPEG_END, at) if data[at + 4] == channels else -1  # else a scan for each channel
+            return data if end < 0 else data[:end] + bytes(_JPEG_AHEAD)
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return data
 
 
 @contextmanager
@@ -386,7 +413,8 @@ def _decode_tiff(data: bytes, page: tifffile.TiffPage, header: Header) -> NDArra
     if header.colour == "palette":
         if page.colormap is None:
             raise ValueError("has no palette")
-        return np.ascontiguousarray(np.moveaxis((page.colormap >> 8).astype(np.uint8)[:, pixels[..., 0]], 0, -1))
+        colours = page.colormap >> 8 if page.colormap.max() > 255 else page.colormap  # some are stored with 8 bits
+        return np.ascontiguousarray(np.moveaxis(colours.astype(np.uint8)[:, pixels[..., 0]], 0, -1))
     pixels = pixels * np.uint8(255) if header.depth == 1 else pixels
     return pixels[..., 0] if pixels.shape[2] == 1 else pixels
 

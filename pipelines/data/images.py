@@ -133,7 +133,11 @@ def _read(path: Path, kind: Kind) -> Pixels:
     chunks = formats.read_chunks(data, path) if header.format == "PNG" else {}
     if b"tRNS" in chunks and header.colour == "RGB":
         raise ImageError(f"{path}: has a transparent colour (tRNS); {_rgb_remedy('RGB with alpha')}")
-    return formats.decode(data, header, path, chunks=chunks)
+    pixels: Pixels = formats.decode(data, header, path, chunks=chunks)
+    channels = (3,) if kind == "rgb" else ()
+    if pixels.shape != (header.height, header.width, *channels):  # a WebP file's flags may deny its alpha
+        raise formats.damaged(path, f"its header is of {header.mode}, its pixels are {pixels.shape}")
+    return pixels
 
 
 def _check(header: Header, kind: Kind, path: Path) -> None:

@@ -7,9 +7,11 @@ suffix names. Data for training is read more strictly, by `images`.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -18,7 +20,7 @@ from typing import Any, NamedTuple
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin
+from PIL import Image, ImageCms, TiffImagePlugin
 
 from pipelines.data import formats
 from pipelines.data.formats import Chunks, Header, ImageError
@@ -33,6 +35,7 @@ _ORIENTATION = 0x0112
 _EXIF_MAGIC = b"Exif\0\0"
 _KEPT_CHUNKS = (b"gAMA", b"cHRM", b"sRGB", b"cICP")  # what a PNG's numbers mean as colours, apart from a profile
 _TIFF_TEXTS = (270, 271, 272, 305, 306, 315, 33432)  # description, make, model, software, date, artist, copyright
+_TIFF_START = b"II*\0\0\0\0\0"
 _EXIF_FOLDERS = (0x8769, 0x8825)  # Exif and GPS
 _EXIF_SIDES = (0xA002, 0xA003)  # width and height
 _MOST_PROFILE = 2**24  # bytes of a profile that a small chunk may decompress to
@@ -88,7 +91,7 @@ def read_photo(path: Path) -> Photo:
         raise ImageError(f"{path}: is animated; give a still photograph")
     pixels = formats.decode(data, header, path, chunks=chunks)
     orientation, about = _about(data, header, chunks, path)
-    alpha = _transparency(pixels, chunks, header, data, path)
+    alpha = _transparency(pixels, chunks, header, path)
     if alpha is None and pixels.ndim == 3 and pixels.shape[2] in (2, 4) and header.colour != "CMYK":
         pixels, alpha = pixels[..., :-1], pixels[..., -1]
         pixels = pixels[..., 0] if pixels.shape[2] == 1 else pixels
@@ -168,22 +171,31 @@ def _check(header: Header, path: Path) -> None:
         )
 
 
-def _transparency(pixels: NDArray[Any], chunks: Chunks, header: Header, data: bytes, path: Path) -> NDArray[Any] | None:
+def _transparency(pixels: NDArray[Any], chunks: Chunks, header: Header, path: Path) -> NDArray[Any] | None:
     """The alpha of a PNG's chunk tRNS: it names a transparent colour, or the opacity of each colour of a palette."""
     if b"tRNS" not in chunks or header.alpha:
         return None
     stated, most = bytes(chunks[b"tRNS"][0]), np.iinfo(pixels.dtype).max
     if header.colour == "palette":
-        with PngImagePlugin.PngImageFile(io.BytesIO(data)) as image:
-            opacity = np.full(256, 255, np.uint8)
-            opacity[: len(stated)] = np.frombuffer(stated[:256], np.uint8)
-            return opacity[np.asarray(image)]
+        opacity = np.full(256, 255, np.uint8)
+        opacity[: len(stated)] = np.frombuffer(stated[:256], np.uint8)
+        return opacity[_palette_indices(chunks, header, path)]
     key = np.frombuffer(stated, ">u2").astype(np.uint32)
     if len(key) != (1 if header.colour == "grey" else 3):
         raise formats.damaged(path, "its transparent colour is wrong")
     key = key * (255 // (2**header.depth - 1)) if header.depth < 8 else key
     same = pixels == key.astype(pixels.dtype)
     return np.where(same.all(-1) if pixels.ndim == 3 else same, 0, most).astype(pixels.dtype)
+
+
+def _palette_indices(chunks: Chunks, header: Header, path: Path) -> NDArray[np.uint8]:
+    """The pixels of a PNG with a palette as stored: decoded as if they were grey, which is scaled to 8 bits."""
+    start = bytearray(chunks[b"IHDR"][0])
+    start[9] = 0  # grey
+    kept = ((b"IHDR", bytes(start)), (b"IDAT", b"".join(chunks.get(b"IDAT", ()))), (b"IEND", b""))
+    data = formats.PNG_SIGNATURE + b"".join(formats.chunk(*one) for one in kept)
+    grey: NDArray[np.uint8] = formats.decode(data, header._replace(colour="grey"), path, chunks=chunks)
+    return grey // np.uint8(255 // (2**header.depth - 1))
 
 
 def _from_cmyk(pixels: NDArray[Any], about: About, path: Path) -> tuple[NDArray[Any], About]:
@@ -264,18 +276,39 @@ def _about_tiff(data: bytes, path: Path) -> tuple[int, About]:
 
 def _tiff_exif(data: bytes) -> bytes | None:
     """The texts, EXIF and GPS of a TIFF file, without what concerns how its pixels are stored."""
-    stored, kept = Image.Exif(), Image.Exif()
+    found, kept = _exif_tags(data), Image.Exif()
+    for tag, value in found.items():
+        if isinstance(value, dict):
+            kept.get_ifd(tag).update(value)
+        else:
+            kept[tag] = value
+    return kept.tobytes().removeprefix(_EXIF_MAGIC) if found else None
+
+
+def _exif_tags(data: bytes) -> dict[int, Any]:
+    """The texts in a TIFF structure by tag, and its folders EXIF and GPS as dicts; {} if it is damaged."""
+    stored = Image.Exif()
     try:
         stored.load(data)
-        for tag in _TIFF_TEXTS:
-            if tag in stored:
-                kept[tag] = stored[tag]
-        for folder in _EXIF_FOLDERS:
-            if found := stored.get_ifd(folder):
-                kept.get_ifd(folder).update(found)
-        return kept.tobytes() if len(kept) else None
+        texts = {tag: stored[tag] for tag in _TIFF_TEXTS if tag in stored}
+        folders = {folder: stored.get_ifd(folder) for folder in _EXIF_FOLDERS}
     except Exception:  # PIL raises many kinds on damaged tags; the pixels are whole
-        return None
+        return {}
+    writable = {folder: _writable(tags, folder) for folder, tags in folders.items()}
+    return _writable(texts) | {folder: tags for folder, tags in writable.items() if tags}
+
+
+def _writable(tags: Mapping[int, Any], folder: int | None = None) -> dict[int, Any]:
+    """The tags of a folder that PIL can write. It writes a tag as the type it should have; some software writes others,
+    such as a latitude as text, and PIL then raises errors of many kinds."""
+    found = {}
+    for tag, value in tags.items():
+        alone = TiffImagePlugin.ImageFileDirectory_v2(_TIFF_START, group=folder)
+        with contextlib.suppress(Exception):
+            alone[tag] = value
+            alone.tobytes(8)
+            found[tag] = value
+    return found
 
 
 def _density(across: object, down: object, unit: object) -> tuple[float, float] | None:
@@ -299,7 +332,7 @@ def _exif_density(exif: bytes | None) -> tuple[float, float] | None:
         tags = Image.Exif()
         tags.load(exif)
         return _density(tags.get(282), tags.get(283), tags.get(296, 2))
-    except Exception:  # as in `_tiff_exif`
+    except Exception:  # as in `_exif_tags`
         return None
 
 
@@ -316,17 +349,19 @@ def _oriented(exif: bytes | None) -> tuple[int, bytes | None]:
     tags = _entries(raw, order, first)
     orientation = 1
     if (at := tags.get(_ORIENTATION)) is not None:
-        (orientation,) = struct.unpack_from(f"{order}H", raw, at + 8)
-        struct.pack_into(f"{order}H", raw, at + 8, 1)
+        (kind,) = struct.unpack_from(f"{order}H", raw, at + 2)
+        if stored := {3: f"{order}H", 4: f"{order}I"}.get(kind):  # other types are no orientation to others either
+            (orientation,) = struct.unpack_from(stored, raw, at + 8)
+            struct.pack_into(stored, raw, at + 8, 1)
     if (at := tags.get(_EXIF_FOLDERS[0])) is not None and orientation in (5, 6, 7, 8):
         inner = _entries(raw, order, struct.unpack_from(f"{order}I", raw, at + 8)[0])
         sides = [inner[tag] for tag in _EXIF_SIDES if tag in inner]
         if len(sides) == 2:
             one, other = (bytes(raw[at + 2 : at + 12]) for at in sides)  # type, number and value
             raw[sides[0] + 2 : sides[0] + 12], raw[sides[1] + 2 : sides[1] + 12] = other, one
-    after = first + 2 + 12 * len(tags)
-    if tags and after + 4 <= len(raw):
-        raw[after : after + 4] = bytes(4)  # there is no next folder, that of the thumbnail
+    if tags:
+        after = max(tags.values()) + 12
+        raw[after : after + 4] = bytes(len(raw) - after)[:4]  # there is no next folder, that of the thumbnail
     return orientation if 1 <= orientation <= 8 else 1, bytes(raw)
 
 
@@ -375,6 +410,8 @@ def _pil(photo: Photo, name: str) -> bytes:
     else:
         image = image.convert("RGB" if photo.alpha is None else "RGBA")  # WebP has no grey
         options |= {"lossless": True, "exact": True}
+        if about.profile and about.profile[16:20] == b"GRAY":
+            options["icc_profile"] = None  # a profile of grey says nothing about RGB, and readers refuse it
     image.save(buffer, name, **options)
     return buffer.getvalue()
 
@@ -392,7 +429,7 @@ def _tiff(photo: Photo) -> bytes:
         strip = array[top : top + rows].astype(array.dtype.newbyteorder("<"))
         strip[:, 1:] -= array[top : top + rows, :-1]
         strips.append(zlib.compress(strip.tobytes(), 3))
-    tags = TiffImagePlugin.ImageFileDirectory_v2(b"II*\0\0\0\0\0")
+    tags = TiffImagePlugin.ImageFileDirectory_v2(_TIFF_START)
     tags[256], tags[257], tags[258] = width, height, (array.itemsize * 8,) * channels
     tags[259], tags[262], tags[277], tags[278], tags[317] = 8, 2 if channels > 2 else 1, channels, rows, 2
     if photo.alpha is not None:
@@ -401,15 +438,8 @@ def _tiff(photo: Photo) -> bytes:
         tags[282], tags[283], tags[296] = *about.density, 2
     if about.profile:
         tags[34675] = about.profile
-    if about.exif:
-        stored = Image.Exif()
-        stored.load(about.exif)
-        for tag in _TIFF_TEXTS:
-            if tag in stored:
-                tags[tag] = stored[tag]
-        for folder in _EXIF_FOLDERS:
-            if found := stored.get_ifd(folder):
-                tags[folder] = dict(found)
+    for tag, value in _exif_tags(about.exif).items() if about.exif else ():
+        tags[tag] = value
     sizes = [len(strip) for strip in strips]
     tags[273], tags[279] = tuple(accumulate(sizes[:-1], initial=0)), tuple(sizes)  # PIL adds where the strips begin
     return b"II*\0" + struct.pack("<I", 8) + tags.tobytes(8) + b"".join(strips)

@@ -211,8 +211,8 @@ def held_out_line(config: Config, items: pa.Table) -> str | None:
     if not held:
         return None
     return (
-        f"data.root={config.data.root}: has no {TRAIN}/ and {VAL}/, so {held} of its {undivided(items)} photographs "
-        "are held out of training and used for evaluation"
+        f"data.root={config.data.root}: has no {TRAIN}/ and {VAL}/, so {held} of its {undivided(items)} "
+        f"{_things(items)} are held out of training and used for evaluation"
     )
 
 
@@ -222,9 +222,14 @@ def evaluated_part_line(config: Config, items: pa.Table) -> str | None:
     if count is None:
         return None
     return (
-        f"data.root={config.data.root}: has no {TRAIN}/ and {VAL}/, so {items.num_rows} of its {count} photographs are "
-        "evaluated, those that a training there holds out; data.val_split= (empty) takes all"
+        f"data.root={config.data.root}: has no {TRAIN}/ and {VAL}/, so {items.num_rows} of its {count} "
+        f"{_things(items)} are evaluated, those that a training there holds out; data.val_split= (empty) takes all"
     )
+
+
+def _things(items: pa.Table) -> str:
+    """What is counted: several noisy photographs of a clean one are several pairs."""
+    return "photographs" if items["noisy"].null_count == items.num_rows else "pairs"
 
 
 def _held_out(items: pa.Table) -> int:

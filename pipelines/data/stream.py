@@ -66,7 +66,10 @@ def stream(config: Config, items: pa.Table, first_step: int = 0, *, workers: int
     # by two.
     private.let_blocks_wait(context, plan.steps_per_task(config) * (workers or config.train.workers[1]))
     private.pause_when_idle(context)
-    context.execution_no_progress_timeout_s = 300
+    # Off, because any limit would end healthy runs: Ray takes it for a hang that no block has moved for so long, and
+    # does not ask who is slow. None moves either while the workers take no row, as in a long validation, or while tasks
+    # wait for CPUs that another job has. A worker that waits for long says so (`training.loop.batches`).
+    context.execution_no_progress_timeout_s = -1
     context.raise_original_map_exception = True  # Ray would otherwise pass on the text of an error alone
     # Elastic workers take every CPU, and a task that reserves one would wait for ever. So tasks reserve none, and
     # train.data_cpus limits how many run at once.

@@ -231,6 +231,16 @@ def shortage(config: Config) -> str:
     return f"waiting for {count} with {listed(each, ' and ')} each; Ray has {listed(now, ' and ')} free"
 
 
+def ingest_shortage(config: Config) -> str:
+    """Why the crops that a run's workers wait for may not come. Ray is up."""
+    import ray
+
+    if config.train.elastic:  # these tasks reserve no CPU
+        return "the tasks that cut them are slow"
+    free = ray.available_resources().get("CPU", 0)
+    return f"the tasks that cut them are slow, or wait for a CPU: Ray has {free:g} free"
+
+
 def oversubscribed(config: Config) -> str | None:
     """A warning if the CPU workers of a node have more threads than it has cores, which slows them all down."""
     if config.train.use_gpu:

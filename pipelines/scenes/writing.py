@@ -41,7 +41,7 @@ def write_scenes(
     check_size(seed, height, width)
     if min(train, val) < 1 or max(train, val) > _SPLIT:
         raise SceneError(f"scenes: train={train}, val={val}; give numbers from 1 to {_SPLIT}")
-    root = Path(root)
+    root = Path(root).expanduser()
     wanted = {"generator": VERSION, "seed": seed, "train": train, "val": val, "height": height, "width": width}
     names = list(_files(train, val, seed))
     if _complete(root, wanted, names):

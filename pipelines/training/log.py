@@ -15,7 +15,7 @@ from torch import Tensor
 from d2sm.distributed import gather_rows
 from pipelines.sections import Loss
 from pipelines.training.finite import check
-from pipelines.training.messages import Message, Progress, Skipped, Started
+from pipelines.training.messages import DataMissing, Message, Progress, Skipped, Started
 
 RECENT = 100  # log entries that a checkpoint carries: far more than can be on their way to the driver
 _DATA_WAIT = "data_wait"
@@ -84,6 +84,10 @@ class Log:
         """Tell the driver which images could not be read: [name, reason] pairs."""
         if files:
             self._send(Skipped({name: reason for name, reason in files}))
+
+    def data_missing(self, seconds: float) -> None:
+        """Tell the driver that this rank has waited for a row of the stream for so long."""
+        self._send(DataMissing(seconds))
 
     def state(self, by_rank: Mapping[str, Tensor]) -> dict[str, Any]:
         """The log in a checkpoint (log.json): with it, a resumed run logs what an uninterrupted one would.

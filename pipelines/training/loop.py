@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from itertools import chain
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import ray
@@ -30,6 +30,7 @@ from pipelines.training.validation import Validation
 
 # Not retryable: restarting from the same checkpoint would hit them again; another OSError may be transient.
 _NOT_RETRYABLE = (TrainingError, ConfigError, files.DiskFullError)
+_DATA_PATIENCE = 60.0  # seconds
 
 
 def train_loop(task: WorkerTask) -> None:
@@ -121,14 +122,37 @@ def begin_stream() -> Future[Iterator[Any]]:
     return begun
 
 
-def batches(begun: Future[Iterator[Any]], log: Log) -> Iterator[stream.WorkerBatch]:
-    """This rank's rows of the stream, one a step; adds the time waited for them to the log."""
-    while True:
-        asked = time.monotonic()
-        batch = next(begun.result(), None)
-        if batch is None:
-            return
-        log.waited += time.monotonic() - asked
-        row = {name: column[0] for name, column in batch.items()}
-        log.skipped(stream.skipped_files(row.pop("skipped")))
-        yield stream.trim(row)
+def batches(
+    begun: Future[Iterator[Any]], log: Log, *, patience: float = _DATA_PATIENCE
+) -> Iterator[stream.WorkerBatch]:
+    """This rank's rows of the stream, one a step; adds the time waited for them to the log.
+
+    Args:
+        patience: seconds of waiting for a row after which the driver is told. Nothing ends the wait (see
+            `stream.stream`): CPUs may become free, and storage answer.
+    """
+    asked: float | None = None  # when the row that is waited for was asked for; None while a step runs
+    ended = Event()
+
+    def watch() -> None:
+        told = None
+        while not ended.wait(patience / 10):
+            since = asked
+            if since is not None and since != told and time.monotonic() - since >= patience:
+                told = since
+                log.data_missing(patience)
+
+    Thread(target=watch, name="data wait", daemon=True).start()
+    try:
+        while True:
+            asked = time.monotonic()
+            batch = next(begun.result(), None)
+            if batch is None:
+                return
+            log.waited += time.monotonic() - asked
+            asked = None
+            row = {name: column[0] for name, column in batch.items()}
+            log.skipped(stream.skipped_files(row.pop("skipped")))
+            yield stream.trim(row)
+    finally:
+        ended.set()

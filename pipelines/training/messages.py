@@ -105,6 +105,13 @@ class Skipped:
 
 
 @dataclass(frozen=True)
+class DataMissing:
+    """A worker has waited for its crops of a step for so many seconds, and goes on waiting."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
 class WorkersLost:
     """Ray found that these workers died."""
 
@@ -120,7 +127,7 @@ class RunProgress:
     loss: float
 
 
-Message = Started | Progress | Validated | Skipped | WorkersLost | RunProgress
+Message = Started | Progress | Validated | Skipped | DataMissing | WorkersLost | RunProgress
 
 
 @ray.remote(num_cpus=0)

@@ -16,7 +16,7 @@ from pipelines.runs.folder import RunFolder
 from pipelines.runtime import files, resources, session
 from pipelines.runtime.progress import Line
 from pipelines.sections import Data
-from pipelines.training.messages import Progress, Skipped, Started, Validated, WorkersLost
+from pipelines.training.messages import DataMissing, Progress, Skipped, Started, Validated, WorkersLost
 from pipelines.training.monitors import DataWaitMonitor, RestartMonitor
 
 Watch = Callable[[int, Mapping[str, float]], None]
@@ -43,7 +43,7 @@ class Recorder:
         self.metrics: dict[str, float] = {}
         self.validated = 0  # the step of the newest validation
         self.shown_numbers: dict[str, float] = {}  # behind the progress line
-        self.disk_was_full = False
+        self.disk_was_full = self.data_is_missing = False
         self.data_wait, self.restarts = DataWaitMonitor(data_remedy(config)), RestartMonitor()
         self.skipped_file = folder.skipped_file
         self.skipped: dict[str, str] = {}
@@ -51,15 +51,18 @@ class Recorder:
             remedy = "remove the file, which is written anew"
             self.skipped = parsing.read_json(self.skipped_file, dict[str, str], remedy=remedy)
 
-    def __call__(self, message: Started | Progress | Validated | Skipped | WorkersLost) -> None:
+    def __call__(self, message: Started | Progress | Validated | Skipped | DataMissing | WorkersLost) -> None:
         """Record a message."""
         match message:
             case Started(step, workers):
                 self.line.interrupted()
+                self.data_is_missing = False
                 self.data_wait.started()
                 self._say(self.restarts.started(step, workers))
             case WorkersLost(ranks):
                 self._say(self.restarts.lost(ranks))
+            case DataMissing(seconds):
+                self._record_data_missing(seconds)
             case Skipped(reasons):
                 self._record_skipped(reasons)
             case Progress(step, metrics):
@@ -84,6 +87,7 @@ class Recorder:
 
     def _record_progress(self, step: int, metrics: dict[str, float]) -> None:
         self.run.log(step, metrics)
+        self.data_is_missing = False
         if step <= self.shown:  # restarted workers repeat steps
             return
         self.shown, self.metrics = step, metrics
@@ -111,6 +115,15 @@ class Recorder:
         if best is not None:
             self.shown_numbers["best"] = best
         self.line.to(max(step, self.shown), self.shown_numbers)
+
+    def _record_data_missing(self, seconds: float) -> None:
+        if self.data_is_missing:  # another worker has said so
+            return
+        self.data_is_missing = True
+        text = f"no crops have come for {seconds:.0f} s"
+        with contextlib.suppress(ray.exceptions.RayError):  # as in `poll`
+            text = f"{text}; {resources.ingest_shortage(self.config)}"
+        self._say(text)
 
     def _record_skipped(self, reasons: dict[str, str]) -> None:
         new = {file: reason for file, reason in reasons.items() if file not in self.skipped}

@@ -30,13 +30,15 @@ def test_a_run_becomes_a_file(
     assert found.custom_metadata_map["d2sm.backbone"] == "ffdnet width=4 depth=3"
 
 
-def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     run = str(write_run(tmp_path / "first", Config()))
     cases = {
         (str(tmp_path / "none"), "x.onnx"): "model=",
         (run, str(tmp_path)): f"{tmp_path}: is a folder",
         (run, str(tmp_path / "no/x.onnx")): "its folder does not exist",
     }
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cases[run, "~/no/x.onnx"] = f"{tmp_path}/no/x.onnx: its folder does not exist"
     for words, why in cases.items():
         assert main(["export", *words]) == 2
         (line,) = [

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ray.data import DataContext
 
 from pipelines.config import Config, ConfigError
 from pipelines.data import index, plan, shards, stream
@@ -36,6 +37,15 @@ from tests.helpers.crops import begun, reference, same, side_by_side
 from tests.helpers.equality import same_run
 
 TWO = 0.16  # MB: two of the scenes a shard
+
+
+def test_a_source_that_is_prepared_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / STARTED).write_text("{}")
+    for source in (tmp_path / "set", "~/set"):
+        with pytest.raises(DataError, match=f"{source}: is a prepared set already"):
+            prepare(source, tmp_path / "new")
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +76,11 @@ def test_the_manifest_says_what_there_is(made: Prepared, scenes_root: Path) -> N
         assert (made.root / shard.file).stat().st_size == shard.bytes
     assert not (made.root / STARTED).exists()
     assert not list(made.root.rglob("*.partial"))
+
+
+def test_a_shard_may_take_any_time(made: Prepared) -> None:
+    """Ray's guard against hangs, with half an hour by default, is off."""
+    assert DataContext.get_current().execution_no_progress_timeout_s == -1
 
 
 NAMES = st.text(st.characters(exclude_categories=["C", "Z"], exclude_characters="./"), min_size=1)

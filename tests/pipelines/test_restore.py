@@ -314,6 +314,14 @@ def test_paths_that_are_empty_or_end_in_a_slash(model: nn.Module, photos: Path, 
     refused("a.png: is a folder", model, photos, tmp_path / "full", sigma=25)
 
 
+def test_a_tilde_is_the_home(model: nn.Module, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(photos)
+    assert restore("~/photos/a.png", "~/out/", model=model, sigma=25) == [tmp_path / "out" / "a.png"]
+    assert len(restore("~/photos", Path("~/all"), model=model, sigma=25, quiet=True)) == 3
+    assert (tmp_path / "all" / "more" / "c.png").exists() and not (photos / "~").exists()
+
+
 def test_a_full_disk_is_one_line_and_leaves_whole_files(model: nn.Module, photos: Path, tmp_path: Path) -> None:
     last = photos / "more" / "c.JPG"
     write_png(last, np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8))
@@ -368,6 +376,14 @@ def test_noise_for_a_trial(model: nn.Module, photos: Path, tmp_path: Path) -> No
         (written,) = restore(photos / "a.png", tmp_path / "trial.png", model=model, add=50, clip=clip)
         noisy = degrade(clean, level=torch.tensor([50.0]), seeds=[seed_of("a")])
         np.testing.assert_array_equal(read_rgb(written), pixels(inference.restore(model, noisy, 50)))
+
+
+def test_noise_for_a_file_whose_name_is_not_utf_8(model: nn.Module, photos: Path, tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    (photos / "a.png").rename(photos / f"{name}.png")
+    written = restore(photos, tmp_path / "out", model=model, add=50, clip=False, quiet=True)
+    assert tmp_path / "out" / f"{name}.png" in written and len(written) == 3
+    assert seed_of(name) != seed_of("caf\xe8") and seed_of("café") == seed_of(os.fsdecode("café".encode()))
 
 
 def street(kind: str) -> Photo:

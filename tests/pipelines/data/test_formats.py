@@ -106,6 +106,13 @@ def test_tiff_with_white_as_zero_and_with_jpeg(tmp_path: Path) -> None:
     np.testing.assert_array_equal(decoded(path)[1], pixels)
 
 
+@pytest.mark.parametrize("scale", [1, 257])
+def test_the_palette_of_a_tiff_is_of_16_bits_or_of_8(tmp_path: Path, scale: int) -> None:
+    colours = np.random.default_rng(0).integers(0, 256, (3, 256)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", PIXELS[..., 0], photometric="palette", colormap=colours * np.uint16(scale))
+    np.testing.assert_array_equal(decoded(tmp_path / "a.tif")[1], colours.T[PIXELS[..., 0]])
+
+
 def test_tiff_with_white_as_zero_keeps_its_alpha(tmp_path: Path) -> None:
     pixels = PIXELS[..., :2]
     path = put(tmp_path, tiff_of(pixels.tobytes(), 37, 53, t262=0, t277=2, t338=2), "a.tif")

@@ -106,6 +106,36 @@ def test_truncated_jpeg_is_refused(tmp_path: Path, cut: int, monkeypatch: pytest
     assert "is truncated" in refusal(size_of, path)
 
 
+@pytest.mark.parametrize("part", [0.3, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("options", [{}, {"restart_marker_rows": 1}, {"subsampling": 0, "quality": 100}])
+def test_a_truncated_jpeg_that_was_given_an_end_is_refused(
+    tmp_path: Path, part: float, options: dict[str, int]
+) -> None:
+    """As some programs leave what they have loaded of a file; Pillow reads the rest of it as grey."""
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (97, 83, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(buffer, "JPEG", **options)
+    data = buffer.getvalue()
+    path = put(tmp_path, data[: int(part * len(data))] + b"\xff\xd9", "a.jpg")
+    assert np.asarray(Image.open(path)).shape == pixels.shape
+    assert "is truncated" in refusal(read_rgb, path)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 1}, {"optimize": True}])
+@pytest.mark.parametrize("size", [(1, 1), (3, 17), (97, 83), (700, 900)])
+def test_whole_jpegs_are_read_as_pillow_reads_them(
+    tmp_path: Path, size: tuple[int, int], options: dict[str, bool]
+) -> None:
+    """Also with the bytes of the end in their EXIF, and with another file behind them, as some cameras append one."""
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(buffer, "JPEG", exif=b"Exif\0\0II*\0\xff\xd9", **options)
+    for more in (b"", b"another", buffer.getvalue()):
+        path = put(tmp_path, buffer.getvalue() + more, "a.jpg")
+        np.testing.assert_array_equal(read_rgb(path), np.asarray(Image.open(path)))
+        assert size_of(path) == size
+
+
 @pytest.mark.parametrize(
     "at",
     [
@@ -296,3 +326,14 @@ def test_failed_write_leaves_the_former_file(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(OSError, match="no space left on its disk"):
         write_png(path, 255 - PIXELS)
     assert np.array_equal(read_rgb(path), PIXELS) and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_webp_that_denies_its_alpha_is_refused(tmp_path: Path) -> None:
+    """Its flags say RGB, but the decoder gives what the file holds."""
+    pixels, exif = np.random.default_rng(0).integers(0, 256, (9, 12, 4), dtype=np.uint8), Image.Exif()
+    exif[271] = "Maker"
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "WEBP", lossless=True, exif=exif)
+    data = bytearray(buffer.getvalue())
+    data[20] &= ~16
+    assert "its header is of 8-bit RGB, its pixels are (9, 12, 4)" in refusal(read_rgb, put(tmp_path, bytes(data)))

@@ -13,6 +13,8 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from pipelines.config import Config
+from pipelines.data import splits
 from pipelines.data.held_out import held_out
 from pipelines.data.images import read_labels, write_png
 from pipelines.data.index import SCHEMA, TRAIN_IDS, DataError, fingerprint, index, layout_of, skipped_images, undivided
@@ -369,6 +371,10 @@ def test_all_pairs_of_a_photograph_are_held_out_together(tmp_path: Path) -> None
         several = index(tmp_path / "several", split, layout="pairs")
         assert len(single) == count and several.num_rows == 3 * count
         assert names(several) == sorted(f"{name}/{shot}" for name in single for shot in range(3))
+    config = Config().replace({"data.root": str(tmp_path / "several"), "data.layout": "pairs", "model.name": "cbdnet"})
+    train, val = (index(tmp_path / "several", split, layout="pairs") for split in ("train", "val"))
+    assert "6 of its 60 pairs are held out" in str(splits.held_out_line(config, train))
+    assert "6 of its 60 pairs are evaluated" in str(splits.evaluated_part_line(config, val))
 
 
 def test_pairs_with_one_side_missing_or_empty(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -234,3 +235,91 @@ def test_damaged_metadata_are_left_out_and_the_pixels_kept(tmp_path: Path) -> No
     buffer = io.BytesIO((tmp_path / "out.png").read_bytes())
     with Image.open(buffer) as image:
         np.testing.assert_array_equal(np.asarray(image), SMOOTH)
+
+
+def with_exif(folder: Path, exif: bytes, pixels: np.ndarray = SMOOTH) -> Path:
+    """A JPEG file with a TIFF structure as its EXIF."""
+    Image.fromarray(pixels).save(folder / "a.jpg", exif=b"Exif\0\0" + exif)
+    return folder / "a.jpg"
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".webp"])
+def test_exif_of_a_tiff_is_written_as_a_bare_structure(tmp_path: Path, suffix: str) -> None:
+    """Its header once, where Pillow would read any number of them."""
+    found = Image.Exif()
+    found[271] = "Maker"
+    Image.fromarray(SMOOTH).save(tmp_path / "a.tif", exif=found.tobytes())
+    write_photo(tmp_path / f"out{suffix}", read_photo(tmp_path / "a.tif"))
+    assert read_photo(tmp_path / f"out{suffix}").about.exif is not None
+    data = (tmp_path / f"out{suffix}").read_bytes()
+    assert data.count(b"Exif\0\0") == (suffix == ".jpg")
+    assert suffix != ".png" or data[data.index(b"eXIf") + 4 :][:4] in (b"II*\0", b"MM\0*")
+
+
+@pytest.mark.parametrize("folder, tag, value", [(EXIF, 0x9003, "2020:01:01 00:00:00"), (GPS, 1, "N")])
+def test_exif_of_a_tiff_stays_without_any_text(tmp_path: Path, folder: int, tag: int, value: str) -> None:
+    stored = Image.Exif()
+    stored.get_ifd(folder)[tag] = value
+    Image.fromarray(SMOOTH).save(tmp_path / "a.tif", exif=stored.tobytes())
+    write_photo(tmp_path / "out.tif", read_photo(tmp_path / "a.tif"))
+    for name in ("a.tif", "out.tif"):
+        exif = read_photo(tmp_path / name).about.exif
+        assert exif is not None
+        found = Image.Exif()
+        found.load(exif)
+        assert found.get_ifd(folder) == {tag: value}
+
+
+def test_values_of_another_type_are_left_out_of_a_tiff_and_the_others_stay(tmp_path: Path) -> None:
+    """A latitude as text and a date as a fraction, as sloppy software writes them; Pillow writes neither."""
+    texts = [(271, 2, b"Nu\0\0"), (306, 5, struct.pack("<I", 62)), (GPS, 4, struct.pack("<I", 70))]
+    raw = b"II*\0" + struct.pack("<IH", 8, 3)
+    for tag, kind, value in texts:
+        raw += struct.pack("<HHI", tag, kind, 3 if kind == 2 else 1) + value
+    raw = raw.ljust(62, b"\0") + struct.pack("<II", 1, 2)
+    raw += struct.pack("<H", 2) + struct.pack("<HHI4s", 1, 2, 2, b"N") + struct.pack("<HHI4s", 2, 2, 4, b"51N\0")
+    write_photo(tmp_path / "out.tif", read_photo(with_exif(tmp_path, raw + bytes(4))))
+    with Image.open(tmp_path / "out.tif") as image:
+        found = image.getexif()
+        assert found[271] == "Nu" and 306 not in found and found.get_ifd(GPS) == {1: "N"}
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("kind", [3, 4])
+def test_orientation_of_either_type(tmp_path: Path, order: str, kind: int) -> None:
+    value = struct.pack(f"{order}I", 6) if kind == 4 else struct.pack(f"{order}HH", 6, 0)
+    start = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}I", 8)
+    path = with_exif(tmp_path, start + struct.pack(f"{order}HHHI4s", 1, 0x112, kind, 1, value) + bytes(4))
+    photo = read_photo(path)
+    assert photo.pixels.shape == (SMOOTH.shape[1], SMOOTH.shape[0], 3) and photo.about.exif is not None
+    found = Image.Exif()
+    found.load(photo.about.exif)
+    assert found[0x112] == 1
+
+
+def test_a_tag_that_stands_twice_moves_nothing(tmp_path: Path) -> None:
+    tags = [(271, b"ab\0\0"), (271, b"ab\0\0"), (33432, b"cc\0\0")]
+    raw = b"II*\0" + struct.pack("<IH", 8, 3)
+    raw += b"".join(struct.pack("<HHI4s", tag, 2, 3, text) for tag, text in tags) + struct.pack("<I", 8)
+    assert read_photo(with_exif(tmp_path, raw)).about.exif == raw[:-4] + bytes(4)  # without the next folder
+
+
+@pytest.mark.parametrize("colours", [2, 4, 16, 200])
+def test_a_palette_s_opacities_beside_a_long_text(tmp_path: Path, colours: int) -> None:
+    """More text than Pillow unpacks, which would end the reading with an error of its own."""
+    image = Image.fromarray(SMOOTH).quantize(colours)
+    image.save(tmp_path / "few.png", transparency=bytes(range(colours)))
+    data = (tmp_path / "few.png").read_bytes()
+    at = data.index(b"IDAT") - 4
+    path = put(tmp_path, data[:at] + chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(2**21))) + data[at:])
+    found = read_photo(path)
+    assert found.alpha is not None
+    np.testing.assert_array_equal(found.alpha, np.asarray(image))
+
+
+def test_a_grey_profile_is_not_given_to_webp_which_has_no_grey(tmp_path: Path) -> None:
+    grey = SRGB[:16] + b"GRAY" + SRGB[20:]
+    for suffix, kept in ((".png", True), (".webp", False)):
+        write_photo(tmp_path / f"a{suffix}", Photo(SMOOTH[..., 0].copy(), None, About(grey)))
+        with Image.open(tmp_path / f"a{suffix}") as image:
+            assert image.mode == ("L" if kept else "RGB") and ("icc_profile" in image.info) is kept

@@ -8,6 +8,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from ray.data._internal.execution.no_progress_guard import NoProgressGuard
+from ray.data.exceptions import ExecutionTimeoutError
 
 from pipelines.config import Config
 from pipelines.data import images, index, plan, splits, stream
@@ -59,6 +62,19 @@ def test_the_workers_get_the_crops_of_the_plan(
         same(found, expected[first:])
     same(of_other, reference(other, items)[2:])
     same(of_chain, reference(chain, items)[2:])
+
+
+def test_a_stream_waits_for_workers_that_are_busy(
+    ray_session: None, scenes_root: Path, items: pa.Table, tmp_path: Path
+) -> None:
+    """A day of validation, by the clock of Ray's own guard against hangs: no block moves as long as no row is taken."""
+    limit = stream.stream(tiny_config(scenes_root, tmp_path), items).context.execution_no_progress_timeout_s
+    for seconds, ends in ((limit, False), (1800, True)):
+        now = [0.0]
+        guard = NoProgressGuard({}, seconds, clock=lambda now=now: now[0])
+        now[0] = 86_400.0
+        with pytest.raises(ExecutionTimeoutError) if ends else nullcontext():
+            guard.check()
 
 
 @given(batch=st.integers(1, 300), workers=st.integers(1, 64))

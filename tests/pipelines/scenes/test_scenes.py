@@ -142,6 +142,13 @@ def test_a_lost_picture_is_written_anew(tmp_path: Path) -> None:
     assert _digests(scenes.write_scenes(root, **SMALL)) == before
 
 
+def test_a_tilde_is_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert scenes.write_scenes("~/set", train=1, val=1, height=64, width=128) == tmp_path / "set"
+    assert (tmp_path / "set").is_dir() and not (tmp_path / "~").exists()
+
+
 def test_other_files_are_never_overwritten(tmp_path: Path) -> None:
     real = tmp_path / "leftImg8bit" / "train" / "aachen"
     real.mkdir(parents=True)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from pipelines.config import Config
 from pipelines.training.finite import TrainingError
 from pipelines.training.log import RECENT, Log
-from pipelines.training.messages import Message, Progress, Skipped, Started
+from pipelines.training.loop import batches
+from pipelines.training.messages import DataMissing, Message, Progress, Skipped, Started
 
 CPU = torch.device("cpu")
 
@@ -43,6 +48,25 @@ def test_an_entry_holds_the_means_since_the_one_before() -> None:
     log.skipped([])
     log.flush(3, lr=0.5)  # nothing since
     assert len(sent) == 4
+
+
+def test_a_wait_for_data_is_told_once_and_goes_on() -> None:
+    """Each wait: for the first row, and for a later one; none where rows come at once."""
+    log, sent = log_and_sent(rank=1)
+    told, begun = threading.Event(), Future[Iterator[Any]]()
+    log.messages.send.remote = lambda message: (sent.append(message), told.set())
+    row = {"step": np.array([0]), "count": np.array([1]), "sigma": np.array([[25.0]]), "skipped": np.array(["[]"])}
+
+    def rows() -> Iterator[dict[str, Any]]:
+        yield row
+        yield row
+        told.clear()
+        assert told.wait(60)
+        yield row
+
+    threading.Thread(target=lambda: told.wait(60) and begun.set_result(rows()), daemon=True).start()
+    assert len(list(batches(begun, log, patience=0.4))) == 3
+    assert sent == [DataMissing(0.4)] * 2 and log.waited >= 0.8
 
 
 def test_only_rank_0_sends_entries() -> None:

@@ -13,6 +13,7 @@ import ray
 from pipelines.config import Config
 from pipelines.runs.folder import RunFolder
 from pipelines.training.messages import (
+    DataMissing,
     Message,
     MessageQueue,
     Progress,
@@ -26,7 +27,7 @@ from pipelines.training.messages import (
 
 MESSAGES: list[Message] = [
     Started(0, 2), Skipped({"a": "a.png: is truncated"}), Progress(2, {"loss": 0.5}), WorkersLost((0, 1)),
-    RunProgress("row", 2, 0.5),
+    RunProgress("row", 2, 0.5), DataMissing(60.0),
 ]  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,8 +11,24 @@ import pytest
 from pipelines.runs.folder import RunFolder
 from pipelines.runtime import session
 from pipelines.runtime.progress import Line
+from pipelines.training.messages import DataMissing, Progress, Started
 from pipelines.training.record import Recorder
 from tests.helpers.checkpoints import CONFIG
+
+
+def test_that_no_data_come_is_said_once_until_some_do(
+    ray_session: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By all workers together."""
+    no_run: Any = SimpleNamespace(log=lambda step, metrics: None)
+    recorder = Recorder(CONFIG, no_run, Line("first", 1, quiet=True), RunFolder(tmp_path), start=0, watch=None)
+    said = []
+    missing, entry = DataMissing(60.0), {"loss": 1.0, "data_wait": 0.0, "steps_per_second": 1.0}
+    for message in (Started(0, 2), missing, missing, Progress(1, entry), missing, Started(1, 2), missing):
+        recorder(message)
+        line = capsys.readouterr().err
+        said.append("first: no crops have come for 60 s; the tasks that cut them are slow, or wait for a CPU" in line)
+    assert said == [False, True, False, False, True, False, True]
 
 
 def test_a_full_disk_under_ray_is_said_once_until_there_is_space_again(
