@@ -20,7 +20,7 @@ from pipelines.recipes import recipes
 from pipelines.runs import checkpoint, storage
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.results import Results, metric_name
-from pipelines.runs.trust import is_made_here
+from pipelines.runs.trust import check_config, is_made_here
 from pipelines.tracking import location
 
 _ACRONYMS = ("l1", "ssim", "lpips", "d2sm", "kl", "jsd", "gan")
@@ -37,7 +37,7 @@ class FinishedRun:
     Attributes:
         commit: of the code that wrote the checkpoint; ends in "+" where the working tree had changes; "" without git.
         page: path of the run's page, behind the address of an MLflow server.
-        trusted: whether a segmenter that its configuration names as module:callable may be imported.
+        trusted: whether code that its configuration names may be imported, and its server be sent MLflow's password.
         init: what it started from, with the fingerprint of the weights; "": random weights.
     """
 
@@ -199,6 +199,17 @@ def read_rows(folders: Sequence[str | Path], *, trust: bool = False) -> list[Row
         row.append(run)
         check_same_start(row[0], run, "compare them one by one")
     return [Row(name, tuple(sorted(row, key=lambda run: run.seed))) for name, row in found.items()]
+
+
+def check_trusted(rows: Sequence[Row]) -> None:
+    """Make sure that no run of a comparison has code imported, or a server sent a password, on its own word.
+
+    Raises:
+        TrustError: one does, and neither was it trained here by this user nor does the user trust it. One line.
+    """
+    for row in rows:
+        for run in row.runs:
+            check_config(run.config, run.folder, given=None, trust=run.trusted)
 
 
 def changed_keys(config: Config) -> dict[str, Any]:

@@ -11,8 +11,7 @@ from pipelines import tracking
 from pipelines.comparison import fronts
 from pipelines.comparison.figures import crops, curves, front, tsne
 from pipelines.comparison.mlflow_run import log_run
-from pipelines.comparison.rows import read_rows
-from pipelines.runs.trust import check_config
+from pipelines.comparison.rows import check_trusted, read_rows
 from pipelines.runtime.files import ready_folder
 from pipelines.tracking import store
 
@@ -51,9 +50,8 @@ def draw_figures(
         RunsError, TrackingError, DataError, SegmenterError, CheckpointError, TrustError, OSError: one line each.
     """
     rows = read_rows(folders, trust=trust)
-    first = rows[0].runs[0]
-    check_config(first.config, first.folder, given=None, trust=first.trusted)
-    uri = first.uri
+    check_trusted(rows)
+    uri = rows[0].runs[0].uri
     client = store.prepare(uri)  # before the work: it fails when the store cannot be reached
     out = ready_folder(out.expanduser(), asked_by=f"--out {out}")  # before the work, too
     files: list[Path] = []
