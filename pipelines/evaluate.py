@@ -7,8 +7,8 @@ does it. `check` finds out before a training whether the evaluation after it can
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ from pipelines.runs.results import (
     ImageScore,
     Judge,
     Results,
+    Score,
     convention,
     in_order,
     level_title,
@@ -336,8 +337,7 @@ def _summary(config: Config, found: Sequence[Measurement], subject: Subject) -> 
     found = sorted(found, key=lambda one: (one["name"], one["kind"], one["level"]))
     levels = list(dict.fromkeys(one["level"] for one in found if one["kind"] == "restored"))
     levels = in_order(levels, config.level_names)
-    segmented, known_labels = bool(subject.segmenter), label_sets.of(config)
-    classes = known_labels.classes
+    segmented, classes = bool(subject.segmenter), label_sets.of(config).classes
 
     def row(name: str, of_it: Sequence[Measurement]) -> ImageRow:
         scores: dict[str, dict[str, ImageScore]] = {"clean": {}, "noisy": {}, "restored": {}}
@@ -347,21 +347,42 @@ def _summary(config: Config, found: Sequence[Measurement], subject: Subject) -> 
         return ImageRow(name, noisy, restored, scores["clean"][""])
 
     rows = tuple(row(name, list(of_it)) for name, of_it in itertools.groupby(found, key=lambda one: one["name"]))
-    measured = subject.items.filter(pa.array([name not in damaged for name in subject.items["name"].to_pylist()]))
-    return Results(
+    return replace(
+        without_numbers(config, subject, damaged=damaged),
         images=len(rows),
-        split=config.data.val_split,
-        data=index.fingerprint(measured) if damaged else subject.data,
-        segmenter=subject.segmenter,
-        convention=convention(config.levels, pairs=config.data.layout == "pairs"),
         noisy={level: score(found, "noisy", level, segmented=segmented, classes=classes) for level in levels},
         restored={level: score(found, "restored", level, segmented=segmented, classes=classes) for level in levels},
         clean=score(found, "clean", "", segmented=segmented, classes=classes),
-        weights=subject.weights,
         skipped={**subject.skipped, **damaged},
         rows=rows,
+    )
+
+
+def without_numbers(config: Config, subject: Subject, *, damaged: Collection[str] = ()) -> Results:
+    """The results that an evaluation will give, without numbers: what it measures, and how.
+
+    Args:
+        config: of the evaluation.
+        subject: what `check` gave for it.
+        damaged: names of images that cannot be read, which is not known before (data.bad_images=skip).
+    """
+    names = subject.items["name"].to_pylist()
+    measured = subject.items.filter(pa.array([name not in damaged for name in names], pa.bool_()))
+    nothing = Score(None, None, None, {})
+    levels = in_order(config.level_names, config.level_names)
+    return Results(
+        images=measured.num_rows,
+        split=config.data.val_split,
+        data=subject.data if measured.num_rows == len(names) else index.fingerprint(measured),
+        segmenter=subject.segmenter,
+        convention=convention(config.levels, pairs=config.data.layout == "pairs"),
+        noisy=dict.fromkeys(levels, nothing),
+        restored=dict.fromkeys(levels, nothing),
+        clean=nothing,
+        weights=subject.weights,
+        skipped=subject.skipped,
         judges=subject.judges,
         lpips=config.evaluate.lpips or "",
-        labels=known_labels.shown if segmented else label_sets.CITYSCAPES,
+        labels=label_sets.of(config).shown if subject.segmenter else label_sets.CITYSCAPES,
         lpips_weights=subject.lpips_weights,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +12,10 @@ import ray
 
 from pipelines import experiment, tracking
 from pipelines.check import NotReady, check, refuse
-from pipelines.comparison.rows import FinishedRun, RunsError, read_run
+from pipelines.comparison.rows import FinishedRun, RunsError, check_measured_alike, read_run
 from pipelines.config import Config, ConfigError
 from pipelines.data import plan, splits
+from pipelines.evaluate import Subject, without_numbers
 from pipelines.runs import checkpoint
 from pipelines.runs.folder import RunFolder
 from pipelines.runtime import session
@@ -56,10 +57,19 @@ def refuse_names(changes: Mapping[str, Any], what: str) -> None:
 
 @dataclass(frozen=True)
 class Training:
-    """What is known of a run before it starts: its number of steps, and the fingerprint of its training images."""
+    """What is known of a run before it starts.
 
+    Attributes:
+        config: with what was settled by itself (`splits.settled`).
+        steps: of its training.
+        fingerprint: of its training images.
+        subject: of its evaluation.
+    """
+
+    config: Config
     steps: int
     fingerprint: str
+    subject: Subject
 
 
 def check_all(settings: Mapping[str, Config]) -> dict[str, Training]:
@@ -77,7 +87,9 @@ def check_all(settings: Mapping[str, Config]) -> dict[str, Training]:
     for name, config in settings.items():
         try:
             ready = check(config, given=splits.SETTLED, say=lambda line: said.update({line: None}))
-            found[name] = Training(plan.total_steps(config, ready.training.num_rows), ready.fingerprint)
+            assert ready.subject is not None  # each is evaluated
+            steps = plan.total_steps(config, ready.training.num_rows)
+            found[name] = Training(ready.config, steps, ready.fingerprint, ready.subject)
         except NotReady as error:
             reasons += map(ValueError, error.reasons)
         except (ValueError, OSError) as error:
@@ -86,6 +98,22 @@ def check_all(settings: Mapping[str, Config]) -> dict[str, Training]:
     for line in said:
         show(line)
     return found
+
+
+def check_compared(done: Sequence[FinishedRun], missing: Mapping[str, Training]) -> None:
+    """Make sure, before the first run starts, that what the runs will give can be compared with what is finished.
+
+    Args:
+        missing: the runs that will be trained, by the name that people see.
+
+    Raises:
+        RunsError: two of them are not evaluated in the same way. One line.
+    """
+    damaged = done[0].results.skipped if done else {}
+    check_measured_alike(
+        [(str(run.folder), run.results) for run in done]
+        + [(name, without_numbers(one.config, one.subject, damaged=damaged)) for name, one in missing.items()]
+    )
 
 
 @contextmanager

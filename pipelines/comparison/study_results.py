@@ -83,8 +83,7 @@ def check_comparable(results: StudyResults) -> None:
     for setting in results.settings:
         runs = [one for one in results.runs if one.setting == setting]
         tuned = [one.run for one in runs if one.objective != START]
-        for one in runs:
-            check_measured_alike(runs[0].run, one.run)
+        check_measured_alike([(str(one.run.folder), one.run.results) for one in runs])
         for run in tuned:
             check_same_start(tuned[0], run, "remove the one that is outdated")
 

@@ -233,6 +233,33 @@ def test_a_changed_plan_is_refused_before_the_first_run(
     assert "noise-L1-seed0: that run was trained on other data (fingerprint 0123456789abcdef" in said
 
 
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            {"start": {"train.epochs": 3, "evaluate.limit": 1}},
+            "noise: L1: is not evaluated as noise: start is (images: 2",
+        ),
+        (
+            {"objectives": {"L1": {"loss.weight": 0}, "blind": {"loss.weight": 0, "evaluate.sigmas": [50]}}},
+            "noise: blind: is not evaluated as noise: start is (levels: 50, there 25, 50)",
+        ),
+    ],
+)
+def test_runs_that_could_not_be_compared_are_refused_before_the_first(
+    changes: dict[str, Any], message: str, tmp_path: Path, scenes_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = {
+        "data.root": str(scenes_root), "train.storage": str(tmp_path / "runs"), "data.crop_size": 64,
+        "evaluate.segmenter": None, "loss.features_weights": "random",
+    }  # fmt: skip
+    small(tmp_path, keys=keys, seeds=1, **changes)
+    for more in (["--dry-run"], []):
+        assert main(["study", str(tmp_path / "plan.yaml"), "--name", "s", *more]) == 2
+        said = capsys.readouterr().err
+        assert message in said and not (tmp_path / "runs" / "s" / "noise-start").exists()
+
+
 def test_a_training_run_of_that_name_is_left_alone(
     tmp_path: Path, scenes_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -283,7 +310,7 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
     one = found.runs[1]
     folder = RunFolder.of(one.config)
     write_run(folder.path, one.config, replace(scored_results(1, judges={"other": 0.5}), data="elsewhere"))
-    with pytest.raises(RunsError, match=r"D2SM-3-seed0: not evaluated as .* was \(data: elsewhere"):
+    with pytest.raises(RunsError, match=r"D2SM-3-seed0: is not evaluated as .* is \(data: elsewhere"):
         study.write(found)
     write_run(folder.path, one.config, scored_results(1, judges={"other": 0.5}), init="runs/s/another (weights 0123)")
     with pytest.raises(RunsError, match="D2SM-3-seed0: started from runs/s/another"):

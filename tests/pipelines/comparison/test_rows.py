@@ -12,7 +12,7 @@ from pipelines.comparison.rows import RunsError, common_changes, labels, read_ro
 from pipelines.config import Config
 from pipelines.recipes import recipe, recipes
 from pipelines.runs.folder import RunFolder
-from pipelines.runs.results import RESULTS, Results
+from pipelines.runs.results import RESULTS, Judge, Results
 from tests.helpers.finished_runs import results, write_run
 
 
@@ -56,11 +56,16 @@ def test_runs_that_are_not_finished_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "other, message",
     [
-        (results(data="xyz"), "b: .*a was .data: xyz, there abc"),
+        (results(data="xyz"), "b: .*a is .data: xyz, there abc"),
         (replace(results(), segmenter="espnet-scenes"), "segmenter: espnet-scenes"),
         (
             replace(results(), **{kind: {"25": getattr(results(), kind)["25"]} for kind in ("noisy", "restored")}),
-            "b: .*levels 25, .*a at 25, 35, 50",
+            "b: .*a is .levels: 25, there 25, 35, 50.; .*evaluate.levels",
+        ),
+        (replace(results(), images=2, data="xyz"), "b: .*a is .images: 2, there 3.; .*evaluate.limit"),
+        (
+            replace(results(), judges={"b": Judge("b", "w")}),
+            "b: .*further segmenters: b w, there none.; .*evaluate.segmenters_weights",
         ),
         (replace(results(), weights="def"), "b: .*weights of the segmenter: def, there abc"),
         (replace(results(), lpips_weights="def"), "b: .*weights of LPIPS: def, there abc.*evaluate.lpips_weights"),
