@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from cluster.cli.main import main
 from pipelines.comparison import fronts, intervals
 from pipelines.comparison.figures import front as figure
+from pipelines.comparison.figures.style import Style
 from pipelines.comparison.rows import Row, RunsError, read_rows
 from pipelines.recipes import recipe
 from pipelines.runs.results import Results
@@ -111,6 +113,28 @@ def test_at_equal_psnr_a_front_is_a_line_between_its_neighbours(rows: list[Row],
     for draw in (0, 1, 777, 2000):  # all photographs, and three of the draws
         expected = np.interp(-drop, np.array(psnr)[order], np.array([values[draw] for values in miou])[order])
         assert at["miou.sigma25"][draw] == pytest.approx(expected, abs=1e-12)
+
+
+def test_l1_is_a_neighbour_where_a_row_has_more_psnr(tmp_path: Path) -> None:
+    """L1 lies between weight 1, which gains PSNR, and weight 10; the line of the figure passes through it, too."""
+    found = read_rows(
+        [
+            written(tmp_path, "ffdnet_l1_cpu", scored_results(0, psnr=30.0, right=0.5)),
+            written(tmp_path, "ffdnet_d2sm_cpu", scored_results(0, psnr=30.05, right=0.55), loss__weight=1.0),
+            written(tmp_path, "ffdnet_d2sm_cpu", scored_results(0, psnr=29.9, right=0.6), loss__weight=10.0),
+        ]
+    )
+    (front,) = fronts.of(found)
+    last, psnr = (front.difference(front.rows[1], f"{name}.sigma25") for name in ("miou", "psnr"))
+    assert last is not None and psnr is not None
+    for drop in (0.01, 0.05):
+        at = front.at("25", drop)
+        assert at is not None and at["psnr.sigma25"][0] == pytest.approx(-drop, abs=1e-9)
+        assert at["miou.sigma25"] == pytest.approx(-drop / psnr[0] * last, abs=1e-9)
+    axes = Figure().subplots()
+    figure._draw_front(axes, front, "miou", "25", Style("#000000", "o"), (0, 9))
+    (line,) = [line for line in axes.lines if len(line.get_xdata()) == 3]
+    assert list(line.get_xdata()) == pytest.approx([found[at].mean("psnr.sigma25") for at in (1, 0, 2)])
 
 
 def test_beyond_its_end_a_front_has_no_number(rows: list[Row]) -> None:
