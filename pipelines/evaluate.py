@@ -243,7 +243,8 @@ def evaluate(
         with Line("evaluate", subject.items.num_rows, quiet=quiet) as line:
             for text in said:
                 line.say(text)
-            for one in measurements(network, config, subject.items, known=kept.load()):
+            segmented = bool(subject.segmenter)
+            for one in measurements(network, config, subject.items, segmented=segmented, known=kept.load()):
                 if one["tile"] and announce:
                     announce = False
                     line.say(f"{one['name']}: restored in tiles of {one['tile']} pixels, to fit into the free memory")
@@ -267,7 +268,9 @@ def evaluate(
 
 def _about(config: Config, subject: Subject) -> dict[str, Any]:
     """What the numbers of clean and noisy images depend on, beside the images; see `known.about`."""
-    judges = [*subject.measured_by, label_sets.of(config).fingerprint]
+    judges = [*subject.measured_by]
+    if subject.segmenter:
+        judges.append(label_sets.of(config).fingerprint)
     return about(subject.data, judges, device_of(config), config.evaluate.threads)
 
 
@@ -292,19 +295,26 @@ def _with_actors(config: Config, images: int, *, verbose: bool) -> Config:
 
 
 def measurements(
-    network: nn.Module, config: Config, items: pa.Table, *, known: Mapping[str, Known] | None = None
+    network: nn.Module,
+    config: Config,
+    items: pa.Table,
+    *,
+    segmented: bool = True,
+    known: Mapping[str, Known] | None = None,
 ) -> Iterator[Measurement]:
     """Measure every version of every image, image after image, in the order in which they are done.
 
     Args:
+        segmented: False: no image has labels, so the segmenters are not loaded.
         known: numbers of clean and noisy images that are not measured again, see `Measurer`.
     """
     evaluate, rows = config.evaluate, items.to_pylist()
+    make = partial(_measurer, network, config, segmented, known)
     if not evaluate.actors:
-        found = pool.here(_measurer(network, config, known), rows, threads=evaluate.threads)
+        found = pool.here(make(), rows, threads=evaluate.threads)
     else:
         found = pool.by_actors(
-            partial(_measurer, network, config, known),
+            make,
             rows,
             actors=evaluate.actors,
             gpus=config.train.gpus_per_worker if evaluate.use_gpu else 0,
@@ -314,9 +324,9 @@ def measurements(
         yield from of_item
 
 
-def _measurer(network: nn.Module, config: Config, known: Mapping[str, Known] | None) -> Measurer:
+def _measurer(network: nn.Module, config: Config, segmented: bool, known: Mapping[str, Known] | None) -> Measurer:
     sharing = resources.sharing(config, max(1, config.evaluate.actors or 0), on_gpus=config.evaluate.use_gpu)
-    return measurer_of(config, network, device=device_of(config), sharing=sharing, known=known)
+    return measurer_of(config, network, device=device_of(config), segmented=segmented, sharing=sharing, known=known)
 
 
 def device_of(config: Config) -> torch.device:
