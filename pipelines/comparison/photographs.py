@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from d2sm.inference import restore
 from pipelines.comparison.rows import Row, RunsError, short_names
+from pipelines.config import PAIR
 from pipelines.data.labels import CITYSCAPES, LabelSet, label_set
 from pipelines.data.splits import evaluation_images, spread
 from pipelines.inference import samples
@@ -49,7 +50,8 @@ def compared_photographs(
     """Photographs spread over the evaluation split, at its middle level, restored by each row's first seed.
 
     Noise, photographs and segmenter are those of the evaluation, which is the same for all rows (`rows.read_rows`
-    checks it). Their paths are taken from the first row's configuration.
+    checks it). Their paths are taken from the first row's configuration. What a network is told of the noise of
+    photographed pairs is its own row's.
 
     Args:
         rows: at least one.
@@ -80,8 +82,9 @@ def compared_photographs(
                 continue
             level, sigma, noisy = sample.shown
             versions = {NOISY: noisy}
-            for name, model in models.items():
-                versions[name] = restore(model, noisy, sigma, tile=tile_for(model, noisy, config.evaluate.tile))
+            for (name, model), row in zip(models.items(), rows, strict=True):
+                told = row.config.noise.sigma[0] if level == PAIR else sigma
+                versions[name] = restore(model, noisy, told, tile=tile_for(model, noisy, config.evaluate.tile))
             versions[CLEAN] = sample.clean
             classes = {}
             if segmenter is not None:
