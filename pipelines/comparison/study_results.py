@@ -17,6 +17,7 @@ from pipelines import parsing
 from pipelines.comparison import fronts, intervals, render
 from pipelines.comparison.rows import FinishedRun, Row, RunsError, check_measured_alike, check_same_start
 from pipelines.config import Config, keys_with
+from pipelines.runs.names import is_checkpoint
 from pipelines.runs.results import ImageScore, Results, level_title, metric_digits, metric_name
 from pipelines.runtime import files
 from pipelines.text import columns, markdown, printable
@@ -116,7 +117,10 @@ class _File(BaseModel):
 
 
 def save(results: StudyResults, path: Path) -> None:
-    """Write everything that `load` reads: without paths of this machine, and of single images only the restored."""
+    """Write everything that `load` reads: without paths of this machine, and of single images only the restored.
+
+    Why images were skipped is left out too, since the reasons name their files.
+    """
     place = {key: value for key, value in Config().flat().items() if key in keys_with("place")}
     runs = []
     for one in results.runs:
@@ -125,10 +129,10 @@ def save(results: StudyResults, path: Path) -> None:
             setting=one.setting,
             objective=one.objective,
             config=one.run.config.replace(place | _without_paths(one.run.config)).model_dump(mode="json"),
-            results=asdict(replace(one.run.results, rows=rows)),
+            results=asdict(replace(one.run.results, rows=rows, skipped=dict.fromkeys(one.run.results.skipped, ""))),
             step=one.run.step,
             commit=one.run.commit,
-            init=Path(one.run.init.partition(" ")[0]).parent.name if one.run.init else "",
+            init=_start(one.run.init),
             seconds=None if math.isnan(one.seconds) else round(one.seconds, 1),
         )
         runs.append(raw.model_dump())
@@ -136,6 +140,15 @@ def save(results: StudyResults, path: Path) -> None:
     text = json.dumps(tree, allow_nan=False, separators=(",", ":"))
     with files.replacing(path) as temporary:
         temporary.write_bytes(lzma.compress(text.encode()))  # a third of gzip: labels repeat from run to run
+
+
+def _start(init: str) -> str:
+    """What a run started from (`FinishedRun.init`) without the path: the run's name for one of its checkpoints."""
+    source, mark, fingerprint = init.rpartition(" (weights ")
+    if not mark or source.startswith("models:/"):
+        return Path(init).name if not mark else init
+    place = Path(source)
+    return f"{place.parent.name if is_checkpoint(place.name) else place.name}{mark}{fingerprint}"
 
 
 def _without_paths(config: Config) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from cluster.cli.main import main
 from pipelines import study
 from pipelines.check import check_used
 from pipelines.comparison import study_results
-from pipelines.comparison.rows import RunsError
-from pipelines.comparison.study_results import RAW, START, TEXT
+from pipelines.comparison.rows import FinishedRun, RunsError
+from pipelines.comparison.study_results import RAW, START, TEXT, Compared
 from pipelines.config import Config, ConfigError
 from pipelines.runs.folder import RunFolder
 from pipelines.training.initial import note
@@ -344,6 +344,27 @@ def test_results_come_back_as_they_were_written_without_paths_of_this_machine(tm
     assert study_results.text(loaded) == study_results.text(written)
     assert str(tmp_path) not in lzma.decompress(files[1].read_bytes()).decode()
     assert study.write(found)[1][1].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("init", "kept"),
+    [
+        ("{}/my runs/s/sr4-start/step-00000008 (weights 0123)", "sr4-start (weights 0123)"),
+        ("{}/my weights.pth (weights 0123)", "my weights.pth (weights 0123)"),
+        ("models:/net/3 (weights 0123)", "models:/net/3 (weights 0123)"),
+        ("", ""),
+    ],
+)
+def test_no_path_is_in_the_reasons_of_skipped_images_nor_in_the_start(tmp_path: Path, init: str, kept: str) -> None:
+    (one,) = small(tmp_path, seeds=1, start=None, objectives={"L1": {"loss.weight": 0}}).runs
+    measured = replace(scored_results(), skipped={"ulm/1": f"{tmp_path}/val/ulm/1.png: is truncated"})
+    run = FinishedRun(tmp_path, one.config, measured, 8, "", "", "", init=init.format(tmp_path))
+    results = study_results.StudyResults("s", (Compared("noise", "L1", run, 1.0),), ("noise",), ("L1",))
+    study_results.save(results, tmp_path / RAW)
+    assert str(tmp_path) not in lzma.decompress((tmp_path / RAW).read_bytes()).decode()
+    (loaded,) = study_results.load(tmp_path / RAW).runs
+    assert loaded.run.init == kept and loaded.run.results.notes() == measured.notes()
+    assert "1 skipped" in loaded.run.results.notes()[0]
 
 
 def test_the_tables_hold_differences_intervals_and_both_segmenters(tmp_path: Path) -> None:
