@@ -197,7 +197,7 @@ def read_rows(folders: Sequence[str | Path], *, trust: bool = False) -> list[Row
         if twin := next((other for other in row if other.seed == run.seed), None):
             raise RunsError(f"{run.folder}: the same setting and seed {run.seed} as {twin.folder}; give one of them")
         row.append(run)
-        check_same_start(row[0], run, "compare them one by one")
+        check_same_start([(str(each.folder), each.init) for each in row], "compare them one by one")
     return [Row(name, tuple(sorted(row, key=lambda run: run.seed))) for name, row in found.items()]
 
 
@@ -271,17 +271,22 @@ def short(value: Any) -> str:
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def check_same_start(first: FinishedRun, other: FinishedRun, remedy: str) -> None:
+def check_same_start(started: Sequence[tuple[str, str]], remedy: str) -> None:
     """Runs of one setting start from the same weights.
+
+    Args:
+        started: what each run started from (`FinishedRun.init`), with the run's folder or name.
 
     Raises:
         RunsError: these do not.
     """
-    if other.init != first.init:
-        raise RunsError(
-            f"{other.folder}: started from {other.init or 'random weights'}, {first.folder} from "
-            f"{first.init or 'random weights'}, so they are no runs of one setting; {remedy}"
-        )
+    for name, init in started[1:]:
+        first, expected = started[0]
+        if init != expected:
+            raise RunsError(
+                f"{name}: started from {init or 'random weights'}, {first} from {expected or 'random weights'}, so "
+                f"they are no runs of one setting; {remedy}"
+            )
 
 
 def check_measured_alike(measured: Sequence[tuple[str, Results]]) -> None:

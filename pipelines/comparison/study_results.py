@@ -36,6 +36,12 @@ class Compared:
     run: FinishedRun
     seconds: float
 
+    @property
+    def name(self) -> str:
+        """For messages: its folder; for a run from a file of results the file, and which one it is there."""
+        place = self.run.folder
+        return str(place) if place.is_dir() else f"{place}: {self.setting}: {self.objective} seed {self.run.seed}"
+
 
 @dataclass(frozen=True)
 class StudyResults:
@@ -83,10 +89,9 @@ def check_comparable(results: StudyResults) -> None:
     """
     for setting in results.settings:
         runs = [one for one in results.runs if one.setting == setting]
-        tuned = [one.run for one in runs if one.objective != START]
-        check_measured_alike([(str(one.run.folder), one.run.results) for one in runs])
-        for run in tuned:
-            check_same_start(tuned[0], run, "remove the one that is outdated")
+        check_measured_alike([(one.name, one.run.results) for one in runs])
+        tuned = [(one.name, one.run.init) for one in runs if one.objective != START]
+        check_same_start(tuned, "remove the one that is outdated")
 
 
 _NOTHING = ImageScore(None, None, None)
@@ -160,7 +165,7 @@ def load(path: Path) -> StudyResults:
     """The results of a study from the file that `save` wrote.
 
     Raises:
-        RunsError: the file is missing or holds anything else. One line.
+        RunsError: the file is missing or holds anything else, or runs that cannot be compared. One line.
     """
     remedy = f"give the {RAW} that `d2sm study` wrote"
     try:
@@ -172,7 +177,11 @@ def load(path: Path) -> StudyResults:
     runs = tuple(_compared(raw, path, remedy) for raw in found.runs)
     settings = found.settings or dict.fromkeys(one.setting for one in runs)
     objectives = found.objectives or dict.fromkeys(one.objective for one in runs if one.objective != START)
-    return StudyResults(found.name, runs, tuple(settings), tuple(objectives))
+    if runs and not objectives:
+        raise RunsError(f"{path}: holds no run of an objective; {remedy}")
+    results = StudyResults(found.name, runs, tuple(settings), tuple(objectives))
+    check_comparable(results)
+    return results
 
 
 def _compared(raw: _Raw, path: Path, remedy: str) -> Compared:

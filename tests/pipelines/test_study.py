@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import lzma
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -401,6 +402,34 @@ def test_a_file_of_no_study_is_one_line(tmp_path: Path, content: bytes | None) -
     with pytest.raises(
         RunsError, match=r"study\.json\.xz: .*give the study\.json\.xz that `d2sm study` wrote"
     ) as caught:
+        study_results.load(file)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda tree: tree.update(objectives=[], runs=tree["runs"][:1]), "holds no run of an objective"),
+        (
+            lambda tree: tree["runs"][2]["results"].update(data="elsewhere"),
+            r"noise: D2SM 3 seed 0: is not evaluated as .*study\.json\.xz: noise: start seed 0 is \(data: elsewhere",
+        ),
+        (
+            lambda tree: tree["runs"][2].update(init="another"),
+            r"noise: D2SM 3 seed 0: started from another, .*study\.json\.xz: noise: L1 seed 0 from random weights",
+        ),
+    ],
+)
+def test_a_file_of_runs_that_cannot_be_compared_is_one_line(
+    tmp_path: Path, edit: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    found = small(tmp_path)
+    finish(found)
+    _, (_, file) = study.write(found)
+    tree = json.loads(lzma.decompress(file.read_bytes()))
+    edit(tree)
+    file.write_bytes(lzma.compress(json.dumps(tree).encode()))
+    with pytest.raises(RunsError, match=rf"study\.json\.xz: {message}") as caught:
         study_results.load(file)
     assert "\n" not in str(caught.value)
 
