@@ -95,3 +95,20 @@ def test_the_papers_rows_and_the_recipes_name_each_other() -> None:
     assert published(recipe("ffdnet_d2sm_cpu").replace({"degrade.chain": "jpeg:10"})) == {}
     assert published(recipe("ffdnet_jsd")) == {"psnr.sigma25": 36.31, "ssim.sigma25": 0.935, "miou.sigma25": 0.640}
     assert published(Config()) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "stays"),
+    [
+        ("ffdnet_l1", {"model.name": "sadnet"}, False),
+        ("ffdnet_l1", {"loss.ssim": 0.3}, False),
+        ("ffdnet_d2sm_cpu", {"loss.weight": 0.0}, False),
+        ("ffdnet_d2sm", {"loss.divergence": "jsd"}, False),
+        ("ffdnet_d2sm_internal", {"loss.patch_size": None}, False),
+        ("ffdnet_d2sm_cpu", {"loss.weight": 3.0, "model.width": 8, "train.lr": 0.5}, True),
+    ],
+)
+def test_another_backbone_or_objective_is_no_row_of_the_paper(
+    name: str, changes: dict[str, object], stays: bool
+) -> None:
+    assert bool(published(recipe(name).replace(changes))) == stays and published(recipe(name))
