@@ -54,6 +54,7 @@ def draw_figures(
     uri = rows[0].runs[0].uri
     client = store.prepare(uri)  # before the work: it fails when the store cannot be reached
     out = ready_folder(out.expanduser(), asked_by=f"--out {out}")  # before the work, too
+    phi = tsne.check(rows) if only in (None, "tsne") else None  # likewise
     files: list[Path] = []
     numbers: dict[str, float] = {}
     if only == "front" or (only is None and fronts.are_there(rows)):
@@ -62,8 +63,8 @@ def draw_figures(
         files += curves.draw(rows, out / "convergence")
     if only in (None, "comparison"):
         files += crops.draw(rows, out, quiet=quiet)
-    if only in (None, "tsne"):
-        written, numbers = tsne.draw(rows, out / "tsne", quiet=quiet)
+    if phi is not None:
+        written, numbers = tsne.draw(rows, out / "tsne", phi, quiet=quiet)
         files += written
     with store.plain_errors(uri, tracking.TrackingError):
         page = log_run(client, rows, files, numbers, name="figures")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,21 @@ def test_each_network_is_told_the_noise_of_pairs_that_its_own_row_has(tmp_path: 
         restored = restore(network, noisy, row.config.noise.sigma[0])
         assert np.array_equal(photograph.images[name], samples.pixels(restored)), name
     assert photograph.level == "pair" and len(photograph.images) == 4
+
+
+def test_photographs_of_which_none_can_be_read_are_one_line(scenes_root: Path, tmp_path: Path) -> None:
+    """Their pixels were damaged, which no look at a header shows; data.bad_images=skip leaves each of them out."""
+    root = shutil.copytree(scenes_root, tmp_path / "scenes")
+    rows = [write_row(root, tmp_path, "ffdnet_l1_cpu", data__bad_images="skip")]
+    first, second = sorted(root.glob("leftImg8bit/val/*/*.png"))
+    for path, left in ((first, 1), (second, 0)):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 0xFF
+        path.write_bytes(bytes(content))
+        if left:
+            assert len(compared_photographs(rows, count=2, segmented=False)) == left
+    with pytest.raises(RunsError, match=f"^data.root={root}: none of the 2 photographs to be shown can be read"):
+        compared_photographs(rows, count=2, segmented=False)
 
 
 def test_no_rows_are_refused() -> None:
