@@ -134,10 +134,23 @@ def compared(a: Front, b: Front, level: str, drop: float) -> dict[str, Values] |
     return {name: _mix(1, ours[name], -1, theirs[name]) for name in ours if name in theirs}
 
 
-def left_out(rows: Sequence[Row]) -> list[str]:
-    """The labels of the rows on no front: no row is L1 alone with their other settings."""
-    shown = {row.label for front in of(rows) for row in (front.l1, *front.rows)}
-    return [row.label for row in rows if row.label not in shown]
+def left_out(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """The labels of the rows on no front, by the reason."""
+    fronts = of(rows)
+    shown = {row.label for front in fronts for row in (front.l1, *front.rows)}
+    taken = {_settings(front.l1, loss=False) for front in fronts}
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if row.label in shown:
+            continue
+        if _objective(row.config):
+            reason = "since no row is L1 alone with their other settings"
+        elif _settings(row, loss=False) in taken:
+            reason = "since another row is L1 alone with their settings"
+        else:
+            reason = "since no row has a further objective beside them"
+        found.setdefault(reason, []).append(row.label)
+    return found
 
 
 def write(rows: Sequence[Row], folder: Path) -> list[Path]:
@@ -191,8 +204,8 @@ def notes(rows: Sequence[Row]) -> list[str]:
     lpips = metric_name("lpips", next(iter(measured.restored)))
     if measured.lpips and not higher_is_better(lpips):
         found.append("Of LPIPS less is better.")
-    if out := left_out(rows):
-        found.append(f"On no front, since no row is L1 alone with their other settings: {', '.join(out)}.")
+    for reason, out in left_out(rows).items():
+        found.append(f"On no front, {reason}: {', '.join(out)}.")
     return [*found, *render.interval_notes(rows)]
 
 

@@ -54,10 +54,10 @@ def test_rows_of_one_objective_are_a_front_in_the_order_of_their_weights(rows: l
     d2sm, perceptual = fronts.of(rows)
     assert (d2sm.name, perceptual.name) == ("D2SM", "perceptual")
     assert [d2sm.weight(row) for row in d2sm.rows] == ["1", "30", "400"]
-    assert d2sm.l1 is perceptual.l1 is rows[0] and fronts.left_out(rows) == []
+    assert d2sm.l1 is perceptual.l1 is rows[0] and fronts.left_out(rows) == {}
     assert [d2sm.weight(row) for row in d2sm.points("25")] == ["1", "30", "400"]
     assert fronts.are_there(rows) and not fronts.are_there(rows[:1]) and not fronts.are_there(rows[1:])
-    assert fronts.of(rows[1:]) == [] and len(fronts.left_out(rows[1:])) == 4
+    assert fronts.of(rows[1:]) == [] and [len(out) for out in fronts.left_out(rows[1:]).values()] == [4]
 
 
 def test_other_settings_are_other_fronts_and_need_their_own_l1(tmp_path: Path) -> None:
@@ -80,10 +80,29 @@ def test_other_settings_are_other_fronts_and_need_their_own_l1(tmp_path: Path) -
     ]  # fmt: skip
     assert [weights for _, weights in names] == [["1"], ["2"], ["3"], ["4 / 0.5"]]
     assert [front.l1 is found[0] for front in fronts.of(found)] == [True, True, False, True]
-    assert fronts.left_out(found) == [found[6].label] and "train.lr=0.25" in found[6].label
+    assert list(fronts.left_out(found).values()) == [[found[6].label]] and "train.lr=0.25" in found[6].label
     assert (
         f"On no front, since no row is L1 alone with their other settings: {found[6].label}" in fronts.notes(found)[1]
     )
+
+
+def test_why_a_row_of_l1_alone_is_on_no_front_is_said(tmp_path: Path) -> None:
+    """A key that L1 alone does not use makes another row of it; so does a setting of which there is nothing else."""
+    scored, l1 = scored_results(images=3), "ffdnet_l1_cpu"
+    found = read_rows(
+        [
+            written(tmp_path, l1, scored),
+            written(tmp_path, l1, scored, loss__queue_size=64),
+            written(tmp_path, l1, scored, train__lr=0.25),
+            written(tmp_path, "ffdnet_d2sm_cpu", scored, loss__weight=1.0),
+        ]
+    )
+    assert [front.l1 is found[0] for front in fronts.of(found)] == [True]
+    said = [note for note in fronts.notes(found) if note.startswith("On no front")]
+    assert said == [
+        f"On no front, since another row is L1 alone with their settings: {found[1].label}.",
+        f"On no front, since no row has a further objective beside them: {found[2].label}.",
+    ]
 
 
 def test_rows_at_gradient_ratios_are_a_front_of_their_own(tmp_path: Path) -> None:
