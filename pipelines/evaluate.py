@@ -7,8 +7,8 @@ does it. `check` finds out before a training whether the evaluation after it can
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ from pipelines.runs.results import (
     ImageScore,
     Judge,
     Results,
+    Score,
     convention,
     in_order,
     level_title,
@@ -242,7 +243,8 @@ def evaluate(
         with Line("evaluate", subject.items.num_rows, quiet=quiet) as line:
             for text in said:
                 line.say(text)
-            for one in measurements(network, config, subject.items, known=kept.load()):
+            segmented = bool(subject.segmenter)
+            for one in measurements(network, config, subject.items, segmented=segmented, known=kept.load()):
                 if one["tile"] and announce:
                     announce = False
                     line.say(f"{one['name']}: restored in tiles of {one['tile']} pixels, to fit into the free memory")
@@ -266,7 +268,9 @@ def evaluate(
 
 def _about(config: Config, subject: Subject) -> dict[str, Any]:
     """What the numbers of clean and noisy images depend on, beside the images; see `known.about`."""
-    judges = [*subject.measured_by, label_sets.of(config).fingerprint]
+    judges = [*subject.measured_by]
+    if subject.segmenter:
+        judges.append(label_sets.of(config).fingerprint)
     return about(subject.data, judges, device_of(config), config.evaluate.threads)
 
 
@@ -291,19 +295,26 @@ def _with_actors(config: Config, images: int, *, verbose: bool) -> Config:
 
 
 def measurements(
-    network: nn.Module, config: Config, items: pa.Table, *, known: Mapping[str, Known] | None = None
+    network: nn.Module,
+    config: Config,
+    items: pa.Table,
+    *,
+    segmented: bool = True,
+    known: Mapping[str, Known] | None = None,
 ) -> Iterator[Measurement]:
     """Measure every version of every image, image after image, in the order in which they are done.
 
     Args:
+        segmented: False: no image has labels, so the segmenters are not loaded.
         known: numbers of clean and noisy images that are not measured again, see `Measurer`.
     """
     evaluate, rows = config.evaluate, items.to_pylist()
+    make = partial(_measurer, network, config, segmented, known)
     if not evaluate.actors:
-        found = pool.here(_measurer(network, config, known), rows, threads=evaluate.threads)
+        found = pool.here(make(), rows, threads=evaluate.threads)
     else:
         found = pool.by_actors(
-            partial(_measurer, network, config, known),
+            make,
             rows,
             actors=evaluate.actors,
             gpus=config.train.gpus_per_worker if evaluate.use_gpu else 0,
@@ -313,9 +324,9 @@ def measurements(
         yield from of_item
 
 
-def _measurer(network: nn.Module, config: Config, known: Mapping[str, Known] | None) -> Measurer:
+def _measurer(network: nn.Module, config: Config, segmented: bool, known: Mapping[str, Known] | None) -> Measurer:
     sharing = resources.sharing(config, max(1, config.evaluate.actors or 0), on_gpus=config.evaluate.use_gpu)
-    return measurer_of(config, network, device=device_of(config), sharing=sharing, known=known)
+    return measurer_of(config, network, device=device_of(config), segmented=segmented, sharing=sharing, known=known)
 
 
 def device_of(config: Config) -> torch.device:
@@ -336,8 +347,7 @@ def _summary(config: Config, found: Sequence[Measurement], subject: Subject) -> 
     found = sorted(found, key=lambda one: (one["name"], one["kind"], one["level"]))
     levels = list(dict.fromkeys(one["level"] for one in found if one["kind"] == "restored"))
     levels = in_order(levels, config.level_names)
-    segmented, known_labels = bool(subject.segmenter), label_sets.of(config)
-    classes = known_labels.classes
+    segmented, classes = bool(subject.segmenter), label_sets.of(config).classes
 
     def row(name: str, of_it: Sequence[Measurement]) -> ImageRow:
         scores: dict[str, dict[str, ImageScore]] = {"clean": {}, "noisy": {}, "restored": {}}
@@ -347,21 +357,42 @@ def _summary(config: Config, found: Sequence[Measurement], subject: Subject) -> 
         return ImageRow(name, noisy, restored, scores["clean"][""])
 
     rows = tuple(row(name, list(of_it)) for name, of_it in itertools.groupby(found, key=lambda one: one["name"]))
-    measured = subject.items.filter(pa.array([name not in damaged for name in subject.items["name"].to_pylist()]))
-    return Results(
+    return replace(
+        without_numbers(config, subject, damaged=damaged),
         images=len(rows),
-        split=config.data.val_split,
-        data=index.fingerprint(measured) if damaged else subject.data,
-        segmenter=subject.segmenter,
-        convention=convention(config.levels, pairs=config.data.layout == "pairs"),
         noisy={level: score(found, "noisy", level, segmented=segmented, classes=classes) for level in levels},
         restored={level: score(found, "restored", level, segmented=segmented, classes=classes) for level in levels},
         clean=score(found, "clean", "", segmented=segmented, classes=classes),
-        weights=subject.weights,
         skipped={**subject.skipped, **damaged},
         rows=rows,
+    )
+
+
+def without_numbers(config: Config, subject: Subject, *, damaged: Collection[str] = ()) -> Results:
+    """The results that an evaluation will give, without numbers: what it measures, and how.
+
+    Args:
+        config: of the evaluation.
+        subject: what `check` gave for it.
+        damaged: names of images that cannot be read, which is not known before (data.bad_images=skip).
+    """
+    names = subject.items["name"].to_pylist()
+    measured = subject.items.filter(pa.array([name not in damaged for name in names], pa.bool_()))
+    nothing = Score(None, None, None, {})
+    levels = in_order(config.level_names, config.level_names)
+    return Results(
+        images=measured.num_rows,
+        split=config.data.val_split,
+        data=subject.data if measured.num_rows == len(names) else index.fingerprint(measured),
+        segmenter=subject.segmenter,
+        convention=convention(config.levels, pairs=config.data.layout == "pairs"),
+        noisy=dict.fromkeys(levels, nothing),
+        restored=dict.fromkeys(levels, nothing),
+        clean=nothing,
+        weights=subject.weights,
+        skipped=subject.skipped,
         judges=subject.judges,
         lpips=config.evaluate.lpips or "",
-        labels=known_labels.shown if segmented else label_sets.CITYSCAPES,
+        labels=label_sets.of(config).shown if subject.segmenter else label_sets.CITYSCAPES,
         lpips_weights=subject.lpips_weights,
     )

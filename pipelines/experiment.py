@@ -176,7 +176,8 @@ def evaluate_run(
     Raises:
         InUseError: another process trains or evaluates this run.
         TrackingError: the MLflow run cannot be found; before anything is measured.
-        OSError: `out` cannot be written; before anything is measured, too.
+        OSError: `out`, or the current folder where a model without a run is evaluated, cannot be written; before
+            anything is measured, too.
     """
     found = registry.model_folder(model, uri=config.tracking.uri if config else None)
     own = configuration_of(found)
@@ -185,8 +186,12 @@ def evaluate_run(
         check_config(config, found, given=None, trust=trust, how="trust=True")
     run = _run_of(found)
     if out is not None or run is None:
-        path = _ready_file(out) if out is not None else evaluations.free_file(Path(RESULTS))
+        path = _ready_file(out) if out is not None else Path(RESULTS)
+        if out is None:
+            files.ready_folder(Path.cwd(), asked_by=f"{RESULTS} (--out names another file)")
         results = evaluate(found, config, trust=trust, quiet=quiet, verbose=verbose)
+        if out is None:
+            path = evaluations.claimed_file(path)  # now, since another evaluation may have ended here meanwhile
         results.save(path)
         taken = out is None and path != Path(RESULTS)
         there = (f"{RESULTS} exists here, so the numbers are in {path}",) if taken else ()

@@ -40,7 +40,7 @@ from pipelines.comparison.study_results import START, Compared, StudyResults
 from pipelines.config import Config, ConfigError
 from pipelines.data import splits
 from pipelines.experiment import resolved
-from pipelines.parallel import check_all, finished, is_done, record, refuse_names, run_all
+from pipelines.parallel import check_all, check_compared, finished, is_done, record, refuse_names, run_all
 from pipelines.recipes import recipe
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.names import check_name
@@ -172,8 +172,8 @@ def run(study: Study, *, concurrent: int | None = None, quiet: bool = False, ver
         verbose: let Ray's own log through.
 
     Raises:
-        ConfigError, InUseError, DataError, SegmenterError, ResourceError, TrackingError: one line each, at the start. A
-        run that fails later is in the outcome instead.
+        ConfigError, InUseError, DataError, SegmenterError, ResourceError, TrackingError, RunsError: one line each, at
+            the start; RunsError for runs that cannot be compared. A run that fails later is in the outcome instead.
     """
     study, folder = settled(study), RunFolder.at(study.folder)
     with folder.owned("wait until it has ended, or choose another --name"):
@@ -234,6 +234,7 @@ def check(study: Study) -> dict[str, int]:
 
     Raises:
         NotReady, ConfigError, DataError, ...: as `parallel.check_all`.
+        RunsError: the runs of a setting, its start among them, are not all evaluated in the same way.
     """
     RunFolder.at(study.folder).check_no_run()
     stage("checking what the runs need")
@@ -252,6 +253,11 @@ def check(study: Study) -> dict[str, int]:
     for one in runs:
         if one.setting in of_setting:
             RunFolder.of(one.config).check(one.config, of_setting[one.setting], "another --name")
+    for setting in study.settings:
+        own = [one for one in runs if one.setting == setting]
+        titles = dict.fromkeys(f"{one.setting}: {one.objective}" for one in own)
+        done = [(one.config, run) for one in own if (run := finished(one.config))]
+        check_compared(done, {title: needed[title] for title in titles if title in needed})
     return {one.title: needed[f"{one.setting}: {one.objective}"].steps for one in missing}
 
 

@@ -20,7 +20,7 @@ from pipelines.comparison.rows import Row, label, labels, read_rows
 from pipelines.config import Config, ConfigError
 from pipelines.data import splits
 from pipelines.experiment import resolved
-from pipelines.parallel import check_all, is_done, record, refuse_names, run_all
+from pipelines.parallel import check_all, check_compared, finished, is_done, record, refuse_names, run_all
 from pipelines.recipes import recipe, recipes
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.names import check_name, shortened
@@ -128,8 +128,9 @@ def table(
         given: for each row the keys that somebody asked for (`given_of`); empty: none.
 
     Raises:
-        ConfigError, InUseError, DataError, SegmenterError, ResourceError, TrackingError: one line each, at the start. A
-        run that fails later is in the outcome instead.
+        ConfigError, InUseError, DataError, SegmenterError, ResourceError, TrackingError, RunsError: one line each, at
+            the start; RunsError for rows that are not evaluated in the same way. A run that fails later is in the
+            outcome instead.
     """
     given = given or [()] * len(rows)
     settled = [splits.settled(row, given=own) for row, own in zip(rows, given, strict=True)]
@@ -147,8 +148,11 @@ def _table(
 ) -> Outcome:
     folder.check_no_run()
     name = folder.path.name
-    missing = [config for config in wanted if not is_done(config)]
+    done = {config.train.name: (config, run) for config in wanted if (run := finished(config))}
+    missing = [config for config in wanted if config.train.name not in done]
     needed = check_all({label(config): config for config in missing})
+    names = {name: label(config) for name, config in zip(labels(wanted), wanted, strict=True)}
+    check_compared(list(done.values()), {name: needed[full] for name, full in names.items() if full in needed})
     with record(wanted[0], folder, tag="d2sm.table") as parent:
 
         def write() -> list[Row]:

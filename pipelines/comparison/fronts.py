@@ -1,7 +1,7 @@
 """Fronts: what each objective trades PSNR for as its weight grows, and objectives compared at equal PSNR.
 
 A front holds the rows that differ in the weight of one objective alone, or in `loss.gradient_ratio` alone; L1 alone,
-trained with the same other settings, is the first point of every front. All differences are from L1, paired by seed and
+trained with the same other settings, is a point of every front. All differences are from L1, paired by seed and
 by photograph (`intervals`). Between two neighbouring points a front is interpolated linearly, so that two fronts can be
 compared where both have lost the same PSNR.
 """
@@ -76,8 +76,8 @@ class Front:
     def at(self, level: str, drop: float) -> dict[str, Values] | None:
         """The differences from L1, by metric, where PSNR is `drop` dB below it; None beyond the front's end.
 
-        Interpolated between the two neighbours by their PSNR, the first of which may be L1 itself. The same share of
-        the way is taken in every draw.
+        Interpolated between the two neighbours by their PSNR, one of which may be L1 itself. The same share of the way
+        is taken in every draw.
         """
         names = [metric_name(metric, level) for metric in self.l1.runs[0].results.metrics]
         psnr = metric_name("psnr", level)
@@ -85,6 +85,7 @@ class Front:
         for row in self.points(level):
             differences = {name: self.difference(row, name) for name in names}
             points.append({name: values for name, values in differences.items() if values is not None})
+        points.sort(key=lambda point: -float(point[psnr][0]))  # L1 is not the first where a row has more PSNR
         for a, b in pairwise(points):
             above, below = -float(a[psnr][0]), -float(b[psnr][0])
             if above <= drop <= below and below > above:
@@ -133,10 +134,23 @@ def compared(a: Front, b: Front, level: str, drop: float) -> dict[str, Values] |
     return {name: _mix(1, ours[name], -1, theirs[name]) for name in ours if name in theirs}
 
 
-def left_out(rows: Sequence[Row]) -> list[str]:
-    """The labels of the rows on no front: no row is L1 alone with their other settings."""
-    shown = {row.label for front in of(rows) for row in (front.l1, *front.rows)}
-    return [row.label for row in rows if row.label not in shown]
+def left_out(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """The labels of the rows on no front, by the reason."""
+    fronts = of(rows)
+    shown = {row.label for front in fronts for row in (front.l1, *front.rows)}
+    taken = {_settings(front.l1, loss=False) for front in fronts}
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if row.label in shown:
+            continue
+        if _objective(row.config):
+            reason = "since no row is L1 alone with their other settings"
+        elif _settings(row, loss=False) in taken:
+            reason = "since another row is L1 alone with their settings"
+        else:
+            reason = "since no row has a further objective beside them"
+        found.setdefault(reason, []).append(row.label)
+    return found
 
 
 def write(rows: Sequence[Row], folder: Path) -> list[Path]:
@@ -183,15 +197,15 @@ def notes(rows: Sequence[Row]) -> list[str]:
     measured = rows[0].runs[0].results
     found = [
         f"{measured.measured_on}. "
-        "A front is one objective at several weights beside L1; L1 alone, of the same settings, is its first point. "
+        "A front is one objective at several weights beside L1; L1 alone, of the same settings, is one of its points. "
         "Differences are from L1, mean over the seeds of both. A star: the interval does not hold 0. At equal PSNR: "
         "interpolated linearly between the two neighbouring points of a front, L1 among them."
     ]
     lpips = metric_name("lpips", next(iter(measured.restored)))
     if measured.lpips and not higher_is_better(lpips):
         found.append("Of LPIPS less is better.")
-    if out := left_out(rows):
-        found.append(f"On no front, since no row is L1 alone with their other settings: {', '.join(out)}.")
+    for reason, out in left_out(rows).items():
+        found.append(f"On no front, {reason}: {', '.join(out)}.")
     return [*found, *render.interval_notes(rows)]
 
 

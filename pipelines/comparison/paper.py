@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pipelines.config import Config
+from pipelines.recipes import recipes
 from pipelines.runs.results import metric_name
 
 _Numbers = tuple[float, float, float]
@@ -40,8 +41,10 @@ def published(config: Config) -> Mapping[str, float]:
     """The paper's numbers for a recipe, under MLflow's names (psnr.sigma25, ...); empty where it has no such row.
 
     A reduced recipe (`_gpu`, `_cpu`) gets the numbers of the full one: same objective, but other data, size and length.
+    A recipe with another backbone, or with another objective, gets none.
     """
-    if not config.degradation.is_noise:
+    recipe = recipes().get(config.recipe)
+    if recipe is None or not config.degradation.is_noise or _objective(config) != _objective(recipe):
         return {}
     row = config.recipe.removesuffix("_cpu").removesuffix("_gpu")
     levels: Mapping[str, _Numbers] = {}
@@ -54,3 +57,9 @@ def published(config: Config) -> Mapping[str, float]:
         for level, numbers in levels.items()
         for metric, value in zip(("psnr", "ssim", "miou"), numbers)
     }
+
+
+def _objective(config: Config) -> tuple[str, frozenset[str], str, bool]:
+    """What makes a row of the paper: backbone, terms of the loss, divergence, and whether samples are patches."""
+    loss = config.loss
+    return config.model.name, frozenset(loss.terms), loss.divergence, loss.patch_size is not None

@@ -6,7 +6,7 @@ A row is one setting; its runs differ in their seed alone. The table, the figure
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from pipelines.recipes import recipes
 from pipelines.runs import checkpoint, storage
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.results import Results, metric_name
-from pipelines.runs.trust import is_made_here
+from pipelines.runs.trust import check_config, is_made_here
 from pipelines.tracking import location
 
 _ACRONYMS = ("l1", "ssim", "lpips", "d2sm", "kl", "jsd", "gan")
@@ -37,7 +37,7 @@ class FinishedRun:
     Attributes:
         commit: of the code that wrote the checkpoint; ends in "+" where the working tree had changes; "" without git.
         page: path of the run's page, behind the address of an MLflow server.
-        trusted: whether a segmenter that its configuration names as module:callable may be imported.
+        trusted: whether code that its configuration names may be imported, and its server be sent MLflow's password.
         init: what it started from, with the fingerprint of the weights; "": random weights.
     """
 
@@ -190,15 +190,26 @@ def read_rows(folders: Sequence[str | Path], *, trust: bool = False) -> list[Row
         RunsError: as `read_run`; two runs of the same setting and seed; runs that were not measured in the same way.
     """
     runs = [read_run(folder, trust=trust) for folder in folders]
+    check_measured_alike([(str(run.folder), run.results) for run in runs])
     found: dict[str, list[FinishedRun]] = {}
     for run in runs:
-        check_measured_alike(runs[0], run)
         row = found.setdefault(label(run.config), [])
         if twin := next((other for other in row if other.seed == run.seed), None):
             raise RunsError(f"{run.folder}: the same setting and seed {run.seed} as {twin.folder}; give one of them")
         row.append(run)
-        check_same_start(row[0], run, "compare them one by one")
+        check_same_start([(str(each.folder), each.init) for each in row], "compare them one by one")
     return [Row(name, tuple(sorted(row, key=lambda run: run.seed))) for name, row in found.items()]
+
+
+def check_trusted(rows: Sequence[Row]) -> None:
+    """Make sure that no run of a comparison has code imported, or a server sent a password, on its own word.
+
+    Raises:
+        TrustError: one does, and neither was it trained here by this user nor does the user trust it. One line.
+    """
+    for row in rows:
+        for run in row.runs:
+            check_config(run.config, run.folder, given=None, trust=run.trusted)
 
 
 def changed_keys(config: Config) -> dict[str, Any]:
@@ -260,50 +271,67 @@ def short(value: Any) -> str:
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def check_same_start(first: FinishedRun, other: FinishedRun, remedy: str) -> None:
+def check_same_start(started: Sequence[tuple[str, str]], remedy: str) -> None:
     """Runs of one setting start from the same weights.
+
+    Args:
+        started: what each run started from (`FinishedRun.init`), with the run's folder or name.
 
     Raises:
         RunsError: these do not.
     """
-    if other.init != first.init:
-        raise RunsError(
-            f"{other.folder}: started from {other.init or 'random weights'}, {first.folder} from "
-            f"{first.init or 'random weights'}, so they are no runs of one setting; {remedy}"
-        )
+    for name, init in started[1:]:
+        first, expected = started[0]
+        if init != expected:
+            raise RunsError(
+                f"{name}: started from {init or 'random weights'}, {first} from {expected or 'random weights'}, so "
+                f"they are no runs of one setting; {remedy}"
+            )
 
 
-def check_measured_alike(first: FinishedRun, other: FinishedRun) -> None:
-    """Numbers are compared only if they were measured in the same way on the same images.
+def check_measured_alike(measured: Sequence[tuple[str, Results]]) -> None:
+    """Numbers are compared only if they are measured in the same way on the same images.
+
+    Args:
+        measured: the results of each run, with the run's folder or name.
 
     Raises:
-        RunsError: they were not.
+        RunsError: one is not measured as the first is. Names what differs, and the keys that decide it.
     """
-    for name in ("data", "split", "images", "segmenter", "convention", "labels", "lpips"):
-        a, b = getattr(first.results, name), getattr(other.results, name)
-        if a != b:
+    for name, results in measured[1:]:
+        first, expected = measured[0]
+        for what, here, there, keys in _differences(results, expected):
             raise RunsError(
-                f"{other.folder}: not evaluated as {first.folder} was ({name}: {b}, there {a}); evaluate both in the "
-                "same way"
+                f"{name}: is not evaluated as {first} is ({what}: {here or 'none'}, there {there or 'none'}); evaluate "
+                f"both with the same {keys}"
             )
+
+
+_DECIDED_BY = {  # what the results of runs that are compared have in common, with the keys that decide it
+    "split": "data.val_split",
+    "images": "evaluate.limit and data.root",
+    "data": "data.root and data.layout",
+    "segmenter": "evaluate.segmenter and data.labels",
+    "labels": "data.labels",
+    "lpips": "evaluate.lpips",
+    "convention": "degrade.chain and evaluate.levels",
+}
+
+
+def _differences(one: Results, other: Results) -> Iterator[tuple[str, Any, Any, str]]:
+    """In what two evaluations differ: what, its value in either, and the keys that decide it."""
+    if one.restored.keys() != other.restored.keys():
+        yield "levels", ", ".join(one.restored), ", ".join(other.restored), "degrade.chain, evaluate.levels or .sigmas"
+    for name, keys in _DECIDED_BY.items():
+        if getattr(one, name) != getattr(other, name):
+            yield name, getattr(one, name), getattr(other, name), keys
     for name, what, key in (
-        ("weights", "the segmenter", "evaluate.segmenter_weights"),
-        ("lpips_weights", "LPIPS", "evaluate.lpips_weights"),
+        ("weights", "weights of the segmenter", "evaluate.segmenter_weights"),
+        ("lpips_weights", "weights of LPIPS", "evaluate.lpips_weights"),
     ):
-        a, b = getattr(first.results, name), getattr(other.results, name)
+        a, b = getattr(one, name), getattr(other, name)
         if a and b and a != b:  # results of earlier versions do not name them
-            raise RunsError(
-                f"{other.folder}: not evaluated as {first.folder} was (weights of {what}: {b}, there {a}); evaluate "
-                f"both with the same {key}"
-            )
-    if first.results.judges != other.results.judges:
-        ours, theirs = (", ".join(run.results.judges) or "none" for run in (other, first))
-        raise RunsError(
-            f"{other.folder}: evaluated with the further segmenters {ours}, {first.folder} with {theirs}, or with "
-            "other weights of them; evaluate both with the same evaluate.segmenters and evaluate.segmenters_weights"
-        )
-    if first.results.restored.keys() != other.results.restored.keys():
-        ours, theirs = (", ".join(run.results.restored) for run in (other, first))
-        raise RunsError(
-            f"{other.folder}: evaluated at levels {ours}, {first.folder} at {theirs}; evaluate both at the same"
-        )
+            yield what, a, b, key
+    if one.judges != other.judges:
+        a, b = (", ".join(f"{name} {judge.weights}" for name, judge in of.judges.items()) for of in (one, other))
+        yield "further segmenters", a, b, "evaluate.segmenters and evaluate.segmenters_weights"

@@ -17,6 +17,7 @@ from pipelines import parsing
 from pipelines.comparison import fronts, intervals, render
 from pipelines.comparison.rows import FinishedRun, Row, RunsError, check_measured_alike, check_same_start
 from pipelines.config import Config, keys_with
+from pipelines.runs.names import is_checkpoint
 from pipelines.runs.results import ImageScore, Results, level_title, metric_digits, metric_name
 from pipelines.runtime import files
 from pipelines.text import columns, markdown, printable
@@ -34,6 +35,12 @@ class Compared:
     objective: str
     run: FinishedRun
     seconds: float
+
+    @property
+    def name(self) -> str:
+        """For messages: its folder; for a run from a file of results the file, and which one it is there."""
+        place = self.run.folder
+        return str(place) if place.is_dir() else f"{place}: {self.setting}: {self.objective} seed {self.run.seed}"
 
 
 @dataclass(frozen=True)
@@ -82,11 +89,9 @@ def check_comparable(results: StudyResults) -> None:
     """
     for setting in results.settings:
         runs = [one for one in results.runs if one.setting == setting]
-        tuned = [one.run for one in runs if one.objective != START]
-        for one in runs:
-            check_measured_alike(runs[0].run, one.run)
-        for run in tuned:
-            check_same_start(tuned[0], run, "remove the one that is outdated")
+        check_measured_alike([(one.name, one.run.results) for one in runs])
+        tuned = [(one.name, one.run.init) for one in runs if one.objective != START]
+        check_same_start(tuned, "remove the one that is outdated")
 
 
 _NOTHING = ImageScore(None, None, None)
@@ -117,7 +122,10 @@ class _File(BaseModel):
 
 
 def save(results: StudyResults, path: Path) -> None:
-    """Write everything that `load` reads: without paths of this machine, and of single images only the restored."""
+    """Write everything that `load` reads: without paths of this machine, and of single images only the restored.
+
+    Why images were skipped is left out too, since the reasons name their files.
+    """
     place = {key: value for key, value in Config().flat().items() if key in keys_with("place")}
     runs = []
     for one in results.runs:
@@ -126,10 +134,10 @@ def save(results: StudyResults, path: Path) -> None:
             setting=one.setting,
             objective=one.objective,
             config=one.run.config.replace(place | _without_paths(one.run.config)).model_dump(mode="json"),
-            results=asdict(replace(one.run.results, rows=rows)),
+            results=asdict(replace(one.run.results, rows=rows, skipped=dict.fromkeys(one.run.results.skipped, ""))),
             step=one.run.step,
             commit=one.run.commit,
-            init=Path(one.run.init.partition(" ")[0]).parent.name if one.run.init else "",
+            init=_start(one.run.init),
             seconds=None if math.isnan(one.seconds) else round(one.seconds, 1),
         )
         runs.append(raw.model_dump())
@@ -137,6 +145,15 @@ def save(results: StudyResults, path: Path) -> None:
     text = json.dumps(tree, allow_nan=False, separators=(",", ":"))
     with files.replacing(path) as temporary:
         temporary.write_bytes(lzma.compress(text.encode()))  # a third of gzip: labels repeat from run to run
+
+
+def _start(init: str) -> str:
+    """What a run started from (`FinishedRun.init`) without the path: the run's name for one of its checkpoints."""
+    source, mark, fingerprint = init.rpartition(" (weights ")
+    if not mark or source.startswith("models:/"):
+        return Path(init).name if not mark else init
+    place = Path(source)
+    return f"{place.parent.name if is_checkpoint(place.name) else place.name}{mark}{fingerprint}"
 
 
 def _without_paths(config: Config) -> dict[str, Any]:
@@ -148,7 +165,7 @@ def load(path: Path) -> StudyResults:
     """The results of a study from the file that `save` wrote.
 
     Raises:
-        RunsError: the file is missing or holds anything else. One line.
+        RunsError: the file is missing or holds anything else, or runs that cannot be compared. One line.
     """
     remedy = f"give the {RAW} that `d2sm study` wrote"
     try:
@@ -160,7 +177,11 @@ def load(path: Path) -> StudyResults:
     runs = tuple(_compared(raw, path, remedy) for raw in found.runs)
     settings = found.settings or dict.fromkeys(one.setting for one in runs)
     objectives = found.objectives or dict.fromkeys(one.objective for one in runs if one.objective != START)
-    return StudyResults(found.name, runs, tuple(settings), tuple(objectives))
+    if runs and not objectives:
+        raise RunsError(f"{path}: holds no run of an objective; {remedy}")
+    results = StudyResults(found.name, runs, tuple(settings), tuple(objectives))
+    check_comparable(results)
+    return results
 
 
 def _compared(raw: _Raw, path: Path, remedy: str) -> Compared:

@@ -90,13 +90,20 @@ def folder_of(run: RunFolder, config: Config, results: Results, *, step: int) ->
     return RunFolder(run.path / EVALUATIONS / name)
 
 
-def free_file(path: Path) -> Path:
-    """The path, or the first of NAME-2.json, NAME-3.json, ... that does not exist yet."""
+def claimed_file(path: Path) -> Path:
+    """The path, or the first of NAME-2.json, NAME-3.json, ... that does not exist yet: made, empty, for this process.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
     number, free = 1, path
-    while free.exists():
-        number += 1
-        free = path.with_name(f"{path.stem}-{number}{path.suffix}")
-    return free
+    while True:
+        try:
+            free.touch(exist_ok=False)
+            return free
+        except FileExistsError:
+            number += 1
+            free = path.with_name(f"{path.stem}-{number}{path.suffix}")
 
 
 def _former(run: RunFolder) -> Results | None:

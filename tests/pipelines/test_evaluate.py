@@ -497,6 +497,21 @@ def test_the_kept_numbers_of_one_segmenter_are_not_those_of_another(
     assert second.rows[0].clean.counts != first.rows[0].clean.counts
 
 
+@pytest.mark.parametrize("more_first", [True, False])
+def test_segmenters_of_images_without_labels_neither_measure_nor_divide_the_kept_numbers(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more_first: bool
+) -> None:
+    """Those of an evaluation with further segmenters are those of one without."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    city(tmp_path / "city", images=2).joinpath("leftImg8bit/val/ulm").rename(tmp_path / "val")
+    plain: dict[str, Any] = {"data__layout": "folder"}
+    more = plain | {"evaluate__segmenters": ["tests.helpers.segmenters:by_darkness"]}
+    both = [more, plain] if more_first else [plain, more]
+    first, second = (measured(bundle, tmp_path, **changes) for changes in both)
+    assert first == second and not first.segmenter and not first.judges
+    assert len(list((tmp_path / "cache/d2sm/scores").iterdir())) == 1
+
+
 def test_an_image_of_nan_ends_an_evaluation_in_one_line(bundle: Path, tmp_path: Path) -> None:
     """It has no PSNR; an infinite one, of equal images, is none of it."""
     root, config = city(tmp_path / "city"), checkpoint.load_model(bundle)[1]

@@ -215,6 +215,24 @@ def test_no_file_beside_a_model_without_a_run_is_overwritten(
     assert Path(RESULTS).read_bytes() == before
 
 
+def test_of_two_evaluations_at_once_neither_overwrites_the_other(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one ends while the first measures: here its segmenter writes what the other leaves behind."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "meanwhile_segmenter.py").write_text(
+        "from pathlib import Path\n"
+        "from tests.helpers.segmenters import by_brightness\n"
+        f"def build(weights):\n    Path({RESULTS!r}).write_text('the other')\n    return by_brightness(weights)\n"
+    )
+    bundle = shutil.copytree(RunFolder(made / "runs/first").latest() or Path(), tmp_path / "bundle")
+    own = {"evaluate.segmenter": "meanwhile_segmenter:build", "evaluate.segmenter_weights": None}
+    done = evaluate_run(bundle, configuration_of(bundle).replace(own), quiet=True)
+    assert done.path == Path("results-2.json") and Results.load(done.path) == done.results
+    assert Path(RESULTS).read_text() == "the other" and "results.json exists here" in done.notes[0]
+
+
 THREE = """
 classes:
 - {name: above, id: 23, colour: [70, 130, 180]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import lzma
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from cluster.cli.main import main
 from pipelines import study
 from pipelines.check import check_used
 from pipelines.comparison import study_results
-from pipelines.comparison.rows import RunsError
-from pipelines.comparison.study_results import RAW, START, TEXT
+from pipelines.comparison.rows import FinishedRun, RunsError
+from pipelines.comparison.study_results import RAW, START, TEXT, Compared
 from pipelines.config import Config, ConfigError
 from pipelines.runs.folder import RunFolder
 from pipelines.training.initial import note
@@ -233,6 +234,33 @@ def test_a_changed_plan_is_refused_before_the_first_run(
     assert "noise-L1-seed0: that run was trained on other data (fingerprint 0123456789abcdef" in said
 
 
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            {"start": {"train.epochs": 3, "evaluate.limit": 1}},
+            "noise: L1: is not evaluated as noise: start is (images: 2",
+        ),
+        (
+            {"objectives": {"L1": {"loss.weight": 0}, "blind": {"loss.weight": 0, "evaluate.sigmas": [50]}}},
+            "noise: blind: is not evaluated as noise: start is (levels: 50, there 25, 50)",
+        ),
+    ],
+)
+def test_runs_that_could_not_be_compared_are_refused_before_the_first(
+    changes: dict[str, Any], message: str, tmp_path: Path, scenes_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = {
+        "data.root": str(scenes_root), "train.storage": str(tmp_path / "runs"), "data.crop_size": 64,
+        "evaluate.segmenter": None, "loss.features_weights": "random",
+    }  # fmt: skip
+    small(tmp_path, keys=keys, seeds=1, **changes)
+    for more in (["--dry-run"], []):
+        assert main(["study", str(tmp_path / "plan.yaml"), "--name", "s", *more]) == 2
+        said = capsys.readouterr().err
+        assert message in said and not (tmp_path / "runs" / "s" / "noise-start").exists()
+
+
 def test_a_training_run_of_that_name_is_left_alone(
     tmp_path: Path, scenes_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -283,7 +311,7 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
     one = found.runs[1]
     folder = RunFolder.of(one.config)
     write_run(folder.path, one.config, replace(scored_results(1, judges={"other": 0.5}), data="elsewhere"))
-    with pytest.raises(RunsError, match=r"D2SM-3-seed0: not evaluated as .* was \(data: elsewhere"):
+    with pytest.raises(RunsError, match=r"D2SM-3-seed0: is not evaluated as .* is \(data: elsewhere"):
         study.write(found)
     write_run(folder.path, one.config, scored_results(1, judges={"other": 0.5}), init="runs/s/another (weights 0123)")
     with pytest.raises(RunsError, match="D2SM-3-seed0: started from runs/s/another"):
@@ -317,6 +345,27 @@ def test_results_come_back_as_they_were_written_without_paths_of_this_machine(tm
     assert study_results.text(loaded) == study_results.text(written)
     assert str(tmp_path) not in lzma.decompress(files[1].read_bytes()).decode()
     assert study.write(found)[1][1].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("init", "kept"),
+    [
+        ("{}/my runs/s/sr4-start/step-00000008 (weights 0123)", "sr4-start (weights 0123)"),
+        ("{}/my weights.pth (weights 0123)", "my weights.pth (weights 0123)"),
+        ("models:/net/3 (weights 0123)", "models:/net/3 (weights 0123)"),
+        ("", ""),
+    ],
+)
+def test_no_path_is_in_the_reasons_of_skipped_images_nor_in_the_start(tmp_path: Path, init: str, kept: str) -> None:
+    (one,) = small(tmp_path, seeds=1, start=None, objectives={"L1": {"loss.weight": 0}}).runs
+    measured = replace(scored_results(), skipped={"ulm/1": f"{tmp_path}/val/ulm/1.png: is truncated"})
+    run = FinishedRun(tmp_path, one.config, measured, 8, "", "", "", init=init.format(tmp_path))
+    results = study_results.StudyResults("s", (Compared("noise", "L1", run, 1.0),), ("noise",), ("L1",))
+    study_results.save(results, tmp_path / RAW)
+    assert str(tmp_path) not in lzma.decompress((tmp_path / RAW).read_bytes()).decode()
+    (loaded,) = study_results.load(tmp_path / RAW).runs
+    assert loaded.run.init == kept and loaded.run.results.notes() == measured.notes()
+    assert "1 skipped" in loaded.run.results.notes()[0]
 
 
 def test_the_tables_hold_differences_intervals_and_both_segmenters(tmp_path: Path) -> None:
@@ -353,6 +402,34 @@ def test_a_file_of_no_study_is_one_line(tmp_path: Path, content: bytes | None) -
     with pytest.raises(
         RunsError, match=r"study\.json\.xz: .*give the study\.json\.xz that `d2sm study` wrote"
     ) as caught:
+        study_results.load(file)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda tree: tree.update(objectives=[], runs=tree["runs"][:1]), "holds no run of an objective"),
+        (
+            lambda tree: tree["runs"][2]["results"].update(data="elsewhere"),
+            r"noise: D2SM 3 seed 0: is not evaluated as .*study\.json\.xz: noise: start seed 0 is \(data: elsewhere",
+        ),
+        (
+            lambda tree: tree["runs"][2].update(init="another"),
+            r"noise: D2SM 3 seed 0: started from another, .*study\.json\.xz: noise: L1 seed 0 from random weights",
+        ),
+    ],
+)
+def test_a_file_of_runs_that_cannot_be_compared_is_one_line(
+    tmp_path: Path, edit: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    found = small(tmp_path)
+    finish(found)
+    _, (_, file) = study.write(found)
+    tree = json.loads(lzma.decompress(file.read_bytes()))
+    edit(tree)
+    file.write_bytes(lzma.compress(json.dumps(tree).encode()))
+    with pytest.raises(RunsError, match=rf"study\.json\.xz: {message}") as caught:
         study_results.load(file)
     assert "\n" not in str(caught.value)
 

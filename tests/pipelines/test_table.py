@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,9 +18,9 @@ from mlflow import MlflowClient
 from cluster.cli.arguments import given_keys, table_given
 from cluster.cli.main import main
 from cluster.cli.parser import parser
-from pipelines import parallel, table
+from pipelines import evaluate, parallel, table
 from pipelines.comparison import render
-from pipelines.comparison.rows import label, read_run
+from pipelines.comparison.rows import FinishedRun, RunsError, label, read_run
 from pipelines.config import Config
 from pipelines.recipes import recipe, recipes
 from pipelines.runs import checkpoint
@@ -142,6 +144,62 @@ def test_what_is_finished_is_not_repeated(tmp_path: Path, capsys: pytest.Capture
     run = client.get_run(RunFolder.at(outcome.folder).read_info()["run_id"])
     assert run.info.status == "FINISHED" and run.data.tags["d2sm.table"] == "t" and not run.data.params
     assert {file.path for file in client.list_artifacts(run.info.run_id)} == {render.TEXT, render.JSON}
+
+
+def test_rows_that_are_not_evaluated_alike_are_refused_before_the_first_run(scenes_root: Path, tmp_path: Path) -> None:
+    """Of what is missing, and of what has finished: no run, no Ray, no MLflow store."""
+    noise = tiny(scenes_root, tmp_path, evaluate__segmenter=None, model__width=4)
+    jpeg = noise.replace({"evaluate.sigmas": [25, 35, 50], "degrade.chain": "jpeg:10"})
+    with pytest.raises(
+        RunsError, match=r"^run .*jpeg:10: is not evaluated as run is \(levels: jpeg10, there 25\); .*levels"
+    ):
+        table.table([noise, jpeg], name="t", seeds=1, quiet=True)
+    (config,) = table.runs_of([noise], name="t", seeds=1)
+    folder = write_run(RunFolder.of(config).path, config, results())
+    with pytest.raises(
+        RunsError, match=r"^run train.lr=0.5: is not evaluated as .*-seed0 is \(levels: 25, there 25, 35"
+    ):
+        table.table([noise, noise.replace({"train.lr": 0.5})], name="t", seeds=1, quiet=True)
+    assert [path.name for path in (tmp_path / "t").iterdir() if path.is_dir()] == [folder.name]
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_an_image_found_damaged_by_a_finished_run_is_no_difference(scenes_root: Path, tmp_path: Path) -> None:
+    config = tiny(scenes_root, tmp_path, evaluate__segmenter=None, data__bad_images="skip")
+    subject = evaluate.check(config)
+    planned = {"b": parallel.Training(config, 1, "", subject)}
+    whole = evaluate.without_numbers(config, subject)
+    damaged = {subject.items["name"][0].as_py(): "is truncated"}
+    less = replace(evaluate.without_numbers(config, subject, damaged=damaged), skipped=damaged)
+    assert (whole.images, less.images) == (2, 1) and whole.data != less.data
+    for measured in (whole, less):
+        run = FinishedRun(tmp_path / "a", config, measured, 1, "", "", "")
+        parallel.check_compared([(config, run)], planned)
+    other = FinishedRun(tmp_path / "a", config, replace(whole, data="x"), 1, "", "", "")
+    with pytest.raises(RunsError, match="b: is not evaluated as .*a is .data: "):
+        parallel.check_compared([(config, other)], planned)
+
+
+def test_a_finished_run_is_not_taken_for_one_with_other_weights_or_images(scenes_root: Path, tmp_path: Path) -> None:
+    """A path may change, not what is there; a path of which nothing is left is not looked at."""
+    for name, content in (("a", "0.5"), ("same", "0.5"), ("other", "0.25")):
+        (tmp_path / name).write_text(content)
+    key, judge = "evaluate.segmenter_weights", "tests.helpers.segmenters:from_file"
+    own = tiny(scenes_root, tmp_path, evaluate__segmenter=judge, model__width=4).replace({key: str(tmp_path / "a")})
+    (config,) = table.runs_of([own], name="t", seeds=1)
+    folder = write_run(RunFolder.of(config).path, config, evaluate.without_numbers(config, evaluate.check(config)))
+    done = parallel.finished(config)
+    assert done is not None
+    for name in ("a", "same", "gone"):
+        parallel.check_compared([(config.replace({key: str(tmp_path / name)}), done)], {})
+    now = config.replace({key: str(tmp_path / "other")})
+    line = rf"^{folder}, as asked for now: is not evaluated as {folder} is \(weights of the segmenter: .*{key}$"
+    with pytest.raises(RunsError, match=line):
+        parallel.check_compared([(now, done)], {})
+    less = shutil.copytree(scenes_root, tmp_path / "less")
+    next(less.glob("leftImg8bit/val/*/*.png")).unlink()
+    with pytest.raises(RunsError, match=r"as asked for now: is not evaluated as .*images: 1, there 2"):
+        table.table([own.replace({"data.root": str(less)})], name="t", seeds=1, quiet=True)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,7 @@ from pipelines import tracking
 from pipelines.comparison import fronts
 from pipelines.comparison.figures import crops, curves, front, tsne
 from pipelines.comparison.mlflow_run import log_run
-from pipelines.comparison.rows import read_rows
-from pipelines.runs.trust import check_config
+from pipelines.comparison.rows import check_trusted, read_rows
 from pipelines.runtime.files import ready_folder
 from pipelines.tracking import store
 
@@ -51,11 +50,11 @@ def draw_figures(
         RunsError, TrackingError, DataError, SegmenterError, CheckpointError, TrustError, OSError: one line each.
     """
     rows = read_rows(folders, trust=trust)
-    first = rows[0].runs[0]
-    check_config(first.config, first.folder, given=None, trust=first.trusted)
-    uri = first.uri
+    check_trusted(rows)
+    uri = rows[0].runs[0].uri
     client = store.prepare(uri)  # before the work: it fails when the store cannot be reached
     out = ready_folder(out.expanduser(), asked_by=f"--out {out}")  # before the work, too
+    phi = tsne.check(rows) if only in (None, "tsne") else None  # likewise
     files: list[Path] = []
     numbers: dict[str, float] = {}
     if only == "front" or (only is None and fronts.are_there(rows)):
@@ -64,8 +63,8 @@ def draw_figures(
         files += curves.draw(rows, out / "convergence")
     if only in (None, "comparison"):
         files += crops.draw(rows, out, quiet=quiet)
-    if only in (None, "tsne"):
-        written, numbers = tsne.draw(rows, out / "tsne", quiet=quiet)
+    if phi is not None:
+        written, numbers = tsne.draw(rows, out / "tsne", phi, quiet=quiet)
         files += written
     with store.plain_errors(uri, tracking.TrackingError):
         page = log_run(client, rows, files, numbers, name="figures")

@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 from d2sm.features import Features, patches
 from d2sm.matching import StatisticsMatching
 from pipelines.comparison.figures import style
-from pipelines.comparison.photographs import CLEAN, ComparedPhotograph, compared_photographs
+from pipelines.comparison.photographs import CLEAN, ComparedPhotograph, compared_photographs, shown_images
 from pipelines.comparison.rows import Row, RunsError, short_names
 from pipelines.config import Config
 from pipelines.data import labels
@@ -54,11 +54,31 @@ class Embedding:
     description: str
 
 
-def draw(rows: Sequence[Row], path: Path, *, quiet: bool = False) -> tuple[list[Path], dict[str, float]]:
-    """Draw it; gives the paths of PNG and SVG, and its numbers by MLflow's names (distance.D2SM, kl.D2SM)."""
+def check(rows: Sequence[Row]) -> Features:
+    """Make sure, before any photograph is restored, that the figure can be drawn; gives Phi for `draw`.
+
+    Raises:
+        RunsError: a photograph is smaller than a crop.
+        ConfigError, DataError, OSError: Phi cannot be loaded; the photographs cannot be read.
+    """
+    config = with_features_of(rows)
+    phi = phi_of(config)
+    images = shown_images(rows, _PHOTOGRAPHS)
+    for name, height, width in zip(*(images[key].to_pylist() for key in ("name", "height", "width")), strict=True):
+        if min(height, width) < config.data.crop_size:
+            raise _no_crop(name, height, width, config.data.crop_size)
+    return phi
+
+
+def draw(rows: Sequence[Row], path: Path, phi: Features, *, quiet: bool = False) -> tuple[list[Path], dict[str, float]]:
+    """Draw it; gives the paths of PNG and SVG, and its numbers by MLflow's names (distance.D2SM, kl.D2SM).
+
+    Args:
+        phi: from `check`.
+    """
     photographs = compared_photographs(rows, count=_PHOTOGRAPHS, segmented=False, quiet=quiet)
     stage("placing the features of Phi in the plane (t-SNE)")
-    embedding = embed(photographs, with_features_of(rows))
+    embedding = embed(photographs, with_features_of(rows), phi)
     drawn = style.figure(9, 9.6)
     _scatter(drawn.subplots(), embedding, short_names([row.config for row in rows]))
     lines = [
@@ -81,19 +101,24 @@ def with_features_of(rows: Sequence[Row]) -> Config:
     return next((row.config for row in rows if "d2sm" in row.config.loss.terms), rows[0].config)
 
 
-def embed(photographs: Sequence[ComparedPhotograph], config: Config) -> Embedding:
+def phi_of(config: Config) -> Features:
+    """The feature network of a configuration, at the first of its layers."""
+    return first_layer(config.loss, for_phi(segmenter_store(config), labels.of(config).like))
+
+
+def embed(photographs: Sequence[ComparedPhotograph], config: Config, phi: Features) -> Embedding:
     """Cut photographs into the samples that D2SM would compare, and place them in the plane.
 
     Args:
         photographs: no smaller than a crop.
-        config: its loss section says which features, and whether a sample is a crop ("w/o internal") or a patch of one
-            ("w/ internal"); crops are as large as in training.
+        config: its loss section says whether a sample is a crop ("w/o internal") or a patch of one ("w/ internal");
+            crops are as large as in training.
+        phi: that gives the features, see `phi_of`.
 
     Raises:
         RunsError: a photograph is smaller than a crop, or there are fewer than 4 samples.
     """
     loss, side = config.loss, config.data.crop_size
-    phi = first_layer(loss, for_phi(segmenter_store(config), labels.of(config).like))
     samples = _samples(photographs, config, phi)
     clean = samples[CLEAN]
     if len(clean) < 4:
@@ -139,11 +164,14 @@ def _corners(photograph: ComparedPhotograph, side: int, count: int, shift: int) 
     height, width = photograph.images[CLEAN].shape[:2]
     places = [(y, x) for y in range(0, height - side + 1, side) for x in range(0, width - side + 1, side)]
     if not places:
-        raise RunsError(
-            f"t-SNE: {photograph.name}: {width}x{height} pixels hold no crop of data.crop_size={side}; evaluate on "
-            "larger photographs"
-        )
+        raise _no_crop(photograph.name, height, width, side)
     return [places[(at + shift) % len(places)] for at in spread(len(places), count)]
+
+
+def _no_crop(name: str, height: int, width: int, side: int) -> RunsError:
+    return RunsError(
+        f"t-SNE: {name}: {width}x{height} pixels hold no crop of data.crop_size={side}; evaluate on larger photographs"
+    )
 
 
 def _scatter(axes: Axes, embedding: Embedding, rows: Sequence[str]) -> None:

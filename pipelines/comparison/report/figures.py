@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from d2sm.features import Features
 from pipelines.comparison.figures import curves, tsne
 from pipelines.comparison.report.pictures import data_uri
 from pipelines.comparison.rows import Row, short_names
@@ -26,15 +27,18 @@ class Figure:
     uri: str
 
 
-def figures(rows: Sequence[Row], *, quiet: bool = False) -> list[Figure]:
+def figures(rows: Sequence[Row], phi: Features, *, quiet: bool = False) -> list[Figure]:
     """Learning curves and t-SNE, drawn afresh.
+
+    Args:
+        phi: from `tsne.check`.
 
     Raises:
         RunsError, DataError, CheckpointError: one line each.
     """
     with tempfile.TemporaryDirectory(prefix="d2sm-report-") as folder:
         convergence = curves.draw(rows, Path(folder) / "convergence")
-        embedding, numbers = tsne.draw(rows, Path(folder) / "tsne", quiet=quiet)
+        embedding, numbers = tsne.draw(rows, Path(folder) / "tsne", phi, quiet=quiet)
         distances = [f"{key.partition('.')[2]} {x:.3f}" for key, x in numbers.items() if key.startswith("distance.")]
         return [
             Figure(

@@ -8,13 +8,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pipelines import tracking
+from pipelines.comparison.figures import tsne
 from pipelines.comparison.mlflow_run import log_run
 from pipelines.comparison.photographs import compared_photographs
 from pipelines.comparison.report.figures import figures
 from pipelines.comparison.report.page import html
 from pipelines.comparison.report.pictures import ReportError
-from pipelines.comparison.rows import read_rows
-from pipelines.runs.trust import check_config
+from pipelines.comparison.rows import check_trusted, read_rows
 from pipelines.runtime import files
 from pipelines.tracking import store
 
@@ -58,12 +58,12 @@ def write_report(
         raise ReportError(f"--pictures {pictures}: give 0 or more")
     files.ready_folder(out.parent, asked_by=f"--out {out}")
     rows = read_rows(folders, trust=trust)
-    first = rows[0].runs[0]
-    check_config(first.config, first.folder, given=None, trust=first.trusted)
-    uri = first.uri
+    check_trusted(rows)
+    uri = rows[0].runs[0].uri
     client = store.prepare(uri)  # before the work: it fails when the store cannot be reached
+    phi = tsne.check(rows) if with_figures else None  # likewise
     photographs = compared_photographs(rows, count=pictures, quiet=quiet) if pictures else []
-    page = html(rows, photographs, figures(rows, quiet=quiet) if with_figures else [], written=datetime.now(UTC))
+    page = html(rows, photographs, figures(rows, phi, quiet=quiet) if phi else [], written=datetime.now(UTC))
     files.write_text(out, page, shared=True)
     with store.plain_errors(uri, tracking.TrackingError):
         return Report(out, uri, log_run(client, rows, [out], {}, name="report"))

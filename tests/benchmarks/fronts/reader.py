@@ -104,9 +104,9 @@ class Fronts:
 
     def at(self, name: str, drop: float) -> Scores | None:
         """Differences from L1 where the PSNR is `drop` dB below it, interpolated linearly between the two neighbours
-        on the front, the first of which may be L1 itself; None beyond the front's end."""
-        points = [{key: np.zeros(1 + intervals.DRAWS) for key in MEASURES}]
-        points += sorted((point.difference for point in self.fronts[name]), key=lambda d: -d["psnr"][0])
+        on the front, one of which may be L1 itself; None beyond the front's end."""
+        l1 = {key: np.zeros(1 + intervals.DRAWS) for key in MEASURES}
+        points = sorted([l1, *(point.difference for point in self.fronts[name])], key=lambda d: -d["psnr"][0])
         for a, b in pairwise(points):
             below, above = -a["psnr"][0], -b["psnr"][0]
             if below <= drop <= above and above > below:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -131,7 +132,7 @@ def test_distance_and_divergence_are_those_of_the_losss_samples(rows: list[Row],
     config = tsne.with_features_of(rows).replace({"loss.patch_size": patch, "loss.features": phi_name})
     assert config.recipe == "ffdnet_d2sm_cpu" and config.data.crop_size == SIDE
     clean, noisy = texture(0), texture(1)
-    found = tsne.embed([photograph(noisy=noisy, same=clean, clean=clean)], config)
+    found = tsne.embed([photograph(noisy=noisy, same=clean, clean=clean)], config, tsne.phi_of(config))
     assert found.distance["same"] == 0 and found.divergence["same"] == pytest.approx(0, abs=1e-9)
     count = 15 * (1 if patch is None else 4)  # 3 x 5 crops
     assert {name: points.shape for name, points in found.points.items()} == dict.fromkeys(
@@ -154,12 +155,34 @@ def test_distance_and_divergence_are_those_of_the_losss_samples(rows: list[Row],
 
 
 def test_a_photograph_smaller_than_a_crop_is_refused(rows: list[Row]) -> None:
-    small = texture(0, 31, 160)
+    config, small, one = tsne.with_features_of(rows), texture(0, 31, 160), texture(0, 32, 32)
     with pytest.raises(RunsError, match=r"drawn: 160x31 .*data\.crop_size=32"):
-        tsne.embed([photograph(noisy=small, clean=small)], tsne.with_features_of(rows))
+        tsne.embed([photograph(noisy=small, clean=small)], config, tsne.phi_of(config))
     with pytest.raises(RunsError, match=r"1 samples .*data\.crop_size=32"):
-        one = texture(0, 32, 32)
-        tsne.embed([photograph(noisy=one, clean=one)], tsne.with_features_of(rows))
+        tsne.embed([photograph(noisy=one, clean=one)], config, tsne.phi_of(config))
+
+
+@pytest.mark.parametrize(
+    ("verb", "changes", "message"),
+    [
+        ("figures", {"data__crop_size": 128}, r"t-SNE: \S+: 192x96 pixels hold no crop of data\.crop_size=128"),
+        ("report", {"loss__features_weights": "none.pth"}, r"none\.pth"),
+    ],
+)
+def test_what_t_sne_lacks_is_said_before_anything_is_drawn(
+    verb: str,
+    changes: dict[str, object],
+    message: str,
+    scenes_root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Before the learning curves, too, which would be refused here."""
+    run = write_row(scenes_root, tmp_path, "ffdnet_l1_cpu", **changes).runs[0]
+    out = tmp_path / "out" / "report.html" if verb == "report" else tmp_path / "out"
+    assert main([verb, "--trust", str(run.folder), "--out", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert re.search(message, said) and "restoring" not in said and not list((tmp_path / "out").iterdir())
 
 
 def test_the_verb_draws_everything_and_logs_it(

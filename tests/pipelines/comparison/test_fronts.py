@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from cluster.cli.main import main
 from pipelines.comparison import fronts, intervals
 from pipelines.comparison.figures import front as figure
+from pipelines.comparison.figures.style import Style
 from pipelines.comparison.rows import Row, RunsError, read_rows
 from pipelines.recipes import recipe
 from pipelines.runs.results import Results
@@ -52,10 +54,10 @@ def test_rows_of_one_objective_are_a_front_in_the_order_of_their_weights(rows: l
     d2sm, perceptual = fronts.of(rows)
     assert (d2sm.name, perceptual.name) == ("D2SM", "perceptual")
     assert [d2sm.weight(row) for row in d2sm.rows] == ["1", "30", "400"]
-    assert d2sm.l1 is perceptual.l1 is rows[0] and fronts.left_out(rows) == []
+    assert d2sm.l1 is perceptual.l1 is rows[0] and fronts.left_out(rows) == {}
     assert [d2sm.weight(row) for row in d2sm.points("25")] == ["1", "30", "400"]
     assert fronts.are_there(rows) and not fronts.are_there(rows[:1]) and not fronts.are_there(rows[1:])
-    assert fronts.of(rows[1:]) == [] and len(fronts.left_out(rows[1:])) == 4
+    assert fronts.of(rows[1:]) == [] and [len(out) for out in fronts.left_out(rows[1:]).values()] == [4]
 
 
 def test_other_settings_are_other_fronts_and_need_their_own_l1(tmp_path: Path) -> None:
@@ -78,10 +80,29 @@ def test_other_settings_are_other_fronts_and_need_their_own_l1(tmp_path: Path) -
     ]  # fmt: skip
     assert [weights for _, weights in names] == [["1"], ["2"], ["3"], ["4 / 0.5"]]
     assert [front.l1 is found[0] for front in fronts.of(found)] == [True, True, False, True]
-    assert fronts.left_out(found) == [found[6].label] and "train.lr=0.25" in found[6].label
+    assert list(fronts.left_out(found).values()) == [[found[6].label]] and "train.lr=0.25" in found[6].label
     assert (
         f"On no front, since no row is L1 alone with their other settings: {found[6].label}" in fronts.notes(found)[1]
     )
+
+
+def test_why_a_row_of_l1_alone_is_on_no_front_is_said(tmp_path: Path) -> None:
+    """A key that L1 alone does not use makes another row of it; so does a setting of which there is nothing else."""
+    scored, l1 = scored_results(images=3), "ffdnet_l1_cpu"
+    found = read_rows(
+        [
+            written(tmp_path, l1, scored),
+            written(tmp_path, l1, scored, loss__queue_size=64),
+            written(tmp_path, l1, scored, train__lr=0.25),
+            written(tmp_path, "ffdnet_d2sm_cpu", scored, loss__weight=1.0),
+        ]
+    )
+    assert [front.l1 is found[0] for front in fronts.of(found)] == [True]
+    said = [note for note in fronts.notes(found) if note.startswith("On no front")]
+    assert said == [
+        f"On no front, since another row is L1 alone with their settings: {found[1].label}.",
+        f"On no front, since no row has a further objective beside them: {found[2].label}.",
+    ]
 
 
 def test_rows_at_gradient_ratios_are_a_front_of_their_own(tmp_path: Path) -> None:
@@ -111,6 +132,28 @@ def test_at_equal_psnr_a_front_is_a_line_between_its_neighbours(rows: list[Row],
     for draw in (0, 1, 777, 2000):  # all photographs, and three of the draws
         expected = np.interp(-drop, np.array(psnr)[order], np.array([values[draw] for values in miou])[order])
         assert at["miou.sigma25"][draw] == pytest.approx(expected, abs=1e-12)
+
+
+def test_l1_is_a_neighbour_where_a_row_has_more_psnr(tmp_path: Path) -> None:
+    """L1 lies between weight 1, which gains PSNR, and weight 10; the line of the figure passes through it, too."""
+    found = read_rows(
+        [
+            written(tmp_path, "ffdnet_l1_cpu", scored_results(0, psnr=30.0, right=0.5)),
+            written(tmp_path, "ffdnet_d2sm_cpu", scored_results(0, psnr=30.05, right=0.55), loss__weight=1.0),
+            written(tmp_path, "ffdnet_d2sm_cpu", scored_results(0, psnr=29.9, right=0.6), loss__weight=10.0),
+        ]
+    )
+    (front,) = fronts.of(found)
+    last, psnr = (front.difference(front.rows[1], f"{name}.sigma25") for name in ("miou", "psnr"))
+    assert last is not None and psnr is not None
+    for drop in (0.01, 0.05):
+        at = front.at("25", drop)
+        assert at is not None and at["psnr.sigma25"][0] == pytest.approx(-drop, abs=1e-9)
+        assert at["miou.sigma25"] == pytest.approx(-drop / psnr[0] * last, abs=1e-9)
+    axes = Figure().subplots()
+    figure._draw_front(axes, front, "miou", "25", Style("#000000", "o"), (0, 9))
+    (line,) = [line for line in axes.lines if len(line.get_xdata()) == 3]
+    assert list(line.get_xdata()) == pytest.approx([found[at].mean("psnr.sigma25") for at in (1, 0, 2)])
 
 
 def test_beyond_its_end_a_front_has_no_number(rows: list[Row]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from pipelines.comparison.photographs import ComparedPhotograph, compared_photog
 from pipelines.comparison.rows import Row, RunsError, short_names
 from pipelines.config import Config
 from pipelines.data import splits
+from pipelines.data.images import write_png
 from pipelines.data.items import read
 from pipelines.inference import samples
 from pipelines.recipes import recipe
@@ -53,6 +55,42 @@ def test_they_are_what_the_evaluation_measured(rows: list[Row], found: list[Comp
 def test_the_segmenter_can_be_left_out(rows: list[Row]) -> None:
     (photograph,) = compared_photographs(rows, count=1, segmented=False)
     assert photograph.classes == {} and photograph.images["clean"].shape == (96, 192, 3)
+
+
+def test_each_network_is_told_the_noise_of_pairs_that_its_own_row_has(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for kind in ("clean", "noisy"):
+        write_png(tmp_path / "pairs" / kind / "a.png", rng.integers(0, 256, (48, 64, 3), np.uint8))
+    both = [
+        write_row(
+            tmp_path / "pairs", tmp_path, "ffdnet_l1_cpu",
+            data__layout="pairs", data__val_split="", noise__draw="list", noise__sigma=[sigma],
+        )
+        for sigma in (25.0, 50.0)
+    ]  # fmt: skip
+    (photograph,) = compared_photographs(both, count=1, segmented=False)
+    (item,) = splits.evaluation_images(both[0].config).to_pylist()
+    _, _, noisy = samples.load(both[0].config, item).shown
+    for row, name in zip(both, list(photograph.images)[1:3], strict=True):
+        network = checkpoint.load_model(row.runs[0].checkpoint)[0]
+        restored = restore(network, noisy, row.config.noise.sigma[0])
+        assert np.array_equal(photograph.images[name], samples.pixels(restored)), name
+    assert photograph.level == "pair" and len(photograph.images) == 4
+
+
+def test_photographs_of_which_none_can_be_read_are_one_line(scenes_root: Path, tmp_path: Path) -> None:
+    """Their pixels were damaged, which no look at a header shows; data.bad_images=skip leaves each of them out."""
+    root = shutil.copytree(scenes_root, tmp_path / "scenes")
+    rows = [write_row(root, tmp_path, "ffdnet_l1_cpu", data__bad_images="skip")]
+    first, second = sorted(root.glob("leftImg8bit/val/*/*.png"))
+    for path, left in ((first, 1), (second, 0)):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 0xFF
+        path.write_bytes(bytes(content))
+        if left:
+            assert len(compared_photographs(rows, count=2, segmented=False)) == left
+    with pytest.raises(RunsError, match=f"^data.root={root}: none of the 2 photographs to be shown can be read"):
+        compared_photographs(rows, count=2, segmented=False)
 
 
 def test_no_rows_are_refused() -> None:

@@ -65,5 +65,5 @@ def test_a_table_shows_every_segmenter_and_lpips(tmp_path: Path) -> None:
     assert not table.lines[0].cells[3].best and table.clean.cells[3].mean == "0.500"
 
     other = write_run(tmp_path / "c", Config().replace({"train.lr": 0.3}), measured(0.3, weights="v"))
-    with pytest.raises(RunsError, match="further segmenters far, .* with far, or with other weights"):
+    with pytest.raises(RunsError, match="further segmenters: far v, there far w.; .*evaluate.segmenters_weights"):
         read_rows([*runs, other])

@@ -12,7 +12,7 @@ from pipelines.comparison.rows import RunsError, common_changes, labels, read_ro
 from pipelines.config import Config
 from pipelines.recipes import recipe, recipes
 from pipelines.runs.folder import RunFolder
-from pipelines.runs.results import RESULTS, Results
+from pipelines.runs.results import RESULTS, Judge, Results
 from tests.helpers.finished_runs import results, write_run
 
 
@@ -56,11 +56,16 @@ def test_runs_that_are_not_finished_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "other, message",
     [
-        (results(data="xyz"), "b: .*a was .data: xyz, there abc"),
+        (results(data="xyz"), "b: .*a is .data: xyz, there abc"),
         (replace(results(), segmenter="espnet-scenes"), "segmenter: espnet-scenes"),
         (
             replace(results(), **{kind: {"25": getattr(results(), kind)["25"]} for kind in ("noisy", "restored")}),
-            "b: .*levels 25, .*a at 25, 35, 50",
+            "b: .*a is .levels: 25, there 25, 35, 50.; .*evaluate.levels",
+        ),
+        (replace(results(), images=2, data="xyz"), "b: .*a is .images: 2, there 3.; .*evaluate.limit"),
+        (
+            replace(results(), judges={"b": Judge("b", "w")}),
+            "b: .*further segmenters: b w, there none.; .*evaluate.segmenters_weights",
         ),
         (replace(results(), weights="def"), "b: .*weights of the segmenter: def, there abc"),
         (replace(results(), lpips_weights="def"), "b: .*weights of LPIPS: def, there abc.*evaluate.lpips_weights"),
@@ -90,3 +95,20 @@ def test_the_papers_rows_and_the_recipes_name_each_other() -> None:
     assert published(recipe("ffdnet_d2sm_cpu").replace({"degrade.chain": "jpeg:10"})) == {}
     assert published(recipe("ffdnet_jsd")) == {"psnr.sigma25": 36.31, "ssim.sigma25": 0.935, "miou.sigma25": 0.640}
     assert published(Config()) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "stays"),
+    [
+        ("ffdnet_l1", {"model.name": "sadnet"}, False),
+        ("ffdnet_l1", {"loss.ssim": 0.3}, False),
+        ("ffdnet_d2sm_cpu", {"loss.weight": 0.0}, False),
+        ("ffdnet_d2sm", {"loss.divergence": "jsd"}, False),
+        ("ffdnet_d2sm_internal", {"loss.patch_size": None}, False),
+        ("ffdnet_d2sm_cpu", {"loss.weight": 3.0, "model.width": 8, "train.lr": 0.5}, True),
+    ],
+)
+def test_another_backbone_or_objective_is_no_row_of_the_paper(
+    name: str, changes: dict[str, object], stays: bool
+) -> None:
+    assert bool(published(recipe(name).replace(changes))) == stays and published(recipe(name))

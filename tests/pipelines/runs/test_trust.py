@@ -191,6 +191,36 @@ def test_a_server_that_the_user_named(config: Config, tmp_path: Path, monkeypatc
     check_config(named, tmp_path)  # there is nothing to send
 
 
+@pytest.mark.parametrize("verb", ["figures", "report"])
+@pytest.mark.parametrize(
+    "theirs",
+    [{"tracking.uri": SERVER}, {"loss.weight": 1.0, "loss.features": "strange_segmenter:build"}],
+    ids=["server", "import"],
+)
+def test_every_compared_run_is_asked_not_only_the_first(
+    verb: str,
+    theirs: dict[str, object],
+    config: Config,
+    tmp_path: Path,
+    strange: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The first run was made here, and needs no trust: L1 alone, so the features shown are those of the second."""
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "s3cr3t")
+    plain = config.replace({"evaluate.segmenter": None, "loss.weight": 0.0})
+    mine = written(tmp_path / "mine", plain)
+    provenance.mark(mine)
+    run = written(tmp_path / "run", plain.replace({"train.lr": 0.5, **theirs}))
+    words = VERBS[verb](run)
+    at = words.index(str(run))
+    assert main([*words[:at], str(mine), *words[at:]]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("d2sm: ")]
+    key = next(key for key in reversed(theirs))
+    assert line.startswith(f"d2sm: {key}={theirs[key]}: ") and str(run) in line and "s3cr3t" not in line
+    assert not strange.exists()
+
+
 class Planted:
     """Unpickled, it makes a file."""
 
