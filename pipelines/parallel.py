@@ -6,16 +6,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
 
 from pipelines import experiment, tracking
 from pipelines.check import NotReady, check, refuse
-from pipelines.comparison.rows import FinishedRun, RunsError, check_measured_alike, read_run
+from pipelines.comparison.rows import FinishedRun, RunsError, check_measured_alike, label, read_run
 from pipelines.config import Config, ConfigError
 from pipelines.data import plan, splits
 from pipelines.evaluate import Subject, without_numbers
+from pipelines.evaluate import check as check_evaluation
 from pipelines.runs import checkpoint
 from pipelines.runs.folder import RunFolder
 from pipelines.runtime import session
@@ -24,6 +26,10 @@ from pipelines.text import one_line, show
 from pipelines.training.messages import QueueReader, RunProgress
 
 _STOP_SECONDS = 20.0  # that a run has to write its checkpoint after Ctrl-C
+# The keys whose files an evaluation reads: a path may change, its contents may not.
+_MEASURED_WITH = (
+    "data.root", "evaluate.segmenter_weights", "evaluate.segmenters_weights", "evaluate.lpips_weights",
+)  # fmt: skip
 
 
 def finished(config: Config) -> FinishedRun | None:
@@ -100,20 +106,32 @@ def check_all(settings: Mapping[str, Config]) -> dict[str, Training]:
     return found
 
 
-def check_compared(done: Sequence[FinishedRun], missing: Mapping[str, Training]) -> None:
+def check_compared(done: Sequence[tuple[Config, FinishedRun]], missing: Mapping[str, Training]) -> None:
     """Make sure, before the first run starts, that what the runs will give can be compared with what is finished.
 
     Args:
+        done: the finished runs, each with the configuration that is asked for now.
         missing: the runs that will be trained, by the name that people see.
 
     Raises:
-        RunsError: two of them are not evaluated in the same way. One line.
+        RunsError: two of them are not evaluated in the same way; or a finished one was evaluated on other images, or
+            with other weights, than those that a changed path names. One line.
+        DataError, SegmenterError, ...: such a path cannot be used, as `evaluate.check`.
     """
-    damaged = done[0].results.skipped if done else {}
-    check_measured_alike(
-        [(str(run.folder), run.results) for run in done]
-        + [(name, without_numbers(one.config, one.subject, damaged=damaged)) for name, one in missing.items()]
-    )
+    damaged = done[0][1].results.skipped if done else {}
+    measured = [(str(run.folder), run.results) for _, run in done]
+    moved = {label(config): (config, run) for config, run in done if _names_other_files(config, run.config)}
+    for config, run in moved.values():
+        asked = without_numbers(config, check_evaluation(config), damaged=damaged)
+        check_measured_alike([(str(run.folder), run.results), (f"{run.folder}, as asked for now", asked)])
+    measured += [(name, without_numbers(one.config, one.subject, damaged=damaged)) for name, one in missing.items()]
+    check_measured_alike(measured)
+
+
+def _names_other_files(asked: Config, own: Config) -> bool:
+    """Whether an evaluation as asked for reads images or weights at other places than the run's own did."""
+    changed = (key for key in _MEASURED_WITH if asked.flat()[key] != own.flat()[key])
+    return any(Path(name).exists() for key in changed for name in asked.names(key))
 
 
 @contextmanager

@@ -256,7 +256,7 @@ def check(study: Study) -> dict[str, int]:
     for setting in study.settings:
         own = [one for one in runs if one.setting == setting]
         titles = dict.fromkeys(f"{one.setting}: {one.objective}" for one in own)
-        done = [run for one in own if (run := finished(one.config))]
+        done = [(one.config, run) for one in own if (run := finished(one.config))]
         check_compared(done, {title: needed[title] for title in titles if title in needed})
     return {one.title: needed[f"{one.setting}: {one.objective}"].steps for one in missing}
 

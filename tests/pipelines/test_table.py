@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,9 +174,32 @@ def test_an_image_found_damaged_by_a_finished_run_is_no_difference(scenes_root: 
     assert (whole.images, less.images) == (2, 1) and whole.data != less.data
     for measured in (whole, less):
         run = FinishedRun(tmp_path / "a", config, measured, 1, "", "", "")
-        parallel.check_compared([run], planned)
+        parallel.check_compared([(config, run)], planned)
+    other = FinishedRun(tmp_path / "a", config, replace(whole, data="x"), 1, "", "", "")
     with pytest.raises(RunsError, match="b: is not evaluated as .*a is .data: "):
-        parallel.check_compared([FinishedRun(tmp_path / "a", config, replace(whole, data="x"), 1, "", "", "")], planned)
+        parallel.check_compared([(config, other)], planned)
+
+
+def test_a_finished_run_is_not_taken_for_one_with_other_weights_or_images(scenes_root: Path, tmp_path: Path) -> None:
+    """A path may change, not what is there; a path of which nothing is left is not looked at."""
+    for name, content in (("a", "0.5"), ("same", "0.5"), ("other", "0.25")):
+        (tmp_path / name).write_text(content)
+    key, judge = "evaluate.segmenter_weights", "tests.helpers.segmenters:from_file"
+    own = tiny(scenes_root, tmp_path, evaluate__segmenter=judge, model__width=4).replace({key: str(tmp_path / "a")})
+    (config,) = table.runs_of([own], name="t", seeds=1)
+    folder = write_run(RunFolder.of(config).path, config, evaluate.without_numbers(config, evaluate.check(config)))
+    done = parallel.finished(config)
+    assert done is not None
+    for name in ("a", "same", "gone"):
+        parallel.check_compared([(config.replace({key: str(tmp_path / name)}), done)], {})
+    now = config.replace({key: str(tmp_path / "other")})
+    line = rf"^{folder}, as asked for now: is not evaluated as {folder} is \(weights of the segmenter: .*{key}$"
+    with pytest.raises(RunsError, match=line):
+        parallel.check_compared([(now, done)], {})
+    less = shutil.copytree(scenes_root, tmp_path / "less")
+    next(less.glob("leftImg8bit/val/*/*.png")).unlink()
+    with pytest.raises(RunsError, match=r"as asked for now: is not evaluated as .*images: 1, there 2"):
+        table.table([own.replace({"data.root": str(less)})], name="t", seeds=1, quiet=True)
 
 
 @pytest.mark.parametrize(
