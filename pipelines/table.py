@@ -151,8 +151,8 @@ def _table(
     done = {config.train.name: (config, run) for config in wanted if (run := finished(config))}
     missing = [config for config in wanted if config.train.name not in done]
     needed = check_all({label(config): config for config in missing})
-    names = {name: label(config) for name, config in zip(labels(wanted), wanted, strict=True)}
-    check_compared(list(done.values()), {name: needed[full] for name, full in names.items() if full in needed})
+    short = {name: label(config) for name, config in zip(labels(wanted), wanted, strict=True)}
+    check_compared(list(done.values()), {name: needed[full] for name, full in short.items() if full in needed})
     with record(wanted[0], folder, tag="d2sm.table") as parent:
 
         def write() -> list[Row]:
