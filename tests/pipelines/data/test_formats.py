@@ -236,7 +236,7 @@ def test_the_free_memory_bounds_large_images(tmp_path: Path, monkeypatch: pytest
         read_rgb(path)
 
 
-def test_what_is_no_file_is_named_and_never_waited_for(tmp_path: Path) -> None:
+def test_what_is_no_file_is_named_and_never_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     lines: list[str] = []
     thread = threading.Thread(target=lambda: lines.append(refused(tmp_path / "pipe.png")), daemon=True)
@@ -244,7 +244,7 @@ def test_what_is_no_file_is_named_and_never_waited_for(tmp_path: Path) -> None:
     thread.join(10)
     assert lines == ["is a named pipe, not a file; remove it"]
     with socket.socket(socket.AF_UNIX) as server:
-        os.chdir(tmp_path)  # a socket's path is short
+        monkeypatch.chdir(tmp_path)  # a socket's path is short
         server.bind("s.png")
         assert refused(tmp_path / "s.png") == "is a socket, not a file; remove it"
     (tmp_path / "null.png").symlink_to("/dev/null")

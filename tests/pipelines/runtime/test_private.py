@@ -25,10 +25,10 @@ from pipelines.runtime.session import cause
 from pipelines.tracking import store
 
 ROOT = Path(__file__).resolve().parents[3]
-# Private names of modules and objects, but for one's own, torch's, and namedtuple's _replace and os._exit, which are
-# documented; and names without an underscore that are not documented.
+# Private names of modules and objects, but for one's own, torch's, and namedtuple's _replace, os._exit and a tensor's
+# _version, which are documented; and names without an underscore that are not documented.
 PRIVATE = re.compile(
-    r"(?<!\bself)(?<!\bcls)(?<!\bsuper\(\))(?<!\btorch)(?<!\btorch\.utils)\._(?!replace\(|exit\()[a-z]|node:__|\.to_proto\(|system_metrics_monitor"
+    r"(?<!\bself)(?<!\bcls)(?<!\bsuper\(\))(?<!\btorch)(?<!\btorch\.utils)\._(?!replace\(|exit\(|version\b)[a-z]|node:__|\.to_proto\(|system_metrics_monitor"
 )
 
 
