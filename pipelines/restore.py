@@ -42,7 +42,7 @@ from pipelines.inference.tiling import (
     tile_for_size,
     without_tiles,
 )
-from pipelines.runtime import files
+from pipelines.runtime import files, memory
 from pipelines.runtime.progress import Line
 from pipelines.runtime.threads import torch_threads
 from pipelines.text import listed, one_line
@@ -260,8 +260,7 @@ class _Job:
             except FloatingPointError as error:
                 raise ImageError(f"{failed}, {error}; give another model or noise level") from None
             except Exception as error:  # somebody else's network may raise anything
-                short = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
-                remedy = "give a smaller --tile, or another device" if short else "give another model"
+                remedy = "give a smaller --tile, or another device" if memory.lacks(error) else "give another model"
                 raise ImageError(f"{failed}: {one_line(error)}; {remedy}") from error
 
     def _level_of(self, photo: Photo, read: Path) -> float | None:

@@ -32,6 +32,7 @@ from pipelines.inference.samples import Noisy, Sample
 from pipelines.inference.tiling import tile_for
 from pipelines.networks.segmenters import classes as classes_of
 from pipelines.runs.results import EvaluationError, ImageScore, Judged, Score, miou_by
+from pipelines.runtime import memory
 from pipelines.runtime.threads import torch_threads
 from pipelines.text import one_line
 
@@ -146,12 +147,22 @@ class Measurer:
         return self.sample(loaded) if isinstance(loaded, Sample) else [loaded]
 
     def sample(self, sample: Sample) -> list[Measurement]:
-        """Measure the clean image, and for each level the noisy and the restored one."""
+        """Measure the clean image, and for each level the noisy and the restored one.
+
+        Raises:
+            EvaluationError: the network fails on it. One line.
+        """
         clean = self._here(sample.clean)
         label = None if sample.label is None or self.segmenter is None else self._here(sample.label)
         of_clean, *of_noisy = sample.digests or ("",) * (1 + len(sample.noisy))
         versions = [_Version("clean", "", clean.clamp(0, 1), digest=of_clean)]
-        for (level, noisy, restored, tile), found in zip(self._restored(sample.noisy), of_noisy, strict=True):
+        try:
+            restored_levels = list(self._restored(sample.noisy))
+        except Exception as error:  # somebody else's network may raise anything
+            named = getattr(self.network, "label", type(self.network).__name__)
+            remedy = "give a smaller evaluate.tile" if memory.lacks(error) else "correct the network"
+            raise EvaluationError(f"{sample.name}: {named} failed on it: {one_line(error)}; {remedy}") from error
+        for (level, noisy, restored, tile), found in zip(restored_levels, of_noisy, strict=True):
             versions.append(_Version("noisy", level, noisy.clamp(0, 1), digest=found))
             versions.append(_Version("restored", level, restored.clamp(0, 1), tile or 0))
         known = self.known or {}

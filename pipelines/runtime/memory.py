@@ -76,3 +76,10 @@ def _membership() -> str:
         return _MEMBERSHIP.read_text()
     except OSError:  # not Linux
         return ""
+
+
+def lacks(error: Exception) -> bool:
+    """Whether a network failed because there was too little memory, on the CPU or on a GPU."""
+    import torch  # here, as above
+
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)

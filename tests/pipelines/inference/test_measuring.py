@@ -51,6 +51,35 @@ def test_an_item_and_its_sample_give_the_same_measurements(scenes_root: Path, tm
         assert (of_all.psnr, of_all.ssim) == (one["psnr"], one["ssim"]) and of_all.miou is not None
 
 
+class Fails(nn.Module):
+    """On every photograph, as a network may that takes some sizes alone."""
+
+    blind, label = True, "Mine"
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error, self.factor = error, nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, noisy: torch.Tensor) -> torch.Tensor:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (RuntimeError("no such size\nat 3"), r"Mine failed on it: no such size.* correct the network$"),
+        (torch.OutOfMemoryError("tried 9 GiB"), r"Mine failed on it: tried 9 GiB; give a smaller evaluate.tile$"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), r"; give a smaller evaluate.tile$"),
+    ],
+)
+def test_a_network_that_fails_on_a_photograph(error: Exception, line: str, scenes_root: Path, tmp_path: Path) -> None:
+    config = tiny_config(scenes_root, tmp_path)
+    (item, *_) = evaluation_images(config).to_pylist()
+    with pytest.raises(EvaluationError, match=line) as caught:
+        Measurer(config, Fails(error), None, device=CPU).item(item)
+    assert str(caught.value).startswith(f"{item['name']}: ") and "\n" not in str(caught.value)
+
+
 def test_an_unreadable_item_is_one_measurement_that_says_why(scenes_root: Path, tmp_path: Path) -> None:
     config = tiny_config(scenes_root, tmp_path)
     item = {**evaluation_images(config).to_pylist()[0], "image": str(tmp_path / "cut.png")}
