@@ -130,7 +130,8 @@ def check_compared(done: Sequence[tuple[Config, FinishedRun]], missing: Mapping[
 
 def _names_other_files(asked: Config, own: Config) -> bool:
     """Whether an evaluation as asked for reads images or weights at other places than the run's own did."""
-    changed = (key for key in _MEASURED_WITH if asked.flat()[key] != own.flat()[key])
+    now, then = asked.flat(), own.flat()
+    changed = (key for key in _MEASURED_WITH if now[key] != then[key])
     return any(Path(name).exists() for key in changed for name in asked.names(key))
 
 

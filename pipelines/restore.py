@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from d2sm.models.base import label_of
 from d2sm.noise import add_noise, seed_of
 from d2sm.probing import evaluated
 from pipelines import registry
@@ -135,7 +136,7 @@ def restore(
     found, unreadable = _files(source, target, format)
     if not isinstance(model, nn.Module):
         model = registry.open_model(model, uri=uri, device=device, trust=trust)
-    level, label = add if add is not None else sigma, getattr(model, "label", type(model).__name__)
+    level, label = add if add is not None else sigma, label_of(model)
     if level is None and not model.blind:
         raise RestoreError(
             f"sigma: {label} needs the noise level; give --sigma (0 to 255, or auto for an estimate), or --add-noise "
@@ -245,7 +246,7 @@ class _Job:
         if tile is not None and self.tile == "auto":
             self.say_once(f"{read}: restored in tiles of {tile} pixels, to fit into the free memory")
         tiles = 1 if tile is None else -(-height // tile) * -(-width // tile)
-        failed = f"{read}: {getattr(self.model, 'label', type(self.model).__name__)} failed on it"
+        failed = f"{read}: {label_of(self.model)} failed on it"
         with Line("restore tile", tiles, quiet=self.quiet or not show_tiles or tiles == 1) as line:
 
             def progress(done: int, total: int) -> None:
@@ -260,7 +261,8 @@ class _Job:
             except FloatingPointError as error:
                 raise ImageError(f"{failed}, {error}; give another model or noise level") from None
             except Exception as error:  # somebody else's network may raise anything
-                remedy = "give a smaller --tile, or another device" if memory.lacks(error) else "give another model"
+                short = memory.is_out_of_memory(error)
+                remedy = "give a smaller --tile, or another device" if short else "give another model"
                 raise ImageError(f"{failed}: {one_line(error)}; {remedy}") from error
 
     def _level_of(self, photo: Photo, read: Path) -> float | None:

@@ -78,6 +78,11 @@ class Denoiser(nn.Module):
         return padded[..., : noisy.shape[-2], : noisy.shape[-1]]
 
 
+def label_of(model: nn.Module) -> str:
+    """What messages call a network: its `label`, or the name of its class where it is no `Denoiser`."""
+    return getattr(model, "label", type(model).__name__)
+
+
 def noise_levels(sigma: float | Tensor | None, noisy: Tensor, caller: str) -> Tensor:
     """One noise level for each image.
 

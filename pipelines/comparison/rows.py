@@ -197,7 +197,8 @@ def read_rows(folders: Sequence[str | Path], *, trust: bool = False) -> list[Row
         if twin := next((other for other in row if other.seed == run.seed), None):
             raise RunsError(f"{run.folder}: the same setting and seed {run.seed} as {twin.folder}; give one of them")
         row.append(run)
-        check_same_start([(str(each.folder), each.init) for each in row], "compare them one by one")
+    for row in found.values():
+        check_same_start([(str(run.folder), run.init) for run in row], "compare them one by one")
     return [Row(name, tuple(sorted(row, key=lambda run: run.seed))) for name, row in found.items()]
 
 

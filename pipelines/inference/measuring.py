@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from d2sm import metrics
 from d2sm.inference import restore
+from d2sm.models.base import label_of
 from d2sm.objectives.lpips import LPIPS
 from d2sm.weights import fingerprint
 from pipelines.config import Config
@@ -159,9 +160,10 @@ class Measurer:
         try:
             restored_levels = list(self._restored(sample.noisy))
         except Exception as error:  # somebody else's network may raise anything
-            named = getattr(self.network, "label", type(self.network).__name__)
-            remedy = "give a smaller evaluate.tile" if memory.lacks(error) else "correct the network"
-            raise EvaluationError(f"{sample.name}: {named} failed on it: {one_line(error)}; {remedy}") from error
+            remedy = "give a smaller evaluate.tile" if memory.is_out_of_memory(error) else "correct the network"
+            raise EvaluationError(
+                f"{sample.name}: {label_of(self.network)} failed on it: {one_line(error)}; {remedy}"
+            ) from error
         for (level, noisy, restored, tile), found in zip(restored_levels, of_noisy, strict=True):
             versions.append(_Version("noisy", level, noisy.clamp(0, 1), digest=found))
             versions.append(_Version("restored", level, restored.clamp(0, 1), tile or 0))

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from d2sm.inference import restore, windows
+from d2sm.models.base import label_of
 from d2sm.tiles import largest_tile, round_up
 from pipelines.inference import samples
 from pipelines.runtime.memory import free_bytes
@@ -82,10 +83,9 @@ def has_tiles(model: nn.Module) -> bool:
 
 def without_tiles(model: nn.Module) -> str:
     """The line that says why a model restores images whole."""
-    label = getattr(model, "label", type(model).__name__)
     return (
-        f"restored whole, without tiles: the receptive field of {label} is not known; if it has one, state it in the "
-        "network's attribute receptive_field, in pixels"
+        f"restored whole, without tiles: the receptive field of {label_of(model)} is not known; if it has one, state "
+        "it in the network's attribute receptive_field, in pixels"
     )
 
 

@@ -78,8 +78,8 @@ def _membership() -> str:
         return ""
 
 
-def lacks(error: Exception) -> bool:
-    """Whether a network failed because there was too little memory, on the CPU or on a GPU."""
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether this is the error of torch, or of Python, for too little memory on the CPU or on a GPU."""
     import torch  # here, as above
 
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)

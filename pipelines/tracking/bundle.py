@@ -116,7 +116,8 @@ def _copy(bundle: Path, copy: Path) -> None:
     if why := integrity.fault(copy, meta, FILES):
         raise RegistryError(f"{bundle}: {why}, so it is damaged; copy it again, or use another checkpoint of the run")
     settings = copy / checkpoint.CONFIG
-    if (text := redact(settings.read_text())) != settings.read_text():  # earlier versions left one in tracking.uri
+    stored = settings.read_text()
+    if (text := redact(stored)) != stored:  # earlier versions left a password in tracking.uri
         settings.write_text(text)
         (copy / checkpoint.META).write_text(integrity.sealed(meta, copy, (checkpoint.MODEL, checkpoint.CONFIG)))
     (copy / CHECKSUMS).write_text(json.dumps({name: files.sha256(copy / name) for name in FILES}, indent=1))
