@@ -119,7 +119,8 @@ class StatisticsMatching(nn.Module):
             restored, clean: (N, D) features of the same N images or patches, in any floating-point precision.
 
         Returns:
-            A scalar >= 0 in float32 (float64 for float64 features), differentiable by `restored`.
+            A scalar >= 0 in float32 (float64 for float64 features), differentiable by `restored`. The gradient is
+            rounded to the type of `restored` in the backward pass: float16 needs a loss scale (`torch.amp.GradScaler`).
 
         Raises:
             ValueError: unequal or wrong shapes or devices, or more samples in a step than the queues store.
@@ -184,7 +185,7 @@ class StatisticsMatching(nn.Module):
             self.divergence.update(k, k_leaving, new, own)
             x, n = rows[0], queue.fill
             if n <= 2:  # a column of P and of Q holds a single entry, 1; rounding must not pass for a gradient
-                return nan_or_0, torch.zeros_like(restored) + nan_or_0.to(restored.dtype)
+                return nan_or_0, torch.zeros_like(x) + nan_or_0
             scale = 1 / n if self.reduction == "mean" else 1.0
             value = (self.divergence.value(n) * scale).to(x.dtype) + nan_or_0
             if not needs_gradient:
@@ -192,7 +193,7 @@ class StatisticsMatching(nn.Module):
 
             by_cosine = (self.divergence.gradient(k, own) * (scale * world_size())).to(x.dtype)
             by_unit = _product(by_cosine, queue.restored)
-            return value, self.compiling(_through_norm, by_unit, x, inverse_norm[0] + nan_or_0, restored.dtype)
+            return value, self.compiling(_through_norm, by_unit, x, inverse_norm[0] + nan_or_0)
 
     def kernels(self, columns: Tensor) -> Tensor:
         """kx and ky between some stored samples and all: (2, J, n) float64, 0 where a sample meets itself."""
@@ -253,10 +254,10 @@ def _kernels(found: Tensor, own: Tensor, count: int, temperature: float | None) 
     return k, k_leaving
 
 
-def _through_norm(by_unit: Tensor, x: Tensor, inverse_norm: Tensor, dtype: torch.dtype) -> Tensor:
+def _through_norm(by_unit: Tensor, x: Tensor, inverse_norm: Tensor) -> Tensor:
     """dL/dx through the normalisation: the part of the gradient that lies along the row does not count."""
     along = torch.linalg.vecdot(x, by_unit)[:, None]
-    return (torch.addcmul(by_unit, x, along, value=-1) * inverse_norm).to(dtype)
+    return torch.addcmul(by_unit, x, along, value=-1) * inverse_norm
 
 
 def _product(by_cosine: Tensor, queue: Tensor) -> Tensor:

@@ -285,6 +285,35 @@ def test_half_precision_features_are_compared_in_float32(dtype: torch.dtype) -> 
     assert restored.grad is not None and restored.grad.dtype == dtype and restored.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("scale", [2.0**12, 2.0**16])
+@pytest.mark.parametrize("count", [3, 32])  # the first with a gradient, and full queues
+def test_a_loss_scale_reaches_the_gradient_of_float16_features(count: int, scale: float) -> None:
+    """As by `torch.amp.GradScaler`: the gradient, of which most is below float16's smallest number, is not lost."""
+    matching = StatisticsMatching(512)
+    if count > 3:
+        matching(*rows(512, 1024, seed=0, dtype=torch.float32))
+    matching.eval()
+    restored, clean = (x.half() for x in rows(count, 1024, seed=1, dtype=torch.float32))
+    found = []
+    for dtype in (torch.float32, torch.float16):
+        leaf = restored.to(dtype, copy=True).requires_grad_()
+        (scale * 10 * matching(leaf, clean.to(dtype))).backward()
+        assert leaf.grad is not None and leaf.grad.dtype == dtype
+        found.append(leaf.grad.float())
+    assert count == 3 or (found[0] / scale).abs().median() < torch.finfo(torch.float16).smallest_normal / 1000
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=2.0**-24)
+
+
+@pytest.mark.parametrize("value", [1.0, float("nan")])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_two_half_precision_samples_have_no_gradient(dtype: torch.dtype, value: float) -> None:
+    """Zero under any loss scale; NaN where a sample is not finite."""
+    restored = torch.tensor([[value, 0], [0.5, 1]], dtype=dtype, requires_grad=True)
+    (2.0**20 * StatisticsMatching(6)(restored, torch.eye(2, dtype=dtype))).backward()
+    assert restored.grad is not None and restored.grad.dtype == dtype
+    assert restored.grad.isnan().all() if value != value else not restored.grad.any()
+
+
 def test_half_precision_queues_cost_little_accuracy() -> None:
     full, half = StatisticsMatching(32), StatisticsMatching(32, queue_dtype=torch.bfloat16)
     for step in range(12):
