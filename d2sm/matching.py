@@ -102,6 +102,8 @@ class StatisticsMatching(nn.Module):
             raise ValueError(f"queue_size={queue_size}: at least 2, since samples are compared with each other")
         self.queue_size, self.reduction, self.gather_dtype = queue_size, reduction, gather_dtype
         self.memory = FeatureQueue(queue_size, queue_dtype)  # the name is part of saved states
+        self._sums_of = {"divergence": divergence, "temperature": self.temperature}
+        self.memory.sums_of = self._sums_of
         self.divergence: KLDivergence | JSDivergence
         if divergence == "jsd":
             self.divergence = JSDivergence(queue_size, temperature=self.temperature)
@@ -223,17 +225,20 @@ class StatisticsMatching(nn.Module):
 
 @torch.no_grad()
 def _mend_sums(matching: StatisticsMatching, _: Any) -> None:
-    """Compute the column sums of a loaded state from its queues, unless they agree with them.
+    """Compute the column sums of a loaded state from its queues, unless they are this divergence's and agree with them.
 
-    Those of another kernel, temperature or direction do not, nor those of rows that were stored in another precision.
-    Sums go wrong by being loaded so, and then for the samples that are the oldest later on: a few columns tell.
+    Those of rows that were stored in another precision do not agree, nor do most of another kernel, temperature or
+    direction, which earlier versions did not write down. Sums go wrong by being loaded so, and then for the samples
+    that are the oldest later on: a few columns tell.
     """
     queue, divergence = matching.memory, matching.divergence
+    others = queue.sums_of not in (None, matching._sums_of)
+    queue.sums_of = matching._sums_of
     if queue.fill < 2 or queue.rings.is_meta:
         return
     columns = queue.oldest_first()
     few = columns[:: -(-queue.fill // _COLUMNS_CHECKED)]
-    if not divergence.agrees(matching.kernels(few), few):
+    if others or not divergence.agrees(matching.kernels(few), few):
         for chunk in columns.split(_COLUMNS_AT_ONCE):
             divergence.replace(matching.kernels(chunk), chunk)
 

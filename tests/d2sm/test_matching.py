@@ -426,6 +426,47 @@ def test_a_state_goes_on_with_another_kernel_or_direction(
         assert second(*given).item() == pytest.approx(wanted, rel=1e-8, abs=1e-10)
 
 
+@pytest.mark.parametrize(
+    "saved, loaded",
+    [
+        ({}, {"divergence": "inverse_kl"}),
+        ({"divergence": "inverse_kl"}, {}),
+        (EXP | {"temperature": 0.1}, EXP | {"temperature": 0.101}),
+    ],
+)
+def test_a_state_goes_on_with_others_where_the_sums_are_close(saved: dict[str, Any], loaded: dict[str, Any]) -> None:
+    """They may differ by little, but by more than the value itself: what they are sums of is saved."""
+
+    def close(step: int) -> tuple[Tensor, Tensor]:
+        _, clean = rows(16, 448, seed=step)
+        noise, _ = rows(16, 448, seed=100 + step)
+        clean = clean + 30 * ("kernel" in loaded)  # cosines of about .999
+        return clean + 0.01 * noise, clean
+
+    first, wanted = (StatisticsMatching(64, **options) for options in (saved, loaded))
+    for step in range(4):
+        for matching in (first, wanted):
+            matching(*close(step))
+    second = StatisticsMatching(64, **loaded)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    again = StatisticsMatching(64, **loaded)  # which knows that the sums are those of `loaded` by now
+    again.load_state_dict(copy.deepcopy(second.state_dict()))
+    assert_same_state(again.state_dict(), second.state_dict())
+    for matching in (second, again):
+        assert matching(*close(4)).item() == pytest.approx(copy.deepcopy(wanted)(*close(4)).item(), rel=1e-4, abs=0)
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_a_state_of_a_version_that_did_not_save_what_its_sums_are_of(divergence: Divergence) -> None:
+    first, second = (StatisticsMatching(9, divergence) for _ in range(2))
+    for step in range(4):
+        first(*rows(3, 64, seed=step, dtype=torch.float32))
+    state = copy.deepcopy(first.state_dict())
+    del state["memory._extra_state"]["sums_of"]
+    second.load_state_dict(state)
+    assert_same_state(second.state_dict(), first.state_dict())
+
+
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_a_state_with_sums_that_are_not_its_queues_is_mended(divergence: Divergence) -> None:
     """As saved by earlier versions after a change of kernel: the oldest samples' columns are of another one, or NaN."""
