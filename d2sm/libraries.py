@@ -152,8 +152,8 @@ def _create_torchvision(name: str) -> Any:
     absent = {key: None for key in ("weights", "weights_backbone") if key in parameters}
     network = models.get_model(name, **absent)
     if hasattr(network, "transform_input"):
-        # Published weights of GoogLeNet and Inception expect images in [-1, 1]: torchvision, where it loads them, has the
-        # network itself turn the normalisation that it states for them into that one.
+        # Published weights of GoogLeNet and Inception expect images in [-1, 1]. torchvision states ImageNet's
+        # normalisation for them, and where it loads them has the network itself turn that into theirs.
         network.transform_input = True
     return network
 
