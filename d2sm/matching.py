@@ -65,7 +65,8 @@ class StatisticsMatching(nn.Module):
         temperature: tau of "exp", from 0.05 on.
         center: subtract the mean of the clean features from all features first (`FeatureMean`).
         reduction: "mean" divides eq. (1) by the number of stored samples; "sum" is eq. (1).
-        queue_dtype: precision of the stored rows, such as torch.bfloat16; None: that of the computation.
+        queue_dtype: precision of the stored rows, such as torch.bfloat16; None: that of the computation, or of the
+            state that is loaded.
         gather_dtype: precision in which ranks send rows to each other; None: that of the computation.
 
     Example:
@@ -100,6 +101,9 @@ class StatisticsMatching(nn.Module):
         self.temperature = temperature if kernel == "exp" else None
         if queue_size < 2:
             raise ValueError(f"queue_size={queue_size}: at least 2, since samples are compared with each other")
+        for name, dtype in (("queue_dtype", queue_dtype), ("gather_dtype", gather_dtype)):
+            if dtype is not None and not dtype.is_floating_point:
+                raise ValueError(f"{name}={dtype}: rounds unit rows to 0; give a floating-point type, or None")
         self.queue_size, self.reduction, self.gather_dtype = queue_size, reduction, gather_dtype
         self.memory = FeatureQueue(queue_size, queue_dtype)  # the name is part of saved states
         self._sums_of = {"divergence": divergence, "temperature": self.temperature}

@@ -161,9 +161,11 @@ def test_the_mean_is_part_of_the_state() -> None:
     [
         ({"kernel": "rbf"}, "kernel='rbf': must be one of cosine, exp"),
         ({"temperature": 0.01}, "temperature=0.01.*0.05"),
+        ({"queue_dtype": torch.int8}, "queue_dtype=torch.int8: .*floating-point"),
+        ({"gather_dtype": torch.int32}, "gather_dtype=torch.int32: .*floating-point"),
     ],
 )
-def test_kernels_that_there_are_not(options: Any, message: str) -> None:
+def test_options_that_there_are_not(options: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         StatisticsMatching(8, **options)
 
