@@ -13,6 +13,11 @@ from d2sm.distributed import sum_over_workers
 from d2sm.precision import keeping_dtype
 from d2sm.precomputed import with_gradient
 
+# Of both backward passes: D2SM's gradients are too small for a network that runs in float16, and the loss scale of a
+# `torch.amp.GradScaler` does not reach what is computed here. This one fits float16, and no wider type loses a bit by
+# a power of 2.
+_LOSS_SCALE = 2.0**15
+
 
 class GradientBalance(nn.Module):
     """The sum of two losses, the second scaled so that its gradient has `ratio` times the length of the first's.
@@ -80,9 +85,10 @@ class GradientBalance(nn.Module):
         if not (torch.is_grad_enabled() and restored.requires_grad):
             return reference + self.scale.to(other.dtype) * other
         with torch.autocast(restored.device.type, enabled=False):
-            (g,) = torch.autograd.grad(reference, restored, retain_graph=True)  # `other` may share a part of it
-            (h,) = torch.autograd.grad(other, restored)
-            lengths = [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in (g, h)]
+            # `other` may share a part of the graph of `reference`.
+            (g,) = torch.autograd.grad(_LOSS_SCALE * reference, restored, retain_graph=True)
+            (h,) = torch.autograd.grad(_LOSS_SCALE * other, restored)
+            lengths = [torch.linalg.vector_norm(gradient, dtype=torch.float64) / _LOSS_SCALE for gradient in (g, h)]
             new = sum_over_workers(torch.stack(lengths).square())
             before = self.squares.to(new.device)
             squares = torch.lerp(new, before, self.momentum)
@@ -93,7 +99,9 @@ class GradientBalance(nn.Module):
                 self.squares = squares
             scale = self._scale(squares)
             value = reference.detach() + scale.to(other.dtype) * other.detach()
-            return with_gradient(value, restored, torch.addcmul(g, h, scale.to(g.dtype)))
+            dtype = torch.promote_types(g.dtype, torch.float32)
+            total = torch.addcmul(g.to(dtype), h.to(dtype), scale.to(dtype)).div_(_LOSS_SCALE)
+            return with_gradient(value, restored, total)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         return super()._apply(keeping_dtype(fn), recurse)

@@ -24,12 +24,15 @@ class FeatureQueue(nn.Module):
     Attributes:
         fill: n <= q, samples stored so far.
         position: row index that the next sample is written to.
+        sums_of: what the column sums beside the queues are sums of, by name; saved with the queues. Set by whoever
+            keeps these sums. None where the loaded state is of a version that did not save it.
     """
 
     def __init__(self, queue_size: int, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.queue_size, self.dtype = queue_size, dtype
         self.fill, self.position = 0, 0
+        self.sums_of: dict[str, Any] | None = None
         # Q^X and Q^Y, (2, q, D). The name is part of saved states: renaming it would make them unreadable.
         self.register_buffer("rings", torch.empty(2, queue_size, 0))
         self.rings: Tensor
@@ -121,12 +124,13 @@ class FeatureQueue(nn.Module):
         gap = 64 // dtype.itemsize
         self.rings = torch.zeros(2, self.queue_size, length + gap, dtype=dtype, device=device)[..., :length]
 
-    def get_extra_state(self) -> dict[str, int]:
-        """Fill and position, saved beside the rows."""
-        return {"fill": self.fill, "position": self.position}
+    def get_extra_state(self) -> dict[str, Any]:
+        """Fill, position and `sums_of`, saved beside the rows."""
+        return {"fill": self.fill, "position": self.position, "sums_of": self.sums_of}
 
     def set_extra_state(self, state: Any) -> None:
         self.fill, self.position = int(state["fill"]), int(state["position"])
+        self.sums_of = state.get("sums_of")
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         saved = state_dict.get(prefix + "rings")

@@ -6,16 +6,18 @@ from torch import Tensor
 
 
 def check_pair(restored: Tensor, clean: Tensor) -> None:
-    """Check that both are (B, 3, H, W), B at least 1, of the same shape and on the same device.
+    """Check that both are (B, 3, H, W) in floating point, B at least 1, of the same shape and on the same device.
 
     Broadcasting would hide a mistake, and the mean over no images is NaN.
 
     Raises:
-        ValueError: names the argument, its shape or device, and what is needed.
+        ValueError: names the argument, its shape, type or device, and what is needed.
     """
     for name, images in (("restored", restored), ("clean", clean)):
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"{name}: shape {tuple(images.shape)}; give RGB images as (B, 3, H, W)")
+        if not images.is_floating_point():
+            raise ValueError(f"{name}: {images.dtype}; give floating point in [0, 1], such as images of 0..255 / 255")
     if not len(restored):
         raise ValueError(f"restored: shape {tuple(restored.shape)} holds no images; give at least one")
     if restored.shape != clean.shape:

@@ -8,6 +8,7 @@ torchvision:resnet50.layer3       any network of torchvision
 from __future__ import annotations
 
 import inspect
+import re
 import warnings
 from difflib import get_close_matches
 from importlib import import_module
@@ -117,12 +118,17 @@ def _check_name(library: str, name: str) -> None:
 def _create(network: str, *, device: str) -> tuple[nn.Module, Scale | None]:
     """A network of random weights, always the same ones, and the normalisation of its images."""
     library, _, name = network.partition(":")
+    create = _create_timm if library == "timm" else _create_torchvision
     # On a CPU a network draws its first weights; a run's own random numbers must not depend on that.
-    with torch.random.fork_rng(devices=[]), torch.device(device), warnings.catch_warnings():
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.default_generator.manual_seed(0)
         try:
-            whole = _create_timm(name) if library == "timm" else _create_torchvision(name)
+            try:
+                with torch.device(device):
+                    whole = create(name)
+            except NotImplementedError:  # RegNet computes its widths by tensors: without values there are none
+                whole = create(name).to(device)
         except Exception as error:  # of a library's many networks some need a package or an argument
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise ValueError(f"features: {library} cannot build {name}: {reason}; take another network") from None
@@ -144,7 +150,12 @@ def _create_torchvision(name: str) -> Any:
     parameters = inspect.signature(models.get_model_builder(name)).parameters
     # A segmentation network would download the weights of its backbone unless told.
     absent = {key: None for key in ("weights", "weights_backbone") if key in parameters}
-    return models.get_model(name, **absent)
+    network = models.get_model(name, **absent)
+    if hasattr(network, "transform_input"):
+        # Published weights of GoogLeNet and Inception expect images in [-1, 1]. torchvision states ImageNet's
+        # normalisation for them, and where it loads them has the network itself turn that into theirs.
+        network.transform_input = True
+    return network
 
 
 def _torchvision_transforms(name: str) -> Any:
@@ -183,7 +194,8 @@ def _timm_files(name: str) -> list[Path]:
 
 def _load(network: str, kept: nn.Module, shapes: dict[str, torch.Size], path: Path) -> None:
     """Load what runs. Parts after the layers may be missing in the file or of other sizes, such as another head."""
-    state = read(path)
+    # Published files of DenseNet have "norm.1" where the network has "norm1"; both libraries rename these.
+    state = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", key): v for key, v in read(path).items()}
     if "_conv_stem.weight" in state:  # EfficientNet-Lite0's package, whose keys are others
         with torch.device("meta"):
             target = {key: torch.empty(shape) for key, shape in shapes.items()}
@@ -200,7 +212,9 @@ def _load(network: str, kept: nn.Module, shapes: dict[str, torch.Size], path: Pa
     for key in state:
         if key not in shapes and key.partition(".")[0] in children:
             raise ValueError(f"features: {path} has {key}, which {network} has not; {remedy}")
-    kept.load_state_dict({key: state[key].to(value.dtype) for key, value in own.items()})
+    for key, value in own.items():
+        own[key] = state[key].to(value.dtype)
+    kept.load_state_dict(own)  # with the versions of its modules, which MNASNet asks for
 
 
 def _timm() -> Any:

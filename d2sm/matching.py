@@ -65,7 +65,8 @@ class StatisticsMatching(nn.Module):
         temperature: tau of "exp", from 0.05 on.
         center: subtract the mean of the clean features from all features first (`FeatureMean`).
         reduction: "mean" divides eq. (1) by the number of stored samples; "sum" is eq. (1).
-        queue_dtype: precision of the stored rows, such as torch.bfloat16; None: that of the computation.
+        queue_dtype: precision of the stored rows, such as torch.bfloat16; None: that of the computation, or of the
+            state that is loaded.
         gather_dtype: precision in which ranks send rows to each other; None: that of the computation.
 
     Example:
@@ -100,8 +101,13 @@ class StatisticsMatching(nn.Module):
         self.temperature = temperature if kernel == "exp" else None
         if queue_size < 2:
             raise ValueError(f"queue_size={queue_size}: at least 2, since samples are compared with each other")
+        for name, dtype in (("queue_dtype", queue_dtype), ("gather_dtype", gather_dtype)):
+            if dtype is not None and not dtype.is_floating_point:
+                raise ValueError(f"{name}={dtype}: rounds unit rows to 0; give a floating-point type, or None")
         self.queue_size, self.reduction, self.gather_dtype = queue_size, reduction, gather_dtype
         self.memory = FeatureQueue(queue_size, queue_dtype)  # the name is part of saved states
+        self._sums_of = {"divergence": divergence, "temperature": self.temperature}
+        self.memory.sums_of = self._sums_of
         self.divergence: KLDivergence | JSDivergence
         if divergence == "jsd":
             self.divergence = JSDivergence(queue_size, temperature=self.temperature)
@@ -119,7 +125,8 @@ class StatisticsMatching(nn.Module):
             restored, clean: (N, D) features of the same N images or patches, in any floating-point precision.
 
         Returns:
-            A scalar >= 0 in float32 (float64 for float64 features), differentiable by `restored`.
+            A scalar >= 0 in float32 (float64 for float64 features), differentiable by `restored`. The gradient is
+            rounded to the type of `restored` in the backward pass: float16 needs a loss scale (`torch.amp.GradScaler`).
 
         Raises:
             ValueError: unequal or wrong shapes or devices, or more samples in a step than the queues store.
@@ -184,7 +191,7 @@ class StatisticsMatching(nn.Module):
             self.divergence.update(k, k_leaving, new, own)
             x, n = rows[0], queue.fill
             if n <= 2:  # a column of P and of Q holds a single entry, 1; rounding must not pass for a gradient
-                return nan_or_0, torch.zeros_like(restored) + nan_or_0.to(restored.dtype)
+                return nan_or_0, torch.zeros_like(x) + nan_or_0
             scale = 1 / n if self.reduction == "mean" else 1.0
             value = (self.divergence.value(n) * scale).to(x.dtype) + nan_or_0
             if not needs_gradient:
@@ -192,7 +199,7 @@ class StatisticsMatching(nn.Module):
 
             by_cosine = (self.divergence.gradient(k, own) * (scale * world_size())).to(x.dtype)
             by_unit = _product(by_cosine, queue.restored)
-            return value, self.compiling(_through_norm, by_unit, x, inverse_norm[0] + nan_or_0, restored.dtype)
+            return value, self.compiling(_through_norm, by_unit, x, inverse_norm[0] + nan_or_0)
 
     def kernels(self, columns: Tensor) -> Tensor:
         """kx and ky between some stored samples and all: (2, J, n) float64, 0 where a sample meets itself."""
@@ -222,17 +229,20 @@ class StatisticsMatching(nn.Module):
 
 @torch.no_grad()
 def _mend_sums(matching: StatisticsMatching, _: Any) -> None:
-    """Compute the column sums of a loaded state from its queues, unless they agree with them.
+    """Compute the column sums of a loaded state from its queues, unless they are this divergence's and agree with them.
 
-    Those of another kernel, temperature or direction do not, nor those of rows that were stored in another precision.
-    Sums go wrong by being loaded so, and then for the samples that are the oldest later on: a few columns tell.
+    Those of rows that were stored in another precision do not agree, nor do most of another kernel, temperature or
+    direction, which earlier versions did not write down. Sums go wrong by being loaded so, and then for the samples
+    that are the oldest later on: a few columns tell.
     """
     queue, divergence = matching.memory, matching.divergence
+    others = queue.sums_of not in (None, matching._sums_of)
+    queue.sums_of = matching._sums_of
     if queue.fill < 2 or queue.rings.is_meta:
         return
     columns = queue.oldest_first()
     few = columns[:: -(-queue.fill // _COLUMNS_CHECKED)]
-    if not divergence.agrees(matching.kernels(few), few):
+    if others or not divergence.agrees(matching.kernels(few), few):
         for chunk in columns.split(_COLUMNS_AT_ONCE):
             divergence.replace(matching.kernels(chunk), chunk)
 
@@ -253,10 +263,10 @@ def _kernels(found: Tensor, own: Tensor, count: int, temperature: float | None) 
     return k, k_leaving
 
 
-def _through_norm(by_unit: Tensor, x: Tensor, inverse_norm: Tensor, dtype: torch.dtype) -> Tensor:
+def _through_norm(by_unit: Tensor, x: Tensor, inverse_norm: Tensor) -> Tensor:
     """dL/dx through the normalisation: the part of the gradient that lies along the row does not count."""
     along = torch.linalg.vecdot(x, by_unit)[:, None]
-    return (torch.addcmul(by_unit, x, along, value=-1) * inverse_norm).to(dtype)
+    return torch.addcmul(by_unit, x, along, value=-1) * inverse_norm
 
 
 def _product(by_cosine: Tensor, queue: Tensor) -> Tensor:

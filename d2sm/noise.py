@@ -64,6 +64,7 @@ def poisson(images: Tensor, *, level: Tensor, seeds: Sequence[int]) -> Tensor:
     noisy = torch.empty_like(images, memory_format=torch.contiguous_format)
     for image, target, electrons, seed in zip(images, noisy, level.tolist(), seeds, strict=True):
         generator.manual_seed(seed)
+        image = image.to(torch.promote_types(image.dtype, torch.float32))  # float16 ends at 65504 electrons
         counted = torch.poisson(image.clamp(min=0).contiguous() * electrons, generator=generator)
         read = torch.empty_like(counted).normal_(generator=generator)
         target.copy_((counted + READ_NOISE * read) / electrons)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from pipelines.config import Config, ConfigError
+from pipelines.config import Config, ConfigError, keys_only_for
 from pipelines.data import index, plan, splits
 from pipelines.data.images import DataError
 from pipelines.runs.folder import RunFolder, named
@@ -27,11 +27,6 @@ if TYPE_CHECKING:
     from pipelines.evaluate import Subject
 
 Answer = str | Exception  # of a check: what was found, or a reason against the run
-_ONLY_FOR = {  # keys that another one makes use of
-    "evaluate.segmenter_weights": "evaluate.segmenter",
-    "evaluate.lpips_weights": "evaluate.lpips",
-    "tracking.alias": "tracking.register_as",
-}
 
 
 class NotReady(ValueError):
@@ -125,19 +120,27 @@ def check(
     return Ready(config, run.training, run.fingerprint, run.subject)
 
 
-def unused(config: Config, given: Collection[str]) -> Iterator[ConfigError]:
+def unused(config: Config, given: Collection[str], varied: Collection[str] = ()) -> Iterator[ConfigError]:
     """The keys that somebody asked for and that nothing would use.
 
     Recipes and saved configurations may hold such keys, so a configuration itself is not refused for them.
 
     Args:
         config: with what was settled by itself.
-        given: the keys whose values somebody asked for.
+        given: the keys whose values somebody asked for; a default that somebody asked for is no reason.
+        varied: keys that take further values, such as those of a sweep's space, which may use others.
     """
-    values = config.flat()
-    for key, other in _ONLY_FOR.items():
-        if key in given and values[key] and not values[other]:
-            yield ConfigError(f"{key}={values[key]}: is for {other}, which is not set; set it, or leave {key} out")
+    values, defaults = config.flat(), Config().flat()
+    asked = {key for key in given if values.get(key) != defaults.get(key)}
+    for key, others in keys_only_for().items():
+        if key in asked and not any(values[other] or other in varied for other in others):
+            why = "none of which is set; set one of them" if len(others) > 1 else "which is not set; set it"
+            yield ConfigError(f"{key}={values[key]}: is for {', '.join(others)}, {why}, or leave {key} out")
+    if "train.halve_at" in asked and config.train.schedule != "halve" and "train.schedule" not in varied:
+        yield ConfigError(
+            f"train.halve_at={values['train.halve_at']}: is for train.schedule=halve, but it is "
+            f"{config.train.schedule}; change it, or leave train.halve_at out"
+        )
     if "evaluate.sigmas" in given:
         sigmas = f"evaluate.sigmas={values['evaluate.sigmas']}"
         if config.data.layout == "pairs":

@@ -315,6 +315,13 @@ def keys_with_code() -> tuple[str, ...]:
 
 
 @cache
+def keys_only_for() -> dict[str, list[str]]:
+    """The dotted keys that nothing uses unless one of some others is set, with these."""
+    found = {key: cast(dict[str, Any], field.json_schema_extra)["only_for"] for key, field in keys().items()}
+    return {key: others for key, others in found.items() if others}
+
+
+@cache
 def open_keys() -> tuple[str, ...]:
     """The dotted keys whose value is a mapping, so that its entries are keys too: model.options.width."""
     return tuple(key for key, field in keys().items() if get_origin(field.annotation) is dict)

@@ -55,6 +55,7 @@ def setting(
     *,
     effect: Effect,
     code: bool | Literal["chain", "features"] = False,
+    only_for: str | Sequence[str] = (),
     **constraints: Any,
 ) -> Any:
     """A field of a section.
@@ -65,6 +66,8 @@ def setting(
         effect: what another value changes.
         code: whether the value may name Python to import: as `module:callable`, ("chain") as steps of a chain of
             degradations, or ("features") as layers of Phi; see `pipelines.runs.trust`.
+        only_for: a dotted key, or several of which one is enough, that must be set, and be no weight of 0, for anything
+            to use this one; none: it is always used. See `pipelines.check.unused`.
         constraints: of the value, as pydantic has them: ge, gt, le, lt, min_length. A whole number with `ge` alone is
             at most `LARGEST`, so that no library's integers overflow.
     """
@@ -74,7 +77,9 @@ def setting(
         and not {"le", "lt"} & set(constraints)
     ):
         constraints["le"] = LARGEST
-    return Field(default, description=description, json_schema_extra={"effect": effect, "code": code}, **constraints)
+    others = [only_for] if isinstance(only_for, str) else [*only_for]
+    about: dict[str, Any] = {"effect": effect, "code": code, "only_for": others}
+    return Field(default, description=description, json_schema_extra=about, **constraints)
 
 
 class Section(BaseModel):
@@ -339,6 +344,9 @@ else:
     )
 
 
+_OF_PHI = [f"loss.{term.weight_key}" for term in TERMS.values() if term.uses_phi]
+
+
 class Loss(_Weights):
     """L1 + weight * D2SM, and the other objectives, each with a weight of its own; 0 leaves a term out."""
 
@@ -356,6 +364,7 @@ class Loss(_Weights):
         "segmenter:NAME.LAYER or module:callable; a list of several compares each layer in queues of its own "
         "(d2sm train --layers NETWORK lists its layers)",
         effect="results",
+        only_for=_OF_PHI,
         code="features",
         min_length=1,
     )
@@ -364,59 +373,97 @@ class Loss(_Weights):
         "file with Phi's weights, or a list with one for each of loss.features; null: those installed (the cache of "
         "torch or Hugging Face, or the network's Python package)",
         effect="place",
+        only_for=_OF_PHI,
     )
     layer_weights: tuple[float, ...] = setting(
         (),
         "weight of each layer of loss.features in D2SM, which is their weighted mean; empty: all 1",
         effect="results",
+        only_for="loss.weight",
     )
     kernel: Literal["cosine", "exp"] = setting(
         "cosine",
         "kernel of D2SM: cosine: (cos + 1) / 2, the paper's; exp: exp(cos / loss.temperature)",
         effect="results",
+        only_for="loss.weight",
     )
-    temperature: float = setting(0.1, "temperature of loss.kernel=exp", effect="results", ge=0.05)
+    temperature: float = setting(
+        0.1, "temperature of loss.kernel=exp", effect="results", only_for="loss.weight", ge=0.05
+    )
     center: bool = setting(
-        False, "subtract the running mean of the clean features before D2SM compares them", effect="results"
+        False,
+        "subtract the running mean of the clean features before D2SM compares them",
+        effect="results",
+        only_for="loss.weight",
     )
-    queue_size: int = setting(1024, "samples each feature queue holds (q)", effect="results", ge=2, le=MOST_SAMPLES)
+    queue_size: int = setting(
+        1024, "samples each feature queue holds (q)", effect="results", only_for="loss.weight", ge=2, le=MOST_SAMPLES
+    )
     patch_size: int | None = setting(
-        None, "side of an internal patch in pixels (K); null: a sample is a whole crop", effect="results", ge=1
+        None,
+        "side of an internal patch in pixels (K); null: a sample is a whole crop",
+        effect="results",
+        only_for="loss.weight",
+        ge=1,
     )
     divergence: Literal["kl", "inverse_kl", "jsd"] = setting(
-        "kl", "divergence between the two distributions", effect="results"
+        "kl", "divergence between the two distributions", effect="results", only_for="loss.weight"
     )
     reduction: Literal["mean", "sum"] = setting(
-        "mean", "sum: eq. (1) of the paper; mean: divided by the number of samples", effect="results"
+        "mean",
+        "sum: eq. (1) of the paper; mean: divided by the number of samples",
+        effect="results",
+        only_for="loss.weight",
     )
     gather_dtype: Literal["float32", "bfloat16"] = setting(
-        "float32", "precision in which workers exchange new features", effect="results"
+        "float32", "precision in which workers exchange new features", effect="results", only_for="loss.weight"
     )
     queue_dtype: Literal["float32", "bfloat16"] = setting(
-        "float32", "precision in which the queues are stored", effect="results"
+        "float32", "precision in which the queues are stored", effect="results", only_for="loss.weight"
     )
     perceptual_layers: tuple[str, ...] = setting(
-        (), "layers of Phi's network to compare; empty: the layers of loss.features", effect="results"
+        (),
+        "layers of Phi's network to compare; empty: the layers of loss.features",
+        effect="results",
+        only_for="loss.perceptual",
     )
     contextual_layers: tuple[str, ...] = setting(
-        (), "layers of Phi's network to compare; empty: the layers of loss.features", effect="results"
+        (),
+        "layers of Phi's network to compare; empty: the layers of loss.features",
+        effect="results",
+        only_for="loss.contextual",
     )
-    contextual_bandwidth: float = setting(0.5, "bandwidth h of the contextual loss", effect="results", gt=0)
-    lpips_trunk: LpipsTrunk = setting("vgg16", "network whose features LPIPS compares", effect="results")
+    contextual_bandwidth: float = setting(
+        0.5, "bandwidth h of the contextual loss", effect="results", only_for="loss.contextual", gt=0
+    )
+    lpips_trunk: LpipsTrunk = setting(
+        "vgg16", "network whose features LPIPS compares", effect="results", only_for="loss.lpips"
+    )
     lpips_heads: str | None = setting(
         None,
         "file with LPIPS's linear layers for this trunk; null: the published ones, which torchmetrics holds",
         effect="place",
+        only_for="loss.lpips",
     )
     lpips_weights: str | None = setting(
-        None, "file with the trunk's weights; null: torchvision's cache", effect="place"
+        None, "file with the trunk's weights; null: torchvision's cache", effect="place", only_for="loss.lpips"
     )
     segmenter: str | None = setting(
-        None, "segmenter of the cross-entropy, written as in evaluate.segmenter", effect="results", code=True
+        None,
+        "segmenter of the cross-entropy, written as in evaluate.segmenter",
+        effect="results",
+        only_for="loss.cross_entropy",
+        code=True,
     )
-    segmenter_weights: str | None = setting(None, "file with its weights", effect="place")
-    segmenter_scale: float = setting(1.0, "factor by which crops are resized before it", effect="results", gt=0, le=64)
-    adversarial_lr: float = setting(1e-4, "constant learning rate of the discriminator (Adam)", effect="results", gt=0)
+    segmenter_weights: str | None = setting(
+        None, "file with its weights", effect="place", only_for="loss.cross_entropy"
+    )
+    segmenter_scale: float = setting(
+        1.0, "factor by which crops are resized before it", effect="results", only_for="loss.cross_entropy", gt=0, le=64
+    )
+    adversarial_lr: float = setting(
+        1e-4, "constant learning rate of the discriminator (Adam)", effect="results", only_for="loss.adversarial", gt=0
+    )
 
     @model_validator(mode="after")
     def _needs(self) -> Self:
@@ -691,7 +738,9 @@ class Evaluate(Section):
         effect="evaluation",
         code=True,
     )
-    segmenter_weights: str | None = setting(None, "file with the segmenter's weights", effect="place")
+    segmenter_weights: str | None = setting(
+        None, "file with the segmenter's weights", effect="place", only_for="evaluate.segmenter"
+    )
     segmenters: tuple[str, ...] = setting(
         (),
         "further segmenters, written as evaluate.segmenter, that measure MIoU beside it, such as one that took no part "
@@ -710,7 +759,7 @@ class Evaluate(Section):
         effect="evaluation",
     )
     lpips_weights: str | None = setting(
-        None, "file with that trunk's weights; null: torchvision's cache", effect="place"
+        None, "file with that trunk's weights; null: torchvision's cache", effect="place", only_for="evaluate.lpips"
     )
     actors: int | None = setting(
         None,
@@ -790,4 +839,6 @@ class Tracking(Section):
     experiment: str = setting("d2sm", "MLflow experiment", effect="record")
     register_as: str = setting("", "name in the model registry; empty: the model is not registered", effect="record")
     parent: str = setting("", "id of the MLflow run under which this one is shown, such as a sweep's", effect="record")
-    alias: str = setting("", "alias set on the registered version, such as champion", effect="record")
+    alias: str = setting(
+        "", "alias set on the registered version, such as champion", effect="record", only_for="tracking.register_as"
+    )

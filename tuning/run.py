@@ -13,7 +13,7 @@ from ray import tune
 
 from pipelines import config as configs
 from pipelines import parsing
-from pipelines.check import check_used
+from pipelines.check import refuse, unused
 from pipelines.config import Config
 from pipelines.data import plan, splits
 from pipelines.runs.folder import RunFolder
@@ -75,7 +75,7 @@ def run(
         KeyboardInterrupt: on Ctrl-C; what was trained and measured is kept.
     """
     base, said = splits.settled(sweep.base, given=given)
-    check_used([(base, given)])
+    refuse(list(unused(base, given, sweep.space)))
     for line in said:
         show(line)
     sweep = resolved(replace(sweep, base=base))

@@ -1,8 +1,9 @@
 """Activation checkpointing: trade compute for memory in a backbone's backward pass.
 
 Activations within a checkpointed segment are not kept by the forward pass: the backward pass computes them again from
-the segment's inputs, which are kept. This costs one more forward pass. No segment draws random numbers, so gradients
-are the same bit for bit.
+the segment's inputs, which are kept. This costs one more forward pass. It draws the same random numbers, so gradients
+are the same bit for bit. What a forward pass changes, such as BatchNorm's running statistics, is changed twice a step:
+`pipelines.networks.models.check` refuses segments with such buffers.
 """
 
 from __future__ import annotations

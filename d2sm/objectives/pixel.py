@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss, mse_loss
 
@@ -21,13 +22,12 @@ class L1(nn.Module):
     """
 
     def forward(self, restored: Tensor, clean: Tensor) -> Tensor:
-        """(B, 3, H, W) each -> a scalar >= 0, 0 where both are equal.
+        """(B, 3, H, W) each -> a scalar >= 0 in float32 or wider, 0 where both are equal.
 
         Raises:
             ValueError: wrong or unequal shapes.
         """
-        check_pair(restored, clean)
-        return l1_loss(restored, clean)
+        return l1_loss(*_checked(restored, clean))
 
 
 class MSE(nn.Module):
@@ -43,10 +43,16 @@ class MSE(nn.Module):
     """
 
     def forward(self, restored: Tensor, clean: Tensor) -> Tensor:
-        """(B, 3, H, W) each -> a scalar >= 0, 0 where both are equal.
+        """(B, 3, H, W) each -> a scalar >= 0 in float32 or wider, 0 where both are equal.
 
         Raises:
             ValueError: wrong or unequal shapes.
         """
-        check_pair(restored, clean)
-        return mse_loss(restored, clean)
+        return mse_loss(*_checked(restored, clean))
+
+
+def _checked(restored: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in float32 at least: a mean over pixels in half precision has three digits, and a square may underflow."""
+    check_pair(restored, clean)
+    dtype = torch.promote_types(restored.dtype, torch.float32)
+    return restored.to(dtype), clean.to(dtype)

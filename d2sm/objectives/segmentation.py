@@ -59,16 +59,18 @@ class CrossEntropy(nn.Module):
             A scalar >= 0 in float32; NaN where the segmenter's logits are.
 
         Raises:
-            ValueError: wrong or unequal shapes, ids out of range (raw label ids, for example), or a segmenter that
-                changes its images in place.
+            ValueError: wrong or unequal shapes, labels that are no integers, ids out of range (raw label ids, for
+                example), or a segmenter that changes its images in place.
         """
         check_pair(restored, clean)
         size = restored.shape[2:]
         if labels.shape != (len(restored), *size):
             wanted = (len(restored), *size)
             raise ValueError(f"labels: shape {tuple(labels.shape)}; give {wanted}, one train id a pixel")
+        if labels.is_floating_point():
+            raise ValueError(f"labels: {labels.dtype}; give integer train ids")
         labels = labels.long()
-        resized = _resized(restored, [round(side * self.scale) for side in size])
+        resized = _resized(restored, [max(1, round(side * self.scale)) for side in size])
         logits = _resized(self.segmenter(resized), size).float()
         if not self._labels_checked or labels.device.type == "cpu":
             _check_ids(labels, classes=logits.shape[1])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from d2sm.models import BACKBONES, CBDNet, Denoiser, WrappedNetwork
-from d2sm.models.activation_checkpointing import CheckpointedModule
+from d2sm.models.activation_checkpointing import CheckpointedModule, checkpoint_activations
 from pipelines.callables import import_callable
 from pipelines.config import Config
 from pipelines.networks.spandrel_networks import of_file, of_weights
@@ -55,7 +55,8 @@ def check(config: Config) -> Denoiser | None:
 
     Raises:
         ModelError: see `build`; or its result has another size or type, is not finite, or has no gradient; or its state
-            dict does not load; or it cannot be trained in micro-batches (`train.accumulate`).
+            dict does not load; or it cannot be trained in micro-batches (`train.accumulate`), or with activations that
+            are recomputed (`train.recompute`).
     """
     if config.model.name in BACKBONES:
         return None
@@ -77,6 +78,8 @@ def check(config: Config) -> Denoiser | None:
     _check_gradients(model, source, several=train.workers[1] > 1)
     if train.accumulate > 1:
         _check_second_pass(model, f"train.accumulate={train.accumulate}: {source}")
+    if train.recompute:
+        _check_recomputation(model, f"train.recompute=true: {source}")
     # As a checkpoint of the run will be opened.
     if config.model.name == SPANDREL:
         build(config.model, weights=model.state_dict())
@@ -128,26 +131,53 @@ def _check_second_pass(model: Denoiser, where: str) -> None:
                 f"{where}: its {name} ({type(module).__name__}) normalises by all images of a batch, so the gradient "
                 f"of micro-batches would be another one; {remedy}"
             )
-    noisy = torch.rand(2, 3, *_SIZE, generator=torch.Generator().manual_seed(0))
-    before = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    noisy = _noisy()
+    before = _buffers(network)
     results = []
     with torch.random.fork_rng(devices=[]):
         for with_graph in (False, True):
             torch.manual_seed(0)
             with torch.set_grad_enabled(with_graph):
                 results.append(model(noisy, torch.tensor([10.0, 40.0])))
-    for name, buffer in network.named_buffers():
-        if name in before and not torch.equal(buffer, before[name]):
-            raise ModelError(
-                f"{where}: its {name} changes in every forward pass in training mode, and micro-batches take two a "
-                f"step; {remedy}"
-            )
+    if name := _changed(network, before):
+        raise ModelError(
+            f"{where}: its {name} changes in every forward pass in training mode, and micro-batches take two a step; "
+            f"{remedy}"
+        )
     first, second = results
     if not torch.allclose(first, second, rtol=1e-3, atol=1e-5):
         raise ModelError(
             f"{where} gives two results for one image from the same state of torch's random numbers, so the gradient "
             f"of micro-batches would be wrong; {remedy}"
         )
+
+
+def _check_recomputation(model: Denoiser, where: str) -> None:
+    """Checkpointed segments run a second time, in the backward pass: no buffer may change there."""
+    network = model.network if isinstance(model, WrappedNetwork) else model
+    checkpoint_activations(network)
+    loss = model(_noisy(), torch.tensor([10.0, 40.0])).square().mean()
+    before = _buffers(network)
+    loss.backward()
+    if name := _changed(network, before):
+        raise ModelError(
+            f"{where}: its {name} changes in every forward pass in training mode, and its segment takes two a step; "
+            "set train.recompute=false, or leave that module out of the segments"
+        )
+
+
+def _noisy() -> Tensor:
+    return torch.rand(2, 3, *_SIZE, generator=torch.Generator().manual_seed(0))
+
+
+def _buffers(network: nn.Module) -> dict[str, Tensor]:
+    return {name: buffer.clone() for name, buffer in network.named_buffers()}
+
+
+def _changed(network: nn.Module, before: Mapping[str, Tensor]) -> str | None:
+    """The name of the first buffer that is not as it was."""
+    buffers = network.named_buffers()
+    return next((name for name, now in buffers if name in before and not torch.equal(now, before[name])), None)
 
 
 def _imported(model: Model) -> Denoiser:

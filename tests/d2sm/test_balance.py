@@ -112,6 +112,41 @@ def test_the_ratio_is_exact_from_the_first_step_in_which_d2sm_has_a_gradient() -
     assert torch.equal(balance.squares, before)
 
 
+@pytest.mark.parametrize("leaf", [torch.float32, torch.float16])
+def test_the_ratio_holds_where_phi_runs_in_float16(leaf: torch.dtype) -> None:
+    """D2SM's gradient within Phi is below float16's smallest number, 6e-8, before any loss scale."""
+    weight = 1e-3  # as of larger queues and longer rows, which would take longer here
+    loss = D2SMLoss(small_phi().float(), 64, 8)
+    generator = torch.Generator().manual_seed(0)
+    clean = torch.rand(20, 3, 32, 32, generator=generator)
+    restored = (clean + 0.1 * torch.randn(clean.shape, generator=generator)).to(leaf)
+    for step in range(0, 16, 4):
+        loss(restored[step : step + 4].float(), clean[step : step + 4])
+    loss.eval()
+    found = []
+    for dtype in (None, torch.float16):
+        balance, x = GradientBalance(0.5), restored[16:].clone().requires_grad_()
+        with torch.autocast("cpu", dtype, enabled=dtype is not None):
+            other = weight * loss(x if dtype else x.float(), clean[16:])
+            total = balance(x, (x - clean[16:]).abs().mean(), other)
+        (2.0**16 * total).backward()
+        assert x.grad is not None and x.grad.dtype == leaf
+        found.append((balance.scale.item(), x.grad.float()))
+    (wanted_scale, wanted), (scale, gradient_found) = found
+    assert scale == pytest.approx(wanted_scale, rel=0.02)
+    assert (gradient_found - wanted).norm() < 0.05 * wanted.norm()
+
+
+def test_a_loss_in_float16_can_be_balanced() -> None:
+    """As of two half-precision images, outside of autocast: the loss scale is a number that float16 holds."""
+    restored, clean = (x.detach().half() for x in images(0))
+    restored.requires_grad_()
+    balance = GradientBalance(0.5)
+    balance(restored, (restored - clean).abs().sum(), (restored - clean).square().mean()).backward()
+    assert restored.grad is not None and restored.grad.isfinite().all() and restored.grad.any()
+    assert balance.squares.isfinite().all() and (balance.squares > 0).all()
+
+
 def test_without_gradient_and_in_eval_mode_the_means_stay() -> None:
     balance = GradientBalance(0.5)
     restored, clean = images(2)

@@ -140,6 +140,16 @@ def test_an_image_is_degraded_alike_in_every_batch() -> None:
     assert torch.equal(parse(ALL).degraded(channels_last, levels=levels(ALL), seeds=[1, 2, 3, 4]), found)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("electrons", [1000.0, 1e5])  # float16 ends at 65504
+def test_photon_noise_of_half_precision_images_is_that_of_float32(electrons: float, dtype: torch.dtype) -> None:
+    clean = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
+    level = torch.tensor([[electrons]])
+    chain = parse(f"poisson:{electrons:g}")
+    found, wanted = (chain.degraded(each, levels=level, seeds=[3]) for each in (clean, clean.float()))
+    assert found.dtype == dtype and torch.equal(found, wanted.to(dtype))
+
+
 def test_one_level_and_one_seed_an_image() -> None:
     with pytest.raises(ValueError, match="levels: 1 and 4 seeds for 4 images"):
         parse("noise:5").degraded(images(), levels=torch.tensor([[5.0]]), seeds=[1, 2, 3, 4])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,42 @@ def test_torchvision_with_weights_of_its_cache(tmp_path: Path, monkeypatch: pyte
     images = torch.rand(1, 3, 64, 64)
     found = features("torchvision:resnet18.layer2")(images)
     torch.testing.assert_close(found, outputs(full, ["layer2"], images)["layer2"], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_inception_sees_the_images_that_its_weights_expect(name: str, tmp_path: Path) -> None:
+    """Published as trained on (x - 0.5) / 0.5; torchvision's network makes that of ImageNet's normalisation."""
+    layer = {"googlenet": "conv1", "inception_v3": "Conv2d_1a_3x3"}[name]
+    # As torchvision builds it together with its weights.
+    full = torchvision.models.get_model(name, weights=None, init_weights=False, transform_input=True).eval()
+    torch.save(full.state_dict(), tmp_path / "weights.pth")
+    images = torch.rand(1, 3, 96, 96)
+    found = features(f"torchvision:{name}.{layer}", weights=tmp_path / "weights.pth")(images)
+    torch.testing.assert_close(found, outputs(full, [layer], images)[layer], rtol=0, atol=1e-6)
+    with torch.no_grad():
+        torch.testing.assert_close(found, full.get_submodule(layer)((images - 0.5) / 0.5), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("torchvision:mnasnet0_5", "layers.8"),  # its loading asks for the version of the saved module
+        ("torchvision:regnet_y_400mf", "stem"),  # cannot be built on the meta device
+        ("torchvision:densenet121", "features.denseblock1.denselayer1"),  # the published keys are others
+    ],
+)
+def test_networks_that_their_library_builds_or_loads_in_a_way_of_their_own(
+    name: str, layer: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    full = torchvision.models.get_model(name.partition(":")[2]).eval()
+    published = re.compile(r"(denselayer\d+\.(?:norm|conv))([12])\.")
+    state = {published.sub(r"\1.\2.", key): value for key, value in full.state_dict().items()}
+    assert (state.keys() != full.state_dict().keys()) == ("densenet" in name)
+    torch.save(state, tmp_path / "weights.pth")
+    images = torch.rand(1, 3, 64, 64)
+    found = features(f"{name}.{layer}", weights=tmp_path / "weights.pth")(images)
+    torch.testing.assert_close(found, outputs(full, [layer], images)[layer], rtol=0, atol=1e-6)
 
 
 def test_a_segmentation_network_of_torchvision_downloads_no_backbone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -130,7 +130,8 @@ def test_state_holds_the_queues_and_nothing_of_phi(nested: bool) -> None:
     assert set(state) - {"model.weight", "model.bias"} == {
         f"{prefix}matching.{key}" for key in ("memory.rings", "memory._extra_state", "divergence.sums")
     }
-    assert state[f"{prefix}matching.memory._extra_state"] == {"fill": 4, "position": 4}
+    sums_of = {"divergence": "kl", "temperature": None}
+    assert state[f"{prefix}matching.memory._extra_state"] == {"fill": 4, "position": 4, "sums_of": sums_of}
     assert state[f"{prefix}matching.memory.rings"][1, :4].norm(dim=1).tolist() == pytest.approx([1] * 4, rel=1e-5)
 
 

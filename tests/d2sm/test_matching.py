@@ -161,9 +161,11 @@ def test_the_mean_is_part_of_the_state() -> None:
     [
         ({"kernel": "rbf"}, "kernel='rbf': must be one of cosine, exp"),
         ({"temperature": 0.01}, "temperature=0.01.*0.05"),
+        ({"queue_dtype": torch.int8}, "queue_dtype=torch.int8: .*floating-point"),
+        ({"gather_dtype": torch.int32}, "gather_dtype=torch.int32: .*floating-point"),
     ],
 )
-def test_kernels_that_there_are_not(options: Any, message: str) -> None:
+def test_options_that_there_are_not(options: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         StatisticsMatching(8, **options)
 
@@ -285,6 +287,35 @@ def test_half_precision_features_are_compared_in_float32(dtype: torch.dtype) -> 
     assert restored.grad is not None and restored.grad.dtype == dtype and restored.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("scale", [2.0**12, 2.0**16])
+@pytest.mark.parametrize("count", [3, 32])  # the first with a gradient, and full queues
+def test_a_loss_scale_reaches_the_gradient_of_float16_features(count: int, scale: float) -> None:
+    """As by `torch.amp.GradScaler`: the gradient, of which most is below float16's smallest number, is not lost."""
+    matching = StatisticsMatching(512)
+    if count > 3:
+        matching(*rows(512, 1024, seed=0, dtype=torch.float32))
+    matching.eval()
+    restored, clean = (x.half() for x in rows(count, 1024, seed=1, dtype=torch.float32))
+    found = []
+    for dtype in (torch.float32, torch.float16):
+        leaf = restored.to(dtype, copy=True).requires_grad_()
+        (scale * 10 * matching(leaf, clean.to(dtype))).backward()
+        assert leaf.grad is not None and leaf.grad.dtype == dtype
+        found.append(leaf.grad.float())
+    assert count == 3 or (found[0] / scale).abs().median() < torch.finfo(torch.float16).smallest_normal / 1000
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=2.0**-24)
+
+
+@pytest.mark.parametrize("value", [1.0, float("nan")])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_two_half_precision_samples_have_no_gradient(dtype: torch.dtype, value: float) -> None:
+    """Zero under any loss scale; NaN where a sample is not finite."""
+    restored = torch.tensor([[value, 0], [0.5, 1]], dtype=dtype, requires_grad=True)
+    (2.0**20 * StatisticsMatching(6)(restored, torch.eye(2, dtype=dtype))).backward()
+    assert restored.grad is not None and restored.grad.dtype == dtype
+    assert restored.grad.isnan().all() if value != value else not restored.grad.any()
+
+
 def test_half_precision_queues_cost_little_accuracy() -> None:
     full, half = StatisticsMatching(32), StatisticsMatching(32, queue_dtype=torch.bfloat16)
     for step in range(12):
@@ -395,6 +426,47 @@ def test_a_state_goes_on_with_another_kernel_or_direction(
         x, y = queue.enter(*given)
         wanted = reference.eq1(x.numpy(), y.numpy(), loaded.get("divergence", "kl"), loaded.get("temperature"))
         assert second(*given).item() == pytest.approx(wanted, rel=1e-8, abs=1e-10)
+
+
+@pytest.mark.parametrize(
+    "saved, loaded",
+    [
+        ({}, {"divergence": "inverse_kl"}),
+        ({"divergence": "inverse_kl"}, {}),
+        (EXP | {"temperature": 0.1}, EXP | {"temperature": 0.101}),
+    ],
+)
+def test_a_state_goes_on_with_others_where_the_sums_are_close(saved: dict[str, Any], loaded: dict[str, Any]) -> None:
+    """They may differ by little, but by more than the value itself: what they are sums of is saved."""
+
+    def close(step: int) -> tuple[Tensor, Tensor]:
+        _, clean = rows(16, 448, seed=step)
+        noise, _ = rows(16, 448, seed=100 + step)
+        clean = clean + 30 * ("kernel" in loaded)  # cosines of about .999
+        return clean + 0.01 * noise, clean
+
+    first, wanted = (StatisticsMatching(64, **options) for options in (saved, loaded))
+    for step in range(4):
+        for matching in (first, wanted):
+            matching(*close(step))
+    second = StatisticsMatching(64, **loaded)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    again = StatisticsMatching(64, **loaded)  # which knows that the sums are those of `loaded` by now
+    again.load_state_dict(copy.deepcopy(second.state_dict()))
+    assert_same_state(again.state_dict(), second.state_dict())
+    for matching in (second, again):
+        assert matching(*close(4)).item() == pytest.approx(copy.deepcopy(wanted)(*close(4)).item(), rel=1e-4, abs=0)
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_a_state_of_a_version_that_did_not_save_what_its_sums_are_of(divergence: Divergence) -> None:
+    first, second = (StatisticsMatching(9, divergence) for _ in range(2))
+    for step in range(4):
+        first(*rows(3, 64, seed=step, dtype=torch.float32))
+    state = copy.deepcopy(first.state_dict())
+    del state["memory._extra_state"]["sums_of"]
+    second.load_state_dict(state)
+    assert_same_state(second.state_dict(), first.state_dict())
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)

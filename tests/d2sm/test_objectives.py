@@ -18,7 +18,9 @@ from d2sm import metrics
 from d2sm.features import features
 from d2sm.frozen import FrozenWrapper
 from d2sm.objectives import (
+    L1,
     LPIPS,
+    MSE,
     Contextual,
     CrossEntropy,
     NoiseAsymmetry,
@@ -283,6 +285,41 @@ def test_cross_entropy_refuses_raw_label_ids(wrong: int) -> None:
     labels[1, 2, 3] = wrong
     with pytest.raises(ValueError, match=rf"labels: .* {wrong}.*0\.\.5 \(or 255\); map label ids"):
         loss(restored, restored, labels=labels)
+
+
+def test_cross_entropy_refuses_labels_that_are_no_integers() -> None:
+    with pytest.raises(ValueError, match=r"labels: torch.float32; give integer"):
+        CrossEntropy(nn.Conv2d(3, 6, 1))(*images(1), labels=4 * torch.rand(1, *images(1)[0].shape[2:]))
+
+
+def test_cross_entropy_at_a_scale_that_leaves_one_pixel() -> None:
+    """Of which all logits are the same: those of the one pixel."""
+    segmenter, (restored, clean) = nn.Conv2d(3, 6, 1), images(1)
+    labels = torch.zeros(1, *restored.shape[2:], dtype=torch.long)
+    value = CrossEntropy(segmenter, scale=1e-3)(restored, clean, labels=labels)
+    pixel = nn.functional.interpolate(restored, size=(1, 1), mode="bilinear", align_corners=False)
+    wanted = nn.functional.cross_entropy(segmenter(pixel).float(), torch.zeros(1, 1, 1, dtype=torch.long))
+    assert value.item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", [L1(), MSE()])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_pixel_losses_of_half_precision_images_are_computed_in_float32(loss: nn.Module, dtype: torch.dtype) -> None:
+    clean = torch.rand(2, 3, 32, 32).to(dtype)
+    restored = (clean + 1e-4 * torch.rand(2, 3, 32, 32)).to(dtype)
+    value = loss(restored.requires_grad_(), clean)
+    assert value.dtype == torch.float32
+    assert value.item() == pytest.approx(loss(restored.double(), clean.double()).item(), rel=1e-5)
+    value.backward()
+    assert restored.grad is not None and restored.grad.dtype == dtype
+
+
+@pytest.mark.parametrize("loss", [L1(), MSE(), SSIMLoss()])
+@pytest.mark.parametrize("name", ["restored", "clean"])
+def test_images_of_0_to_255_are_refused(loss: nn.Module, name: str) -> None:
+    given = {key: torch.rand(1, 3, 16, 16) for key in ("restored", "clean")}
+    with pytest.raises(ValueError, match=f"{name}: torch.uint8; give floating point"):
+        loss(**{**given, name: torch.ones(1, 3, 16, 16, dtype=torch.uint8)})
 
 
 def test_cross_entropy_at_another_scale() -> None:

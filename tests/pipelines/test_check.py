@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 
 from cluster.cli.main import main
-from pipelines.check import Check, NotReady, check, unused
-from pipelines.config import Config, ConfigError
+from d2sm.objectives import TERMS
+from pipelines.check import Check, NotReady, check, check_used, unused
+from pipelines.config import Config, ConfigError, keys_only_for
 from pipelines.data.images import DataError, write_png
 from pipelines.data.index import fingerprint, index
 from pipelines.recipes import recipe
 from pipelines.runs.folder import RunFolder
 from pipelines.runtime import owner
+from pipelines.sections import Loss
 from tests.conftest import tiny_config
 from tests.helpers.owners import owning
 
@@ -97,6 +99,13 @@ def test_each_reason_alone(name: str, flat: Path, tmp_path: Path, monkeypatch: p
      "evaluate.sigmas=[25.0]: the images of data.layout=pairs are degraded already; leave it out"),
     ({"evaluate.sigmas": [25], "evaluate.levels": ["jpeg:10"]},
      "evaluate.sigmas=[25.0]: evaluate.levels=[jpeg:10] sets the levels too; give one of the two keys"),
+    ({"loss.segmenter": "espnet-camvid"}, "loss.segmenter=espnet-camvid: is for loss.cross_entropy, which is not set; "
+     "set it, or leave loss.segmenter out"),
+    ({"loss.weight": 0, "loss.features": "vgg19.conv4_4"}, "loss.features=vgg19.conv4_4: is for loss.weight, "
+     "loss.adversarial, loss.perceptual, loss.contextual, none of which is set; set one of them, or leave "
+     "loss.features out"),
+    ({"train.schedule": "cosine", "train.halve_at": [3]}, "train.halve_at=[3]: is for train.schedule=halve, but it is "
+     "cosine; change it, or leave train.halve_at out"),
 ])  # fmt: skip
 def test_a_key_that_nothing_uses_is_refused_if_somebody_asked_for_it(changes: dict[str, Any], line: str) -> None:
     config = Config().replace(changes)  # as a recipe or a saved configuration may have it
@@ -109,8 +118,48 @@ def test_a_key_that_nothing_uses_is_refused_if_somebody_asked_for_it(changes: di
 def test_a_key_that_is_used_or_taken_back_is_not_refused() -> None:
     used = {"tracking.alias": "best", "tracking.register_as": "net", "evaluate.sigmas": [25]}
     unset = {"evaluate.lpips_weights": None, "evaluate.segmenter_weights": None, "evaluate.segmenter": None}
-    for changes in (used, unset, {"tracking.alias": ""}):
+    phi = {"loss.weight": 0, "loss.perceptual": 0.1, "loss.features": "vgg19.conv4_4"}
+    default = {"loss.weight": 0, "loss.queue_size": 1024, "loss.segmenter": None}
+    for changes in (used, unset, {"tracking.alias": ""}, phi, default):
         assert list(unused(Config().replace(changes), changes)) == []
+
+
+# Another valid value of each key of the loss but the weights, beside which `loss.kernel=exp` stands.
+OF_TERMS: dict[str, Any] = {
+    "features": "vgg19.conv4_4", "features_weights": "w.pth", "layer_weights": [2.0], "kernel": "exp",
+    "temperature": 0.3, "center": True, "queue_size": 512, "patch_size": 32, "divergence": "jsd", "reduction": "sum",
+    "gather_dtype": "bfloat16", "queue_dtype": "bfloat16", "perceptual_layers": ["conv1_1"],
+    "contextual_layers": ["conv1_1"], "contextual_bandwidth": 0.1, "lpips_trunk": "alexnet", "lpips_heads": "h.pth",
+    "lpips_weights": "w.pth", "segmenter": "espnet-camvid", "segmenter_weights": "w.pth", "segmenter_scale": 2.0,
+    "adversarial_lr": 1e-3,
+}  # fmt: skip
+
+
+def test_every_key_of_the_loss_is_refused_where_no_term_uses_it() -> None:
+    """A new key says in `sections` which terms it is for, or is listed here as one that all share."""
+    weights = {term.weight_key for term in TERMS.values()}
+    assert set(Loss.model_fields) - weights == {"gradient_ratio", *OF_TERMS}
+    off = {"loss.weight": 0, "loss.kernel": "exp"}
+    for name, value in OF_TERMS.items():
+        key = f"loss.{name}"
+        config = Config().replace({**off, key: value})
+        (reason,) = unused(config, [key])
+        others = keys_only_for()[key]
+        assert str(reason).startswith(f"{key}=") and ", ".join(others) in str(reason)
+        assert set(others) <= {f"loss.{weight}" for weight in weights}
+        assert list(unused(config, ())) == []
+        for other in others:  # in a sweep over the weight, and with the term
+            assert list(unused(config, [key], varied=[other])) == []
+            segmenter = {} if name == "segmenter" else {"loss.segmenter": "espnet-camvid"}
+            assert list(unused(config.replace({other: 0.5, **segmenter}), [key])) == []
+
+
+def test_a_key_for_some_rows_of_a_table_is_used() -> None:
+    rows = [recipe(name).replace({"loss.patch_size": 32}) for name in ("ffdnet_l1_cpu", "ffdnet_d2sm_cpu")]
+    given = {"loss.patch_size"}
+    check_used([(row, given) for row in rows])
+    with pytest.raises(ConfigError, match=r"loss.patch_size=32: is for loss.weight, which is not set"):
+        check_used([(rows[0], given), (rows[0].replace({"train.seed": 1}), given)])
 
 
 def test_pairs_of_an_unknown_level_are_for_networks_that_need_none(flat: Path, tmp_path: Path) -> None:

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from d2sm.models import BACKBONES
+from d2sm.models.activation_checkpointing import CheckpointedModule
 from pipelines.config import Config, ConfigError
 from pipelines.networks.models import ModelError, build, check
 from pipelines.runs import checkpoint
@@ -75,6 +77,31 @@ def test_a_weight_without_a_part_is_refused_where_several_workers_train() -> Non
 def test_recomputing_needs_a_network_that_supports_it() -> None:
     with pytest.raises(ModelError, match="train.recompute=true.*CheckpointedModule"):
         check(configured(f"{MINE}:TinyNetwork", train__recompute=True))
+
+
+class Segmented(CheckpointedModule):
+    """A network with BatchNorm, within the part that is recomputed or before it."""
+
+    def __init__(self, *, within: bool) -> None:
+        super().__init__()
+        norm, convolution = nn.BatchNorm2d(4), nn.Conv2d(4, 3, 3, padding=1)
+        self.first = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), *([] if within else [norm]))
+        self.second = nn.Sequential(*([norm] if within else []), nn.ReLU(), nn.Dropout(0.1), convolution)
+
+    def forward(self, noisy: Tensor) -> Tensor:
+        return noisy - self.checkpointed(self.second, self.first(noisy))
+
+
+def test_a_segment_whose_buffers_change_is_not_recomputed() -> None:
+    """Each step would count twice in the running statistics."""
+    name = f"{__name__}:Segmented"
+    assert check(configured(name, model__options={"within": False}, train__recompute=True)) is not None
+    within = configured(name, model__options={"within": True})
+    assert check(within) is not None
+    message = f"^train.recompute=true: model.name={name}: its second.0.running_mean changes .*recompute=false"
+    with pytest.raises(ModelError, match=message) as error:
+        check(within.replace({"train.recompute": True}))
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
