@@ -209,7 +209,8 @@ def test_a_run_that_is_gone_from_its_uri_is_not_compared(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     bucket = tmp_path / "bucket"
     bucket.mkdir()
-    config = stranger(flat, tmp_path, **{"data.crop_size": 64, "train.name": "it", "train.storage": bucket.as_uri()})
+    place = {"train.storage": bucket.as_uri(), "tracking.uri": f"sqlite:///{tmp_path}/mlflow.db"}
+    config = stranger(flat, tmp_path).replace({"data.crop_size": 64, "train.name": "it", **place})
     ready = check(config)
     folder = RunFolder.of(ready.config)
     folder.open(ready.config, ready.fingerprint)
