@@ -7,12 +7,27 @@ autograd collectives, whose names change between versions, are not needed.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import timedelta
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import pad
+
+_PATIENCE = timedelta(days=1)  # of a rank that waits in a collective for the others
+
+
+def wait_for_slow_ranks() -> None:
+    """Let collectives of the default process group wait a day for a rank that writes a checkpoint or lacks data.
+
+    All ranks call it once they have found each other, for which a timeout of minutes is right: an address that does not
+    answer is then an error soon. A rank that dies later is noticed by its closed connection, or by what started it.
+    """
+    if world_size() > 1:
+        # Torch made it public after the oldest version that is supported.
+        set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
+        set_timeout(_PATIENCE, dist.group.WORLD)
 
 
 def world_size() -> int:
@@ -107,7 +122,7 @@ class AnyRank:
     """
 
     def __init__(self) -> None:
-        self._group: Any = dist.new_group(backend="gloo") if world_size() > 1 else None
+        self._group: Any = dist.new_group(backend="gloo", timeout=_PATIENCE) if world_size() > 1 else None
         self._flag = torch.zeros(1, dtype=torch.int64)
         self._pending: dist.Work | None = None
 
@@ -132,7 +147,7 @@ def _cpu_group() -> dist.ProcessGroup | None:
         return None
     if default not in _CPU_GROUPS:
         _CPU_GROUPS.clear()  # groups beside a default group that has been destroyed
-        _CPU_GROUPS[default] = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
+        _CPU_GROUPS[default] = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=_PATIENCE))
     return _CPU_GROUPS[default]
 
 

@@ -1,7 +1,8 @@
 """Check: find out before a run starts whatever can be known of it then, and say all of it at once.
 
 `d2sm train` and `fit` check first; `d2sm train --dry-run` and `d2sm check` do nothing else. Nothing here starts Ray or
-writes a file that stays. What only the nodes of a cluster know is asked by `cluster.preflight`.
+writes a file that stays; but the copy of a run at a URI is brought up to date. What only the nodes of a cluster know is
+asked by `cluster.preflight`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -194,6 +196,11 @@ class _Run:
         self.evaluation: pa.Table | None = None
         self.subject: Subject | None = None
 
+    @cached_property
+    def folder(self) -> RunFolder:
+        """The run's, brought up to date where it is the copy of one at a URI. Raises ConfigError, RemoteError."""
+        return RunFolder.of(self.config).refresh()
+
     def checks(self, evaluates: bool) -> Iterator[tuple[str, Iterable[Answer]]]:
         """The name and the answers of each check, those first that import little."""
         validates = self.config.train.validate_every is not None
@@ -244,9 +251,9 @@ class _Run:
             )
 
     def _known_fingerprint(self) -> str:
-        """That of the run of this name, if there is one on this disk."""
+        """That of the run of this name, if there is one."""
         try:
-            return str(RunFolder.of(self.config).read_info().get("fingerprint", ""))
+            return self.folder.known_fingerprint()
         except (ValueError, OSError):  # the check of the run's folder says so
             return ""
 
@@ -272,15 +279,14 @@ class _Run:
         yield f"{self.config.model.title}{about}"
 
     def _folder(self) -> Iterator[Answer]:
-        folder = RunFolder.of(self.config)
         if self.fingerprint:
-            folder.check(self.config, self.fingerprint)
-        yield folder.place
+            self.folder.check(self.config, self.fingerprint)
+        yield self.folder.place
 
     def _storage(self) -> Iterator[Answer]:
         storage = self.config.train.storage
         if "://" in storage:
-            yield f"{redact(storage)}, opened when the run starts"
+            yield f"{redact(storage)}, written to when the run starts"
             return
         top = Path(storage).absolute()
         there = next(folder for folder in (top, *top.parents) if folder.exists())
@@ -309,7 +315,7 @@ class _Run:
     def _initial(self) -> Iterator[Answer]:
         from pipelines.training import initial
 
-        if RunFolder.of(self.config).refresh().latest() is not None:
+        if self.folder.latest() is not None:
             yield "the run goes on from its checkpoint, so train.init is not read again"
             return
         found = initial.read(self.config)

@@ -50,6 +50,7 @@ from pipelines.runs.results import (
     convention,
     in_order,
     level_title,
+    measured_with,
 )
 from pipelines.runs.trust import check_config
 from pipelines.runtime import resources, session
@@ -395,4 +396,5 @@ def without_numbers(config: Config, subject: Subject, *, damaged: Collection[str
         lpips=config.evaluate.lpips or "",
         labels=label_sets.of(config).shown if subject.segmenter else label_sets.CITYSCAPES,
         lpips_weights=subject.lpips_weights,
+        measured_with=measured_with(config),
     )

@@ -20,16 +20,13 @@ from pipelines.evaluate import Subject, without_numbers
 from pipelines.evaluate import check as check_evaluation
 from pipelines.runs import checkpoint
 from pipelines.runs.folder import RunFolder
+from pipelines.runs.results import FILES_READ
 from pipelines.runtime import session
 from pipelines.runtime.progress import Line
 from pipelines.text import one_line, show
 from pipelines.training.messages import QueueReader, RunProgress
 
 _STOP_SECONDS = 20.0  # that a run has to write its checkpoint after Ctrl-C
-# The keys whose files an evaluation reads: a path may change, its contents may not.
-_MEASURED_WITH = (
-    "data.root", "evaluate.segmenter_weights", "evaluate.segmenters_weights", "evaluate.lpips_weights",
-)  # fmt: skip
 
 
 def finished(config: Config) -> FinishedRun | None:
@@ -131,7 +128,7 @@ def check_compared(done: Sequence[tuple[Config, FinishedRun]], missing: Mapping[
 def _names_other_files(asked: Config, own: Config) -> bool:
     """Whether an evaluation as asked for reads images or weights at other places than the run's own did."""
     now, then = asked.flat(), own.flat()
-    changed = (key for key in _MEASURED_WITH if now[key] != then[key])
+    changed = (key for key in FILES_READ if now[key] != then[key])
     return any(Path(name).exists() for key in changed for name in asked.names(key))
 
 

@@ -116,6 +116,19 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
+    def _no_truth(cls, value: Any, info: ValidationInfo) -> Any:
+        """Else true and false are 1 and 0: train.clip=true clips at 1, evaluate.limit=true measures a single image."""
+        field = cls.model_fields[info.field_name or ""]
+        taken = set(_types(field.annotation))
+        if taken & {int, float} and bool not in taken:
+            for part in plain_values(value):
+                if isinstance(part, bool):
+                    key = f"{cls.__name__.lower()}.{info.field_name}"
+                    raise ValueError(f"{key}={json.dumps(part)}: is no number; give one ({field.description})")
+        return value
+
+    @field_validator("*", mode="before")
+    @classmethod
     def _at_home(cls, value: Any, info: ValidationInfo) -> Any:
         """A path that begins with ~ lies in the user's home folder: a shell expands it in no key=~/path.
 
@@ -148,6 +161,15 @@ def _names(value: Any) -> Iterator[Any]:
         value = list(value.values())
     for part in value if isinstance(value, (list, tuple)) else ():
         yield from _names(part)
+
+
+def _types(annotation: Any) -> Iterator[Any]:
+    """The types that an annotation is made of."""
+    parts = get_args(annotation)
+    if not parts:
+        yield annotation
+    for part in parts:
+        yield from _types(part)
 
 
 def _is_finite(value: Any) -> bool:

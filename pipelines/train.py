@@ -149,7 +149,7 @@ def _train(
     if start < steps and not standing.exhausted:
         with Line(name, steps, start, quiet=quiet) as line:
             recorder = Recorder(config, run, line, folder, start=start, watch=watch)
-            if not start and not quiet and (started_from := initial.note(folder.read_info())):
+            if not start and not quiet and (started_from := initial.note(config, folder)):
                 line.say(f"{name}: starts from {started_from}, {initial.ONLY}")
             if start and not quiet:
                 line.say(f"{name}: resuming at step {start} of {steps}")

@@ -15,11 +15,11 @@ from typing import Any
 from pipelines import config as configs
 from pipelines.comparison import intervals
 from pipelines.comparison.paper import published
-from pipelines.config import Config
+from pipelines.config import Config, ConfigError
 from pipelines.recipes import recipes
 from pipelines.runs import checkpoint, storage
 from pipelines.runs.folder import RunFolder
-from pipelines.runs.results import Results, metric_name
+from pipelines.runs.results import Results, measured_with, metric_name
 from pipelines.runs.trust import check_config, is_made_here
 from pipelines.tracking import location
 
@@ -35,6 +35,7 @@ class FinishedRun:
     """A run that was trained to its last step and evaluated there.
 
     Attributes:
+        config: that of the training, with the keys of the evaluation that gave the results.
         commit: of the code that wrote the checkpoint; ends in "+" where the working tree had changes; "" without git.
         page: path of the run's page, behind the address of an MLflow server.
         trusted: whether code that its configuration names may be imported, and its server be sent MLflow's password.
@@ -151,7 +152,7 @@ def read_run(folder: str | Path, *, trust: bool = False) -> FinishedRun:
     Raises:
         RemoteError: the URI cannot be read.
         RunsError: not a run's folder, not trained to its last step, or not evaluated there (at its best step, if
-            `train.best` selects it).
+            `train.best` selects it); or its results name keys that cannot be.
         CheckpointError: the checkpoint of the best step is missing.
     """
     run = RunFolder.at(folder if storage.is_uri(folder) else Path(folder).expanduser().absolute()).refresh()
@@ -167,10 +168,11 @@ def read_run(folder: str | Path, *, trust: bool = False) -> FinishedRun:
     if not run.results_file.exists() or info.get("evaluated", step) != step:
         which = "last step" if selected == last else f"best step, {step},"
         raise RunsError(f"{run.path}: its {which} is not evaluated; run `d2sm evaluate {run.path}`")
+    results = Results.load(run.results_file)
     return FinishedRun(
         run.path,
-        configs.load(last / checkpoint.CONFIG),
-        Results.load(run.results_file),
+        _as_measured(run, configs.load(last / checkpoint.CONFIG), results),
+        results,
         step,
         commit=meta.get("commit", "") + ("+" if meta.get("dirty") else ""),
         run_id=info.get("run_id", ""),
@@ -178,6 +180,22 @@ def read_run(folder: str | Path, *, trust: bool = False) -> FinishedRun:
         trusted=trust or is_made_here(run.path),
         init=str(meta.get("init", "")),
     )
+
+
+def _as_measured(run: RunFolder, trained: Config, results: Results) -> Config:
+    """See `FinishedRun.config`. Results of earlier versions do not say how they were measured; config.yaml then does,
+    which has been written anew if the run was resumed for another evaluation.
+    """
+    measured = results.measured_with
+    if not measured and run.config_file.exists():
+        measured = measured_with(configs.load(run.config_file))
+    try:
+        return trained.replace(measured)
+    except ConfigError as error:
+        raise RunsError(
+            f"{run.results_file}: measured with {error.reasons[0]}; run `d2sm evaluate {run.path}`, which writes it "
+            "again"
+        ) from None
 
 
 def read_rows(folders: Sequence[str | Path], *, trust: bool = False) -> list[Row]:

@@ -129,12 +129,17 @@ def save(results: StudyResults, path: Path) -> None:
     place = {key: value for key, value in Config().flat().items() if key in keys_with("place")}
     runs = []
     for one in results.runs:
-        rows = tuple(replace(row, noisy={}, clean=_NOTHING) for row in one.run.results.rows)
+        kept = replace(
+            one.run.results,
+            rows=tuple(replace(row, noisy={}, clean=_NOTHING) for row in one.run.results.rows),
+            skipped=dict.fromkeys(one.run.results.skipped, ""),
+            measured_with={},
+        )
         raw = _Raw(
             setting=one.setting,
             objective=one.objective,
             config=one.run.config.replace(place | _without_paths(one.run.config)).model_dump(mode="json"),
-            results=asdict(replace(one.run.results, rows=rows, skipped=dict.fromkeys(one.run.results.skipped, ""))),
+            results=asdict(kept),
             step=one.run.step,
             commit=one.run.commit,
             init=_start(one.run.init),

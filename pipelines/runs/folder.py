@@ -146,18 +146,16 @@ class RunFolder:
         self.refresh()
         self._check_kind(config)
         self.sweep()
-        if self.latest() is None and (faults := checkpoint.damaged(self.path)):
+        last = self.latest()
+        if last is None and (faults := checkpoint.damaged(self.path)):
             raise checkpoint.CheckpointError(
                 f"{self.path}: no checkpoint to go on from ({faults}); copy one back, remove the folder to begin anew, "
                 "or choose another train.name"
             )
-        if self.config_file.exists():
-            saved = configs.load(self.config_file)
-            if saved != config and self.latest() is None:
-                self.info_file.unlink(missing_ok=True)  # it never came to a checkpoint: begin anew
-            else:
-                self._check_same(saved, config, fingerprint)
-        new = not self.config_file.exists() and self.latest() is None
+        if self._begins_anew(last, config, fingerprint):
+            for noted in (self.info_file, self.skipped_file):
+                noted.unlink(missing_ok=True)
+        new = not self.config_file.exists() and last is None
         self.path.mkdir(parents=True, exist_ok=True)
         files.write_text(self.config_file, config.dumps())
         if new:
@@ -175,10 +173,7 @@ class RunFolder:
             ConfigError: the name belongs to another run, or to a table, a study or a sweep.
         """
         self._check_kind(config)
-        if self.config_file.exists():
-            saved = configs.load(self.config_file)
-            if saved == config or self.latest() is not None:
-                self._check_same(saved, config, fingerprint, another)
+        self._begins_anew(self.latest(), config, fingerprint, another)
 
     def check_no_run(self) -> None:
         """Make sure that this folder, of a table, a study or a sweep, is not that of a training run.
@@ -199,18 +194,44 @@ class RunFolder:
                 "another train.name"
             )
 
-    def _check_same(self, saved: Config, config: Config, fingerprint: str, another: str = "another train.name") -> None:
+    def _begins_anew(
+        self, last: Path | None, config: Config, fingerprint: str, another: str = "another train.name"
+    ) -> bool:
+        """Whether a run of this name never came to a checkpoint, and was another one.
+
+        Where config.yaml or run.json is lost, the last checkpoint says what the run was.
+
+        Raises:
+            ConfigError: it did come to one, `last`, and was another one.
+        """
+        if last is None:
+            return self.config_file.exists() and (
+                configs.load(self.config_file) != config or self.known_fingerprint() not in ("", fingerprint)
+            )
+        saved = configs.load(self.config_file if self.config_file.exists() else last / checkpoint.CONFIG)
         for key, (before, now) in saved.differences(config, "results", "run").items():
             raise ConfigError(
                 f"{key}={now}: the run {config.train.name} was started with {before}; choose {another}, or leave the "
                 "key as it was to resume that run"
             )
-        known = self.read_info().get("fingerprint", fingerprint)
-        if known != fingerprint:
+        known = self.known_fingerprint()
+        if known not in ("", fingerprint):
             raise ConfigError(
                 f"train.name={config.train.name}: that run was trained on other data (fingerprint {known}, now "
                 f"{fingerprint}); choose {another}"
             )
+        return False
+
+    def known_fingerprint(self) -> str:
+        """That of the images that the run is trained on, from its last checkpoint where run.json is lost; "": unknown.
+
+        Raises:
+            ConfigError: see `read_info`.
+        """
+        known = self.read_info().get("fingerprint")
+        if known is None and (last := self.latest()):
+            known = checkpoint.meta(last).get("data")
+        return str(known or "")
 
     def read_info(self) -> dict[str, Any]:
         """What is known of the run beside its configuration: fingerprint, run_id, page, evaluated (a step), best.

@@ -13,7 +13,7 @@ from typing import Any
 from d2sm.chain import Chain
 from d2sm.objectives import TERMS
 from pipelines import parsing
-from pipelines.config import PAIR, Config
+from pipelines.config import PAIR, Config, keys_with
 from pipelines.runtime import files
 from pipelines.text import columns, counted, did_you_mean, listed
 
@@ -30,6 +30,10 @@ CONVENTION_OF_PAIRS = _CONVENTION.format(noise="photographed noise")
 RESULTS = "results.json"
 _BYTES = 2**28  # of the largest file that is read: 50,000 images at three noise levels, two segmenters
 
+# The keys whose files an evaluation reads: a path may change, its contents may not.
+FILES_READ = (
+    "data.root", "evaluate.segmenter_weights", "evaluate.segmenters_weights", "evaluate.lpips_weights",
+)  # fmt: skip
 _METRICS = ("psnr", "ssim", "miou", "lpips")
 _TITLES = {"psnr": "PSNR dB", "ssim": "SSIM", "miou": "MIoU", "lpips": "LPIPS"}
 _DIGITS = {"psnr": 2, "ssim": 3, "miou": 3, "lpips": 4}
@@ -229,6 +233,8 @@ class Results:
         lpips: the trunk of LPIPS; "" where it was not measured.
         labels: the label set, as `LabelSet.shown` has it; "cityscapes" without MIoU.
         lpips_weights: fingerprint of its trunk and heads; "" without LPIPS, and in files of earlier versions.
+        measured_with: the keys of the evaluation with their values, see the function `measured_with`; empty in files of
+            earlier versions. Results that differ in nothing else are equal.
     """
 
     images: int
@@ -246,6 +252,7 @@ class Results:
     lpips: str = ""
     labels: str = "cityscapes"
     lpips_weights: str = ""
+    measured_with: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -341,6 +348,12 @@ class Results:
         return " / ".join(_number(values.get(metric), metric_digits(metric)) for metric in self.metrics)
 
 
+def measured_with(config: Config) -> dict[str, Any]:
+    """The keys that decide what an evaluation measures of a run's model, and with which files, with their values."""
+    values = config.flat()
+    return {key: values[key] for key in (*keys_with("evaluation"), *FILES_READ)}
+
+
 def identity(results: Results) -> dict[str, str]:
     """What the numbers depend on, beside the model: fact -> value; "" where it is not known, or nothing was measured.
 
@@ -394,7 +407,7 @@ def _without_unused(tree: Any) -> Any:
         unused: dict[str, Any] = (
             {"judges": {}, "lpips": None, "counts": {}}
             if "psnr" in tree
-            else {"judges": {}, "lpips": "", "labels": "cityscapes", "lpips_weights": ""}
+            else {"judges": {}, "lpips": "", "labels": "cityscapes", "lpips_weights": "", "measured_with": {}}
         )
         kept = {key: value for key, value in tree.items() if key not in unused or value != unused[key]}
         return {key: _without_unused(value) for key, value in kept.items()}

@@ -241,6 +241,15 @@ class Outbox:
         return True
 
 
+def discard(folder: Path) -> None:
+    """Remove what a run's folder holds for an MLflow run that is not its own any more, with a warning."""
+    path = folder / UNSENT
+    if path.exists():
+        _log.warning("%s: is of an earlier MLflow run, which does not get it; removed", printable(str(path)))
+        path.unlink()
+    shutil.rmtree(folder / STAGED, ignore_errors=True)
+
+
 def _unsent(path: Path) -> list[Item]:
     """What an earlier process could not send."""
     if not path.exists():

@@ -27,7 +27,7 @@ from pipelines.config import Config
 from pipelines.runs.names import INFO
 from pipelines.runtime import files, private
 from pipelines.text import one_line, redact
-from pipelines.tracking import store
+from pipelines.tracking import outbox, store
 from pipelines.tracking.outbox import Item, Outbox, Refused
 from pipelines.tracking.store import TrackingError
 
@@ -59,7 +59,8 @@ def open_run(
             where the run is kept.
         run_dir: the run's folder. Its name names the MLflow run, and what could not be sent is kept in it.
         tags: further tags.
-        run_id: of the run to continue. It is RUNNING again, and the steps that it has are not logged twice.
+        run_id: of the run to continue. It is RUNNING again, and the steps that it has are not logged twice. None: a
+            new one; what was queued in the folder for another is removed.
         log_config: False for a run that stands for several trainings: neither parameters nor config.yaml.
         uri: of the store, absolute; None: that of the configuration.
 
@@ -73,6 +74,7 @@ def open_run(
     with store.plain_errors(uri, TrackingError):
         if run_id is None:
             found = client.create_run(experiment_of(client, config.tracking.experiment, uri), run_name=run_dir.name)
+            outbox.discard(run_dir)  # records of another run: an attempt that began anew, or a run that was deleted
         else:
             found = _continued(client, run_id, uri, run_dir)
         changed = _log_params(client, found, params)

@@ -136,14 +136,17 @@ def load(config: Config, folder: RunFolder) -> dict[str, Tensor] | None:
 _ANEW = "remove the run's folder to begin anew, or choose another train.name"
 
 
-def note(info: Mapping[str, Any]) -> str:
+def note(config: Config, folder: RunFolder) -> str:
     """What a run started from, for people and tags: the source and the fingerprint; "": from random weights.
 
-    Args:
-        info: the content of run.json.
+    Where run.json is lost, the last checkpoint in the run's folder says it.
     """
-    entry = info.get(ENTRY)
-    return f"{entry['source']} (weights {entry['fingerprint']})" if entry else ""
+    if not config.train.init:
+        return ""
+    if entry := folder.read_info().get(ENTRY):
+        return f"{entry['source']} (weights {entry['fingerprint']})"
+    last = folder.latest()
+    return str(checkpoint.meta(last).get("init", "")) if last else ""
 
 
 def _reference(config: Config) -> Path | str:

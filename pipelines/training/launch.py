@@ -71,7 +71,7 @@ def run(
             "commit": commit,
             "dirty": dirty,
             "steps": steps,
-            **({"init": started_from} if (started_from := initial.note(folder.read_info())) else {}),
+            **({"init": started_from} if (started_from := initial.note(config, folder)) else {}),
         },
         messages=messages,
         store_uri=segmenter_store(config),
@@ -103,7 +103,7 @@ def _trainer(task: WorkerTask, items: pa.Table) -> TorchTrainer:
         torch_config=TorchConfig(
             # NCCL allows one rank per GPU.
             backend="nccl" if train.use_gpu and train.gpus_per_worker == 1 else "gloo",
-            timeout_s=300,
+            timeout_s=300,  # to find each other; from then on see `wait_for_slow_ranks`
         ),
         scaling_config=ScalingConfig(
             num_workers=train.num_workers,

@@ -13,7 +13,7 @@ import ray
 import ray.train
 import torch
 
-from d2sm.distributed import AnyRank
+from d2sm.distributed import AnyRank, wait_for_slow_ranks
 from pipelines.config import ConfigError
 from pipelines.data import stream
 from pipelines.runs import checkpoint
@@ -49,6 +49,7 @@ def train(task: WorkerTask) -> None:
     config, context = task.config, ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(config.train.threads)
+    wait_for_slow_ranks()
     rows = begin_stream()
     last = task.folder.refresh().latest()
     initial = None if last else load_initial(config, task.folder)

@@ -127,6 +127,8 @@ class Recorder:
 
     def _record_skipped(self, reasons: dict[str, str]) -> None:
         new = {file: reason for file, reason in reasons.items() if file not in self.skipped}
+        if not new:  # they come again in every epoch
+            return
         self.skipped.update(new)
         for reason in new.values():
             self.line.say(f"skipped: {reason}")

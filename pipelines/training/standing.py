@@ -95,8 +95,8 @@ class Standing:
             return False
         if self.metric not in metrics:
             raise TrainingError(
-                f"step {step}: train.best={self.metric} has no finite value on the validation images; choose another "
-                "metric, under another train.name"
+                f"step {step}: train.best={self.metric} has no finite value on the validation images; lower train.lr "
+                "if the restored images are not finite, or choose another metric, under another train.name"
             )
         value = metrics[self.metric]
         if self.best is not None and not self._better(value, self.best.value):

@@ -19,7 +19,7 @@ def open_run(config: Config, folder: RunFolder, *, uri: str | None = None) -> tr
     tags = {"d2sm.recipe": config.recipe, "d2sm.folder": folder.place}
     if "fingerprint" in known:
         tags["d2sm.data"] = str(known["fingerprint"])
-    if started_from := initial.note(known):
+    if started_from := initial.note(config, folder):
         tags["d2sm.init"] = started_from
     if config.tracking.parent:
         tags["mlflow.parentRunId"] = config.tracking.parent

@@ -84,10 +84,12 @@ class Validation:
         to end with a checkpoint of this step; `owed` makes up for the validation when it is resumed.
 
         Raises:
-            TrainingError: an image cannot be read, or `train.best` has no finite value.
+            TrainingError: an image cannot be read, or `train.best` has no finite value; or a number of the steps since
+                the last log entry is not finite.
         """
         if self.images is None or not self._is_due(step):
             return False
+        self.log.gather(step)  # raises if a loss was not finite, which would be the cause of whatever is measured
         started = time.monotonic()
         metrics = self._measured(self.images, step)
         seconds = time.monotonic() - started

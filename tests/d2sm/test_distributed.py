@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -12,7 +15,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from d2sm import D2SMLoss, StatisticsMatching
-from d2sm.distributed import AnyRank, gather_rows, sum_over_workers, world_size
+from d2sm.distributed import AnyRank, gather_rows, sum_over_workers, wait_for_slow_ranks, world_size
 from d2sm.divergence import Divergence
 from tests.helpers.process_group import batch_of, on_ranks, slice_of, small_network, small_phi
 
@@ -160,6 +163,19 @@ def test_gathering_in_half_precision_and_unequal_rows(workers: list[dict[Any, An
         first, second, third = worker["not finite"]
         assert math.isnan(second) and (first, third) == (workers[0]["not finite"][0], workers[0]["not finite"][2])
         assert 0 < first < 1 and 0 < third < 1
+
+
+def _slow(rank: int, workers: int) -> dict[str, Any]:
+    """A rank comes later than the timeout with which the group was made allows."""
+    set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
+    set_timeout(timedelta(milliseconds=200), dist.group.WORLD)
+    wait_for_slow_ranks()
+    time.sleep(0.5 * rank)
+    return {"sum": sum_over_workers(torch.ones(1)).item()}
+
+
+def test_a_rank_waits_for_a_slow_one(tmp_path: Path) -> None:
+    assert on_ranks(_slow, 2, tmp_path) == [{"sum": 2.0}] * 2
 
 
 def test_identity_without_a_process_group() -> None:

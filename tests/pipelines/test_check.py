@@ -18,10 +18,12 @@ from pipelines.config import Config, ConfigError, keys_only_for
 from pipelines.data.images import DataError, write_png
 from pipelines.data.index import fingerprint, index
 from pipelines.recipes import recipe
+from pipelines.runs import checkpoint
 from pipelines.runs.folder import RunFolder
 from pipelines.runtime import owner
 from pipelines.sections import Loss
 from tests.conftest import tiny_config
+from tests.helpers.checkpoints import bundle_of
 from tests.helpers.owners import owning
 
 
@@ -240,11 +242,37 @@ def test_evaluation_is_checked_only_if_there_is_one(tmp_path: Path) -> None:
 def test_the_run_of_this_name_is_compared_before_the_start(flat: Path, tmp_path: Path) -> None:
     config = stranger(flat, tmp_path / "runs", **{"data.crop_size": 64, "train.name": "first"})
     ready = check(config)
-    RunFolder.of(ready.config).open(ready.config, ready.fingerprint)
+    folder = RunFolder.of(ready.config)
+    folder.open(ready.config, ready.fingerprint)
+    bundle_of(folder.path / checkpoint.name_of(2), ready.config)
     check(config)
     photographs(flat, "new1", "new2", "new3")
     with pytest.raises(ConfigError, match="train.name=first: .*other data"):
         check(config)
+
+
+def test_a_run_that_is_gone_from_its_uri_is_not_compared(
+    flat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although the copy on this disk still has it; and one that another machine began is."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    bucket = tmp_path / "bucket"
+    bucket.mkdir()
+    place = {"train.storage": bucket.as_uri(), "tracking.uri": f"sqlite:///{tmp_path}/mlflow.db"}
+    config = stranger(flat, tmp_path).replace({"data.crop_size": 64, "train.name": "it", **place})
+    ready = check(config)
+    folder = RunFolder.of(ready.config)
+    folder.open(ready.config, ready.fingerprint)
+    with folder.adding(checkpoint.name_of(2)) as unfinished:
+        bundle_of(unfinished, ready.config, step=2)
+    other = config.replace({"train.lr": 0.5})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache of another machine"))
+    with pytest.raises(ConfigError, match="^train.lr=0.5: the run it was started with"):
+        check(other)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert folder.latest() is not None
+    shutil.rmtree(bucket / "it")
+    assert check(other).config.train.lr == 0.5
 
 
 def test_a_run_that_goes_on_elsewhere_is_not_ready(

@@ -33,7 +33,7 @@ def test_tiles_are_chosen_or_given(tile: int | str | None) -> None:
     assert Config().replace({"evaluate.tile": tile}).evaluate.tile == tile
 
 
-@pytest.mark.parametrize("tile", [31, "big", True])
+@pytest.mark.parametrize("tile", [31, "big"])
 def test_what_is_no_tile_is_one_line(tile: object) -> None:
     with pytest.raises(ConfigError, match=f"^evaluate.tile={tile!r}: .*auto: whole") as error:
         Config().replace({"evaluate.tile": tile})
@@ -190,6 +190,24 @@ def test_a_mistake_is_one_line(changes: dict[str, Any], words: list[str]) -> Non
     text = str(error.value)
     assert "\n" not in text
     assert all(word in text for word in words), text
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["train.clip=true", "evaluate.limit=true", "train.lr=true", "train.seed=false", "evaluate.tile=true",
+     "loss.l1=true", "train.num_workers=[true, 2]", "evaluate.sigmas=[true, 25]", "train.betas=[false, 0.9]"],
+)  # fmt: skip
+def test_true_and_false_are_no_numbers(override: str) -> None:
+    key, said = override.split("=")[0], "false" if "false" in override else "true"
+    with pytest.raises(ConfigError, match=f"^{key}={said}: is no number") as error:
+        Config().replace(parse([override]))
+    assert len(error.value.reasons) == 1
+
+
+def test_true_and_false_stay_where_they_may_be() -> None:
+    own = {"model.name": "a.module:network", "model.options": {"bias": True, "sizes": [1, False]}, "data.flip": False}
+    config = Config().replace(own)
+    assert config.model.options == own["model.options"] and config.data.flip is False
 
 
 def test_a_queue_may_be_short_where_there_is_none() -> None:

@@ -462,7 +462,7 @@ def test_a_study_from_plan_to_tables(
     start = RunFolder.of(found.starts["noise"].config)
     for one in found.runs:
         info = RunFolder.of(one.config).read_info()
-        assert str(start.path) in note(info) and info["seconds"] > 0
+        assert str(start.path) in note(one.config, RunFolder.of(one.config)) and info["seconds"] > 0
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "s").rglob("*.safetensors")}
     assert main(words) == 0
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "s").rglob("*.safetensors")} == written

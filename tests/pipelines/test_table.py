@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from cluster.cli.arguments import given_keys, table_given
 from cluster.cli.main import main
 from cluster.cli.parser import parser
-from pipelines import evaluate, parallel, table
+from pipelines import evaluate, experiment, parallel, table
 from pipelines.comparison import render
 from pipelines.comparison.rows import FinishedRun, RunsError, label, read_run
 from pipelines.config import Config
@@ -217,6 +217,25 @@ def test_done_means_trained_and_measured_as_asked_now(tmp_path: Path, changes: d
     (config,) = table.runs_of(table.rows_of(["ffdnet_l1_cpu"], small), name="t", seeds=1)
     write_run(RunFolder.of(config).path, config, results())
     assert parallel.is_done(config.replace(changes)) is not again
+
+
+def test_another_evaluation_of_a_run_is_done_once_it_has_been_made(scenes_root: Path, tmp_path: Path) -> None:
+    """And then the first one is not: results.json holds the numbers of one evaluation."""
+    own = tiny(scenes_root, tmp_path, model__width=4, evaluate__sigmas=[25, 50])
+    (first,) = table.runs_of([own], name="t", seeds=1)
+    other = first.replace({"evaluate.limit": 1, "evaluate.sigmas": [25]})
+    measured = {config: evaluate.without_numbers(config, evaluate.check(config)) for config in (first, other)}
+    folder = RunFolder.of(first)
+    write_run(folder.path, first, measured[first])
+    folder.open(other, "abc")  # what a training of no steps does before its evaluation, which may be interrupted
+    assert parallel.is_done(first) and not parallel.is_done(other)
+    experiment.save_results(folder, measured[other], step=8)
+    assert parallel.is_done(other) and not parallel.is_done(first)
+    run = read_run(folder.path)
+    assert (run.config.evaluate.limit, run.config.evaluate.sigmas, run.results.images) == (1, (25.0,), 1)
+    moved = replace(measured[first], measured_with={**measured[first].measured_with, "data.root": "/moved"})
+    experiment.save_results(folder, moved, step=8)
+    assert parallel.is_done(first) and read_run(folder.path).config.data.root == "/moved"
 
 
 def test_a_failed_run_is_passed_over_where_mlflow_does_not_answer(

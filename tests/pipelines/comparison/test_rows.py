@@ -11,6 +11,7 @@ from pipelines.comparison.paper import published
 from pipelines.comparison.rows import RunsError, common_changes, labels, read_rows, read_run
 from pipelines.config import Config
 from pipelines.recipes import recipe, recipes
+from pipelines.runs.checkpoint import CONFIG
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.results import RESULTS, Judge, Results
 from tests.helpers.finished_runs import results, write_run
@@ -51,6 +52,19 @@ def test_runs_that_are_not_finished_are_refused(tmp_path: Path) -> None:
     RunFolder.at(folder).write_info(evaluated=4)  # before the training went on
     with pytest.raises(RunsError, match="late: .*`d2sm evaluate"):
         read_run(folder)
+
+
+def test_how_a_run_was_measured_is_said_by_its_results_or_else_by_its_folder(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a", recipe("ffdnet_l1_cpu"), results())
+    measured = read_run(folder).config.replace({"evaluate.lpips": "alexnet", "train.lr": 0.5})
+    measured.save(folder / CONFIG)  # results of earlier versions do not say it
+    config = read_run(folder).config
+    assert config.evaluate.lpips == "alexnet" and config.train.lr != 0.5  # it was trained before
+    for key, value in (("evaluate.lpips", "none of ours"), ("evaluate.later", 1)):
+        replace(results(), measured_with={key: value}).save(folder / RESULTS)
+        with pytest.raises(RunsError, match=rf"^{folder / RESULTS}: measured with {key}.*`d2sm evaluate") as error:
+            read_run(folder)
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -84,13 +84,38 @@ def test_a_new_run_and_the_same_run_again(tmp_path: Path) -> None:
 
 
 def test_a_run_without_a_checkpoint_begins_anew(tmp_path: Path) -> None:
-    """With another configuration and other data; what was noted of the first attempt goes."""
-    folder = RunFolder.of(config_in(tmp_path))
-    folder.open(config_in(tmp_path), "abc")
-    folder.write_info(run_id="first")
-    changed = config_in(tmp_path).replace({"train.lr": 1e-3})
-    folder.open(changed, "def")
-    assert load(folder.config_file) == changed and folder.read_info() == {"fingerprint": "def"}
+    """With another configuration or other data; what was noted of the first attempt goes."""
+    config = config_in(tmp_path)
+    folder = RunFolder.of(config)
+    for changes, fingerprint in (({}, "abc"), ({"train.lr": 1e-3}, "abc"), ({}, "def"), ({"train.lr": 1e-3}, "ghi")):
+        folder.check(config.replace(changes), fingerprint)
+        folder.open(config.replace(changes), fingerprint)
+        assert load(folder.config_file) == config.replace(changes)
+        assert folder.read_info() == {"fingerprint": fingerprint} and not folder.skipped_file.exists()
+        folder.write_info(run_id="first")
+        folder.skipped_file.write_text("{}")
+
+
+def test_where_a_file_is_lost_the_checkpoint_says_what_the_run_is(tmp_path: Path) -> None:
+    """Messages advise to remove run.json for a new MLflow run; a copied folder may lack config.yaml."""
+    config = config_in(tmp_path)
+    folder = RunFolder.of(config)
+    folder.open(config, "abc")
+    bundle_of(folder.path / checkpoint.name_of(2), config, data="abc")
+    for lost in ([folder.info_file], [folder.config_file], [folder.info_file, folder.config_file]):
+        for file in lost:
+            file.unlink()
+        for changes, fingerprint, start in (
+            ({}, "def", "train.name=run: .*abc"),
+            ({"train.lr": 1.0}, "abc", "train.lr="),
+        ):
+            for compare in (folder.check, folder.open):
+                with pytest.raises(ConfigError, match=f"^{start}"):
+                    compare(config.replace(changes), fingerprint)
+        assert not any(file.exists() for file in lost)
+        folder.check(config, "abc")
+        folder.open(config, "abc")
+        assert load(folder.config_file) == config and folder.read_info() == {"fingerprint": "abc"}
 
 
 def test_a_name_that_belongs_to_another_run(tmp_path: Path) -> None:

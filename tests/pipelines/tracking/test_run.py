@@ -218,7 +218,8 @@ def test_an_artifact_that_is_gone_holds_up_nothing(
 ) -> None:
     """As after a process was killed between sending it and writing that down: nothing can ever send it."""
     (tmp_path / UNSENT).write_text('{"kind": "artifact", "path": "mlflow-unsent/1/gone.txt", "folder": ""}\n')
-    with open_run(template, run_dir=tmp_path, tags={}) as run:
+    run_id = store.prepare(uri_of(template)).create_run("0").info.run_id
+    with open_run(template, run_dir=tmp_path, tags={}, run_id=run_id) as run:
         run.log(1, {"loss": 1.0})
     assert points(run, "loss") == [(1, 1.0)] and run.unsent == 0 and not (tmp_path / UNSENT).exists()
     assert store.client(run.uri).get_run(run.id).info.status == "FINISHED"
@@ -378,6 +379,23 @@ def test_a_status_that_was_left_is_sent_when_the_run_is_reopened(template: Confi
     assert found.info.status == "FINISHED" and found.data.metrics == {"psnr.sigma25": 31.5, "psnr.sigma50": 27.5}
 
 
+def test_a_new_run_does_not_get_the_records_of_another(
+    template: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As where a run that never came to a checkpoint begins anew, or run.json was removed for a new MLflow run."""
+    first = store.prepare(uri_of(template)).create_run("0").info.run_id
+    with reopen(first, uri="http://127.0.0.1:9", run_dir=tmp_path, page="", step=20) as away:
+        away.log(20, {"loss": 9.0})
+        away.tag("d2sm.skipped_images", "3")
+        away.text("old", "results.txt")
+    assert away.unsent == 3
+    with open_run(template, run_dir=tmp_path, tags={}) as run:
+        run.log(20, {"loss": 0.5})
+    assert points(run, "loss") == [(20, 0.5)] and names(run) == {"config.yaml"} and run.unsent == 0
+    assert "d2sm.skipped_images" not in store.client(run.uri).get_run(run.id).data.tags
+    assert list(tmp_path.iterdir()) == [] and f"{tmp_path / UNSENT}: is of an earlier MLflow run" in caplog.text
+
+
 @pytest.mark.parametrize("name", ["{0}/mine/a.txt", "mlflow-unsent/../../mine/a.txt", "mlflow-unsent/link/a.txt"])
 def test_a_planted_list_of_unsent_files_sends_and_removes_nothing_else(
     template: Config, tmp_path: Path, name: str
@@ -390,7 +408,8 @@ def test_a_planted_list_of_unsent_files_sends_and_removes_nothing_else(
     (folder / STAGED / "link").symlink_to(mine)
     planted = {"kind": "artifact", "path": name.format(tmp_path), "folder": ""}
     (folder / UNSENT).write_text(json.dumps(planted) + "\n")
-    with suppress(TrackingError), open_run(template, run_dir=folder, tags={}):  # refused, or gone
+    run_id = store.prepare(uri_of(template)).create_run("0").info.run_id
+    with suppress(TrackingError), open_run(template, run_dir=folder, tags={}, run_id=run_id):  # refused, or gone
         pass
     assert (mine / "a.txt").read_text() == "secret"
     assert list((Path(template.train.storage) / "mlartifacts").rglob("a.txt")) == []
@@ -401,6 +420,7 @@ NO_STEP = '{"kind": "metric", "key": "a", "value": 1, "step": "x", "timestamp": 
 
 @pytest.mark.parametrize("line", ["{", "[1]", '{"kind": "tag"}', '{"kind": "else"}', NO_STEP])
 def test_a_damaged_list_of_unsent_records_is_one_line(template: Config, tmp_path: Path, line: str) -> None:
+    run_id = store.prepare(uri_of(template)).create_run("0").info.run_id
     (tmp_path / UNSENT).write_text('{"kind": "tag", "key": "a", "value": "b"}\n' + line + "\n")
     with pytest.raises(TrackingError, match=rf"^{tmp_path / UNSENT}: line 2: [^\n]*; remove the file[^\n]*$"):
-        open_run(template, run_dir=tmp_path, tags={})
+        open_run(template, run_dir=tmp_path, tags={}, run_id=run_id)

@@ -132,6 +132,15 @@ def test_a_run_keeps_its_own_copy(runs: Path, tmp_path: Path) -> None:
     assert initial.load(config.replace({"train.init": ""}), folder) is None
 
 
+def test_what_a_run_started_from_is_known_from_its_checkpoint_where_run_json_is_lost(tmp_path: Path) -> None:
+    config, started_from = Config().replace({"train.init": "net.pth", "train.name": "new"}), "/net.pth (weights 12)"
+    folder = RunFolder.at(write_run(tmp_path / "new", config, init=started_from))
+    assert initial.note(config, folder) == started_from
+    assert initial.note(config.replace({"train.init": ""}), folder) == ""
+    folder.write_info(**{initial.ENTRY: {"given": "net.pth", "source": "/net.pth", "fingerprint": "34"}})
+    assert initial.note(config, folder) == "/net.pth (weights 34)"
+
+
 def test_training_starts_with_them(runs: Path) -> None:
     """The network and the EMA; the optimizer is new, and the random generator stands where it does without them."""
     config = starting(runs, "first", train__ema=0.9, loss__weight=0, loss__l1=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from pipelines.runs.folder import RunFolder
 from pipelines.runtime import session
 from pipelines.runtime.progress import Line
-from pipelines.training.messages import DataMissing, Progress, Started
+from pipelines.training.messages import DataMissing, Progress, Skipped, Started
 from pipelines.training.record import Recorder
 from tests.helpers.checkpoints import CONFIG
 
@@ -43,3 +44,17 @@ def test_a_full_disk_under_ray_is_said_once_until_there_is_space_again(
         recorder.poll()
         said.append(capsys.readouterr().err.count("and Ray's processes fail without"))
     assert said == [0, 1, 0, 0, 1]
+
+
+def test_an_image_that_is_skipped_in_every_epoch_is_recorded_once(tmp_path: Path) -> None:
+    files: list[str] = []
+    tags: list[str] = []
+    no_run: Any = SimpleNamespace(
+        file=lambda path: files.append(path.read_text()), tag=lambda key, value: tags.append(value)
+    )
+    recorder = Recorder(CONFIG, no_run, Line("first", 1, quiet=True), RunFolder(tmp_path), start=0, watch=None)
+    for _ in range(3):
+        for name in ("a.png", "b.png"):
+            recorder(Skipped({name: f"{name}: is truncated"}))
+    assert tags == ["1", "2"] and len(files) == 2
+    assert json.loads(files[-1]) == {name: f"{name}: is truncated" for name in ("a.png", "b.png")}

@@ -8,8 +8,10 @@ import signal
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 from mlflow import MlflowClient
@@ -24,8 +26,10 @@ from pipelines.runs import checkpoint
 from pipelines.runs.best import Best
 from pipelines.train import Trained, fit
 from pipelines.training.finite import TrainingError
+from pipelines.training.log import Log
+from pipelines.training.messages import ValidationSet
 from pipelines.training.standing import KEPT, Standing
-from pipelines.training.validation import _undisturbed
+from pipelines.training.validation import Validation, _undisturbed
 from tests.helpers.checkpoints import CONFIG, bundle_of
 from tests.helpers.equality import same_run
 from tests.helpers.stores import new_store
@@ -243,6 +247,18 @@ def test_the_best_is_the_first_of_equals_and_patience_counts_from_it() -> None:
     assert standing.exhausted and standing.best.step == 5
     with pytest.raises(TrainingError, match="step 8: train.best=ssim.sigma25 has no finite value"):
         standing.add(8, {"psnr.sigma25": 30.0})
+
+
+def test_a_gradient_that_was_not_finite_is_said_before_anything_is_measured() -> None:
+    """On a GPU a validation may come before the log entry that would find it."""
+    validation = Validation.__new__(Validation)  # outside of Ray Train
+    validation.images = ValidationSet(pa.table({}), segmented=False, every=None, about={})
+    validation.task = SimpleNamespace(steps=3)  # type: ignore[assignment]
+    validation.log = Log(None, 0, 0, CONFIG.loss)
+    for norm in (1.0, float("nan"), 1.0):
+        validation.log.add({"loss": torch.tensor(1.0), "gradient_norm": torch.tensor(norm)})
+    with pytest.raises(TrainingError, match="^steps 0 to 2: the gradient is not finite; .*train.lr"):
+        validation.after(3)
 
 
 def test_without_a_metric_nothing_is_best() -> None:
