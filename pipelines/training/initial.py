@@ -161,7 +161,7 @@ def _reference(config: Config) -> Path | str:
     if names.is_plain(text):
         runs = config.train.storage
         if storage.is_uri(runs):
-            return storage.joined(runs, text)
+            return storage.run_at(runs, text, asked_by="train.init")
         if (run := Path(runs).expanduser().absolute() / text).exists():
             return run
     raise ConfigError(
