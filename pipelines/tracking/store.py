@@ -263,7 +263,10 @@ def artifacts_of(uri: str) -> str | None:
 
 @contextlib.contextmanager
 def plain_errors(uri: str, kind: type[ValueError]) -> Iterator[None]:
-    """Raise errors of MLflow, its database and the network as `kind`, on one line without a password."""
+    """Raise errors of MLflow, its database, its artifact store and the network as `kind`, on one line, no password.
+
+    Errors that are ours already, a ValueError, stay as they are.
+    """
     from alembic.util import CommandError
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
@@ -275,6 +278,16 @@ def plain_errors(uri: str, kind: type[ValueError]) -> Iterator[None]:
         raise kind(reason(uri, str(error))) from None
     except (SQLAlchemyError, CommandError, sqlite3.Error) as error:  # while MLflow opens the database
         raise kind(reason(uri, str(getattr(error, "orig", None) or error))) from None
+    except ValueError:
+        raise
+    except ImportError as error:
+        raise kind(
+            f"{redact(uri)}: a package that its artifact store needs is not installed here ({one_line(error, 100)}); "
+            "install it, such as boto3 for s3://, or start the server with --serve-artifacts"
+        ) from None
+    except Exception as error:  # the libraries of artifact stores, such as boto3, have classes of their own
+        why = reason(uri, f"{type(error).__name__}: {error}")
+        raise kind(f"{why}; give its artifact store's credentials in the environment, if it lacks them") from None
 
 
 def reason(uri: str, error: str) -> str:
