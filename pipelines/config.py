@@ -242,9 +242,13 @@ def _without_former(tree: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _without_secrets(tree: Any) -> Any:
+def _without_secrets(tree: Any, name: str = "") -> Any:
     if isinstance(tree, dict):
-        return {key: _without_secrets(value) for key, value in tree.items()}
+        return {key: _without_secrets(value, f"{name}.{key}" if name else str(key)) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_without_secrets(value, name) for value in tree]
+    if secrets.in_option(name, tree, asked_by=name):
+        return secrets.HIDDEN
     return secrets.without(tree) if isinstance(tree, str) else tree
 
 

@@ -145,6 +145,18 @@ def _names(value: Any) -> Iterator[Any]:
         yield from _names(part)
 
 
+def _named_values(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The plain values that a value holds at any depth, each with the dotted names that lead to it."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _named_values(f"{name}.{key}", part)
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _named_values(name, part)
+    else:
+        yield name, value
+
+
 def _is_finite(value: Any) -> bool:
     return isinstance(value, float) and math.isfinite(value)
 
@@ -285,6 +297,9 @@ class Model(Section):
         for option, value in options.items():
             if not option.isidentifier():
                 raise ValueError(f"model.options.{option}={value!r}: is no name of an argument; give one such as width")
+            for name, part in _named_values(option, value):
+                if line := secrets.in_option(name, part, asked_by=f"model.options.{name}"):
+                    raise ValueError(line)
             if others := [name for name in _names(value) if not isinstance(name, str)]:
                 raise ValueError(
                     f"model.options.{option}={value!r}: the key {others[0]!r} of a mapping is no text, and files hold "
