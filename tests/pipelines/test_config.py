@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +257,27 @@ def test_a_bad_override_is_one_line(text: str) -> None:
         Config().replace(parse([text]))
     assert "\n" not in str(error.value)
     assert text.partition("=")[0] in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["train.lr=1", "train.epochs=2", "train.lr=1"], "train.lr=1: train.lr is given twice, first as train.lr=1;"),
+        (["data.root=a", "data.root=b"], "data.root=b: data.root is given twice, first as data.root=a;"),
+        (["model.options.width=3", "model.options={depth: 4}"], "model.options.width=3: model.options={depth: 4} says"),
+        (["model.options={depth: 4}", "model.options.width=3"], "model.options.width=3: model.options={depth: 4} says"),
+    ],
+)
+def test_a_key_is_typed_once(overrides: list[str], line: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(line)}") as error:
+        parse(overrides)
+    assert len(error.value.reasons) == 1
+
+
+def test_entries_of_a_mapping_do_not_depend_on_the_order() -> None:
+    changes = {"model.options.width": 32, "model.name": "mine:Network", "model.options": {"depth": 4, "width": 1}}
+    for ordered in (changes, dict(reversed(changes.items()))):
+        assert Config().replace(ordered).model.options == {"depth": 4, "width": 32}
 
 
 def test_the_degradations_of_training_and_of_evaluation() -> None:
