@@ -22,7 +22,7 @@ from d2sm.chain import Chain, ChainError, noise, parse
 from d2sm.degradations import DEGRADATIONS
 from d2sm.models import BACKBONES
 from d2sm.objectives import TERMS
-from pipelines import secrets
+from pipelines import parsing, secrets
 from pipelines.callables import is_imported
 from pipelines.text import did_you_mean, listed
 
@@ -107,6 +107,17 @@ class Section(BaseModel):
         for text in [value] if whole else plain_values(value):
             if line := secrets.problem(text, asked_by=f"{section}{info.field_name}"):
                 raise ValueError(line)
+        return value
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _can_be_saved(cls, value: Any, info: ValidationInfo) -> Any:
+        """What no file of ours can hold is refused, such as the name of a folder that is no UTF-8."""
+        whole = cls.__name__ == "Config"
+        tree = {info.field_name: value} if whole else {cls.__name__: {info.field_name: value}}
+        if (not whole or isinstance(value, str)) and (why := parsing.unusable(tree)):
+            key = f"{info.field_name}" if whole else f"{cls.__name__.lower()}.{info.field_name}"
+            raise ValueError(f"{key}: {why}, which no saved configuration can hold; give another (rename such a file)")
         return value
 
     @field_validator("*", mode="before")

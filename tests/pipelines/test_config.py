@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,32 @@ def test_any_text_and_number_survives_the_file(
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     config.save(path)
     assert load(path) == config
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "why"),
+    [
+        ("train.storage", "/x/\udcff", r"half a character: '/x/\\udcff'"),  # a folder named in Latin-1
+        ("data.root", "/x/\udcff", "half a character"),
+        ("recipe", "\udcff", "half a character"),
+        ("loss.perceptual_layers", ["relu1", "a\0b"], "a NUL"),
+        ("model.options", {"a": [{"\udcff": 1}]}, "half a character"),
+        ("model.options", {"a": (10**70,)}, "a number of more than 64 digits"),
+        ("model.options", {"a": functools.reduce(lambda tree, _: [tree], range(40), 1)}, "deeper than 32"),
+    ],
+)
+def test_what_no_file_can_hold_is_refused(key: str, value: object, why: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{key}: .*{why}.*, which no saved configuration can hold; give another"):
+        Config().replace({"model.name": "mine:Network", key: value})
+
+
+def test_the_deepest_and_longest_that_a_file_can_hold(tmp_path: Path) -> None:
+    deep = functools.reduce(lambda tree, _: [tree], range(28), 1)
+    config = Config().replace({"model.name": "mine:Network", "model.options": {"a": deep, "b": 10**64 - 1}})
+    config.save(tmp_path / "config.yaml")
+    assert load(tmp_path / "config.yaml", given=True) == load(tmp_path / "config.yaml") == config
+    with pytest.raises(ConfigError, match="deeper than 32"):
+        Config().replace({"model.name": "mine:Network", "model.options": {"a": [[deep]]}})
 
 
 def test_a_file_may_leave_keys_out(tmp_path: Path) -> None:
