@@ -52,6 +52,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
         {"degrade.chain": "tests.helpers.degradations:smaller:2"},
         "degrade.chain=tests.helpers.degradations:smaller:2: .*smaller gives torch.float32 .*images of the same shape",
     ),
+    "level": ({"evaluate.levels": ["+".join(f"noise:{level}" for level in range(1, 40))]}, "evaluate.levels: .*MLflow"),
     "CPUs": ({"train.cpus_per_worker": 400.0}, "train.cpus_per_worker=400"),
 }
 
@@ -111,6 +112,13 @@ def test_a_key_that_is_used_or_taken_back_is_not_refused() -> None:
     unset = {"evaluate.lpips_weights": None, "evaluate.segmenter_weights": None, "evaluate.segmenter": None}
     for changes in (used, unset, {"tracking.alias": ""}):
         assert list(unused(Config().replace(changes), changes)) == []
+
+
+def test_a_network_with_dropout_is_said_to_depend_on_the_workers(flat: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    names = {"model.name": "tests.foreign.tiny_network:dropout", "data.crop_size": 64, "train.num_workers": 1}
+    check(stranger(flat, tmp_path / "runs", **names), say=said.append)
+    assert len([line for line in said if "other train.num_workers give another result" in line]) == 1
 
 
 def test_pairs_of_an_unknown_level_are_for_networks_that_need_none(flat: Path, tmp_path: Path) -> None:
