@@ -584,7 +584,7 @@ class Train(Section):
         effect="speed",
     )
     use_gpu: bool = setting(False, "train on GPUs instead of CPUs", effect="speed")
-    cpus_per_worker: float = setting(1.0, "CPUs reserved per worker", effect="speed", gt=0)
+    cpus_per_worker: float = setting(1.0, "CPUs reserved per worker", effect="speed", gt=0, le=LARGEST)
     gpus_per_worker: float = setting(
         1.0,
         "GPUs reserved per worker and per evaluation actor; below 1, several share a GPU",
@@ -593,7 +593,9 @@ class Train(Section):
         le=1,
     )
     threads: int = setting(1, "torch threads of a CPU worker", effect="speed", ge=1, le=MOST_THREADS)
-    data_cpus: float = setting(1.0, "CPUs kept free for Ray Data, which decodes and crops", effect="speed", gt=0)
+    data_cpus: float = setting(
+        1.0, "CPUs kept free for Ray Data, which decodes and crops", effect="speed", gt=0, le=LARGEST
+    )
     max_failures: int = setting(
         0,
         "how often lost workers are restarted from the last checkpoint; at least 8 times if elastic",

@@ -131,6 +131,8 @@ def test_it_is_frozen() -> None:
         ({"los.weight": 5}, ["los.weight", "loss.weight"]),
         ({"train": 3}, ["train: no such key"]),
         ({"train.epochs": "many"}, ["train.epochs='many'", "integer"]),
+        ({"train.cpus_per_worker": 1e308}, ["train.cpus_per_worker=1e+308", "2147483647"]),
+        ({"train.data_cpus": 1e308}, ["train.data_cpus=1e+308", "2147483647"]),
         ({"train.epochs": 1.5}, ["train.epochs=1.5", "integer"]),
         ({"train.use_gpu": "perhaps"}, ["train.use_gpu='perhaps'"]),
         ({"train.betas": [0.9]}, ["train.betas"]),

@@ -214,6 +214,9 @@ def test_a_recipe_that_is_a_path_names_no_run(tmp_path: Path) -> None:
     config = Config().replace({"recipe": "../../x", "train.storage": str(tmp_path)})
     with pytest.raises(ConfigError, match=r"^recipe='\.\./\.\./x': not a plain name"):
         named(config)
+    for name in ("mlflow.db", "mlflow.db.lock", "mlartifacts"):
+        with pytest.raises(ConfigError, match=f"^train.name={name}: MLflow's own"):
+            RunFolder.of(Config().replace({"train.name": name}))
     with pytest.raises(ConfigError, match="^train.name='': not a plain name"):
         RunFolder.of(config)
 

@@ -342,6 +342,20 @@ def test_a_database_that_is_damaged_or_on_a_full_disk_is_one_line(tmp_path: Path
     assert not logging.getLogger("mlflow.store.db.utils").isEnabledFor(logging.ERROR)  # which would add a traceback
 
 
+def test_a_tag_that_no_longer_holds_is_taken_back(template: Config, tmp_path: Path) -> None:
+    with open_run(template, run_dir=tmp_path, tags={}) as run:
+        pass
+    twice = template.replace({"train.epochs": 2})
+    with open_run(twice, run_dir=tmp_path, tags={"d2sm.stopped_early": "at step 4"}, run_id=run.id):
+        pass
+    tags = store.client(run.uri).get_run(run.id).data.tags
+    assert "train.epochs=2" in tags["d2sm.changed"] and tags["d2sm.stopped_early"] == "at step 4"
+    with open_run(template, run_dir=tmp_path, tags={}, run_id=run.id):
+        pass
+    tags = store.client(run.uri).get_run(run.id).data.tags
+    assert (tags["d2sm.changed"], tags["d2sm.stopped_early"]) == ("", "")
+
+
 def test_an_artifact_store_that_refuses_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """MLflow passes on what boto3 raises: no credentials, no such bucket, no library."""
     from mlflow.store.artifact.gcs_artifact_repo import GCSArtifactRepository
