@@ -21,7 +21,7 @@ from pipelines.config import Config, ConfigError, keys_only_for
 from pipelines.data import index, plan, splits
 from pipelines.data.images import DataError
 from pipelines.runs.folder import RunFolder, named
-from pipelines.runs.results import level_title
+from pipelines.runs.results import level_title, metric_names
 from pipelines.runtime.owner import InUseError
 from pipelines.text import counted, did_you_mean, listed, one_line, redact, show
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pipelines.evaluate import Subject
 
 Answer = str | Exception  # of a check: what was found, or a reason against the run
+_LONGEST_METRIC = 240  # characters; MLflow takes 250, and noisy. stands before some
 
 
 class NotReady(ValueError):
@@ -116,6 +117,7 @@ def check(
     assert run.training is not None  # else there was a reason
     if line := splits.held_out_line(config, run.training):
         settled.append(line)
+    settled += run.notes
     settled += run.subject.notes if run.subject else ()
     for line in settled:
         say(line)
@@ -195,6 +197,7 @@ class _Run:
         self.fingerprint = ""
         self.evaluation: pa.Table | None = None
         self.subject: Subject | None = None
+        self.notes: list[str] = []  # what the user should look at, a line each
 
     @cached_property
     def folder(self) -> RunFolder:
@@ -265,17 +268,28 @@ class _Run:
         from pipelines.data import degradation
 
         degradation.check(self.config)
+        longest = max(metric_names(self.config, segmented=True), key=len)
+        if len(longest) > _LONGEST_METRIC:
+            yield ConfigError(
+                f"evaluate.levels: the number {longest[:80]}... has a name of {len(longest)} characters, and MLflow "
+                f"keeps {_LONGEST_METRIC} and a prefix; give a level of fewer steps, or functions with shorter names"
+            )
         what = "photographed pairs" if self.config.data.layout == "pairs" else self.config.degradation
         yield f"{what}; measured at {', '.join(map(level_title, self.config.level_names))}"
 
     def _model(self) -> Iterator[Answer]:
-        from pipelines.networks.models import check
+        from pipelines.networks.models import check, is_random
 
         network = check(self.config)
         unknown = self.config.unknown_level(f"model.name={self.config.model.name}")
         if network and not network.blind and unknown:
             yield ConfigError(unknown)
         about = "" if network is None else f": {network.label}, {'blind' if network.blind else 'told sigma'}"
+        if network and is_random(network):  # what is drawn is of a rank, not of a crop
+            self.notes.append(
+                f"model.name={self.config.model.name}: random in training (dropout), so other train.num_workers give "
+                "another result"
+            )
         yield f"{self.config.model.title}{about}"
 
     def _folder(self) -> Iterator[Answer]:
@@ -354,8 +368,6 @@ class _Run:
         evaluation_judges(self.config)  # without images to measure, the segmenters alone
 
     def _validation(self) -> Iterator[Answer]:
-        from pipelines.runs.results import metric_names
-
         train = self.config.train
         if self.subject is None:  # another check says why
             yield "not checked, since the evaluation's images or segmenter cannot be used"

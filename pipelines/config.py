@@ -175,13 +175,15 @@ class Config(Section):
         tree = self.model_dump()
         if changes.get("model.name", self.model.name) != self.model.name:
             tree["model"] = Model().model_dump()
-        for key, value in changes.items():
+        for key, value in sorted(
+            changes.items(), key=lambda change: change[0].count(".")
+        ):  # entries after their mapping
             check_key(key)
             *sections, name = key.split(".")
             part = tree
             for section in sections:
                 part = part[section]
-            part[name] = value
+            part[name] = dict(value) if isinstance(value, Mapping) else value  # the caller's own stays as it is
         return from_tree(tree)
 
     def flat(self) -> dict[str, Any]:
@@ -242,9 +244,13 @@ def _without_former(tree: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _without_secrets(tree: Any) -> Any:
+def _without_secrets(tree: Any, name: str = "") -> Any:
     if isinstance(tree, dict):
-        return {key: _without_secrets(value) for key, value in tree.items()}
+        return {key: _without_secrets(value, f"{name}.{key}" if name else str(key)) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_without_secrets(value, name) for value in tree]
+    if secrets.in_option(name, tree, asked_by=name):
+        return secrets.HIDDEN
     return secrets.without(tree) if isinstance(tree, str) else tree
 
 
@@ -266,16 +272,24 @@ def parse(overrides: Iterable[str]) -> dict[str, Any]:
     Values are read as YAML, but those of keys that hold text, which are taken as typed.
 
     Raises:
-        ConfigError: an override has no `=`, names an unknown key, or has a value that is no YAML.
+        ConfigError: an override has no `=`, names an unknown key or one that was given before, or has a value that is
+            no YAML.
     """
     changes: dict[str, Any] = {}
+    given: dict[str, str] = {}
     reasons: list[str] = []
     for override in overrides:
         try:
             key, value = _parsed(override)
-            changes[key] = value
         except ConfigError as error:
             reasons += error.reasons
+            continue
+        if key in given:
+            reasons.append(f"{override}: {key} is given twice, first as {given[key]}; give it once")
+        changes[key], given[key] = value, override
+    for whole in (key for key in open_keys() if key in given):
+        for key in (key for key in given if key.startswith(f"{whole}.")):
+            reasons.append(f"{given[key]}: {given[whole]} says it too; give the entries one by one, or all in {whole}")
     if reasons:
         raise ConfigError(*reasons)
     return changes

@@ -28,6 +28,7 @@ JSON_BYTES = 2**24  # the largest file that is read; a list of a byte a number t
 YAML_BYTES = 2**18  # PyYAML reads about 100 kB a second; a configuration has 4 kB
 DEPTH = 32  # lists and mappings within each other
 DIGITS = 64  # characters of a number
+_SMALLEST, _LARGEST = 1 - 10 ** (DIGITS - 1), 10**DIGITS - 1
 MAPPING = dict[str, Any]
 
 _TAG = "tag:yaml.org,2002:"
@@ -111,8 +112,8 @@ def parse_json(
         tree = json.loads(text, parse_int=_whole_number, object_pairs_hook=_without_twins)
     except (ValueError, RecursionError) as problem:
         raise _refused(source, f"no valid JSON ({one_line(problem, 100)})", error, remedy) from None
-    if unusable := _unusable(tree):
-        raise _refused(source, unusable, error, remedy)
+    if why := unusable(tree):
+        raise _refused(source, why, error, remedy)
     return shaped(tree, shape, source=source, error=error, remedy=remedy)
 
 
@@ -179,8 +180,8 @@ def parse_yaml(
         tree = yaml.load(text, _RecordLoader if recorded else _PlainLoader)  # SafeLoaders
     except (yaml.YAMLError, ValueError, RecursionError) as problem:
         raise _refused(source, f"no valid YAML ({one_line(problem, 160)})", error, remedy) from None
-    if unusable := _unusable(tree):
-        raise _refused(source, unusable, error, remedy)
+    if why := unusable(tree):
+        raise _refused(source, why, error, remedy)
     return tree
 
 
@@ -213,8 +214,8 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _unusable(tree: Any) -> str:
-    """Why a tree cannot be used, although its text is valid; "" if it can."""
+def unusable(tree: Any) -> str:
+    """Why a tree cannot be used, although its text is valid, or could not be read back from a file; "" if it can."""
     level, texts = [tree], []
     for _ in range(DEPTH + 1):
         below: list[Any] = []
@@ -222,10 +223,12 @@ def _unusable(tree: Any) -> str:
             if isinstance(node, Mapping):
                 below += node.keys()
                 below += node.values()
-            elif isinstance(node, list):
+            elif isinstance(node, (list, tuple)):
                 below += node
             elif isinstance(node, str):
                 texts.append(node)
+            elif isinstance(node, int) and not _SMALLEST <= node <= _LARGEST:
+                return f"holds a number of more than {DIGITS} digits"
         if not below:
             break
         level = below

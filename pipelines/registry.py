@@ -49,6 +49,7 @@ __all__ = [
     "register_run",
 ]
 
+_LONGEST_NAME = 256  # of a registered model, in the database of a server
 _ALWAYS = ("evaluated_on", "convention", "segmenter")  # tags of an evaluation that every version of d2sm has written
 
 
@@ -109,7 +110,9 @@ def register(
     with store.plain_errors(uri, RegistryError):
         source, model_id, tags = bundles.upload(client, bundle, name=name, run_id=run_id, uri=uri, example=example)
         tags |= _flat(results or {})
-        tags["evaluated_on"] = tags.pop("data", "") or tags.get("data_fingerprint", "")
+        evaluated_on = tags.pop("data", "")
+        if results:
+            tags["evaluated_on"] = evaluated_on or tags.get("data_fingerprint", "")
         try:
             client.create_registered_model(name)
         except MlflowException as error:
@@ -174,8 +177,12 @@ def check_names(name: str, alias: str = "", *, asked_by: str = "tracking.registe
     Raises:
         RegistryError: MLflow would not take it, or could not tell it from a version.
     """
-    if not name.strip() or not name.isprintable() or re.search(r"[/@:]", name):
-        raise RegistryError(f"{asked_by}={name!r}: a name holds no /, @ or :; give one such as d2sm-ffdnet")
+    plain = name.strip() and name.isprintable() and not re.search(r"[/@:]", name)
+    if not plain or {"'", '"'} <= set(name) or len(name) > _LONGEST_NAME:
+        raise RegistryError(
+            f"{asked_by}={name[:300]!r}: a name holds no /, @ or :, one kind of quotes at most, and at most "
+            f"{_LONGEST_NAME} characters; give one such as d2sm-ffdnet"
+        )
     if alias:
         _check_alias(alias)
 

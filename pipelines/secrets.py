@@ -18,6 +18,8 @@ NOT_SENT = (
     "(a Kubernetes Secret, a file that they source)"
 )
 
+_IN_THE_ENVIRONMENT = "leave it out, and let the code of the network read it from an environment variable"
+
 # A user name without a password is part of the address for these; for others, such as http and s3, it is a token.
 _USER_ONLY = frozenset(
     re.findall(r"\w+", "abfs abfss adl wasb wasbs hdfs viewfs webhdfs sftp ssh smb postgresql mysql mssql")
@@ -29,12 +31,21 @@ _INSIDE = re.compile(
     r"passw|passphrase|secret|credential|access_?key|api_?key|private_?key|account_?key|token(?!i[sz])"
 )
 # A name that ends so says where a secret is or how it is used: AWS_SHARED_CREDENTIALS_FILE, RAY_AUTH_MODE.
-_ABOUT = frozenset({"dir", "file", "kind", "method", "mode", "path", "sock", "type"})
+# The second line is how networks call their options: token_mixer, token_mlp, token_projection, token_dim, key_size.
+_ABOUT = frozenset(
+    re.findall(r"\w+", "dir file kind method mode path sock type") + re.findall(r"\w+", "dim mixer mlp projection size")
+)
 _NO_SECRETS = frozenset({"PWD", "OLDPWD", "GOOGLE_APPLICATION_CREDENTIALS", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"})
 
 _URI = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*):/{2,}(?P<rest>\S+)")
 _NO_SCHEME = re.compile(r"(?<![^\s=\"'/,;(])[^\s/:@=\"']+:[^\s/@\"']+@(?=[\w\[])")  # user:password@host
 _ASSIGNED = re.compile(r"(?P<before>^|[^\w.\-])(?P<name>[\w.\-]*[\w])=(?=(?P<value>\{[^\s}]*\}|[^\s&;#]+))")
+# The same in JSON or YAML: "password": "x", {password: x}. Without quotes or a bracket it may be prose, as in
+# "TOKEN: is not set".
+_MAPPED = re.compile(
+    r"(?P<before>[{,\"'])(?P<name>[\w.\-]*[\w])\\?[\"']?\s*:\s*\\?[\"']?"
+    r"(?=(?P<value>\[[^\]]*\]?|(?<=\")[^\"]+|(?<=')[^']+|[^\s\"',}&;]+))"
+)
 # The same within a parameter of a URI, percent-encoded once or more: odbc_connect=UID%3Dme%3BPWD%3Dsecret%3B. A
 # value in braces may hold what else ends one.
 _ENCODED = re.compile(
@@ -95,6 +106,18 @@ def in_words(words: Sequence[str]) -> str:
     return ""
 
 
+def in_option(name: str, value: object, *, asked_by: str) -> str:
+    """Why an option of a network is refused: its name says that its text is a secret; or "".
+
+    Args:
+        name: with those of the mappings that it is in, "login.password".
+        asked_by: the key that holds it.
+    """
+    if not isinstance(value, str) or not value or value.startswith(HIDDEN) or not _says_secret(name):
+        return ""
+    return f"{asked_by}: its name says that it holds a secret, which others could read; {_IN_THE_ENVIRONMENT}"
+
+
 def in_variable(name: str, value: str, *, asked_by: str) -> str:
     """Why a variable is not sent to a cluster: its name says that it is a secret, or its value holds one; or ""."""
     if names_secret(name):
@@ -119,6 +142,8 @@ def remedy(uri: str, *, asked_by: str) -> str:
         return "give it in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
     if asked_by in ("--address", "RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
         return "give Ray's token in RAY_AUTH_TOKEN or the file RAY_AUTH_TOKEN_PATH"
+    if asked_by.startswith("model.options"):
+        return _IN_THE_ENVIRONMENT
     return (
         "leave it out and give it in an environment variable: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
         "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or RAY_AUTH_TOKEN"
@@ -198,18 +223,23 @@ def _without_scheme(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _assigned(text: str) -> Iterator[tuple[int, int]]:
-    for match in (*_ASSIGNED.finditer(text), *_ENCODED.finditer(text)):
+    for match in (*_ASSIGNED.finditer(text), *_ENCODED.finditer(text), *_MAPPED.finditer(text)):
         name, before = match["name"], match["before"]
         if match["value"].startswith(HIDDEN):
             continue
         in_uri = before in tuple("?&#;") or before[-2:].upper() in ("23", "26", "3B", "3F")
+        # Outside a URI a bare word says little: "key=value" is how messages write an override.
+        secret = _says_secret(name) or (in_uri and names_secret(name))
         if name == "PWD":  # a password in the connection text of a database, elsewhere the shell's folder
             secret = in_uri or before == "="
-        else:  # outside a URI a bare word says little: "key=value" is how messages write an override
-            telling = _INSIDE.search(name.lower()) or re.search(r"[_\-]", name) or name.lower() == "pwd"
-            secret = names_secret(name) and (in_uri or bool(telling))
         if secret:
             yield match.span("value")
+
+
+def _says_secret(name: str) -> bool:
+    """Whether a name says so by itself: password, api_key, DB_AUTH; not key, which may be any."""
+    telling = _INSIDE.search(name.lower()) or re.search(r"[_\-]", name) or name.lower() == "pwd"
+    return bool(telling) and names_secret(name)
 
 
 def _behind(pattern: re.Pattern[str]) -> Callable[[str], Iterator[tuple[int, int]]]:

@@ -22,7 +22,7 @@ from d2sm.chain import Chain, ChainError, noise, parse
 from d2sm.degradations import DEGRADATIONS
 from d2sm.models import BACKBONES
 from d2sm.objectives import TERMS
-from pipelines import secrets
+from pipelines import parsing, secrets
 from pipelines.callables import is_imported
 from pipelines.text import did_you_mean, listed
 
@@ -129,6 +129,17 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
+    def _can_be_saved(cls, value: Any, info: ValidationInfo) -> Any:
+        """What no file of ours can hold is refused, such as the name of a folder that is no UTF-8."""
+        whole = cls.__name__ == "Config"
+        tree = {info.field_name: value} if whole else {cls.__name__: {info.field_name: value}}
+        if (not whole or isinstance(value, str)) and (why := parsing.unusable(tree)):
+            key = f"{info.field_name}" if whole else f"{cls.__name__.lower()}.{info.field_name}"
+            raise ValueError(f"{key}: {why}, which no saved configuration can hold; give another (rename such a file)")
+        return value
+
+    @field_validator("*", mode="before")
+    @classmethod
     def _at_home(cls, value: Any, info: ValidationInfo) -> Any:
         """A path that begins with ~ lies in the user's home folder: a shell expands it in no key=~/path.
 
@@ -170,6 +181,18 @@ def _types(annotation: Any) -> Iterator[Any]:
         yield annotation
     for part in parts:
         yield from _types(part)
+
+
+def _named_values(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The plain values that a value holds at any depth, each with the dotted names that lead to it."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _named_values(f"{name}.{key}", part)
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _named_values(name, part)
+    else:
+        yield name, value
 
 
 def _is_finite(value: Any) -> bool:
@@ -312,6 +335,9 @@ class Model(Section):
         for option, value in options.items():
             if not option.isidentifier():
                 raise ValueError(f"model.options.{option}={value!r}: is no name of an argument; give one such as width")
+            for name, part in _named_values(option, value):
+                if line := secrets.in_option(name, part, asked_by=f"model.options.{name}"):
+                    raise ValueError(line)
             if others := [name for name in _names(value) if not isinstance(name, str)]:
                 raise ValueError(
                     f"model.options.{option}={value!r}: the key {others[0]!r} of a mapping is no text, and files hold "
@@ -627,7 +653,7 @@ class Train(Section):
         effect="speed",
     )
     use_gpu: bool = setting(False, "train on GPUs instead of CPUs", effect="speed")
-    cpus_per_worker: float = setting(1.0, "CPUs reserved per worker", effect="speed", gt=0)
+    cpus_per_worker: float = setting(1.0, "CPUs reserved per worker", effect="speed", gt=0, le=LARGEST)
     gpus_per_worker: float = setting(
         1.0,
         "GPUs reserved per worker and per evaluation actor; below 1, several share a GPU",
@@ -636,7 +662,9 @@ class Train(Section):
         le=1,
     )
     threads: int = setting(1, "torch threads of a CPU worker", effect="speed", ge=1, le=MOST_THREADS)
-    data_cpus: float = setting(1.0, "CPUs kept free for Ray Data, which decodes and crops", effect="speed", gt=0)
+    data_cpus: float = setting(
+        1.0, "CPUs kept free for Ray Data, which decodes and crops", effect="speed", gt=0, le=LARGEST
+    )
     max_failures: int = setting(
         0,
         "how often lost workers are restarted from the last checkpoint; at least 8 times if elastic",

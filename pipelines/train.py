@@ -11,7 +11,7 @@ import ray
 from pipelines import tracking
 from pipelines.check import Ready, check
 from pipelines.config import Config
-from pipelines.data import index, plan
+from pipelines.data import index, labels, plan
 from pipelines.data.splits import spread
 from pipelines.runs import checkpoint
 from pipelines.runs.folder import RunFolder
@@ -120,6 +120,8 @@ def _validation_set(ready: Ready, validates: bool) -> ValidationSet | None:
         "levels": list(config.level_names),
         "segmenters": [subject.weights, *(judge.weights for judge in subject.judges.values())],
         "lpips": config.evaluate.lpips,
+        "lpips_weights": subject.lpips_weights,
+        "labels": labels.of(config).shown if subject.segmenter else "",
     }
     return ValidationSet(items, bool(subject.segmenter), every, about)
 

@@ -90,6 +90,15 @@ def check(config: Config) -> Denoiser | None:
     return model
 
 
+def is_random(model: Denoiser) -> bool:
+    """Whether a network draws random numbers of torch in training mode, as dropout does."""
+    noisy = torch.rand(2, 3, *_SIZE, generator=torch.Generator().manual_seed(0))
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        before = torch.get_rng_state()
+        model.train()(noisy, torch.tensor([10.0, 40.0]))
+        return not torch.equal(before, torch.get_rng_state())
+
+
 def _check_result(restored: object, noisy: Tensor) -> None:
     if not isinstance(restored, Tensor):
         raise ValueError(f"it gives a {type(restored).__name__}, not a tensor")

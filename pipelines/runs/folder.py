@@ -60,13 +60,13 @@ class RunFolder:
         """The folder of a run, which need not exist yet.
 
         Raises:
-            ConfigError: `train.name` is no plain name; `train.storage` is a URI that holds a secret, or of a kind that
-                no file system is known for.
+            ConfigError: `train.name` is no plain name, or none for a URI; `train.storage` is a URI that holds a secret,
+                or of a kind that no file system is known for.
         """
         names.check_name(config.train.name, "train.name")
         if storage.is_uri(config.train.storage):
             runs = storage.check(config.train.storage, asked_by="train.storage")
-            return cls.at(storage.joined(runs, config.train.name))
+            return cls.at(storage.run_at(runs, config.train.name, asked_by="train.name"))
         return cls(Path(config.train.storage).absolute() / config.train.name)
 
     @classmethod

@@ -59,7 +59,7 @@ def leased(uri: str, copy: Path, *, remedy: str) -> Iterator[None]:
         count = 0
         while not ended.wait(BEAT):
             count += 1
-            with contextlib.suppress(OSError):  # the bucket is away; the next beat may reach it
+            with contextlib.suppress(Exception):  # whatever it is: the next beat may reach the bucket
                 try:
                     _check_ours(uri, identity, "end one of the two")
                 except owner.InUseError as error:

@@ -15,6 +15,7 @@ from pathlib import Path
 from pipelines.config import ConfigError
 from pipelines.runtime.files import LONGEST_NAME
 
+OF_MLFLOW = ("mlflow.db", "mlflow.db.lock", "mlartifacts")  # what MLflow keeps in train.storage, beside the runs
 INFO = "run.json"  # the run's MLflow run, the fingerprint of its data, the step that was evaluated
 
 
@@ -37,8 +38,11 @@ def check_name(name: str, asked_by: str) -> None:
         asked_by: the key or option that gave it, for the message.
 
     Raises:
-        ConfigError: it is empty, hidden or too long, holds a slash or a control character, or is a checkpoint's.
+        ConfigError: it is empty, hidden or too long, holds a slash or a control character, or is a checkpoint's or
+            one of `OF_MLFLOW`.
     """
+    if name in OF_MLFLOW:
+        raise ConfigError(f"{asked_by}={name}: MLflow's own file or folder in train.storage; give another name")
     if is_plain(name) and not is_checkpoint(name):
         return
     raise ConfigError(

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 SOURCE = ".d2sm-uri"  # in a copy: the URI of the run
 _CHUNK = 2**22  # bytes
+_IN_A_PATH = "!$&'()*+,;=:@"  # beside letters, digits and -_.~, what stands for itself in the path of a URI (RFC 3986)
 _OBJECT_STORES = ("s3", "gcs", "abfs")  # which have no folders to make
 _UNFINISHED = f"it has no {integrity.META}"  # not written to its end
 _log = logging.getLogger(__name__)
@@ -79,13 +80,33 @@ def _split(uri: str) -> urllib.parse.SplitResult:
     """The parts of a URI. Raises ConfigError: it is none, or holds what no path may."""
     try:
         uri.encode()
-        return urllib.parse.urlsplit(uri)
+        parts = urllib.parse.urlsplit(uri)
     except ValueError as error:
         raise ConfigError(f"{uri}: not a valid URI ({one_line(error, 100)}); correct it") from None
+    if "#" in uri:
+        raise ConfigError(f"{uri}: holds a #, behind which nothing is read; leave it out, or write %23")
+    return parts
+
+
+def run_at(runs: str, name: str, *, asked_by: str) -> str:
+    """The URI of a run of this name in the folder of all runs at a URI.
+
+    Args:
+        asked_by: the key that gave the name, for the message.
+
+    Raises:
+        ConfigError: the name would be read as another one, or not at all, within a URI.
+    """
+    if urllib.parse.quote(name, safe=_IN_A_PATH) != name:
+        raise ConfigError(
+            f"{asked_by}={name}: cannot be part of a URI as it is, and train.storage={secrets.redact(runs)} is one; "
+            f"give a name of unaccented letters, digits and -_.~{_IN_A_PATH}"
+        )
+    return joined(runs, name)
 
 
 def joined(uri: str, *names: str) -> str:
-    """A place below a URI; its query (?region=...) stays at the end."""
+    """A place below a URI; its query (?region=...) stays at the end. The names are those of `run_at`, or ours."""
     parts = _split(uri)
     return parts._replace(path="/".join([parts.path.rstrip("/"), *names])).geturl()
 
@@ -200,7 +221,7 @@ def push(uri: str, folder: Path, *paths: Path) -> None:
         RemoteError: it cannot be written.
     """
     for path in paths:
-        _upload_all(path, joined(uri, *path.relative_to(folder).parts))
+        _upload_all(path, uri, *path.relative_to(folder).parts)
 
 
 def run_of(folder: Path) -> str:
@@ -224,7 +245,7 @@ def send(uri: str, written: Path, checkpoint: str) -> None:
     Raises:
         RemoteError: it cannot be written; the checkpoint stays where it is.
     """
-    _upload_all(written, joined(uri, checkpoint))
+    _upload_all(written, uri, checkpoint)
     target = written.with_name(checkpoint)
     files.remove(target)  # it did not count, or is the same one, which another process has downloaded by now
     os.replace(written, target)
@@ -324,8 +345,11 @@ def remove_object(uri: str, name: str) -> None:
 def opened(uri: str, *, asked_by: str) -> tuple[FileSystem, str]:
     """The file system of a URI, Arrow's own or else that of fsspec, and the path in it.
 
+    Some connect here already, so what they raise may pass.
+
     Raises:
         ConfigError: there is none, or the URI holds a secret.
+        RemoteError: it does not answer.
     """
     _no_secret(uri, asked_by=asked_by)
     import pyarrow as pa
@@ -338,17 +362,21 @@ def opened(uri: str, *, asked_by: str) -> tuple[FileSystem, str]:
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         if "nrecognized filesystem" not in str(error):
             raise ConfigError(f"{asked_by}={uri}: {one_line(error, 200)}") from None
-    except (OSError, ValueError) as error:  # a library that is not there; text that is no URI
+    except ValueError as error:  # text that is no URI
         raise ConfigError(f"{asked_by}={uri}: {one_line(error, 200)}") from None
+    except OSError as error:
+        raise RemoteError(f"{asked_by}={uri}: {one_line(error, 200)}") from None
     import fsspec
 
     try:
         found, path = fsspec.url_to_fs(uri)
-    except Exception as error:  # each kind is somebody else's class, which may raise anything
+    except (ImportError, ValueError, TypeError) as error:
         raise ConfigError(
             f"{asked_by}={uri}: no file system for it ({one_line(error, 200)}); install its fsspec package on every "
             "node, or give s3://, gs:// or a folder"
         ) from None
+    except Exception as error:  # each kind is somebody else's class, which may raise anything
+        raise RemoteError(f"{asked_by}={uri}: {one_line(error, 200)}") from None
     return fs.PyFileSystem(fs.FSSpecHandler(found)), str(path).rstrip("/")
 
 
@@ -420,19 +448,22 @@ def _download(uri: str, name: str, target: Path) -> None:
         shutil.copyfileobj(stream, out, _CHUNK)
 
 
-def _upload_all(path: Path, uri: str) -> None:
-    """Send a file, or a folder with all in it, a meta file last."""
+def _upload_all(path: Path, uri: str, *below: str) -> None:
+    """Send a file, or a folder with all in it, to a place below a URI, a meta file last.
+
+    Their names may hold anything (a picture has that of a photograph), so they are added to the opened path.
+    """
     found = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
-    for file in sorted(found, key=lambda file: (file.name == integrity.META, file)):
-        _upload(file, joined(uri, *file.relative_to(path).parts))
+    with _reaching(uri) as (system, top):
+        for file in sorted(found, key=lambda file: (file.name == integrity.META, file)):
+            _upload(file, system, "/".join([top, *below, *file.relative_to(path).parts]))
 
 
-def _upload(source: Path, uri: str) -> None:
-    with _reaching(uri) as (system, path):
-        if system.type_name not in _OBJECT_STORES:
-            system.create_dir(str(PurePosixPath(path).parent), recursive=True)
-        with source.open("rb") as stream, system.open_output_stream(path) as out:
-            shutil.copyfileobj(stream, out, _CHUNK)
+def _upload(source: Path, system: FileSystem, path: str) -> None:
+    if system.type_name not in _OBJECT_STORES:
+        system.create_dir(str(PurePosixPath(path).parent), recursive=True)
+    with source.open("rb") as stream, system.open_output_stream(path) as out:
+        shutil.copyfileobj(stream, out, _CHUNK)
 
 
 @contextmanager
@@ -443,7 +474,7 @@ def _reaching(uri: str) -> Iterator[tuple[FileSystem, str]]:
         yield system, path
     except FileNotFoundError:
         raise
-    except OSError as error:
+    except Exception as error:  # file systems of fsspec raise their own classes, which are no OSError
         raise RemoteError(f"{uri}: {one_line(error)}") from None
 
 

@@ -126,7 +126,7 @@ def _candidates(folder: RunFolder, config: Config) -> Iterator[str]:
     record = str(folder.read_info().get(ENTRY, ""))
     relative = store.sqlite_file(record) if record else None
     if relative is not None:
-        yield f"sqlite:///{os.path.normpath(folder.path / relative)}"
+        yield store.sqlite_uri(os.path.normpath(folder.path / relative), asked_by=str(folder.info_file))
     elif record:
         yield store.absolute(record, asked_by=str(folder.info_file))
     configured = store.sqlite_file(config.tracking.uri)
@@ -136,4 +136,4 @@ def _candidates(folder: RunFolder, config: Config) -> Iterator[str]:
         yield store.uri_of(Config())
     for above in Path(os.path.abspath(folder.path)).parents[:_ABOVE]:
         if (above / "mlflow.db").is_file():
-            yield f"sqlite:///{above / 'mlflow.db'}"
+            yield store.sqlite_uri(above / "mlflow.db", asked_by=folder.place)

@@ -39,6 +39,7 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 COMMIT = "COMMIT"  # file beside code that has no git: commit and "dirty"
 _PARAM_LENGTH = 6000  # characters that MLflow keeps of a parameter
+_TAKEN_BACK = ("d2sm.changed", "d2sm.stopped_early")  # tags of a former start, written anew if they still hold
 _METRIC_NAME = re.compile(r"[\w\-. :/]{1,250}")
 _PERMANENT = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST")  # errors that no retry changes
 
@@ -72,12 +73,14 @@ def open_run(
     run_dir.mkdir(parents=True, exist_ok=True)
     client = store.prepare(uri)
     with store.plain_errors(uri, TrackingError):
+        changed = dict[str, str]()
         if run_id is None:
             found = client.create_run(experiment_of(client, config.tracking.experiment, uri), run_name=run_dir.name)
             outbox.discard(run_dir)  # records of another run: an attempt that began anew, or a run that was deleted
         else:
             found = _continued(client, run_id, uri, run_dir)
-        changed = _log_params(client, found, params)
+            changed = {tag: "" for tag in _TAKEN_BACK if log_config and found.data.tags.get(tag)}
+        changed |= _log_params(client, found, params)
     run = Run(found.info.run_id, client, found, uri=uri, run_dir=run_dir)
     for key, value in {**provenance(), **changed, **tags}.items():
         run.tag(key, value)

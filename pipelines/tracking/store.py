@@ -65,7 +65,7 @@ def uri_of(config: Config) -> str:
 
     Raises:
         TrackingError: a folder of files (MLflow 3 no longer writes to one), or an unknown kind of store; or no store is
-            given and train.storage is a URI.
+            given and train.storage is a URI, or a folder that no database can lie in (`sqlite_uri`).
     """
     if config.tracking.uri:
         return absolute(config.tracking.uri, asked_by="tracking.uri")
@@ -76,7 +76,24 @@ def uri_of(config: Config) -> str:
             f"train.storage={redact(config.train.storage)}: MLflow's database cannot be kept there; give tracking.uri, "
             "or MLFLOW_TRACKING_URI, such as http://host:5000 or sqlite:///<folder>/mlflow.db"
         )
-    return f"sqlite:///{Path(config.train.storage).absolute() / 'mlflow.db'}"
+    return sqlite_uri(Path(config.train.storage).absolute() / "mlflow.db", asked_by="train.storage")
+
+
+def sqlite_uri(path: str | Path, *, asked_by: str) -> str:
+    """The URI of a database on this machine.
+
+    Args:
+        asked_by: the key, variable or file that gave the path, for the message.
+
+    Raises:
+        TrackingError: the path holds what a URI of SQLAlchemy cannot: it would open another file.
+    """
+    if found := re.search(r"\?|%[0-9a-fA-F]{2}", str(path)):
+        raise TrackingError(
+            f"{asked_by}: {path}: MLflow's database cannot lie at a path with {found[0]}, as its URI means another; "
+            "rename the folder, or give tracking.uri=sqlite:///<folder>/mlflow.db or a server's address"
+        )
+    return f"sqlite:///{path}"
 
 
 def _inherited(uri: str) -> str:
@@ -101,7 +118,7 @@ def absolute(uri: str, *, asked_by: str = "tracking.uri") -> str:
         asked_by: the key or variable that gave the URI, for the message.
 
     Raises:
-        TrackingError: see `uri_of`; or it holds a secret and is not the value of MLFLOW_TRACKING_URI.
+        TrackingError: see `uri_of` and `sqlite_uri`; or it holds a secret and is not the value of MLFLOW_TRACKING_URI.
     """
     if uri != os.environ.get(_VARIABLE) and (line := secrets.problem(uri, asked_by=asked_by)):
         raise TrackingError(line)
@@ -117,6 +134,7 @@ def absolute(uri: str, *, asked_by: str = "tracking.uri") -> str:
                 f"{asked_by}={uri}: a database in memory is lost at the end; give sqlite:///<folder>/mlflow.db"
             )
         whole = os.path.join(Path.cwd(), os.path.expanduser(path))
+        sqlite_uri(whole, asked_by=asked_by)
         return uri.replace(f":///{path}", f":///{whole}", 1)
     if scheme in ("http", "https", "databricks", *_PORTS):
         return uri
@@ -263,7 +281,10 @@ def artifacts_of(uri: str) -> str | None:
 
 @contextlib.contextmanager
 def plain_errors(uri: str, kind: type[ValueError]) -> Iterator[None]:
-    """Raise errors of MLflow, its database and the network as `kind`, on one line without a password."""
+    """Raise errors of MLflow, its database, its artifact store and the network as `kind`, on one line, no password.
+
+    Errors that are ours already, a ValueError, stay as they are.
+    """
     from alembic.util import CommandError
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
@@ -275,6 +296,16 @@ def plain_errors(uri: str, kind: type[ValueError]) -> Iterator[None]:
         raise kind(reason(uri, str(error))) from None
     except (SQLAlchemyError, CommandError, sqlite3.Error) as error:  # while MLflow opens the database
         raise kind(reason(uri, str(getattr(error, "orig", None) or error))) from None
+    except ValueError:
+        raise
+    except ImportError as error:
+        raise kind(
+            f"{redact(uri)}: a package that its artifact store needs is not installed here ({one_line(error, 100)}); "
+            "install it, such as boto3 for s3://, or start the server with --serve-artifacts"
+        ) from None
+    except Exception as error:  # the libraries of artifact stores, such as boto3, have classes of their own
+        why = reason(uri, f"{type(error).__name__}: {error}")
+        raise kind(f"{why}; give its artifact store's credentials in the environment, if it lacks them") from None
 
 
 def reason(uri: str, error: str) -> str:

@@ -157,14 +157,16 @@ def _reference(config: Config) -> Path | str:
     """
     text = config.train.init
     path = Path(text).expanduser()
-    if storage.is_uri(text) or registered.is_reference(text):
+    if storage.is_uri(text) or text.startswith("models:"):
         return text
-    if path.exists():
+    if path.exists():  # before name@alias, as wherever a model is named: net@2x.pth
         return path.absolute()
+    if registered.is_reference(text):
+        return text
     if names.is_plain(text):
         runs = config.train.storage
         if storage.is_uri(runs):
-            return storage.joined(runs, text)
+            return storage.run_at(runs, text, asked_by="train.init")
         if (run := Path(runs).expanduser().absolute() / text).exists():
             return run
     raise ConfigError(

@@ -89,7 +89,7 @@ def train(task: WorkerTask) -> None:
                 )
             any_rank.start(stop_request.received())  # exchanged while the step runs
             rank_weight = len(row["sigma"]) * workers / config.train.batch_size
-            log.add(train_step(state, row, step, rank_weight), rank_weight)
+            log.add(train_step(state, row, step, rank_weight, rank), rank_weight)
             step += 1
             stop, final = any_rank.result(), step == task.steps
             if validation.after(step):  # on all ranks: training stops early

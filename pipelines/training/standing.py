@@ -127,4 +127,7 @@ class Standing:
 
 
 def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    return listed(f"{key} {before.get(key)}, now {value}" for key, value in now.items() if before.get(key) != value)
+    """In what two validations differ; what an earlier version did not write down is taken to be the same."""
+    return listed(
+        f"{key} {before[key]}, now {value}" for key, value in now.items() if key in before and before[key] != value
+    )

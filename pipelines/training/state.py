@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -27,7 +28,7 @@ from pipelines.training.objective import Objective
 
 
 class TrainState:
-    """Everything that a step changes. All ranks hold the same values.
+    """Everything that a step changes. All ranks hold the same values; `draw_anew` gives each its own random numbers.
 
     Args:
         config: the run.
@@ -82,6 +83,15 @@ class TrainState:
         adversarial = self.objective.adversarial
         self.discriminator_optimizer = (
             DiscriminatorOptimizer(adversarial.discriminator, config) if adversarial is not None else None
+        )
+
+    def draw_anew(self, step: int, rank: int) -> None:
+        """Begin torch's random numbers of a rank's step, for dropout: others on each rank, the same in a resumed run.
+
+        They are drawn for a whole batch at once, so they depend on how many ranks share the crops of a step.
+        """
+        torch.manual_seed(
+            int(np.random.SeedSequence([self.config.train.seed, step, rank]).generate_state(1, np.uint64)[0])
         )
 
     def weights(self) -> dict[str, Tensor]:

@@ -18,15 +18,18 @@ from pipelines.training.finite import check
 from pipelines.training.state import TrainState
 
 
-def train_step(state: TrainState, row: stream.WorkerBatch, step: int, rank_weight: float = 1.0) -> dict[str, Tensor]:
+def train_step(
+    state: TrainState, row: stream.WorkerBatch, step: int, rank_weight: float = 1.0, rank: int = 0
+) -> dict[str, Tensor]:
     """One step on this rank's crops; gives losses and gradient norms, still on the device.
 
     No number is read back from the device here, so that on a GPU the host can run ahead.
 
     Args:
         row: from the stream, see `pipelines.data.stream`.
-        step: for the message of an error.
+        step: for the random numbers, and for the message of an error.
         rank_weight: see `Objective.forward`.
+        rank: for the random numbers, see `TrainState.draw_anew`.
 
     Raises:
         ConfigError: `train.compile` is set and the step cannot be compiled here.
@@ -35,6 +38,7 @@ def train_step(state: TrainState, row: stream.WorkerBatch, step: int, rank_weigh
     train = state.config.train
     clean, noisy, sigma, labels = state.load(row)  # they are degraded here
     state.optimizer.zero_grad(set_to_none=True)
+    state.draw_anew(step, rank)
 
     # Forward and backward. With micro-batches (`train.accumulate`) the backward pass of the loss ends at the restored
     # images, and a second one goes through the network, with no_sync until the last micro-batch: see backward.py.

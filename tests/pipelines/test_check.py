@@ -56,6 +56,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
         {"degrade.chain": "tests.helpers.degradations:smaller:2"},
         "degrade.chain=tests.helpers.degradations:smaller:2: .*smaller gives torch.float32 .*images of the same shape",
     ),
+    "level": ({"evaluate.levels": ["+".join(f"noise:{level}" for level in range(1, 40))]}, "evaluate.levels: .*MLflow"),
     "CPUs": ({"train.cpus_per_worker": 400.0}, "train.cpus_per_worker=400"),
 }
 
@@ -162,6 +163,13 @@ def test_a_key_for_some_rows_of_a_table_is_used() -> None:
     check_used([(row, given) for row in rows])
     with pytest.raises(ConfigError, match=r"loss.patch_size=32: is for loss.weight, which is not set"):
         check_used([(rows[0], given), (rows[0].replace({"train.seed": 1}), given)])
+
+
+def test_a_network_with_dropout_is_said_to_depend_on_the_workers(flat: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    names = {"model.name": "tests.foreign.tiny_network:dropout", "data.crop_size": 64, "train.num_workers": 1}
+    check(stranger(flat, tmp_path / "runs", **names), say=said.append)
+    assert len([line for line in said if "other train.num_workers give another result" in line]) == 1
 
 
 def test_pairs_of_an_unknown_level_are_for_networks_that_need_none(flat: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,32 @@ def test_any_text_and_number_survives_the_file(
     assert load(path) == config
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "why"),
+    [
+        ("train.storage", "/x/\udcff", r"half a character: '/x/\\udcff'"),  # a folder named in Latin-1
+        ("data.root", "/x/\udcff", "half a character"),
+        ("recipe", "\udcff", "half a character"),
+        ("loss.perceptual_layers", ["relu1", "a\0b"], "a NUL"),
+        ("model.options", {"a": [{"\udcff": 1}]}, "half a character"),
+        ("model.options", {"a": (10**70,)}, "a number of more than 64 digits"),
+        ("model.options", {"a": functools.reduce(lambda tree, _: [tree], range(40), 1)}, "deeper than 32"),
+    ],
+)
+def test_what_no_file_can_hold_is_refused(key: str, value: object, why: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{key}: .*{why}.*, which no saved configuration can hold; give another"):
+        Config().replace({"model.name": "mine:Network", key: value})
+
+
+def test_the_deepest_and_longest_that_a_file_can_hold(tmp_path: Path) -> None:
+    deep = functools.reduce(lambda tree, _: [tree], range(28), 1)
+    config = Config().replace({"model.name": "mine:Network", "model.options": {"a": deep, "b": 10**64 - 1}})
+    config.save(tmp_path / "config.yaml")
+    assert load(tmp_path / "config.yaml", given=True) == load(tmp_path / "config.yaml") == config
+    with pytest.raises(ConfigError, match="deeper than 32"):
+        Config().replace({"model.name": "mine:Network", "model.options": {"a": [[deep]]}})
+
+
 def test_a_file_may_leave_keys_out(tmp_path: Path) -> None:
     (tmp_path / "short.yaml").write_text("train: {epochs: 7}\n")
     assert load(tmp_path / "short.yaml") == Config().replace({"train.epochs": 7})
@@ -103,6 +131,8 @@ def test_it_is_frozen() -> None:
         ({"los.weight": 5}, ["los.weight", "loss.weight"]),
         ({"train": 3}, ["train: no such key"]),
         ({"train.epochs": "many"}, ["train.epochs='many'", "integer"]),
+        ({"train.cpus_per_worker": 1e308}, ["train.cpus_per_worker=1e+308", "2147483647"]),
+        ({"train.data_cpus": 1e308}, ["train.data_cpus=1e+308", "2147483647"]),
         ({"train.epochs": 1.5}, ["train.epochs=1.5", "integer"]),
         ({"train.use_gpu": "perhaps"}, ["train.use_gpu='perhaps'"]),
         ({"train.betas": [0.9]}, ["train.betas"]),
@@ -274,6 +304,27 @@ def test_a_bad_override_is_one_line(text: str) -> None:
         Config().replace(parse([text]))
     assert "\n" not in str(error.value)
     assert text.partition("=")[0] in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["train.lr=1", "train.epochs=2", "train.lr=1"], "train.lr=1: train.lr is given twice, first as train.lr=1;"),
+        (["data.root=a", "data.root=b"], "data.root=b: data.root is given twice, first as data.root=a;"),
+        (["model.options.width=3", "model.options={depth: 4}"], "model.options.width=3: model.options={depth: 4} says"),
+        (["model.options={depth: 4}", "model.options.width=3"], "model.options.width=3: model.options={depth: 4} says"),
+    ],
+)
+def test_a_key_is_typed_once(overrides: list[str], line: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(line)}") as error:
+        parse(overrides)
+    assert len(error.value.reasons) == 1
+
+
+def test_entries_of_a_mapping_do_not_depend_on_the_order() -> None:
+    changes = {"model.options.width": 32, "model.name": "mine:Network", "model.options": {"depth": 4, "width": 1}}
+    for ordered in (changes, dict(reversed(changes.items()))):
+        assert Config().replace(ordered).model.options == {"depth": 4, "width": 32}
 
 
 def test_the_degradations_of_training_and_of_evaluation() -> None:

@@ -25,7 +25,17 @@ from d2sm.inference import restore
 from d2sm.models import CBDNet, FFDNet
 from pipelines.config import Config
 from pipelines.recipes import recipe
-from pipelines.registry import Record, RegistryError, compare, lookup, models, numbers_of, promote, register
+from pipelines.registry import (
+    Record,
+    RegistryError,
+    check_names,
+    compare,
+    lookup,
+    models,
+    numbers_of,
+    promote,
+    register,
+)
 from pipelines.runs import checkpoint, integrity
 from pipelines.runs.results import CONVENTION, CONVENTION_OF_PAIRS, Judge, Results
 from pipelines.served import Restorer, ServedError, _load_pyfunc
@@ -325,6 +335,7 @@ def test_a_password_is_not_registered(store: str, tmp_path: Path) -> None:
     settings = bundle / "config.yaml"
     settings.write_text(settings.read_text().replace("http://host", "http://me:secret@host"))
     record = register(bundle, name="discreet", run_id=None, uri=store)
+    assert "evaluated_on" not in record.tags  # nothing was measured
     folder = record.path(tmp_path / "cache")
     assert "secret" not in (folder / "config.yaml").read_text()
     assert "secret" not in repr(Record(**{**vars(record), "uri": "http://me:secret@host"}))
@@ -573,3 +584,14 @@ def _post(port: int, body: dict[str, object]) -> dict[str, object]:
     with urllib.request.urlopen(request, timeout=60) as reply:
         answer: dict[str, object] = json.load(reply)
     return answer
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "a@b", "a:b", "a\nb", "a'b\"c", "a" * 257])
+def test_a_name_that_could_not_be_found_again(name: str) -> None:
+    with pytest.raises(RegistryError, match="^--as=.*give one such as d2sm-ffdnet$"):
+        check_names(name, asked_by="--as")
+
+
+def test_names_that_can_be_found_again() -> None:
+    for name in ("d2sm-ffdnet", "a'b", 'a"b', "ü b", "a" * 256):
+        check_names(name)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -98,6 +100,8 @@ def test_a_secret_is_seen_and_left_out(uri: str) -> None:
         ),
         ("mssql:///?odbc_connect=UID=sa;PWD={a;b};X=1", "mssql:///?odbc_connect=UID=sa;PWD=***;X=1"),
         ("postgresql://host/db?password=a%3Bb%26c&x=1", "postgresql://host/db?password=***&x=1"),
+        ('401: {"user": "me", "password": "a b", "x": 1}', '401: {"user": "me", "password": "***", "x": 1}'),
+        ("{'api_key': 'abc'} and {client_secret: abc, x: 1}", "{'api_key': '***'} and {client_secret: ***, x: 1}"),
     ],
 )
 def test_secrets_are_left_out_of_texts(text: str, safe: str) -> None:
@@ -126,6 +130,7 @@ def test_a_database_s_password_in_the_environment_is_neither_recorded_nor_shown(
         "abfs://container@account.dfs.core.windows.net/runs", "abfss://container@account/x", "postgresql://me@host/db",
         "hdfs://me@node:8020/runs", "RAY_AUTH_MODE=token", "RAY_AUTH_TOKEN_PATH=/run/token", "loss.weight=0.1",
         "an override is written key=value, such as train.epochs=2", "module:callable", "/data/a:b/c@d", "http://***@host",
+        "MLFLOW_TRACKING_TOKEN: is not set", '{"key": "width", "token_mlp": "leff"}', "model.options.token_dim=4",
         "~/.ray/auth_token", "sig = 25", "12:30:05", "PWD=/home/me", "http://host/x?filter=size%3D3%26side%3D4",
     ],
 )  # fmt: skip
@@ -183,6 +188,38 @@ def test_the_record_of_an_old_run_is_read_without_its_secret(tmp_path: Path) -> 
     tree["tracking"]["uri"] = "http://***@server:5000"  # as the registry kept it
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
     assert configs.load(tmp_path / "config.yaml").tracking.uri == "http://***@server:5000"
+
+
+SECRET_OPTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"password": PLANTED}, "password"),
+    ({"width": 4, "login": {"servers": [{"api_key": PLANTED}]}}, "login.servers.api_key"),
+    ({"client_secrets": ["", PLANTED]}, "client_secrets"),
+]
+
+
+@pytest.mark.parametrize("options, name", SECRET_OPTIONS)
+def test_no_option_of_a_network_is_called_a_secret(
+    options: dict[str, Any], name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """However it is given: typed, in a file, from Python. The record of an earlier version is read without it."""
+    with pytest.raises(ConfigError, match=f"^model.options.{name}: its name says that it holds a secret") as error:
+        Config().replace({"model.name": "mine:Network", "model.options": options})
+    assert PLANTED not in str(error.value)
+    tree = Config().model_dump(mode="json")
+    tree["model"] |= {"name": "mine:Network", "options": options}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(tree))
+    typed = ["--recipe", "ffdnet_l1_cpu", "model.name=mine:Network", f"model.options={json.dumps(options)}"]
+    for words in (["--config", str(tmp_path / "mine.yaml")], typed):
+        assert main(["train", *words, "data.root=/data"]) == 2
+        err = capsys.readouterr().err
+        assert PLANTED not in err and "model.options" in err and "holds a secret" in err and err.count("\n") == 1, err
+    recorded = configs.load(tmp_path / "mine.yaml").model.options
+    assert PLANTED not in str(recorded) and "***" in str(recorded) and recorded.keys() == options.keys()
+
+
+def test_options_of_networks_that_only_sound_like_secrets() -> None:
+    options = {"token_mlp": "leff", "token_mixer": "pool", "num_tokens": 4, "key": "a", "secret": None, "keys": ["b"]}
+    assert Config().replace({"model.name": "mine:Network", "model.options": options}).model.options == options
 
 
 WORDS = [

@@ -116,8 +116,9 @@ PAIR = ("noise.sigma=[25]", "noise.draw=list")
 
 def test_wrong_data(capsys: pytest.CaptureFixture[str], tmp_path: Path, scenes_root: Path) -> None:
     def line(root: Path, *more: str) -> str:
-        words = ["train", "--recipe", "ffdnet_d2sm_cpu", f"data.root={root}", *SMALL, "evaluate.segmenter=null", *more]
-        return refused(capsys, *words)
+        keys = {key.partition("=")[0]: key for key in (*SMALL, *more)}  # a key is typed once
+        words = ["train", "--recipe", "ffdnet_d2sm_cpu", f"data.root={root}", "evaluate.segmenter=null"]
+        return refused(capsys, *words, *keys.values())
 
     (tmp_path / "empty").mkdir()
     assert "is empty" in line(tmp_path / "empty")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from d2sm.models import BACKBONES
 from d2sm.models.activation_checkpointing import CheckpointedModule
 from pipelines.config import Config, ConfigError
-from pipelines.networks.models import ModelError, build, check
+from pipelines.networks.models import ModelError, build, check, is_random
 from pipelines.runs import checkpoint
 from tests.helpers.checkpoints import bundle_of
 
@@ -124,6 +124,14 @@ def test_a_network_that_differs_from_pass_to_pass_is_refused_in_micro_batches(
 @pytest.mark.parametrize("name, options", [("dropout", {}), ("normalised", {"norm": "Identity"}), ("TinyNetwork", {})])
 def test_other_networks_are_taken_in_micro_batches(name: str, options: dict[str, Any]) -> None:
     assert check(configured(f"{MINE}:{name}", model__options=options, train__accumulate=2)) is not None
+
+
+@pytest.mark.parametrize("name, options", [("dropout", {}), ("normalised", {}), ("TinyNetwork", {})])
+def test_a_network_that_is_random_in_training_is_told(name: str, options: dict[str, Any]) -> None:
+    """Its result depends on the number of workers, as no other's does; `d2sm check` says so."""
+    network, state = check(configured(f"{MINE}:{name}", model__options=options)), torch.get_rng_state()
+    assert network is not None and is_random(network) == (name == "dropout")
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_another_name_leaves_the_options_of_the_former_behind() -> None:

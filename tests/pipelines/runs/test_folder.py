@@ -223,7 +223,7 @@ def test_a_run_gets_a_name() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../elsewhere", "a/b", ".hidden", "..", "/", "a/", "a\0b", "a\x1b[31m", "a\nb", "step-00000001", "x" * 256]
+    "name", ["../elsewhere", "a/b", ".hidden", "..", "/", "a/", "a\x1b[31m", "a\nb", "step-00000001", "x" * 256]
 )
 def test_a_name_that_is_a_path(name: str, tmp_path: Path) -> None:
     config = Config().replace({"train.name": name, "train.storage": str(tmp_path)})
@@ -239,6 +239,9 @@ def test_a_recipe_that_is_a_path_names_no_run(tmp_path: Path) -> None:
     config = Config().replace({"recipe": "../../x", "train.storage": str(tmp_path)})
     with pytest.raises(ConfigError, match=r"^recipe='\.\./\.\./x': not a plain name"):
         named(config)
+    for name in ("mlflow.db", "mlflow.db.lock", "mlartifacts"):
+        with pytest.raises(ConfigError, match=f"^train.name={name}: MLflow's own"):
+            RunFolder.of(Config().replace({"train.name": name}))
     with pytest.raises(ConfigError, match="^train.name='': not a plain name"):
         RunFolder.of(config)
 

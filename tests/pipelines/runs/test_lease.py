@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from pipelines.runs import lease, storage
 from pipelines.runtime.owner import InUseError
@@ -98,3 +102,35 @@ def test_one_that_lost_its_run_says_so(tmp_path: Path, caplog: pytest.LogCapture
         said.wait(0.5)
     assert caplog.messages == [f"{place}: is in use by process 2 on other since now; end one of the two"]
     assert found(place) == other
+
+
+class Away(MemoryFileSystem):  # type: ignore[misc]
+    """A file system that for a while raises what is no OSError when it is opened."""
+
+    protocol = "away"
+    cachable = False
+    answers = True
+    asked = threading.Event()
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        if not self.answers:
+            self.asked.set()
+            raise ValueError("no answer")
+
+
+def test_the_heartbeat_goes_on_after_an_outage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsspec.register_implementation("away", Away, clobber=True)
+    place = f"away://{tmp_path.name}/run"
+
+    def beats() -> int:
+        return int(json.loads(found(place) or "")["beat"])
+
+    with machine(place, tmp_path / "a"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Away, "answers", False)
+            assert Away.asked.wait(10)
+        before, end = beats(), time.monotonic() + 10
+        while beats() <= before and time.monotonic() < end:
+            time.sleep(0.02)
+        assert beats() > before

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.torch import load_file
 
 from cluster.cli.main import main
@@ -20,6 +24,7 @@ from pipelines.runs.folder import RunFolder
 from pipelines.runtime import owner
 from pipelines.tracking.store import TrackingError, uri_of
 from pipelines.train import Trained, fit
+from pipelines.training import initial
 from tests.helpers.checkpoints import CONFIG, kept
 from tests.helpers.s3_server import S3, SECRET
 
@@ -124,8 +129,8 @@ def left_behind(place: str, monkeypatch: pytest.MonkeyPatch, *steps: int) -> Non
     folder.write_info(run_id="first")
     kept(place, 10)
 
-    def away(source: Path, uri: str) -> None:
-        raise remote.RemoteError(f"{uri}: away")
+    def away(source: Path, system: object, path: str) -> None:
+        raise remote.RemoteError(f"{path}: away")
 
     with monkeypatch.context() as patch:
         patch.setattr(remote, "_upload", away)
@@ -221,6 +226,33 @@ def test_files_of_a_run_go_there_and_come_back(place: str) -> None:
         assert stream.read() == b"picture"
 
 
+@pytest.mark.parametrize("name", ["a b", "50%", "a%20b", "a#b", "a?b", "ü", "a[1]", "a+b"])
+def test_a_picture_goes_there_by_the_name_of_its_photograph(name: str, tmp_path: Path) -> None:
+    folder = RunFolder.at((tmp_path / "run").as_uri())
+    folder.pictures.mkdir()
+    (folder.pictures / f"{name}.png").write_text(name)
+    folder.push(folder.pictures)
+    assert [path.name for path in (tmp_path / "run" / "pictures").iterdir()] == [f"{name}.png"]
+
+
+def test_any_name_of_a_file_on_s3(s3: S3, tmp_path: Path) -> None:
+    folder, named = RunFolder.at(s3.uri(f"/{tmp_path.name}/run")), "a b#c?d%20ü[1].png"
+    folder.pictures.mkdir()
+    (folder.pictures / named).write_bytes(b"picture")
+    folder.push(folder.pictures)
+    assert s3.names(f"{tmp_path.name}/run") == [f"pictures/{named}"]
+
+
+@pytest.mark.parametrize("name", ["a b", "50%", "a%41", "a#b", "a?b", "ü"])
+def test_a_run_at_a_uri_has_a_name_that_a_uri_takes_as_it_is(name: str, tmp_path: Path) -> None:
+    at_uri = CONFIG.replace({"train.storage": tmp_path.as_uri(), "train.name": name})
+    with pytest.raises(ConfigError, match=f"train.name={re.escape(name)}: cannot be part of a URI"):
+        RunFolder.of(at_uri)
+    assert RunFolder.of(at_uri.replace({"train.storage": str(tmp_path)})).path == tmp_path / name
+    with pytest.raises(ConfigError, match=f"train.init={re.escape(name)}: cannot be part of a URI"):
+        initial.read(at_uri.replace({"train.name": "run", "train.init": name}))
+
+
 def test_an_ordinary_folder_is_left_alone(tmp_path: Path) -> None:
     folder = RunFolder.at(tmp_path).refresh()
     folder.push(tmp_path / "nothing")
@@ -232,6 +264,7 @@ def test_an_ordinary_folder_is_left_alone(tmp_path: Path) -> None:
     [
         ("weird://bucket/runs", "train.storage=weird://bucket/runs: no file system for it"),
         ("s3:///", "train.storage=s3:///: Missing bucket name"),
+        ("memory://a#b", "memory://a#b: holds a #"),
     ],
 )
 def test_a_place_that_cannot_be_used(storage: str, reason: str) -> None:
@@ -276,6 +309,42 @@ def test_a_server_that_is_away(s3: S3, tmp_path: Path) -> None:
     with pytest.raises(remote.RemoteError, match="127.0.0.1%3A9") as error:
         RunFolder.at(there).write_info(run_id="abc")
     assert "\n" not in str(error.value)
+
+
+class Broken(Exception):
+    """As of somebody else's file system: no OSError."""
+
+
+class Unreliable(MemoryFileSystem):  # type: ignore[misc]
+    """Fails to connect, or at every request."""
+
+    protocol = "unreliable"
+    cachable = False
+    connects = True
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        if not self.connects:
+            raise Broken("no answer")
+
+    def info(self, path: str, **options: Any) -> Any:
+        raise Broken("connection lost")
+
+
+@pytest.mark.parametrize("connects, why", [(False, "no answer"), (True, "connection lost")])
+def test_a_file_system_that_raises_what_it_likes(connects: bool, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such an error may pass, so it ends neither the heartbeat of a lease nor workers that are restarted."""
+    fsspec.register_implementation("unreliable", Unreliable, clobber=True)
+    monkeypatch.setattr(Unreliable, "connects", connects)
+    with pytest.raises(remote.RemoteError, match=f"unreliable://bucket/run: {why}"):
+        remote.prune("unreliable://bucket/run", 1)
+
+
+def test_what_arrow_cannot_open_now_is_no_error_of_the_configuration() -> None:
+    """Without a cluster (and Java) it raises OSError here, as S3 does that cannot be asked for a bucket's region."""
+    uri = "hdfs://127.0.0.1:9/runs"
+    with pytest.raises(remote.RemoteError, match=f"train.storage={uri}"):
+        remote.opened(uri, asked_by="train.storage")
 
 
 @pytest.mark.long

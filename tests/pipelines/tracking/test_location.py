@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sqlite3
 from pathlib import Path
@@ -135,3 +136,31 @@ def test_a_database_that_was_copied_alone_keeps_its_artifacts(project: Path, tmp
     shutil.copy(old / "runs/mlflow.db", tmp_path / "mlflow.db")
     record = lookup("denoiser@champion", uri=f"sqlite:///{tmp_path}/mlflow.db")
     assert record.source.startswith((old / "runs/mlartifacts").as_uri())
+
+
+@pytest.mark.parametrize("name", ["q?", "50%20"])
+def test_a_database_lies_at_no_path_that_its_uri_would_not_mean(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the path is from: a key, the environment, the current folder, a run that was moved."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    odd = tmp_path / name
+    odd.mkdir()
+    (odd / "mlflow.db").touch()
+    for changes, asked_by in (
+        ({"train.storage": str(odd)}, "train.storage"),
+        ({"tracking.uri": f"sqlite:///{tmp_path}/50%20/mlflow.db"}, "tracking.uri"),
+    ):
+        with pytest.raises(store.TrackingError, match=f"^{asked_by}: {tmp_path}/.*: MLflow's database cannot lie"):
+            store.uri_of(Config().replace(changes))
+    run = RunFolder.at(odd / "run")
+    run.path.mkdir()
+    run.info_file.write_text(json.dumps({"run_id": "abc", "store": "sqlite:///../mlflow.db"}))
+    with pytest.raises(store.TrackingError, match=f"^{re.escape(str(run.info_file))}: .*cannot lie at a path with"):
+        location.find(run, Config())
+    monkeypatch.chdir(odd)
+    with pytest.raises(store.TrackingError, match="^MLFLOW_TRACKING_URI: .*rename the folder"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+        store.uri_of(Config())
+    good = tmp_path / "a b#c%"
+    assert store.uri_of(Config().replace({"tracking.uri": f"sqlite:///{good}/x.db"})) == f"sqlite:///{good}/x.db"

@@ -20,6 +20,7 @@ import pytest
 from pipelines.config import Config
 from pipelines.tracking import store
 from pipelines.tracking.outbox import STAGED, UNSENT
+from pipelines.tracking.registered import RegistryError
 from pipelines.tracking.run import Run, commit, open_run, reopen
 from pipelines.tracking.store import TrackingError, ui_command, uri_of
 from tests.helpers.mlflow_server import Server
@@ -340,6 +341,42 @@ def test_a_database_that_is_damaged_or_on_a_full_disk_is_one_line(tmp_path: Path
         assert str(error.value).startswith(f"{uri}: the database is damaged (") and str(error.value).endswith(remedy)
         assert "\n" not in str(error.value)
     assert not logging.getLogger("mlflow.store.db.utils").isEnabledFor(logging.ERROR)  # which would add a traceback
+
+
+def test_a_tag_that_no_longer_holds_is_taken_back(template: Config, tmp_path: Path) -> None:
+    with open_run(template, run_dir=tmp_path, tags={}) as run:
+        pass
+    twice = template.replace({"train.epochs": 2})
+    with open_run(twice, run_dir=tmp_path, tags={"d2sm.stopped_early": "at step 4"}, run_id=run.id):
+        pass
+    tags = store.client(run.uri).get_run(run.id).data.tags
+    assert "train.epochs=2" in tags["d2sm.changed"] and tags["d2sm.stopped_early"] == "at step 4"
+    with open_run(template, run_dir=tmp_path, tags={}, run_id=run.id):
+        pass
+    tags = store.client(run.uri).get_run(run.id).data.tags
+    assert (tags["d2sm.changed"], tags["d2sm.stopped_early"]) == ("", "")
+
+
+def test_an_artifact_store_that_refuses_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow passes on what boto3 raises: no credentials, no such bucket, no library."""
+    from mlflow.store.artifact.gcs_artifact_repo import GCSArtifactRepository
+    from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository
+
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", str(tmp_path))  # without a file of credentials
+    (tmp_path / "a.txt").write_text("x")
+    uri = "http://server:5000"
+    refused = f"^{uri}: NoCredentialsError: Unable to locate .*credentials in the environment"
+    with pytest.raises(RegistryError, match=refused), store.plain_errors(uri, RegistryError):
+        S3ArtifactRepository("s3://bucket/x").log_artifact(str(tmp_path / "a.txt"))
+    monkeypatch.setitem(sys.modules, "google.cloud", None)  # as where it is not installed
+    lacking = f"^{uri}: a package that its artifact store needs .*google"
+    with pytest.raises(RegistryError, match=lacking), store.plain_errors(uri, RegistryError):
+        GCSArtifactRepository("gs://bucket/x").log_artifact(str(tmp_path / "a.txt"))
+    with pytest.raises(TrackingError, match="^ours$"), store.plain_errors(uri, RegistryError):
+        raise TrackingError("ours")
 
 
 def test_what_is_added_to_an_ended_run_waits_for_the_store(template: Config, tmp_path: Path) -> None:

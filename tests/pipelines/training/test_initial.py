@@ -25,6 +25,7 @@ from pipelines.train import Trained, fit
 from pipelines.training import initial
 from pipelines.training.state import TrainState
 from tests.conftest import tiny_config
+from tests.helpers.checkpoints import CONFIG, bundle_of
 from tests.helpers.finished_runs import results, write_run
 from tests.helpers.published import convolutions, write_kair
 from tests.helpers.stores import new_store
@@ -73,6 +74,14 @@ def test_what_can_be_started_from(runs: Path, tmp_path: Path) -> None:
         found = initial.read(starting(runs, given))
         assert (found.source, found.fingerprint) == (source, fingerprint(weights)), given
     assert registry.lookup("net", uri=f"sqlite:///{runs}/mlflow.db").tags["weights.fingerprint"] == fingerprint(weights)
+
+
+def test_a_file_comes_before_a_registered_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = bundle_of(tmp_path / "bundle", CONFIG) / checkpoint.MODEL
+    file.rename("net@2x.safetensors")
+    config = CONFIG.replace({"train.init": "net@2x.safetensors"})
+    assert initial.read(config).source == str(tmp_path / "net@2x.safetensors")
 
 
 def test_what_does_not_fit_is_said_in_one_line(runs: Path, tmp_path: Path) -> None:

@@ -82,3 +82,21 @@ def test_a_resumed_run_with_a_gradient_ratio_is_the_uninterrupted_one(
         found = train_step(resumed, row, step)
     assert equal(found, wanted) and wanted["weight_scale"] not in (0, 1)
     assert equal(resumed.state_dict(), whole.state_dict())
+
+
+def test_dropout_is_drawn_from_seed_step_and_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a resumed run draws the same as one in one go, and no two ranks the same."""
+    rows_are_tensors(monkeypatch)
+    sizes = {"model.width": 96, "model.depth": 12}  # the defaults: they are for ffdnet only
+    given = config("l1", tmp_path, **sizes, **{"model.name": "tests.foreign.tiny_network:dropout"})
+
+    def loss(step: int, rank: int, seed: int = 0) -> float:
+        state = TrainState(given.replace({"train.seed": seed}), steps_per_epoch=10, device=CPU)
+        state.network.load_state_dict(weights)
+        torch.manual_seed(9)  # whatever was drawn before
+        return float(train_step(state, row, step, rank=rank)["loss"])
+
+    row: Any = batch(0, torch.float32)
+    weights = TrainState(given, steps_per_epoch=10, device=CPU).network.state_dict()
+    assert loss(3, 1) == loss(3, 1)
+    assert len({loss(3, 1), loss(3, 0), loss(4, 1), loss(3, 1, seed=1)}) == 4

@@ -24,12 +24,13 @@ from pipelines.config import Config, ConfigError
 from pipelines.evaluate import evaluate
 from pipelines.runs import checkpoint
 from pipelines.runs.best import Best
-from pipelines.train import Trained, fit
+from pipelines.train import Trained, _validation_set, fit
 from pipelines.training.finite import TrainingError
 from pipelines.training.log import Log
 from pipelines.training.messages import ValidationSet
 from pipelines.training.standing import KEPT, Standing
 from pipelines.training.validation import Validation, _undisturbed
+from tests.conftest import tiny_config
 from tests.helpers.checkpoints import CONFIG, bundle_of
 from tests.helpers.equality import same_run
 from tests.helpers.stores import new_store
@@ -268,7 +269,7 @@ def test_without_a_metric_nothing_is_best() -> None:
     assert standing.validated(KEPT + 4) == {"psnr.sigma25": KEPT + 4} and standing.validated(1) == {}
 
 
-ABOUT = {"images": "abc", "levels": ["25"], "segmenter": ""}
+ABOUT = {"images": "abc", "levels": ["25"], "segmenter": "", "lpips_weights": "abc", "labels": "mine-abc"}
 
 
 def saved(folder: Path, name: str = "run") -> tuple[Path, Config]:
@@ -297,12 +298,38 @@ def test_the_checkpoint_of_another_run_has_no_standing(tmp_path: Path) -> None:
     assert found.best is None and found.since == 0 and found.recent == ()
 
 
-@pytest.mark.parametrize("key, value", [("images", "def"), ("levels", ["25", "50"]), ("segmenter", "other")])
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("images", "def"),
+        ("levels", ["25", "50"]),
+        ("segmenter", "other"),
+        ("lpips_weights", "def"),
+        ("labels", "mine-def"),
+    ],
+)
 def test_other_images_levels_or_segmenter_cannot_go_on(tmp_path: Path, key: str, value: Any) -> None:
     folder, config = saved(tmp_path)
     with pytest.raises(ConfigError, match=f"train.best=psnr.sigma25: .*step 10 .*{key}") as error:
         Standing.at(folder, config, {**ABOUT, key: value})
     assert "\n" not in str(error.value)
+
+
+def test_a_run_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
+    """It did not write down everything that can differ."""
+    folder, config = saved(tmp_path)
+    assert Standing.at(folder, config, {**ABOUT, "something": "new"}).best == Best("psnr.sigma25", 10, 30.0)
+
+
+def test_weights_of_lpips_and_label_set_are_a_part_of_what_is_compared(scenes_root: Path, tmp_path: Path) -> None:
+    config = tiny_config(
+        scenes_root, tmp_path, train__validate_every=1, evaluate__segmenter="tests.helpers.segmenters:segmenter"
+    )
+    ready = check(config, say=lambda line: None)
+    assert ready.subject is not None
+    for weights in ("abc", "def"):
+        found = _validation_set(replace(ready, subject=replace(ready.subject, lpips_weights=weights)), False)
+        assert found is not None and (found.about["lpips_weights"], found.about["labels"]) == (weights, "cityscapes")
 
 
 @pytest.mark.parametrize("entry", [[], {"since": "x"}, {"since": 0, "about": {}, "recent": [{"step": "a"}]}])
