@@ -240,15 +240,7 @@ def check(study: Study) -> dict[str, int]:
     stage("checking what the runs need")
     runs = [*study.starts.values(), *study.runs]
     missing = [one for one in runs if not is_done(one.config)]
-
-    def alone(one: StudyRun) -> Config:
-        """Without what concerns its folder, which is checked below, and the run that it starts from, not there yet."""
-        starts = one.setting in study.starts and one.objective != START
-        return one.config.replace({"train.name": "", **({"train.init": ""} if starts else {})})
-
-    # Seeds do not differ in what they need.
-    asked = {f"{one.setting}: {one.objective}": alone(one) for one in reversed(missing)}
-    needed = check_all(asked)
+    needed = check_all({title: one.config for title, one in distinct(study, missing).items()})
     of_setting = {one.setting: needed[f"{one.setting}: {one.objective}"].fingerprint for one in missing}
     for one in runs:
         if one.setting in of_setting:
@@ -259,6 +251,22 @@ def check(study: Study) -> dict[str, int]:
         done = [(one.config, run) for one in own if (run := finished(one.config))]
         check_compared(done, {title: needed[title] for title in titles if title in needed})
     return {one.title: needed[f"{one.setting}: {one.objective}"].steps for one in missing}
+
+
+def distinct(study: Study, runs: Sequence[StudyRun]) -> dict[str, StudyRun]:
+    """One of these runs for each setting and objective, by both: its other seeds need the same.
+
+    They are without what concerns their folder, and without the run that they start from, which is not there yet.
+    """
+
+    def alone(one: StudyRun) -> StudyRun:
+        starts = one.setting in study.starts and one.objective != START
+        return replace(one, config=one.config.replace({"train.name": "", **({"train.init": ""} if starts else {})}))
+
+    first: dict[str, StudyRun] = {}
+    for one in runs:
+        first.setdefault(f"{one.setting}: {one.objective}", one)
+    return {title: alone(one) for title, one in first.items()}
 
 
 def budget(study: Study, steps: Mapping[str, int], *, at_once: int | None = None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,15 +23,11 @@ _MEANS_NOTHING = "a relative path means nothing on a cluster"
 
 
 def configuration(args: argparse.Namespace) -> Config | None:
-    """The configuration that a verb's options ask for, the first where there are several; None for verbs without one.
+    """The configuration that --recipe or --config and the typed keys give; None for verbs without these options.
 
     Raises:
         ConfigError: a wrong recipe, file, key or value; the file names code to import, and the user does not.
     """
-    if getattr(args, "rows", None):
-        return table_rows(args)[0]
-    if getattr(args, "plan", None):
-        return study_runs(args, absolute=False).runs[0].config
     name, file = getattr(args, "recipe", None), getattr(args, "config", None)
     if not name and not file:
         return None
@@ -49,12 +45,28 @@ def configuration(args: argparse.Namespace) -> Config | None:
 
 
 def given_keys(args: argparse.Namespace) -> set[str]:
-    """The configuration keys that were typed, or that the plan of a study sets, for what `configuration` gives."""
-    if getattr(args, "rows", None):
-        return table_given(args)[0]
-    if getattr(args, "plan", None):
-        return set(study_runs(args, absolute=False).runs[0].given)
+    """The configuration keys that were typed."""
     return {word.partition("=")[0] for word in getattr(args, "overrides", [])}
+
+
+def needed(args: argparse.Namespace) -> list[tuple[Config, Collection[str]]]:
+    """Every configuration that a verb will train, with the keys that somebody asked for; seeds need the same.
+
+    None for verbs without one.
+
+    Raises:
+        ConfigError: as `configuration`, `table_rows` or `study_runs`.
+    """
+    if getattr(args, "rows", None):
+        return list(zip(table_rows(args), table_given(args), strict=True))
+    if getattr(args, "plan", None):
+        from pipelines.study import distinct
+
+        planned = study_runs(args, absolute=False)
+        runs = distinct(planned, [*planned.starts.values(), *planned.runs])
+        return [(one.config, one.given) for one in runs.values()]
+    config = configuration(args)
+    return [] if config is None else [(config, given_keys(args))]
 
 
 def training_configuration(args: argparse.Namespace) -> Config:
@@ -159,10 +171,9 @@ def for_cluster(verb: Sequence[str], *, store: str = "") -> tuple[list[str], lis
         )
     _check_places(args)
     _check_defaults(verb, args, store)
-    config = configuration(args)
-    if config is None:
+    configs = _configurations(args)
+    if not configs:
         return list(verb), _sent_with_keys(verb, args)
-    configs = _configurations(args, config)
     for each in configs:
         _check_values(each.flat())
     _check_searched(verb, args, configs)
@@ -210,13 +221,15 @@ def _in_the_job(word: str, option: str, given: Path) -> str:
     return head + given.name if Path(value) == given else word
 
 
-def _configurations(args: argparse.Namespace, config: Config) -> list[Config]:
+def _configurations(args: argparse.Namespace) -> list[Config]:
+    """Every configuration that a verb's options ask for: of each row of a table, of each run of a study."""
     if getattr(args, "rows", None):
         return table_rows(args)
     if getattr(args, "plan", None):
         planned = study_runs(args, absolute=False)
         return [one.config for one in (*planned.starts.values(), *planned.runs)]
-    return [config]
+    config = configuration(args)
+    return [] if config is None else [config]
 
 
 def _sent_with_keys(verb: Sequence[str], args: argparse.Namespace) -> list[Path]:

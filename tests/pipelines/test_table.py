@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from cluster.cli.arguments import given_keys, table_given
+from cluster.cli.arguments import needed, table_given
 from cluster.cli.main import main
 from cluster.cli.parser import parser
 from pipelines import evaluate, parallel, table
@@ -250,14 +250,13 @@ def test_the_typed_keys_of_each_row_are_known(tmp_path: Path) -> None:
     ]
     args = parser().parse_args([*words, "train.epochs=2"])
     common = {"train.lr", "train.epochs", "data.root"}
-    assert table_given(args) == [common, common | {"data.layout"}] and given_keys(args) == common
+    assert table_given(args) == [given for _, given in needed(args)] == [common, common | {"data.layout"}]
     plan = tmp_path / "plan.yaml"
     plan.write_text(
         "keys: {data.layout: cityscapes}\nsettings: {one: {a: {data.root: /d}}}\nobjectives: {L1: {loss.l1: 1}}\n"
     )
-    assert given_keys(parser().parse_args(["study", str(plan), "train.lr=1"])) == {
-        "data.layout", "data.root", "loss.l1", "train.lr"
-    }  # fmt: skip
+    ((_, given),) = needed(parser().parse_args(["study", str(plan), "train.lr=1"]))
+    assert given == {"data.layout", "data.root", "loss.l1", "train.lr"}
 
 
 @pytest.mark.slow
