@@ -11,11 +11,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from pipelines.config import Config, ConfigError
+from pipelines.config import Config, ConfigError, keys_with_code
 from pipelines.data import index, plan, splits
 from pipelines.data.images import DataError
 from pipelines.runs.folder import RunFolder, named
@@ -32,6 +32,9 @@ _ONLY_FOR = {  # keys that another one makes use of
     "evaluate.lpips_weights": "evaluate.lpips",
     "tracking.alias": "tracking.register_as",
 }
+_MEASURING = ("data", "noise", "degrade", "evaluate")  # the sections that an evaluation reads,
+_OF_EVALUATION = ("tracking.uri", "tracking.experiment", "train.storage", "train.gpus_per_worker")  # and these keys
+_REGISTERING = ("tracking.register_as", "tracking.alias")
 
 
 class NotReady(ValueError):
@@ -145,6 +148,37 @@ def unused(config: Config, given: Collection[str]) -> Iterator[ConfigError]:
         elif config.evaluate.levels is not None:
             levels = f"[{', '.join(config.evaluate.levels)}]"
             yield ConfigError(f"{sigmas}: evaluate.levels={levels} sets the levels too; give one of the two keys")
+
+
+def unused_untested(config: Config, given: Collection[str]) -> Iterator[ConfigError]:
+    """The keys that somebody asked for and that only an evaluation after the training would use, where there is none.
+
+    Args:
+        config, given: as for `unused`.
+    """
+    for key, value in config.flat().items():
+        registers = key == "tracking.register_as"
+        measures = key.startswith("evaluate.") and config.train.validate_every is None
+        if key in given and value and (registers or measures):
+            remedy = "; `d2sm models register RUN` registers a run that is evaluated" if registers else ""
+            yield ConfigError(
+                f"{key}={_shown(value)}: is for the evaluation after the training, which --no-evaluate leaves out; "
+                f"leave out one of the two{remedy}"
+            )
+
+
+def unused_in_evaluation(config: Config, given: Collection[str]) -> Iterator[ConfigError]:
+    """The keys that somebody asked for and that the evaluation of a finished run does not use; arguments as above."""
+    used = {*_OF_EVALUATION, *keys_with_code()}  # a key with code is also typed to vouch for it (see `runs.trust`)
+    for key, value in config.flat().items():
+        if key in given and key.partition(".")[0] not in _MEASURING and key not in used:
+            remedy = "`d2sm models register RUN --as NAME` registers a model" if key in _REGISTERING else "leave it out"
+            yield ConfigError(f"{key}={_shown(value)}: an evaluation does not use this key; {remedy}")
+
+
+def _shown(value: Any) -> str:
+    """A value as it is typed."""
+    return f"[{', '.join(map(str, value))}]" if isinstance(value, (list, tuple)) else str(value)
 
 
 def check_used(runs: Iterable[tuple[Config, Collection[str]]]) -> None:

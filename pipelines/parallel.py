@@ -49,6 +49,8 @@ def is_done(config: Config) -> bool:
 def refuse_names(changes: Mapping[str, Any], what: str) -> None:
     """Refuse keys that are set for each run of a table, a study or a sweep: a value that was asked for would be lost.
 
+    And those that register the model of each run of a table or a study: the alias would be that of whichever ends last.
+
     Args:
         changes: dotted keys with the values that were asked for.
         what: "table", "study" or "sweep".
@@ -59,6 +61,12 @@ def refuse_names(changes: Mapping[str, Any], what: str) -> None:
     for key, remedy in (("train.name", f"name the {what} with --name"), ("tracking.parent", "leave it out")):
         if changes.get(key):
             raise ConfigError(f"{key}={changes[key]}: a {what} sets it for each of its runs; {remedy}")
+    for key in ("tracking.register_as", "tracking.alias"):
+        if changes.get(key) and what != "sweep":  # which registers its best point alone
+            raise ConfigError(
+                f"{key}={changes[key]}: a {what} registers no model; leave it out, and register the best run "
+                "afterwards: `d2sm models register RUN --as NAME --alias ALIAS`"
+            )
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,10 @@ def run_train(args: argparse.Namespace) -> int:
         show(_layers(args.layers, args.overrides))
         return 0
     config, given = training_configuration(args), given_keys(args)
+    if args.no_evaluate:
+        from pipelines.check import refuse, unused_untested
+
+        refuse(list(unused_untested(config, given)))
     if args.dry_run:
         from cluster.preflight import passes, preflight
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from cluster.cli.main import main
-from pipelines.check import Check, NotReady, check, unused
+from pipelines.check import Check, NotReady, check, unused, unused_in_evaluation, unused_untested
 from pipelines.config import Config, ConfigError
 from pipelines.data.images import DataError, write_png
 from pipelines.data.index import fingerprint, index
@@ -111,6 +111,39 @@ def test_a_key_that_is_used_or_taken_back_is_not_refused() -> None:
     unset = {"evaluate.lpips_weights": None, "evaluate.segmenter_weights": None, "evaluate.segmenter": None}
     for changes in (used, unset, {"tracking.alias": ""}):
         assert list(unused(Config().replace(changes), changes)) == []
+
+
+@pytest.mark.parametrize("changes, wrong", [
+    ({"tracking.register_as": "net", "tracking.alias": "best"}, ["tracking.register_as=net"]),
+    ({"evaluate.lpips": "vgg16", "evaluate.sigmas": [25]}, ["evaluate.sigmas=[25.0]", "evaluate.lpips=vgg16"]),
+    ({"evaluate.sigmas": [25], "train.validate_every": 9}, []),
+    ({"evaluate.segmenter": None, "tracking.register_as": "", "train.lr": 1}, []),
+])  # fmt: skip
+def test_a_training_alone_refuses_what_was_asked_for_after_it(
+    changes: dict[str, Any], wrong: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = Config().replace(changes)
+    assert list(unused_untested(config, ())) == []
+    assert [str(reason).partition(": ")[0] for reason in unused_untested(config, changes)] == wrong
+    words = [f"{key}={'' if value is None else value}" for key, value in changes.items()]
+    for dry in ([], ["--dry-run"]) if wrong else ():
+        asked = ["train", "--recipe", "ffdnet_l1_cpu", "--no-evaluate", *dry, "data.root=/nowhere", *words]
+        assert main(asked) == 2
+        said = capsys.readouterr().err.splitlines()
+        assert [line.partition("d2sm: ")[2].partition(": ")[0] for line in said] == wrong
+        assert all("--no-evaluate" in line for line in said)
+
+
+@pytest.mark.parametrize("key, value, used", [
+    ("data.root", "/photos", True), ("noise.sigma", [5, 50], True), ("degrade.chain", "jpeg:10", True),
+    ("tracking.experiment", "other", True), ("train.gpus_per_worker", 0.5, True), ("loss.segmenter", "a:b", True),
+    ("loss.weight", 3, False), ("train.lr", 1e-5, False), ("model.width", 8, False),
+    ("tracking.register_as", "net", False), ("tracking.alias", "best", False),
+])  # fmt: skip
+def test_an_evaluation_refuses_keys_of_a_training(key: str, value: Any, used: bool) -> None:
+    config = Config().replace({key: value})
+    assert list(unused_in_evaluation(config, ())) == []
+    assert [str(reason).partition("=")[0] for reason in unused_in_evaluation(config, [key])] == ([] if used else [key])
 
 
 def test_pairs_of_an_unknown_level_are_for_networks_that_need_none(flat: Path, tmp_path: Path) -> None:

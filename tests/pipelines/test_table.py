@@ -62,6 +62,8 @@ def test_rows_are_recipes_patterns_and_recipes_with_other_keys() -> None:
         (["--recipes", "ffdnet_l1_cpu:loss.queue=1"], "loss.queue"),
         (["--recipes", "ffdnet_l1_cpu", "ffdnet_l1*"], "ffdnet_l1*: the row ffdnet_l1_cpu"),
         (["--recipes", "ffdnet_l1_cpu", "--seeds", "0"], "seeds=0: "),
+        (["--recipes", "ffdnet_l1_cpu", "tracking.alias=best"], "tracking.alias=best: a table registers no model"),
+        (["--recipes", "ffdnet_l1_cpu:tracking.register_as=m"], "tracking.register_as=m: a table registers no model"),
         (["--recipes", "ffdnet_l1_cpu", "--name", "../up"], "name='../up': "),
         (["--recipes", "ffdnet_l1_cpu", "train.storage=s3://bucket"], "train.storage=s3://bucket: "),
     ],
