@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from cluster.cli.arguments import needed, table_given
 from cluster.cli.main import main
 from cluster.cli.parser import parser
-from pipelines import evaluate, parallel, table
+from pipelines import evaluate, parallel, table, tracking
 from pipelines.comparison import render
 from pipelines.comparison.rows import FinishedRun, RunsError, label, read_run
 from pipelines.config import Config
@@ -26,7 +26,9 @@ from pipelines.recipes import recipe, recipes
 from pipelines.runs import checkpoint
 from pipelines.runs.folder import RunFolder
 from pipelines.runtime.progress import Line
+from pipelines.tracking.outbox import UNSENT
 from pipelines.tracking.store import TrackingError
+from pipelines.training import tracked
 from tests.conftest import tiny_config
 from tests.helpers.finished_runs import results, write_run
 from tests.helpers.stores import new_store
@@ -148,6 +150,31 @@ def test_what_is_finished_is_not_repeated(tmp_path: Path, capsys: pytest.Capture
     assert {file.path for file in client.list_artifacts(run.info.run_id)} == {render.TEXT, render.JSON}
 
 
+def test_what_mlflow_lacks_of_a_finished_run_is_sent_by_the_same_command_or_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = new_store(tmp_path)
+    keys = {"model.width": 4, "model.depth": 3, "train.storage": str(tmp_path), "data.root": str(tmp_path)}
+    rows = table.rows_of(["ffdnet_l1_cpu"], keys)
+    (config,) = table.runs_of(rows, name="t", seeds=1)
+    folder = RunFolder.at(write_run(RunFolder.of(config).path, config, results(27)))
+    with tracking.open_run(config, run_dir=folder.path, tags={}) as own:
+        tracked.note(folder, own)
+    with tracking.reopen(own.id, uri="http://127.0.0.1:9", run_dir=folder.path, page="", step=7) as away:
+        away.results({"psnr.sigma25": 27.0})
+    assert "1 records wait in" in tracked.untracked(away, folder) and (folder.path / UNSENT).exists()
+    shutil.copytree(folder.path, tmp_path / "kept")
+    assert table.table(rows, name="t", seeds=1, quiet=True).untracked == {}
+    assert not (folder.path / UNSENT).exists()
+    assert MlflowClient(uri).get_run(own.id).data.metrics["psnr.sigma25"] == 27
+    shutil.copytree(tmp_path / "kept", folder.path, dirs_exist_ok=True)
+    MlflowClient(uri).delete_run(own.id)
+    words = ["table", "--recipes", "ffdnet_l1_cpu", "--name", "t", "--seeds", "1", "--quiet"]
+    assert main([*words, *(f"{key}={value}" for key, value in keys.items())]) == 1
+    said = capsys.readouterr().err
+    assert f"d2sm: {config.train.name}: " in said and own.id in said and (folder.path / UNSENT).exists()
+
+
 def test_rows_that_are_not_evaluated_alike_are_refused_before_the_first_run(scenes_root: Path, tmp_path: Path) -> None:
     """Of what is missing, and of what has finished: no run, no Ray, no MLflow store."""
     noise = tiny(scenes_root, tmp_path, evaluate__segmenter=None, model__width=4)
@@ -219,6 +246,8 @@ def test_done_means_trained_and_measured_as_asked_now(tmp_path: Path, changes: d
     (config,) = table.runs_of(table.rows_of(["ffdnet_l1_cpu"], small), name="t", seeds=1)
     write_run(RunFolder.of(config).path, config, results())
     assert parallel.is_done(config.replace(changes)) is not again
+    RunFolder.of(config).write_info(completed=False)
+    assert not parallel.is_done(config.replace(changes))
 
 
 def test_a_failed_run_is_passed_over_where_mlflow_does_not_answer(
@@ -275,6 +304,24 @@ def test_a_run_that_fails_is_said_and_the_others_stand(
     found = {run.info.run_name: run for run in client.search_runs(["1"])}
     assert found[row.runs[0].name].info.status == "FINISHED" and found[name].info.status == "FAILED"
     assert found[row.runs[0].name].data.tags["mlflow.parentRunId"] == found["t"].info.run_id
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_after_its_evaluation_is_tried_again(
+    ray_session: None, scenes_root: Path, tmp_path: Path
+) -> None:
+    new_store(tmp_path)
+    row = tiny(scenes_root, tmp_path, evaluate__pictures=1, train__max_steps=1, evaluate__limit=1)
+    (config,) = table.runs_of([row], name="t", seeds=1)
+    folder = RunFolder.of(config)
+    folder.path.mkdir(parents=True)
+    folder.pictures.touch()  # in the way of the pictures
+    outcome = table.table([row], name="t", seeds=1, quiet=True)
+    assert list(outcome.failed) == [config.train.name] and len(outcome.rows) == 1
+    assert not parallel.is_done(config) and parallel.finished(config)
+    folder.pictures.unlink()
+    assert not table.table([row], name="t", seeds=1, quiet=True).failed
+    assert parallel.is_done(config) and list(folder.pictures.iterdir())
 
 
 @pytest.mark.long
