@@ -31,11 +31,21 @@ def main(argv: Sequence[str]) -> int:
         why = f"{one_line(unknown[0])}: no such option" if unknown else "no -- before the verb"
         show(f"d2sm: {why}; write {_USAGE}", file=sys.stderr)
         return 2
-    verb = words[len(options) + 1 :]
-    asks = not options and verb[:1] != ["check"]
-    if verb[:1] == ["train"]:
-        verb.insert(1, _NO_PREFLIGHT)  # the nodes are asked once
+    verb, asks = _asking_once(words[len(options) + 1 :], wanted=not options)
     return run(verb, first=_preflight if asks else lambda args: 0)
+
+
+def _asking_once(verb: Sequence[str], *, wanted: bool) -> tuple[list[str], bool]:
+    """The words of a verb that asks the nodes at most once, and whether they are asked before it starts.
+
+    Args:
+        wanted: whether the nodes are asked at all.
+    """
+    is_train = list(verb[:1]) == ["train"]
+    asks_itself = list(verb[:1]) == ["check"] or (is_train and "--dry-run" in verb)
+    asks = wanted and not asks_itself
+    told_not_to = is_train and (asks or not wanted)
+    return [*verb[:1], *([_NO_PREFLIGHT] if told_not_to else []), *verb[1:]], asks
 
 
 def _preflight(args: argparse.Namespace) -> int:

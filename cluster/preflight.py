@@ -29,29 +29,39 @@ _PATIENCE = 60.0  # seconds for a node to answer; the first task on a node has t
 
 
 def preflight(
-    config: Config, *, evaluates: bool = True, given: Collection[str] = (), verbose: bool = False
+    config: Config,
+    *,
+    evaluates: bool = True,
+    given: Collection[str] = (),
+    nodes: bool = True,
+    verbose: bool = False,
 ) -> list[Check]:
     """Check what a run needs: what this machine knows, and on the cluster at RAY_ADDRESS what every node sees.
 
     Args:
         evaluates: whether the run is evaluated after its training.
         given: keys whose values somebody asked for (see `splits.settled`).
+        nodes: whether the cluster's nodes are asked.
         verbose: show Ray's own log.
 
     Raises:
         AuthError: the cluster must not be joined like this.
     """
-    return preflight_all([(config, given)], evaluates=evaluates, verbose=verbose)
+    return preflight_all([(config, given)], evaluates=evaluates, nodes=nodes, verbose=verbose)
 
 
 def preflight_all(
-    runs: Sequence[tuple[Config, Collection[str]]], *, evaluates: bool = True, verbose: bool = False
+    runs: Sequence[tuple[Config, Collection[str]]],
+    *,
+    evaluates: bool = True,
+    nodes: bool = True,
+    verbose: bool = False,
 ) -> list[Check]:
     """The same for several runs, such as the rows of a table; what is found of several of them is there once.
 
     Args:
         runs: the configuration of each, and the keys whose values somebody asked for.
-        evaluates, verbose: as in `preflight`.
+        evaluates, nodes, verbose: as in `preflight`.
 
     Raises:
         AuthError: see `preflight`.
@@ -68,7 +78,7 @@ def preflight_all(
     for line in dict.fromkeys(said):
         show(line)
     found = _merged(of_each)
-    if not os.environ.get("RAY_ADDRESS"):
+    if not nodes or not os.environ.get("RAY_ADDRESS"):
         return found
     # What all nodes see says more than what this machine sees, unless that is wrong already.
     asked = ask_nodes(*configs, evaluates=evaluates, verbose=verbose)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -170,6 +171,7 @@ def for_cluster(verb: Sequence[str], *, store: str = "") -> tuple[list[str], lis
             f"submit: {args.plan} holds the results of a study, which `d2sm study` prints here; send a plan"
         )
     _check_places(args)
+    _check_home(verb, args)
     _check_defaults(verb, args, store)
     configs = _configurations(args)
     if not configs:
@@ -320,6 +322,31 @@ def _check_places(args: argparse.Namespace) -> None:
                 raise ConfigError(
                     f"{option} {each}: {_MEANS_NOTHING}; give a path that every node sees, such as {remedy}".lstrip()
                 )
+
+
+def _check_home(verb: Sequence[str], args: argparse.Namespace) -> None:
+    """Refuse `~` in typed keys and in the files that are sent: it is this user's home here and another in the job.
+
+    Raises:
+        ConfigError: names the place; a file is no YAML.
+    """
+    from pipelines import parsing
+    from pipelines.config import ConfigError
+    from pipelines.sections import plain_values
+
+    typed = [word for word in verb if "=" in word and not word.startswith("-")]
+    # A value, and each of a list: key=~/path, NAME:key=~/path, key=[/path, ~/path].
+    found = [word for word in typed if any(part.startswith("~") for part in re.split(r"[=\[\],\s'\"]+", word))]
+    for option in _SENT:
+        file = getattr(args, option, None)
+        if file and Path(file).is_file():
+            tree = parsing.read_yaml(Path(file), error=ConfigError, remedy="give a YAML file")
+            found += [f"{file}: {text}" for text in plain_values(tree) if str(text).startswith("~")]
+    for where in found:
+        raise ConfigError(
+            f"{where}: ~ is another folder in the job than here; give an absolute path that every node sees, such as "
+            "one in /storage"
+        )
 
 
 def _is_everywhere(value: str, place: Place) -> bool:

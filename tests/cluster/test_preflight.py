@@ -114,3 +114,27 @@ def test_nodes_are_asked_for_what_any_of_the_runs_needs(ray_session: None, scene
 def test_a_sweep_that_measures_images_needs_what_evaluation_needs(words: list[str], evaluates: bool) -> None:
     args = parser().parse_args(["tune", "--recipe", "ffdnet_d2sm_cpu", "--space", "weights", "--metric", *words])
     assert job_entrypoint._evaluates(args, recipe("ffdnet_d2sm_cpu")) is evaluates
+
+
+def test_the_nodes_are_not_asked_if_not_wanted(
+    scenes_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even joined: at this address there are none."""
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    checks = preflight.preflight(tiny_base(scenes_root, tmp_path), nodes=False)
+    assert checks and all(each.ok for each in checks)
+
+
+@pytest.mark.parametrize(
+    "words, wanted, run, asks",
+    [
+        ("train --recipe a", True, "train --no-preflight --recipe a", True),
+        ("train --recipe a", False, "train --no-preflight --recipe a", False),
+        ("train --dry-run --recipe a", True, "train --dry-run --recipe a", False),
+        ("train --dry-run --recipe a", False, "train --no-preflight --dry-run --recipe a", False),
+        ("check --recipe a", True, "check --recipe a", False),
+        ("study plan.yaml --dry-run", True, "study plan.yaml --dry-run", True),
+    ],
+)
+def test_a_job_asks_the_nodes_once(words: str, wanted: bool, run: str, asks: bool) -> None:
+    assert job_entrypoint._asking_once(words.split(), wanted=wanted) == (run.split(), asks)
