@@ -192,7 +192,16 @@ def for_cluster(verb: Sequence[str], *, store: str = "") -> tuple[list[str], lis
             files.append(Path(given))
     words, weights = _with_weights(words, args, configs)
     files += weights
-    code = dict.fromkeys(file for each in configs for file in _code(each.flat()))  # each file once
+    values = [each.flat() for each in configs]
+    if verb[0] == "tune":
+        from pipelines.sections import plain_values
+        from tuning import space
+
+        searched = space.load(args.space)
+        values.append(
+            {key: list(plain_values(several)) for key, several in searched.items() if isinstance(several, list)}
+        )
+    code = dict.fromkeys(file for each in values for file in _code(each))  # each file once
     files += [file for file in code if file not in files]
     return words, files
 

@@ -541,6 +541,23 @@ def test_code_that_several_rows_of_a_table_name_is_sent_once(tmp_path: Path, mon
     assert arguments.for_cluster(rows)[1] == [tmp_path / "minenet.py"]
 
 
+def test_code_that_a_space_names_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("minenet", "minephi"):
+        (tmp_path / f"{name}.py").write_text("def net(): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    Path("space.yaml").write_text(
+        "model.name: [ffdnet, 'minenet:net']\n"
+        "loss.features: [squeezenet1_0.fire3, [squeezenet1_0.fire3, 'minephi:net.layer1']]\n"
+        "train.lr: {low: 1e-5, high: 1e-3, log: true}\n"
+    )
+    words = ["tune", *TRAIN[1:], "--space", "space.yaml", "--trust"]
+    assert arguments.for_cluster(words) == (
+        words,
+        [Path("space.yaml"), *(tmp_path / f"{n}.py" for n in ("minenet", "minephi"))],
+    )
+
+
 def test_where_runs_are_logged_travels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     assert jobs._variables({}, TRAIN) == {"MLFLOW_TRACKING_URI": "http://mlflow:5000"}
