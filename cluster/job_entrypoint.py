@@ -8,10 +8,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from pipelines.runtime import leaving
 from pipelines.text import one_line, show
+
+if TYPE_CHECKING:
+    from pipelines.config import Config
 
 _NO_PREFLIGHT = "--no-preflight"
 _USAGE = f"python -m cluster.job_entrypoint [{_NO_PREFLIGHT}] -- VERB ..."
@@ -28,30 +31,44 @@ def main(argv: Sequence[str]) -> int:
         why = f"{one_line(unknown[0])}: no such option" if unknown else "no -- before the verb"
         show(f"d2sm: {why}; write {_USAGE}", file=sys.stderr)
         return 2
-    verb = words[len(options) + 1 :]
-    asks = not options and verb[:1] != ["check"]
-    if verb[:1] == ["train"]:
-        verb.insert(1, _NO_PREFLIGHT)  # the nodes are asked once
+    verb, asks = _asking_once(words[len(options) + 1 :], wanted=not options)
     return run(verb, first=_preflight if asks else lambda args: 0)
+
+
+def _asking_once(verb: Sequence[str], *, wanted: bool) -> tuple[list[str], bool]:
+    """The words of a verb that asks the nodes at most once, and whether they are asked before it starts.
+
+    Args:
+        wanted: whether the nodes are asked at all.
+    """
+    is_train = list(verb[:1]) == ["train"]
+    asks_itself = list(verb[:1]) == ["check"] or (is_train and "--dry-run" in verb)
+    asks = wanted and not asks_itself
+    told_not_to = is_train and (asks or not wanted)
+    return [*verb[:1], *([_NO_PREFLIGHT] if told_not_to else []), *verb[1:]], asks
 
 
 def _preflight(args: argparse.Namespace) -> int:
     """Check what the verb needs, and print it; 1 when a check failed."""
-    from cluster.cli.arguments import configuration, given_keys
+    from cluster.cli.arguments import needed
 
-    config = configuration(args)
-    if config is None:
+    runs = needed(args)
+    if not runs:
         return 0
-    from cluster.preflight import passes, preflight
+    from cluster.preflight import passes, preflight_all
 
-    checks = preflight(config, evaluates=_evaluates(args), given=given_keys(args), verbose=args.verbose)
+    checks = preflight_all(runs, evaluates=_evaluates(args, runs[0][0]), verbose=args.verbose)
     return 0 if passes(checks) else 1
 
 
-def _evaluates(args: argparse.Namespace) -> bool:
+def _evaluates(args: argparse.Namespace, config: Config) -> bool:
     """Whether a verb measures images; a sweep may be for metrics of training alone."""
     if metrics := getattr(args, "metric", None):
-        return any(metric.startswith(("psnr", "ssim", "miou")) for metric in metrics)
+        from tuning import space
+        from tuning.sweep import Sweep
+
+        sweep = Sweep(config, space.load(args.space), args.name or "", metrics=tuple(metrics))
+        return sweep.evaluates or args.retrain_best
     return not getattr(args, "no_evaluate", False)
 
 

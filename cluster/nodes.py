@@ -106,7 +106,7 @@ def up(
         mark=mark,
         address=f"{constants.LOOPBACK}:{port}",
         dashboard=f"http://{constants.LOOPBACK}:{dashboard_port}",
-        temp=tempfile.mkdtemp(prefix=f"{mark}-", dir=_TEMP),
+        temp="",
         nodes=nodes,
         boot=_boot(),
     )
@@ -174,8 +174,8 @@ def _known() -> State:
 
 
 def _started(state: State, cpus: int, dashboard_port: int) -> State:
+    state = replace(state, temp=tempfile.mkdtemp(prefix=f"{state.mark}-", dir=_TEMP))  # for this user alone
     try:
-        Path(state.temp).mkdir(exist_ok=True)
         return _start(_written(state), cpus, dashboard_port)
     except BaseException:
         down()

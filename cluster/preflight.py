@@ -29,55 +29,113 @@ _PATIENCE = 60.0  # seconds for a node to answer; the first task on a node has t
 
 
 def preflight(
-    config: Config, *, evaluates: bool = True, given: Collection[str] = (), verbose: bool = False
+    config: Config,
+    *,
+    evaluates: bool = True,
+    given: Collection[str] = (),
+    nodes: bool = True,
+    verbose: bool = False,
 ) -> list[Check]:
     """Check what a run needs: what this machine knows, and on the cluster at RAY_ADDRESS what every node sees.
 
     Args:
         evaluates: whether the run is evaluated after its training.
         given: keys whose values somebody asked for (see `splits.settled`).
+        nodes: whether the cluster's nodes are asked.
         verbose: show Ray's own log.
 
     Raises:
         AuthError: the cluster must not be joined like this.
     """
-    checks: list[Check] = []
-    with suppress(ValueError, OSError):  # each is a failed check too
-        config = check(config, evaluates=evaluates, given=given, tell=checks.append).config
-    if not os.environ.get("RAY_ADDRESS"):
-        return checks
-    # What all nodes see says more than what this machine sees, unless that is wrong already.
-    asked = ask_nodes(config, evaluates=evaluates, verbose=verbose)
-    failed = {each.name for each in checks if not each.ok}
-    asked = [each for each in asked if each.name not in failed]
-    return [each for each in checks if each.name not in {other.name for other in asked}] + asked
+    return preflight_all([(config, given)], evaluates=evaluates, nodes=nodes, verbose=verbose)
 
 
-def ask_nodes(config: Config, *, evaluates: bool = True, verbose: bool = False) -> list[Check]:
-    """Ask every node of the cluster at RAY_ADDRESS what it sees of what a run needs; arguments as for `preflight`.
+def preflight_all(
+    runs: Sequence[tuple[Config, Collection[str]]],
+    *,
+    evaluates: bool = True,
+    nodes: bool = True,
+    verbose: bool = False,
+) -> list[Check]:
+    """The same for several runs, such as the rows of a table; what is found of several of them is there once.
+
+    Args:
+        runs: the configuration of each, and the keys whose values somebody asked for.
+        evaluates, nodes, verbose: as in `preflight`.
 
     Raises:
         AuthError: see `preflight`.
     """
-    if not evaluates and config.train.validate_every is None:
-        config = config.replace(NO_JUDGES)  # not needed, so not asked for
-    session.start(cpus=resources.run_cpus(config), verbose=verbose)
+    of_each: list[list[Check]] = []
+    configs: list[Config] = []
+    said: list[str] = []
+    for config, given in runs:
+        checks: list[Check] = []
+        with suppress(ValueError, OSError):  # each is a failed check too
+            config = check(config, evaluates=evaluates, given=given, say=said.append, tell=checks.append).config
+        of_each.append(checks)
+        configs.append(config)
+    for line in dict.fromkeys(said):
+        show(line)
+    found = _merged(of_each)
+    if not nodes or not os.environ.get("RAY_ADDRESS"):
+        return found
+    # What all nodes see says more than what this machine sees, unless that is wrong already.
+    asked = ask_nodes(*configs, evaluates=evaluates, verbose=verbose)
+    failed = {each.name for each in found if not each.ok}
+    asked = [each for each in asked if each.name not in failed]
+    return [each for each in found if each.name not in {other.name for other in asked}] + asked
+
+
+def ask_nodes(*configs: Config, evaluates: bool = True, verbose: bool = False) -> list[Check]:
+    """Ask every node of the cluster at RAY_ADDRESS what it sees of what runs need; arguments as for `preflight`.
+
+    Raises:
+        AuthError: see `preflight`.
+    """
+    # Judges that do not measure are not needed, so not asked for.
+    runs = [one if evaluates or one.train.validate_every is not None else one.replace(NO_JUDGES) for one in configs]
+    session.start(cpus=max(map(resources.run_cpus, runs)), verbose=verbose)
     living = [node for node in ray.nodes() if node["Alive"]]
     stage(f"asking {counted(len(living), 'node')} what they have")
-    files, modules, trouble = _weights(config)
-    with _trial(config.train.storage) as (trial, unwritable):
-        ask = Ask(config.data.root, trial, files, modules)
+    alike: dict[tuple[str, str], list[Config]] = {}  # one question for all runs of the same places
+    for one in runs:
+        alike.setdefault((one.data.root, one.train.storage), []).append(one)
+    return _merged([_ask(living, root, storage, those) for (root, storage), those in alike.items()])
+
+
+def _ask(living: Sequence[Mapping[str, Any]], root: str, storage: str, runs: Sequence[Config]) -> list[Check]:
+    """What the living nodes see of the data, the storage, and the files and modules that these runs need."""
+    needs = [_weights(one) for one in runs]
+    files = tuple(dict.fromkeys(file for of_run, _, _ in needs for file in of_run))
+    modules = tuple(dict.fromkeys(module for _, of_run, _ in needs for module in of_run))
+    with _trial(storage) as (trial, unwritable):
+        ask = Ask(root, trial, files, modules)
         here = look(ask, "here")
         seen = _asked(ask, {node["NodeID"]: node["NodeManagerAddress"] for node in living})
     answered = {name: answer for name, answer in seen.items() if answer}
+    have = [node["Resources"] for node in living]
     return [
         verdicts.nodes(seen),
-        verdicts.workers_fit(config, [node["Resources"] for node in living]),
+        *dict.fromkeys(verdicts.workers_fit(one, have) for one in runs),
         verdicts.versions(here, answered),
-        verdicts.data(config.data.root, here, answered),
-        verdicts.storage(config.train.storage, unwritable, answered),
-        verdicts.weights(trouble, answered),
+        verdicts.data(root, here, answered),
+        verdicts.storage(storage, unwritable, answered),
+        *dict.fromkeys(verdicts.weights(trouble, answered) for _, _, trouble in needs),
     ]
+
+
+def _merged(of_each: Sequence[Sequence[Check]]) -> list[Check]:
+    """The checks of several runs, each that is the same of several once, those of one name together."""
+    checks = dict.fromkeys(each for own in of_each for each in own)
+    if len(of_each) > 1:  # a key that one run uses is used (see `check.check_used`); the runs have no names yet
+        checks = dict.fromkeys(
+            each
+            for each in checks
+            if (each.name != "keys" or all(each in own for own in of_each)) and not (each.name == "run" and each.ok)
+        )
+    names = list(dict.fromkeys(each.name for each in checks))
+    return sorted(checks, key=lambda each: names.index(each.name))
 
 
 def refuse_failed(checks: Sequence[Check]) -> None:

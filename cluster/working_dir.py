@@ -48,21 +48,44 @@ def working_directory(include: Sequence[str | Path] = ()) -> Iterator[Path]:
 def _add(extra: Path, folder: Path) -> None:
     target = folder / extra.resolve().name
     if not extra.exists():
-        raise WorkingDirError(f"--include {extra}: no such file or folder")
+        raise WorkingDirError(f"{extra}: no such file or folder to send with the job")
     _check_size(extra)  # before a data set is copied
     if target.exists():
-        raise WorkingDirError(f"--include {extra}: the job already has a {target.name}; give it another name")
+        raise WorkingDirError(f"{extra}: is sent with the job, which already has a {target.name}; give it another name")
     if extra.is_dir():
         shutil.copytree(extra, target, ignore=_LEFT_OUT)
     else:
         shutil.copy(extra, target)
 
 
+def _copied(top: Path, within: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """The files that `copytree` would copy, which follows links.
+
+    Args:
+        within: the folders above, links resolved.
+
+    Raises:
+        WorkingDirError: a link to nothing, or to a folder that holds it; a pipe, or something else that is no file.
+    """
+    if top.is_file():
+        yield top
+        return
+    remedy = "remove it, or name what is to be sent one by one"
+    if not top.is_dir():
+        what = "a link to nothing" if top.is_symlink() else "neither a file nor a folder"
+        raise WorkingDirError(f"{top}: is {what}, so it cannot be sent with the job; {remedy}")
+    if (here := top.resolve()) in within:
+        raise WorkingDirError(f"{top}: is a link to {here}, a folder that holds it; {remedy}")
+    names = sorted(path.name for path in top.iterdir())
+    for name in names:
+        if name not in _LEFT_OUT(str(top), names):
+            yield from _copied(top / name, within | {here})
+
+
 def _check_size(top: Path) -> None:
     total, largest, most = 0, top, 0
-    for path in [top] if top.is_file() else top.rglob("*"):
-        hidden = any(part.startswith(".") for part in path.relative_to(top).parts)
-        size = path.stat().st_size if path.is_file() and not hidden else 0
+    for path in _copied(top):
+        size = path.stat().st_size
         total += size
         if size > most:
             largest, most = path, size

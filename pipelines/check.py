@@ -13,11 +13,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from pipelines.config import Config, ConfigError, keys_only_for
+from pipelines.config import Config, ConfigError, keys_only_for, keys_with_code
 from pipelines.data import index, plan, splits
 from pipelines.data.images import DataError
 from pipelines.runs.folder import RunFolder, named
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 Answer = str | Exception  # of a check: what was found, or a reason against the run
 _LONGEST_METRIC = 240  # characters; MLflow takes 250, and noisy. stands before some
+_MEASURING = ("data", "noise", "degrade", "evaluate")  # the sections that an evaluation reads,
+_OF_EVALUATION = ("tracking.uri", "tracking.experiment", "train.storage", "train.gpus_per_worker")  # and these keys
+_REGISTERING = ("tracking.register_as", "tracking.alias")
 
 
 class NotReady(ValueError):
@@ -152,6 +155,37 @@ def unused(config: Config, given: Collection[str], varied: Collection[str] = ())
         elif config.evaluate.levels is not None:
             levels = f"[{', '.join(config.evaluate.levels)}]"
             yield ConfigError(f"{sigmas}: evaluate.levels={levels} sets the levels too; give one of the two keys")
+
+
+def unused_untested(config: Config, given: Collection[str]) -> Iterator[ConfigError]:
+    """The keys that somebody asked for and that only an evaluation after the training would use, where there is none.
+
+    Args:
+        config, given: as for `unused`.
+    """
+    for key, value in config.flat().items():
+        registers = key == "tracking.register_as"
+        measures = key.startswith("evaluate.") and config.train.validate_every is None
+        if key in given and value and (registers or measures):
+            remedy = "; `d2sm models register RUN` registers a run that is evaluated" if registers else ""
+            yield ConfigError(
+                f"{key}={_shown(value)}: is for the evaluation after the training, which --no-evaluate leaves out; "
+                f"leave out one of the two{remedy}"
+            )
+
+
+def unused_in_evaluation(config: Config, given: Collection[str]) -> Iterator[ConfigError]:
+    """The keys that somebody asked for and that the evaluation of a finished run does not use; arguments as above."""
+    used = {*_OF_EVALUATION, *keys_with_code()}  # a key with code is also typed to vouch for it (see `runs.trust`)
+    for key, value in config.flat().items():
+        if key in given and key.partition(".")[0] not in _MEASURING and key not in used:
+            remedy = "`d2sm models register RUN --as NAME` registers a model" if key in _REGISTERING else "leave it out"
+            yield ConfigError(f"{key}={_shown(value)}: an evaluation does not use this key; {remedy}")
+
+
+def _shown(value: Any) -> str:
+    """A value as it is typed."""
+    return f"[{', '.join(map(str, value))}]" if isinstance(value, (list, tuple)) else str(value)
 
 
 def check_used(runs: Iterable[tuple[Config, Collection[str]]]) -> None:

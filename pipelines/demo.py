@@ -48,6 +48,7 @@ def demo(folder: Path, *, say: Callable[[str], None] = print, verbose: bool = Fa
             "evaluate.segmenter_weights": str(weights),
             "train.name": "demo",
             "train.storage": str(folder / "runs"),
+            "tracking.uri": f"sqlite:///{folder / 'runs' / 'mlflow.db'}",  # not a store that the environment names
             "tracking.register_as": MODEL,
             "tracking.alias": ALIAS,
         }

@@ -93,6 +93,7 @@ def run(
 def _run(ready: Ready, *, quiet: bool, verbose: bool, watch: record.Watch | None) -> Outcome:
     trained = train.fit(ready.config, quiet=quiet, verbose=verbose, watch=watch, ready=ready)
     results = evaluate(trained.checkpoint, trained.config, subject=ready.subject, quiet=quiet, verbose=verbose)
+    trained.folder.write_info(completed=False)
     save_results(trained.folder, results, step=trained.step)  # before anything that may fail
     registered = None
     stage("sending results to MLflow")
@@ -106,7 +107,8 @@ def _run(ready: Ready, *, quiet: bool, verbose: bool, watch: record.Watch | None
             stage(f"registering the model as {trained.config.tracking.register_as}")
             registered = register(trained.checkpoint, trained.config, results, mlflow_run)
         drawn = _draw(trained, mlflow_run)  # last: without pictures, a run is still complete
-    untracked = _untracked(mlflow_run, trained.folder)
+    trained.folder.write_info(completed=True)
+    untracked = tracked.untracked(mlflow_run, trained.folder)
     if untracked and trained.config.tracking.register_as and not registered:
         untracked += f"; it also registers the model as {trained.config.tracking.register_as}"
     return Outcome(trained, results, drawn, registered, mlflow_run.page, untracked)
@@ -236,7 +238,7 @@ def _track_own(run: RunFolder, own: Config, results: Results, *, uri: str, step:
             send_results(mlflow_run, run, results)
         if not mlflow_run.away:
             tracked.note(run, mlflow_run)
-        return _untracked(mlflow_run, run)
+        return tracked.untracked(mlflow_run, run)
     except tracking.TrackingError as error:
         return f"not in MLflow: {error}"
 
@@ -257,17 +259,9 @@ def _track_aside(run: RunFolder, aside: RunFolder, config: Config, results: Resu
         with tracking.open_run(config, run_dir=aside.path, tags=tags, run_id=known, uri=uri) as mlflow_run:
             tracked.note(aside, mlflow_run)
             send_results(mlflow_run, aside, results)
-        return _untracked(mlflow_run, aside)
+        return tracked.untracked(mlflow_run, aside)
     except tracking.TrackingError as error:
         return f"not in MLflow: {error}; the same command sends the numbers once it answers"
-
-
-def _untracked(mlflow_run: tracking.Run, folder: RunFolder) -> str:
-    if not mlflow_run.unsent:
-        return ""
-    why = f" ({mlflow_run.away})" if mlflow_run.away else ""
-    waiting = f"{mlflow_run.unsent} records wait in {folder.place} for MLflow{why}"
-    return f"{waiting}; the same command sends them once it answers"
 
 
 def _page(folder: RunFolder) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 
@@ -21,12 +21,17 @@ from pipelines.evaluate import check as check_evaluation
 from pipelines.runs import checkpoint
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.results import FILES_READ
-from pipelines.runtime import session
-from pipelines.runtime.progress import Line
+from pipelines.runtime import leaving, session
+from pipelines.runtime.owner import InUseError
+from pipelines.runtime.progress import Line, stage
 from pipelines.text import one_line, show
+from pipelines.tracking import outbox
+from pipelines.training import tracked
 from pipelines.training.messages import QueueReader, RunProgress
 
-_STOP_SECONDS = 20.0  # that a run has to write its checkpoint after Ctrl-C
+# After Ctrl-C; in all less than the 60 s that `d2sm jobs stop` waits.
+_STOP_SECONDS = 40.0  # that a run has to write its checkpoint
+_SETTLE_SECONDS = 10.0  # for the records in MLflow, and for the end of Ray
 
 
 def finished(config: Config) -> FinishedRun | None:
@@ -39,12 +44,14 @@ def finished(config: Config) -> FinishedRun | None:
 
 
 def is_done(config: Config) -> bool:
-    """Whether `finished` gives this run."""
-    return finished(config) is not None
+    """Whether `finished` gives this run, and all that follows its evaluation was done too."""
+    return finished(config) is not None and bool(RunFolder.of(config).read_info().get("completed", True))
 
 
 def refuse_names(changes: Mapping[str, Any], what: str) -> None:
     """Refuse keys that are set for each run of a table, a study or a sweep: a value that was asked for would be lost.
+
+    And those that register the model of each run of a table or a study: the alias would be that of whichever ends last.
 
     Args:
         changes: dotted keys with the values that were asked for.
@@ -56,6 +63,12 @@ def refuse_names(changes: Mapping[str, Any], what: str) -> None:
     for key, remedy in (("train.name", f"name the {what} with --name"), ("tracking.parent", "leave it out")):
         if changes.get(key):
             raise ConfigError(f"{key}={changes[key]}: a {what} sets it for each of its runs; {remedy}")
+    for key in ("tracking.register_as", "tracking.alias"):
+        if changes.get(key) and what != "sweep":  # which registers its best point alone
+            raise ConfigError(
+                f"{key}={changes[key]}: a {what} registers no model; leave it out, and register the best run "
+                "afterwards: `d2sm models register RUN --as NAME --alias ALIAS`"
+            )
 
 
 @dataclass(frozen=True)
@@ -147,14 +160,53 @@ def record(first: Config, folder: RunFolder, *, tag: str) -> Iterator[tracking.R
         yield parent
 
 
-def run_all(missing: Mapping[str, Config], most: int, line: Line, write: Callable[[], object]) -> dict[str, str]:
-    """Run them all, `most` at once, and call `write` after each; gives why some failed, by run name.
+def send_waiting(done: Iterable[Config]) -> dict[str, str]:
+    """Send what MLflow did not take when these runs ended; gives what it still lacks of each, by run name."""
+    left: dict[str, str] = {}
+    for config in done:
+        folder = RunFolder.of(config)
+        if not (folder.path / outbox.UNSENT).exists():
+            continue
+        info = folder.read_info()
+        try:
+            with folder.owned():
+                with tracking.reopen(
+                    info.get("run_id", ""),
+                    uri=tracking.uri_of(config),
+                    run_dir=folder.path,
+                    page=info.get("page", ""),
+                    step=info.get("evaluated", 0),
+                ) as run:
+                    stage(f"sending MLflow what it lacks of {config.train.name}")
+                lacks = tracked.untracked(run, folder)
+        except (tracking.TrackingError, InUseError) as error:
+            lacks = one_line(error)
+        if lacks:
+            left[config.train.name] = lacks
+    return left
+
+
+class Ended(NamedTuple):
+    """Runs of `run_all` of which something is left to do, by run name.
+
+    Attributes:
+        failed: why.
+        untracked: what MLflow lacks of one that has finished, see `tracked.untracked`.
+    """
+
+    failed: dict[str, str]
+    untracked: dict[str, str]
+
+
+def run_all(missing: Mapping[str, Config], most: int, line: Line, write: Callable[[], object]) -> Ended:
+    """Run them all, `most` at once, and call `write` after each.
 
     Args:
         missing: by the name that people see; their run names differ.
     """
     shown = {config.train.name: name for name, config in missing.items()}
     failed: dict[str, str] = {}
+    untracked: dict[str, str] = {}
     reached: dict[str, int] = {}  # run -> its last step
 
     def watch(progress: RunProgress) -> None:
@@ -172,7 +224,10 @@ def run_all(missing: Mapping[str, Config], most: int, line: Line, write: Callabl
                 ended, _ = ray.wait(list(running), num_returns=1)
                 config = running.pop(ended[0])
                 name = config.train.name
-                if why := _why_failed(ended[0]):
+                why, lacks = _ended(ended[0])
+                if lacks:
+                    untracked[name] = lacks
+                if why:
                     failed[name] = why
                     line.say(f"failed    {shown[name]}: {why}")
                     _settle(config, "FAILED", line)
@@ -180,6 +235,9 @@ def run_all(missing: Mapping[str, Config], most: int, line: Line, write: Callabl
                     results = read_run(RunFolder.of(config).path).results
                     line.say(f"finished  {shown[name]}: {' / '.join(results.titles)} at {results.line()}")
                 write()
+        except KeyboardInterrupt:
+            leaving.grace(_STOP_SECONDS + _SETTLE_SECONDS)
+            raise
         finally:  # after Ctrl-C or an error some are left; each resumes from its last checkpoint
             if running:
                 for task in running:
@@ -189,12 +247,12 @@ def run_all(missing: Mapping[str, Config], most: int, line: Line, write: Callabl
                     ray.cancel(task, force=True)
                 for config in running.values():
                     _settle(config, "KILLED", line)
-    return failed
+    return Ended(failed, untracked)
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def _run_experiment(tree: Mapping[str, Any], messages: Any) -> None:
-    """One run, in a process of its own, which reserves no CPU: the run's workers do."""
+def _run_experiment(tree: Mapping[str, Any], messages: Any) -> str:
+    """One run, in a process of its own, which reserves no CPU: the run's workers do. Gives what MLflow lacks of it."""
     session.quiet()
     config = Config.model_validate(tree)
 
@@ -203,21 +261,20 @@ def _run_experiment(tree: Mapping[str, Any], messages: Any) -> None:
 
     folder, begun = RunFolder.of(config), time.monotonic()
     try:
-        experiment.run(config, quiet=True, watch=watch, given=splits.SETTLED)
+        return experiment.run(config, quiet=True, watch=watch, given=splits.SETTLED).untracked
     finally:
         if folder.info_file.exists():
             folder.write_info(seconds=folder.read_info().get("seconds", 0.0) + time.monotonic() - begun)
 
 
-def _why_failed(task: Any) -> str:
-    """Why a finished task failed; "" if it did not."""
+def _ended(task: Any) -> tuple[str, str]:
+    """Why a task that has ended failed, "" if it did not; and what MLflow lacks of its run."""
     try:
-        ray.get(task)
+        return "", ray.get(task)
     except ray.exceptions.WorkerCrashedError:
-        return "its process died, perhaps for lack of memory"
+        return "its process died, perhaps for lack of memory", ""
     except Exception as error:  # Ray wraps the original exception in several layers
-        return one_line(session.cause(error), 600)
-    return ""
+        return one_line(session.cause(error), 600), ""
 
 
 def _settle(config: Config, status: tracking.Status, line: Line) -> None:

@@ -40,7 +40,16 @@ from pipelines.comparison.study_results import START, Compared, StudyResults
 from pipelines.config import Config, ConfigError
 from pipelines.data import splits
 from pipelines.experiment import resolved
-from pipelines.parallel import check_all, check_compared, finished, is_done, record, refuse_names, run_all
+from pipelines.parallel import (
+    check_all,
+    check_compared,
+    finished,
+    is_done,
+    record,
+    refuse_names,
+    run_all,
+    send_waiting,
+)
 from pipelines.recipes import recipe
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.names import check_name
@@ -48,6 +57,7 @@ from pipelines.runtime import resources
 from pipelines.runtime.progress import Line, stage
 from pipelines.sections import Loss
 from pipelines.text import counted, one_line, show
+from pipelines.training import tracked
 
 _Axis = Annotated[dict[str, dict[str, Any]], Field(min_length=1)]  # name of a value -> the keys it changes
 
@@ -109,13 +119,19 @@ class Study:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a study leaves behind: its results so far, why runs failed (by run name), and its files."""
+    """What a study leaves behind: its results so far, and its files.
+
+    Attributes:
+        failed: why runs failed, by run name.
+        untracked: what MLflow lacks of runs that finished, by run name, and of the study itself, by its name.
+    """
 
     results: StudyResults
     failed: Mapping[str, str]
     files: Sequence[Path]
     page: str
     uri: str
+    untracked: Mapping[str, str]
 
 
 def read(file: Path, *, name: str, changes: Mapping[str, Any], absolute: bool = True) -> Study:
@@ -181,6 +197,7 @@ def run(study: Study, *, concurrent: int | None = None, quiet: bool = False, ver
         steps = check(study)
         with record(study.runs[0].config, folder, tag="d2sm.study") as parent:
             failed: dict[str, str] = {}
+            untracked = send_waiting(one.config for one in (*study.starts.values(), *study.runs) if is_done(one.config))
             for runs in (study.starts.values(), study.runs):
                 lost = {setting for setting, one in study.starts.items() if one.config.train.name in failed}
                 missing = {
@@ -194,7 +211,9 @@ def run(study: Study, *, concurrent: int | None = None, quiet: bool = False, ver
                 show(budget(study, steps, at_once=most))
                 what = f"study {study.name}: {counted(len(missing), 'run')}, {min(most, len(missing))} at a time"
                 with Line(what, sum(steps[title] for title in missing), quiet=quiet) as line:
-                    failed |= run_all(missing, most, line, _AfterARun(study, steps, most, line))
+                    ended = run_all(missing, most, line, _AfterARun(study, steps, most, line))
+                failed |= ended.failed
+                untracked |= ended.untracked
             results, files = write(study)
             for setting in results.settings:
                 rows = results.rows(setting)
@@ -202,7 +221,9 @@ def run(study: Study, *, concurrent: int | None = None, quiet: bool = False, ver
                     files += front.draw(rows, folder.path / "fronts" / setting.replace(" ", "-"))
             for path in files:
                 parent.file(path)
-            return Outcome(results, failed, files, parent.page, parent.uri)
+        if lacks := tracked.untracked(parent, folder):
+            untracked[study.name] = lacks
+        return Outcome(results, failed, files, parent.page, parent.uri, untracked)
 
 
 def settled(study: Study) -> Study:
@@ -240,15 +261,7 @@ def check(study: Study) -> dict[str, int]:
     stage("checking what the runs need")
     runs = [*study.starts.values(), *study.runs]
     missing = [one for one in runs if not is_done(one.config)]
-
-    def alone(one: StudyRun) -> Config:
-        """Without what concerns its folder, which is checked below, and the run that it starts from, not there yet."""
-        starts = one.setting in study.starts and one.objective != START
-        return one.config.replace({"train.name": "", **({"train.init": ""} if starts else {})})
-
-    # Seeds do not differ in what they need.
-    asked = {f"{one.setting}: {one.objective}": alone(one) for one in reversed(missing)}
-    needed = check_all(asked)
+    needed = check_all({title: one.config for title, one in distinct(study, missing).items()})
     of_setting = {one.setting: needed[f"{one.setting}: {one.objective}"].fingerprint for one in missing}
     for one in runs:
         if one.setting in of_setting:
@@ -259,6 +272,22 @@ def check(study: Study) -> dict[str, int]:
         done = [(one.config, run) for one in own if (run := finished(one.config))]
         check_compared(done, {title: needed[title] for title in titles if title in needed})
     return {one.title: needed[f"{one.setting}: {one.objective}"].steps for one in missing}
+
+
+def distinct(study: Study, runs: Sequence[StudyRun]) -> dict[str, StudyRun]:
+    """One of these runs for each setting and objective, by both: its other seeds need the same.
+
+    They are without what concerns their folder, and without the run that they start from, which is not there yet.
+    """
+
+    def alone(one: StudyRun) -> StudyRun:
+        starts = one.setting in study.starts and one.objective != START
+        return replace(one, config=one.config.replace({"train.name": "", **({"train.init": ""} if starts else {})}))
+
+    first: dict[str, StudyRun] = {}
+    for one in runs:
+        first.setdefault(f"{one.setting}: {one.objective}", one)
+    return {title: alone(one) for title, one in first.items()}
 
 
 def budget(study: Study, steps: Mapping[str, int], *, at_once: int | None = None) -> str:

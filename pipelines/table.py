@@ -20,24 +20,40 @@ from pipelines.comparison.rows import Row, label, labels, read_rows
 from pipelines.config import Config, ConfigError
 from pipelines.data import splits
 from pipelines.experiment import resolved
-from pipelines.parallel import check_all, check_compared, finished, is_done, record, refuse_names, run_all
+from pipelines.parallel import (
+    check_all,
+    check_compared,
+    finished,
+    is_done,
+    record,
+    refuse_names,
+    run_all,
+    send_waiting,
+)
 from pipelines.recipes import recipe, recipes
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.names import check_name, shortened
 from pipelines.runtime import resources
 from pipelines.runtime.progress import Line
 from pipelines.text import counted, show
+from pipelines.training import tracked
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A table: its rows as far as their runs finished, why the other runs failed (by run name), and its files."""
+    """A table: its rows as far as their runs finished, and its files.
+
+    Attributes:
+        failed: why the other runs failed, by run name.
+        untracked: what MLflow lacks of runs that finished, by run name, and of the table itself, by its name.
+    """
 
     rows: list[Row]
     failed: Mapping[str, str]
     folder: Path
     page: str
     uri: str
+    untracked: Mapping[str, str]
 
     def text(self) -> str:
         """The table as it is printed."""
@@ -149,7 +165,7 @@ def _table(
     folder.check_no_run()
     name = folder.path.name
     done = {config.train.name: (config, run) for config in wanted if (run := finished(config))}
-    missing = [config for config in wanted if config.train.name not in done]
+    missing = [config for config in wanted if not is_done(config)]
     needed = check_all({label(config): config for config in missing})
     short = {name: label(config) for name, config in zip(labels(wanted), wanted, strict=True)}
     check_compared(list(done.values()), {name: needed[full] for name, full in short.items() if full in needed})
@@ -157,12 +173,13 @@ def _table(
 
         def write() -> list[Row]:
             """The table of what is finished so far, as files and in MLflow."""
-            found = read_rows([RunFolder.of(config).path for config in wanted if is_done(config)])
+            found = read_rows([RunFolder.of(config).path for config in wanted if finished(config)])
             for path in render.write(found, folder.path):
                 parent.file(path)
             return found
 
         failed: dict[str, str] = {}
+        untracked = send_waiting(config for config in wanted if config not in missing)
         if missing:
             most = resources.runs_that_fit(missing, concurrent, verbose=verbose)
             missing = [config.replace({"tracking.parent": parent.id}) for config in missing]
@@ -171,8 +188,12 @@ def _table(
                 names = [
                     f"{name} seed {config.train.seed}" for config, name in zip(missing, labels(missing), strict=True)
                 ]
-                failed = run_all(dict(zip(names, missing, strict=True)), most, line, write)
-        return Outcome(write(), failed, folder.path, parent.page, parent.uri)
+                failed, lacking = run_all(dict(zip(names, missing, strict=True)), most, line, write)
+            untracked |= lacking
+        rows = write()
+    if lacks := tracked.untracked(parent, folder):
+        untracked[name] = lacks
+    return Outcome(rows, failed, folder.path, parent.page, parent.uri, untracked)
 
 
 def _run_name(row: Config, seed: int) -> str:

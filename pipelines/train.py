@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ray
@@ -23,7 +23,7 @@ from pipelines.training.finite import TrainingError
 from pipelines.training.messages import QueueReader, Skipped, ValidationSet
 from pipelines.training.record import Recorder, Watch, logged_as
 from pipelines.training.standing import Standing
-from pipelines.training.tracked import open_run
+from pipelines.training.tracked import open_run, untracked
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Trained:
         run_id, uri: the MLflow run, and the store it is in.
         fingerprint: of the training images.
         metrics: the last log entry; empty if nothing was left to train.
+        untracked: what MLflow lacks because it did not answer, and what to do, on one line; "" if it has everything.
     """
 
     config: Config
@@ -52,6 +53,7 @@ class Trained:
     uri: str
     fingerprint: str
     metrics: Mapping[str, float]
+    untracked: str = ""
 
     @property
     def run_dir(self) -> Path:
@@ -101,7 +103,8 @@ def fit(
         initial.prepare(config, folder)
         try:
             with open_run(config, folder) as run:
-                return _train(ready, folder, run, _validation_set(ready, validates), quiet, watch)
+                trained = _train(ready, folder, run, _validation_set(ready, validates), quiet, watch)
+            return replace(trained, untracked=untracked(run, folder))
         except interrupt.Abandoned:
             ray.shutdown()  # ends the workers
             raise

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,15 +24,11 @@ _MEANS_NOTHING = "a relative path means nothing on a cluster"
 
 
 def configuration(args: argparse.Namespace) -> Config | None:
-    """The configuration that a verb's options ask for, the first where there are several; None for verbs without one.
+    """The configuration that --recipe or --config and the typed keys give; None for verbs without these options.
 
     Raises:
         ConfigError: a wrong recipe, file, key or value; the file names code to import, and the user does not.
     """
-    if getattr(args, "rows", None):
-        return table_rows(args)[0]
-    if getattr(args, "plan", None):
-        return study_runs(args, absolute=False).runs[0].config
     name, file = getattr(args, "recipe", None), getattr(args, "config", None)
     if not name and not file:
         return None
@@ -49,12 +46,28 @@ def configuration(args: argparse.Namespace) -> Config | None:
 
 
 def given_keys(args: argparse.Namespace) -> set[str]:
-    """The configuration keys that were typed, or that the plan of a study sets, for what `configuration` gives."""
-    if getattr(args, "rows", None):
-        return table_given(args)[0]
-    if getattr(args, "plan", None):
-        return set(study_runs(args, absolute=False).runs[0].given)
+    """The configuration keys that were typed."""
     return {word.partition("=")[0] for word in getattr(args, "overrides", [])}
+
+
+def needed(args: argparse.Namespace) -> list[tuple[Config, Collection[str]]]:
+    """Every configuration that a verb will train, with the keys that somebody asked for; seeds need the same.
+
+    None for verbs without one.
+
+    Raises:
+        ConfigError: as `configuration`, `table_rows` or `study_runs`.
+    """
+    if getattr(args, "rows", None):
+        return list(zip(table_rows(args), table_given(args), strict=True))
+    if getattr(args, "plan", None):
+        from pipelines.study import distinct
+
+        planned = study_runs(args, absolute=False)
+        runs = distinct(planned, [*planned.starts.values(), *planned.runs])
+        return [(one.config, one.given) for one in runs.values()]
+    config = configuration(args)
+    return [] if config is None else [(config, given_keys(args))]
 
 
 def training_configuration(args: argparse.Namespace) -> Config:
@@ -158,11 +171,11 @@ def for_cluster(verb: Sequence[str], *, store: str = "") -> tuple[list[str], lis
             f"submit: {args.plan} holds the results of a study, which `d2sm study` prints here; send a plan"
         )
     _check_places(args)
+    _check_home(verb, args)
     _check_defaults(verb, args, store)
-    config = configuration(args)
-    if config is None:
+    configs = _configurations(args)
+    if not configs:
         return list(verb), _sent_with_keys(verb, args)
-    configs = _configurations(args, config)
     for each in configs:
         _check_values(each.flat())
     _check_searched(verb, args, configs)
@@ -179,7 +192,16 @@ def for_cluster(verb: Sequence[str], *, store: str = "") -> tuple[list[str], lis
             files.append(Path(given))
     words, weights = _with_weights(words, args, configs)
     files += weights
-    code = dict.fromkeys(file for each in configs for file in _code(each.flat()))  # each file once
+    values = [each.flat() for each in configs]
+    if verb[0] == "tune":
+        from pipelines.sections import plain_values
+        from tuning import space
+
+        searched = space.load(args.space)
+        values.append(
+            {key: list(plain_values(several)) for key, several in searched.items() if isinstance(several, list)}
+        )
+    code = dict.fromkeys(file for each in values for file in _code(each))  # each file once
     files += [file for file in code if file not in files]
     return words, files
 
@@ -210,13 +232,15 @@ def _in_the_job(word: str, option: str, given: Path) -> str:
     return head + given.name if Path(value) == given else word
 
 
-def _configurations(args: argparse.Namespace, config: Config) -> list[Config]:
+def _configurations(args: argparse.Namespace) -> list[Config]:
+    """Every configuration that a verb's options ask for: of each row of a table, of each run of a study."""
     if getattr(args, "rows", None):
         return table_rows(args)
     if getattr(args, "plan", None):
         planned = study_runs(args, absolute=False)
         return [one.config for one in (*planned.starts.values(), *planned.runs)]
-    return [config]
+    config = configuration(args)
+    return [] if config is None else [config]
 
 
 def _sent_with_keys(verb: Sequence[str], args: argparse.Namespace) -> list[Path]:
@@ -307,6 +331,31 @@ def _check_places(args: argparse.Namespace) -> None:
                 raise ConfigError(
                     f"{option} {each}: {_MEANS_NOTHING}; give a path that every node sees, such as {remedy}".lstrip()
                 )
+
+
+def _check_home(verb: Sequence[str], args: argparse.Namespace) -> None:
+    """Refuse `~` in typed keys and in the files that are sent: it is this user's home here and another in the job.
+
+    Raises:
+        ConfigError: names the place; a file is no YAML.
+    """
+    from pipelines import parsing
+    from pipelines.config import ConfigError
+    from pipelines.sections import plain_values
+
+    typed = [word for word in verb if "=" in word and not word.startswith("-")]
+    # A value, and each of a list: key=~/path, NAME:key=~/path, key=[/path, ~/path].
+    found = [word for word in typed if any(part.startswith("~") for part in re.split(r"[=\[\],\s'\"]+", word))]
+    for option in _SENT:
+        file = getattr(args, option, None)
+        if file and Path(file).is_file():
+            tree = parsing.read_yaml(Path(file), error=ConfigError, remedy="give a YAML file")
+            found += [f"{file}: {text}" for text in plain_values(tree) if str(text).startswith("~")]
+    for where in found:
+        raise ConfigError(
+            f"{where}: ~ is another folder in the job than here; give an absolute path that every node sees, such as "
+            "one in /storage"
+        )
 
 
 def _is_everywhere(value: str, place: Place) -> bool:

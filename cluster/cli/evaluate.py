@@ -12,7 +12,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
     """Measure a model, and say where the results are; gives 1 if MLflow does not have them yet."""
     from pipelines import config as configs
     from pipelines import registry
-    from pipelines.check import refuse, unused
+    from pipelines.check import refuse, unused, unused_in_evaluation
     from pipelines.data import splits
     from pipelines.experiment import configuration_of, evaluate_run
     from pipelines.runs.trust import check_config
@@ -20,7 +20,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
     changes = configs.parse(args.overrides)
     folder = registry.model_folder(args.model, uri=changes.get("tracking.uri"))
     config, settled = splits.settled(configuration_of(folder).replace(changes), given=changes)
-    refuse(list(unused(config, changes)))
+    refuse(list(unused_in_evaluation(config, changes)) or list(unused(config, changes)))
     for line in settled:
         show(line)
     check_config(config, folder, given=changes, trust=args.trust)

@@ -45,12 +45,20 @@ def main(argv: Sequence[str] | None = None, *, first: Callable[[argparse.Namespa
         return terminal.PIPE_CLOSED
 
 
+def _stopped(module: str) -> str:
+    """What a verb says that a signal ends; only those that train or prepare keep what they have done so far."""
+    if module == "cluster.cli.jobs":
+        return "stopped; the job is left as it is"
+    return leaving.STOPPED if module in _ON_RAY and module != "cluster.cli.check" else "stopped"
+
+
 def _run(words: Sequence[str], first: Callable[[argparse.Namespace], int], *, loading: bool) -> int:
     if line := secrets.in_words(words):  # before argparse, whose own messages repeat the words
         show(f"d2sm: {line}", file=sys.stderr)
         return 2
     args = parser().parse_args(words)
     module, _, function = args.run.partition(":")
+    leaving.say_at_end(_stopped(module))
     if loading and not args.verbose:
         native.set_aside()
     try:
@@ -66,7 +74,7 @@ def _run(words: Sequence[str], first: Callable[[argparse.Namespace], int], *, lo
     except (KeyboardInterrupt, SystemExit) as end:
         if isinstance(end, SystemExit) and not leaving.signalled():  # while Ray starts, its handler raises this
             raise
-        show(f"d2sm: {leaving.STOPPED}", file=sys.stderr)
+        show(f"d2sm: {leaving.line()}", file=sys.stderr)
         leaving.said()
         return leaving.INTERRUPTED
     except (ValueError, OSError) as error:

@@ -219,7 +219,7 @@ def parser() -> ArgumentParser:
         "--cpus", type=_amount, default=0, help="CPUs for the verb's own process; 0: it runs on the head (default: 0)"
     )
     submit("--gpus", type=_amount, default=0, help="GPUs for the verb's own process (default: 0)")
-    submit("--memory", type=int, help="bytes of memory for the verb's own process")
+    submit("--memory", type=_bytes, help="bytes of memory for the verb's own process")
     submit("words", nargs=argparse.REMAINDER, metavar="VERB", help="the verb and its options")
 
     jobs = _group(verbs, "jobs", "look after submitted jobs: list, logs, wait, stop")
@@ -330,6 +330,12 @@ def _amount(text: str) -> float:
     except ValueError:
         pass
     raise argparse.ArgumentTypeError(f"{text!r}: give a number from 0 on")
+
+
+def _bytes(text: str) -> int:
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r}: give a number of bytes, at least 1")
 
 
 def _sigma(text: str) -> float | str:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 
 from cluster.cli.arguments import is_results, study_runs
-from cluster.cli.outcome import mlflow_page
+from cluster.cli.outcome import mlflow_page, warn_untracked
 from pipelines.text import show
 
 
 def run_study(args: argparse.Namespace) -> int:
-    """Train what is missing and print the tables; 1 when a run failed. Of a study's results print the tables alone."""
+    """Train what is missing and print the tables; of a study's results print the tables alone.
+
+    Gives 1 when a run failed, or MLflow lacks something.
+    """
     from pipelines import study
     from pipelines.comparison import study_results
 
@@ -29,4 +32,6 @@ def run_study(args: argparse.Namespace) -> int:
     show(f"MLflow {mlflow_page(outcome.uri, outcome.page)}")
     for name, why in outcome.failed.items():
         show(f"failed {name}: {why}; the same command tries it again")
-    return 1 if outcome.failed else 0
+    for name, lacks in outcome.untracked.items():
+        warn_untracked(f"{name}: {lacks}")
+    return 1 if outcome.failed or outcome.untracked else 0

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 
 from cluster.cli.arguments import table_given, table_rows
-from cluster.cli.outcome import mlflow_page
+from cluster.cli.outcome import mlflow_page, warn_untracked
 from pipelines.text import show
 
 
 def run_table(args: argparse.Namespace) -> int:
-    """Train what is missing and print the table; 1 when a run failed."""
+    """Train what is missing and print the table; 1 when a run failed or MLflow lacks something."""
     from pipelines.comparison import render
     from pipelines.table import table
 
@@ -27,4 +27,6 @@ def run_table(args: argparse.Namespace) -> int:
     show(f"MLflow {mlflow_page(outcome.uri, outcome.page)}")
     for name, why in outcome.failed.items():
         show(f"failed {name}: {why}; the same command tries it again")
-    return 1 if outcome.failed else 0
+    for name, lacks in outcome.untracked.items():
+        warn_untracked(f"{name}: {lacks}")
+    return 1 if outcome.failed or outcome.untracked else 0

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Sequence
 
 from cluster.cli.arguments import given_keys, training_configuration
-from cluster.cli.outcome import print_outcome
+from cluster.cli.outcome import print_outcome, warn_untracked
 from pipelines.text import show
 
 
@@ -27,10 +27,16 @@ def run_train(args: argparse.Namespace) -> int:
         show(_layers(args.layers, args.overrides))
         return 0
     config, given = training_configuration(args), given_keys(args)
+    if args.no_evaluate:
+        from pipelines.check import refuse, unused_untested
+
+        refuse(list(unused_untested(config, given)))
     if args.dry_run:
         from cluster.preflight import passes, preflight
 
-        checks = preflight(config, evaluates=not args.no_evaluate, given=given, verbose=args.verbose)
+        checks = preflight(
+            config, evaluates=not args.no_evaluate, given=given, nodes=not args.no_preflight, verbose=args.verbose
+        )
         return 0 if passes(checks) else 1
     # Before the verb itself is imported, which takes seconds.
     from pipelines.check import check
@@ -43,8 +49,9 @@ def run_train(args: argparse.Namespace) -> int:
     if args.no_evaluate:
         from pipelines.train import fit
 
-        show(f"checkpoint {fit(ready.config, quiet=args.quiet, verbose=args.verbose, ready=ready).where}")
-        return 0
+        trained = fit(ready.config, quiet=args.quiet, verbose=args.verbose, ready=ready)
+        show(f"checkpoint {trained.where}")
+        return warn_untracked(trained.untracked)
     from pipelines.experiment import run
 
     return print_outcome(run(ready.config, quiet=args.quiet, verbose=args.verbose, ready=ready))

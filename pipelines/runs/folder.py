@@ -33,6 +33,7 @@ class _Info(TypedDict, total=False):
     run_id: str
     page: str
     evaluated: int
+    completed: bool
     best: best.Best
     seconds: float
 
@@ -236,6 +237,7 @@ class RunFolder:
     def read_info(self) -> dict[str, Any]:
         """What is known of the run beside its configuration: fingerprint, run_id, page, evaluated (a step), best.
 
+        completed: whether all that follows its evaluation was done too.
         Of a run of a table or a study also: seconds, that it took in all.
 
         Raises:

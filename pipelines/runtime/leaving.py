@@ -39,6 +39,7 @@ class _Guard:
         self.active = False
         self.signals = 0
         self.answered = False  # whether the main thread has run its handler
+        self.line = STOPPED  # that the process ends with after a signal
         self.said = False  # whether the line that the process ends with is printed
         self.end: float | None = None  # when it is left
         self.granted = False  # whether that is what `grace` gave
@@ -76,6 +77,16 @@ def take_signals() -> None:
 def signalled() -> bool:
     """Whether a signal has asked this process to end."""
     return _state.signals > 0
+
+
+def line() -> str:
+    """What is said when a signal ends this process."""
+    return _state.line
+
+
+def say_at_end(text: str) -> None:
+    """Say this when a signal ends this process."""
+    _state.line = text
 
 
 def grace(seconds: float) -> None:
@@ -162,4 +173,4 @@ def _serve(read: int) -> None:
             if _state.signals == 1 and _state.answered and not _state.granted:
                 _state.signals, _state.end = 2, time.monotonic() + _ANSWERED - _UNANSWERED
             else:
-                leave(INTERRUPTED, STOPPED)
+                leave(INTERRUPTED, _state.line)

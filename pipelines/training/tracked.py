@@ -31,3 +31,12 @@ def open_run(config: Config, folder: RunFolder, *, uri: str | None = None) -> tr
 def note(folder: RunFolder, run: tracking.Run) -> None:
     """Note in a run's folder which MLflow run is its own, and in which store."""
     folder.write_info(run_id=run.id, page=run.page, **{location.ENTRY: location.recorded(run.uri, folder)})
+
+
+def untracked(run: tracking.Run, folder: RunFolder) -> str:
+    """What MLflow lacks of a run that has ended, and what to do, on one line; "" if it has everything."""
+    if not run.unsent:
+        return ""
+    why = f" ({run.away})" if run.away else ""
+    waiting = f"{run.unsent} records wait in {folder.place} for MLflow{why}"
+    return f"{waiting}; the same command sends them once it answers"

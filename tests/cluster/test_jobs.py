@@ -356,6 +356,33 @@ def test_relative_paths_of_any_verb_mean_nothing_there(words: str, message: str)
 @pytest.mark.parametrize(
     "words",
     [
+        "train --recipe demo data.root=~/photos train.storage=/s",
+        "train --recipe demo data.root=/d train.storage=~/photos",
+        "train --recipe demo data.root=/d train.storage=/s evaluate.segmenters_weights=[/w,~/photos]",
+        "train --recipe demo data.root=/d train.storage=/s data.labels=~/photos",
+        "train --recipe demo data.root=/d train.storage=/s tracking.uri=~/photos",
+        "table --recipes demo demo:data.root=~/photos:train.lr=1 --data /d train.storage=/s",
+        "evaluate /s/first data.root=~/photos",
+        "train --config own.yaml train.storage=/s",
+        "study plan.yaml train.storage=/s",
+        "tune --recipe demo --space space.yaml data.root=/d train.storage=/s",
+    ],
+)
+def test_a_home_folder_is_another_there(words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.yaml").write_text("data: {root: ~/photos}\n")
+    Path("plan.yaml").write_text(
+        "settings: {data: {a: {data.root: /d}, b: {data.root: ~/photos}}}\nobjectives: {L1: {loss.weight: 0}}\n"
+    )
+    Path("space.yaml").write_text("loss.features_weights: [random, ~/photos]\n")
+    with pytest.raises(ConfigError, match="^.*~/photos.*: ~ is another folder in the job") as error:
+        arguments.for_cluster(words.split())
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
         "prepare /photos /s/shards --labels camvid",
         "evaluate models:/net@best evaluate.limit=1 tracking.uri=http://mlflow:5000",
         "evaluate s3://bucket/runs/first --out /s/r.json data.root=/photos",
@@ -514,6 +541,23 @@ def test_code_that_several_rows_of_a_table_name_is_sent_once(tmp_path: Path, mon
     assert arguments.for_cluster(rows)[1] == [tmp_path / "minenet.py"]
 
 
+def test_code_that_a_space_names_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("minenet", "minephi"):
+        (tmp_path / f"{name}.py").write_text("def net(): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    Path("space.yaml").write_text(
+        "model.name: [ffdnet, 'minenet:net']\n"
+        "loss.features: [squeezenet1_0.fire3, [squeezenet1_0.fire3, 'minephi:net.layer1']]\n"
+        "train.lr: {low: 1e-5, high: 1e-3, log: true}\n"
+    )
+    words = ["tune", *TRAIN[1:], "--space", "space.yaml", "--trust"]
+    assert arguments.for_cluster(words) == (
+        words,
+        [Path("space.yaml"), *(tmp_path / f"{n}.py" for n in ("minenet", "minephi"))],
+    )
+
+
 def test_where_runs_are_logged_travels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     assert jobs._variables({}, TRAIN) == {"MLFLOW_TRACKING_URI": "http://mlflow:5000"}
@@ -565,11 +609,39 @@ def test_data_does_not_travel(tmp_path: Path) -> None:
     with pytest.raises(WorkingDirError, match=too_much) as error, working_dir.working_directory([tmp_path]):
         pass
     assert "\n" not in str(error.value)
-    with pytest.raises(WorkingDirError, match="--include none: "), working_dir.working_directory(["none"]):
+    with pytest.raises(WorkingDirError, match="^none: "), working_dir.working_directory(["none"]):
         pass
     (tmp_path / "d2sm").mkdir()
-    with pytest.raises(WorkingDirError, match="--include .*d2sm"), working_dir.working_directory([tmp_path / "d2sm"]):
+    with pytest.raises(WorkingDirError, match="/d2sm: .*a d2sm;"), working_dir.working_directory([tmp_path / "d2sm"]):
         pass
+
+
+def test_what_links_lead_to_is_measured_before_it_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "photo.png").write_bytes(b"0" * (working_dir.LIMIT + 1))
+    mine = tmp_path / "mine"
+    (mine / "part").mkdir(parents=True)
+    (mine / "part" / "net.py").write_text("x = 1\n")
+    (mine / ".cache").symlink_to(tmp_path / "data")  # not copied
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "more.py").write_text("x = 1\n")
+    (mine / "other").symlink_to(tmp_path / "other")
+    with working_dir.working_directory([mine]) as folder:
+        assert {str(path.relative_to(folder / "mine")) for path in (folder / "mine").rglob("*") if path.is_file()} == {
+            "part/net.py", "other/more.py"
+        }  # fmt: skip
+    monkeypatch.setattr(working_dir.shutil, "copytree", pytest.fail)
+    (mine / "data").symlink_to(tmp_path / "data")
+    for place, message in (
+        (tmp_path / "data", r"10 MB.*mine/data/photo\.png, 10\.0 MB"),
+        (tmp_path / "gone", "mine/data: is a link to nothing"),
+        (mine, f"mine/data: is a link to {mine}, a folder that holds it"),
+    ):
+        (mine / "data").unlink()
+        (mine / "data").symlink_to(place)
+        with pytest.raises(WorkingDirError, match=message) as error:
+            working_dir._add(mine, tmp_path / "job")
+        assert "\n" not in str(error.value)
 
 
 def test_the_pins_are_read() -> None:

@@ -97,3 +97,19 @@ def test_a_node_that_does_not_join_is_ended_and_not_counted(
         nodes.add(cpus=1)
     assert nodes.read() == head
     assert [process.pid for process in nodes.ours(head)] == list(head.sessions)
+
+
+def test_each_try_has_a_folder_of_its_own_for_this_user_alone(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first try's is removed, so the second must not take one of its name that somebody made meanwhile."""
+    script = tmp_path / "python"
+    script.write_text(f'#!/bin/sh\nstat -c "%a %n" "$PWD" >> {tmp_path}/seen\n')  # in place of Ray, which ends at once
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    monkeypatch.setenv("HOME", str(tmp_path))  # whose token is nobody's
+    with pytest.raises(nodes.NodesError, match="did not start: node 0 ended"):
+        nodes.up(1, port=0, dashboard_port=0)
+    seen = [line.split() for line in (tmp_path / "seen").read_text().splitlines()]
+    assert [mode for mode, _ in seen] == ["700", "700"]
+    assert len({folder for _, folder in seen}) == 2 and not any(Path(folder).exists() for _, folder in seen)

@@ -13,7 +13,7 @@ import pytest
 
 from cluster.cli.main import main
 from d2sm.objectives import TERMS
-from pipelines.check import Check, NotReady, check, check_used, unused
+from pipelines.check import Check, NotReady, check, check_used, unused, unused_in_evaluation, unused_untested
 from pipelines.config import Config, ConfigError, keys_only_for
 from pipelines.data.images import DataError, write_png
 from pipelines.data.index import fingerprint, index
@@ -170,6 +170,39 @@ def test_a_network_with_dropout_is_said_to_depend_on_the_workers(flat: Path, tmp
     names = {"model.name": "tests.foreign.tiny_network:dropout", "data.crop_size": 64, "train.num_workers": 1}
     check(stranger(flat, tmp_path / "runs", **names), say=said.append)
     assert len([line for line in said if "other train.num_workers give another result" in line]) == 1
+
+
+@pytest.mark.parametrize("changes, wrong", [
+    ({"tracking.register_as": "net", "tracking.alias": "best"}, ["tracking.register_as=net"]),
+    ({"evaluate.lpips": "vgg16", "evaluate.sigmas": [25]}, ["evaluate.sigmas=[25.0]", "evaluate.lpips=vgg16"]),
+    ({"evaluate.sigmas": [25], "train.validate_every": 9}, []),
+    ({"evaluate.segmenter": None, "tracking.register_as": "", "train.lr": 1}, []),
+])  # fmt: skip
+def test_a_training_alone_refuses_what_was_asked_for_after_it(
+    changes: dict[str, Any], wrong: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = Config().replace(changes)
+    assert list(unused_untested(config, ())) == []
+    assert [str(reason).partition(": ")[0] for reason in unused_untested(config, changes)] == wrong
+    words = [f"{key}={'' if value is None else value}" for key, value in changes.items()]
+    for dry in ([], ["--dry-run"]) if wrong else ():
+        asked = ["train", "--recipe", "ffdnet_l1_cpu", "--no-evaluate", *dry, "data.root=/nowhere", *words]
+        assert main(asked) == 2
+        said = capsys.readouterr().err.splitlines()
+        assert [line.partition("d2sm: ")[2].partition(": ")[0] for line in said] == wrong
+        assert all("--no-evaluate" in line for line in said)
+
+
+@pytest.mark.parametrize("key, value, used", [
+    ("data.root", "/photos", True), ("noise.sigma", [5, 50], True), ("degrade.chain", "jpeg:10", True),
+    ("tracking.experiment", "other", True), ("train.gpus_per_worker", 0.5, True), ("loss.segmenter", "a:b", True),
+    ("loss.weight", 3, False), ("train.lr", 1e-5, False), ("model.width", 8, False),
+    ("tracking.register_as", "net", False), ("tracking.alias", "best", False),
+])  # fmt: skip
+def test_an_evaluation_refuses_keys_of_a_training(key: str, value: Any, used: bool) -> None:
+    config = Config().replace({key: value})
+    assert list(unused_in_evaluation(config, ())) == []
+    assert [str(reason).partition("=")[0] for reason in unused_in_evaluation(config, [key])] == ([] if used else [key])
 
 
 def test_pairs_of_an_unknown_level_are_for_networks_that_need_none(flat: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torchvision
 
+from cluster.cli.main import main
 from pipelines.config import ConfigError
 from pipelines.data.images import write_png
 from pipelines.data.index import fingerprint
@@ -136,6 +137,14 @@ def test_images_that_changed_in_their_place_are_other_images(made: Path, run: Ru
     (root / "leftImg8bit/val/ulm/0_leftImg8bit.png").unlink()
     done = evaluated(run)
     assert done.path != run.results_file and "other images" in done.notes[0]
+
+
+def test_keys_that_an_evaluation_does_not_use_are_refused(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    before = run.results_file.read_bytes()
+    assert main(["evaluate", str(run.path), "loss.weight=3", "tracking.register_as=net", "--trust"]) == 2
+    first, second = sorted(capsys.readouterr().err.splitlines())
+    assert "loss.weight=3.0: " in first and "tracking.register_as=net: " in second and "models register" in second
+    assert run.results_file.read_bytes() == before
 
 
 def test_an_earlier_checkpoint_is_not_the_run(run: RunFolder) -> None:

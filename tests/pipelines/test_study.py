@@ -160,6 +160,7 @@ def test_the_data_may_be_an_axis_of_any_place(tmp_path: Path) -> None:
         ({"objectives": {"L1": {"loss.weight": [3, 3]}}}, "would both be the run noise50-small-L1-3-seed0"),
         ({"objectives": {"L1 3": {}, "L1": {"loss.weight": [3, 30]}}}, "would both be the run"),
         ({"objectives": {"start": {}}}, "objectives: start: "),
+        ({"start": {"tracking.register_as": "m"}}, "start: tracking.register_as=m: a study registers no model"),
     ],
 )
 def test_a_wrong_plan_is_one_line(

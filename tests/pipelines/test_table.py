@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from cluster.cli.arguments import given_keys, table_given
+from cluster.cli.arguments import needed, table_given
 from cluster.cli.main import main
 from cluster.cli.parser import parser
-from pipelines import evaluate, experiment, parallel, table
+from pipelines import evaluate, experiment, parallel, table, tracking
 from pipelines.comparison import render
 from pipelines.comparison.rows import FinishedRun, RunsError, label, read_run
 from pipelines.config import Config
@@ -26,7 +26,9 @@ from pipelines.recipes import recipe, recipes
 from pipelines.runs import checkpoint
 from pipelines.runs.folder import RunFolder
 from pipelines.runtime.progress import Line
+from pipelines.tracking.outbox import UNSENT
 from pipelines.tracking.store import TrackingError
+from pipelines.training import tracked
 from tests.conftest import tiny_config
 from tests.helpers.finished_runs import results, write_run
 from tests.helpers.stores import new_store
@@ -62,6 +64,8 @@ def test_rows_are_recipes_patterns_and_recipes_with_other_keys() -> None:
         (["--recipes", "ffdnet_l1_cpu:loss.queue=1"], "loss.queue"),
         (["--recipes", "ffdnet_l1_cpu", "ffdnet_l1*"], "ffdnet_l1*: the row ffdnet_l1_cpu"),
         (["--recipes", "ffdnet_l1_cpu", "--seeds", "0"], "seeds=0: "),
+        (["--recipes", "ffdnet_l1_cpu", "tracking.alias=best"], "tracking.alias=best: a table registers no model"),
+        (["--recipes", "ffdnet_l1_cpu:tracking.register_as=m"], "tracking.register_as=m: a table registers no model"),
         (["--recipes", "ffdnet_l1_cpu", "--name", "../up"], "name='../up': "),
         (["--recipes", "ffdnet_l1_cpu", "train.storage=s3://bucket"], "train.storage=s3://bucket: "),
     ],
@@ -146,6 +150,31 @@ def test_what_is_finished_is_not_repeated(tmp_path: Path, capsys: pytest.Capture
     assert {file.path for file in client.list_artifacts(run.info.run_id)} == {render.TEXT, render.JSON}
 
 
+def test_what_mlflow_lacks_of_a_finished_run_is_sent_by_the_same_command_or_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = new_store(tmp_path)
+    keys = {"model.width": 4, "model.depth": 3, "train.storage": str(tmp_path), "data.root": str(tmp_path)}
+    rows = table.rows_of(["ffdnet_l1_cpu"], keys)
+    (config,) = table.runs_of(rows, name="t", seeds=1)
+    folder = RunFolder.at(write_run(RunFolder.of(config).path, config, results(27)))
+    with tracking.open_run(config, run_dir=folder.path, tags={}) as own:
+        tracked.note(folder, own)
+    with tracking.reopen(own.id, uri="http://127.0.0.1:9", run_dir=folder.path, page="", step=7) as away:
+        away.results({"psnr.sigma25": 27.0})
+    assert "1 records wait in" in tracked.untracked(away, folder) and (folder.path / UNSENT).exists()
+    shutil.copytree(folder.path, tmp_path / "kept")
+    assert table.table(rows, name="t", seeds=1, quiet=True).untracked == {}
+    assert not (folder.path / UNSENT).exists()
+    assert MlflowClient(uri).get_run(own.id).data.metrics["psnr.sigma25"] == 27
+    shutil.copytree(tmp_path / "kept", folder.path, dirs_exist_ok=True)
+    MlflowClient(uri).delete_run(own.id)
+    words = ["table", "--recipes", "ffdnet_l1_cpu", "--name", "t", "--seeds", "1", "--quiet"]
+    assert main([*words, *(f"{key}={value}" for key, value in keys.items())]) == 1
+    said = capsys.readouterr().err
+    assert f"d2sm: {config.train.name}: " in said and own.id in said and (folder.path / UNSENT).exists()
+
+
 def test_rows_that_are_not_evaluated_alike_are_refused_before_the_first_run(scenes_root: Path, tmp_path: Path) -> None:
     """Of what is missing, and of what has finished: no run, no Ray, no MLflow store."""
     noise = tiny(scenes_root, tmp_path, evaluate__segmenter=None, model__width=4)
@@ -217,6 +246,8 @@ def test_done_means_trained_and_measured_as_asked_now(tmp_path: Path, changes: d
     (config,) = table.runs_of(table.rows_of(["ffdnet_l1_cpu"], small), name="t", seeds=1)
     write_run(RunFolder.of(config).path, config, results())
     assert parallel.is_done(config.replace(changes)) is not again
+    RunFolder.of(config).write_info(completed=False)
+    assert not parallel.is_done(config.replace(changes))
 
 
 def test_another_evaluation_of_a_run_is_done_once_it_has_been_made(scenes_root: Path, tmp_path: Path) -> None:
@@ -269,14 +300,13 @@ def test_the_typed_keys_of_each_row_are_known(tmp_path: Path) -> None:
     ]
     args = parser().parse_args([*words, "train.epochs=2"])
     common = {"train.lr", "train.epochs", "data.root"}
-    assert table_given(args) == [common, common | {"data.layout"}] and given_keys(args) == common
+    assert table_given(args) == [given for _, given in needed(args)] == [common, common | {"data.layout"}]
     plan = tmp_path / "plan.yaml"
     plan.write_text(
         "keys: {data.layout: cityscapes}\nsettings: {one: {a: {data.root: /d}}}\nobjectives: {L1: {loss.l1: 1}}\n"
     )
-    assert given_keys(parser().parse_args(["study", str(plan), "train.lr=1"])) == {
-        "data.layout", "data.root", "loss.l1", "train.lr"
-    }  # fmt: skip
+    ((_, given),) = needed(parser().parse_args(["study", str(plan), "train.lr=1"]))
+    assert given == {"data.layout", "data.root", "loss.l1", "train.lr"}
 
 
 @pytest.mark.slow
@@ -293,6 +323,24 @@ def test_a_run_that_fails_is_said_and_the_others_stand(
     found = {run.info.run_name: run for run in client.search_runs(["1"])}
     assert found[row.runs[0].name].info.status == "FINISHED" and found[name].info.status == "FAILED"
     assert found[row.runs[0].name].data.tags["mlflow.parentRunId"] == found["t"].info.run_id
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_after_its_evaluation_is_tried_again(
+    ray_session: None, scenes_root: Path, tmp_path: Path
+) -> None:
+    new_store(tmp_path)
+    row = tiny(scenes_root, tmp_path, evaluate__pictures=1, train__max_steps=1, evaluate__limit=1)
+    (config,) = table.runs_of([row], name="t", seeds=1)
+    folder = RunFolder.of(config)
+    folder.path.mkdir(parents=True)
+    folder.pictures.touch()  # in the way of the pictures
+    outcome = table.table([row], name="t", seeds=1, quiet=True)
+    assert list(outcome.failed) == [config.train.name] and len(outcome.rows) == 1
+    assert not parallel.is_done(config) and parallel.finished(config)
+    folder.pictures.unlink()
+    assert not table.table([row], name="t", seeds=1, quiet=True).failed
+    assert parallel.is_done(config) and list(folder.pictures.iterdir())
 
 
 @pytest.mark.long

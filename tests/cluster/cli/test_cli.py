@@ -23,6 +23,7 @@ from pipelines.data.images import write_png
 from pipelines.networks.models import build
 from pipelines.recipes import recipes
 from pipelines.runs import checkpoint
+from pipelines.runtime import leaving
 
 ROOT = Path(__file__).resolve().parents[3]
 SMALL = ["model.width=8", "model.depth=3", "loss.features=squeezenet1_0.fire3", "loss.features_weights=random",
@@ -296,3 +297,21 @@ def test_an_error_of_ray_itself_is_one_line(
         "d2sm: Ray ended the work: 4 worker(s) were killed due to the node running low on memory. (-v shows all of it)"
         "; the last complete checkpoint is kept, and the same command resumes"
     )
+
+
+@pytest.mark.parametrize(
+    "words, line",
+    [
+        (["jobs", "wait", "x"], "stopped; the job is left as it is"),
+        (["models", "list"], "stopped"),
+        (["train", "--recipes"], leaving.STOPPED),
+    ],
+)
+def test_ctrl_c_says_what_is_kept(
+    words: list[str], line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(args: object) -> int:
+        raise KeyboardInterrupt
+
+    assert main(words, first=interrupted) == leaving.INTERRUPTED
+    assert capsys.readouterr().err == f"d2sm: {line}\n"

@@ -161,3 +161,11 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--version"])
     assert end.value.code == 0
     assert capsys.readouterr().out == f"d2sm {d2sm.__version__}\n"
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "many"])
+def test_memory_of_a_job_is_a_number_of_bytes(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert parser().parse_args(["submit", "--memory", "1000", "--", "check"]).memory == 1000
+    with pytest.raises(SystemExit):
+        parser().parse_args(["submit", f"--memory={text}", "--", "check"])
+    assert f"--memory: '{text}': give a number of bytes" in capsys.readouterr().err
