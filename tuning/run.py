@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ray import tune
+from ray.tune.schedulers import TrialScheduler
 
 from pipelines import config as configs
 from pipelines import parsing
@@ -189,6 +190,7 @@ def _search(sweep: Sweep, candidates: Candidates, at_once: int, *, quiet: bool, 
     place = str(sweep.folder / _TUNE)
     if tune.Tuner.can_restore(place):
         tuner = tune.Tuner.restore(place, trainable=trainable, resume_unfinished=True)
+        private.replace_scheduler(tuner, _scheduler(sweep))  # Ray Tune takes the pickled one, as it was at the start
         searcher, callbacks = private.parts_of(tuner)
         for callback in callbacks:
             if isinstance(callback, live.Live):
@@ -199,6 +201,11 @@ def _search(sweep: Sweep, candidates: Candidates, at_once: int, *, quiet: bool, 
         tuner = _new_tuner(sweep, candidates, at_once, trainable, quiet=quiet)
     provenance.mark(sweep.folder / _TUNE, _TUNER)  # written once, before the first trial
     return interrupt.fit(tuner, sweep.name)
+
+
+def _scheduler(sweep: Sweep) -> TrialScheduler:
+    metric = sweep.metrics[0]
+    return search.scheduler_of(sweep.scheduler, sweep.space, metric, trials.mode(metric), sweep.budgets[-1])
 
 
 def _new_tuner(sweep: Sweep, candidates: Candidates, at_once: int, trainable: Any, *, quiet: bool) -> tune.Tuner:
@@ -222,11 +229,12 @@ def _new_tuner(sweep: Sweep, candidates: Candidates, at_once: int, trainable: An
     else:
         numbered = [{"number": number, "point": point} for number, point in enumerate(candidates.points)]
         param_space = {"folder": folder, "trial": tune.grid_search(numbered)}
-    scheduler = search.scheduler_of(sweep.scheduler, sweep.space, sweep.metrics[0], modes[0], sweep.budgets[-1])
     return tune.Tuner(
         trainable,
         param_space=param_space,
-        tune_config=tune.TuneConfig(scheduler=scheduler, trial_dirname_creator=lambda t: t.trial_id, **options),
+        tune_config=tune.TuneConfig(
+            scheduler=_scheduler(sweep), trial_dirname_creator=lambda t: t.trial_id, **options
+        ),
         run_config=tune.RunConfig(
             name=_TUNE,
             storage_path=folder,
