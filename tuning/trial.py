@@ -103,6 +103,11 @@ def settings_of(folder: Path) -> Settings:
     return found
 
 
+def step_at(budget: int, whole: int, steps: int) -> int:
+    """The step at which a trial of so many steps is measured after this part of the whole budget."""
+    return max(1, steps * budget // whole)
+
+
 class Trial(tune.Trainable):
     """What Ray Tune runs; one `step` trains up to the next point at which the trial is measured, and measures it.
 
@@ -204,7 +209,7 @@ class Trial(tune.Trainable):
         return [metric for metric in self.settings["metrics"] if metric not in metrics]
 
     def _measure(self, config: Config, budget: int, whole: int) -> dict[str, float]:
-        part = config.replace({"train.max_steps": max(1, self.total_steps * budget // whole)})
+        part = config.replace({"train.max_steps": step_at(budget, whole, self.total_steps)})
         with RunFolder.of(part).owned():
             return self._measure_owned(part, ends=budget == whole)
 
