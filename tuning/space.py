@@ -175,12 +175,19 @@ def check_trusted(space: Space, source: str, *, given: Mapping[str, Any], trust:
     if trust or source in SPACES or is_made_here(Path(source)):
         return
     named = {name for _, name in code_in(given)}
-    for key, name in (found for values in listed(space) for found in code_in(values)):
+    for key, name in (found for values in listed(space) for found in _code_in(values)):
         if name not in named:
             raise TrustError(
                 f"{key}={name}: {source} asks to import and run this, and was not made here by you; if you know the "
                 "code, trust the file with --trust"
             )
+
+
+def _code_in(values: dict[str, Any]) -> list[tuple[str, str]]:
+    try:
+        return code_in(values)
+    except ValueError:  # a value that cannot be read imports nothing; it is refused, or left out, later
+        return []
 
 
 def listed(space: Space) -> Iterator[dict[str, Any]]:

@@ -196,7 +196,7 @@ def check(sweep: Sweep) -> Candidates:
         chosen = valid or points + [{**points[0], **value} for value in space.listed(sweep.space)]
         chosen = [point for point in chosen if why_not(point) is None]
     _check_reports(sweep, chosen, ready.training.num_rows)
-    for title, point in _representatives(sweep.space, chosen).items():
+    for title, point in _representatives(sweep, chosen).items():
         attempt(partial(_check_point, sweep, title, point))
     refuse(reasons)
     excluded = f"{len(wrong)} of {len(combinations)} combinations left out, such as {wrong[0]}" if wrong else ""
@@ -205,40 +205,41 @@ def check(sweep: Sweep) -> Candidates:
     )
 
 
-def _representatives(searched: Space, points: Sequence[Point]) -> dict[str, Point]:
-    """The points whose configurations need something that the base does not, with what that is, as key=value.
+def _representatives(sweep: Sweep, points: Sequence[Point]) -> dict[str, Point]:
+    """The points whose configurations need something that the base does not, by what that is, as key=value.
 
     That is one for each value that is or may hold a name (of a network, a layer, a split, ...), or an option of
-    somebody's own network; and one in which each term that is searched is on.
+    somebody's own network; and one in which each term is on that is off in the base.
     """
-    weights = {f"loss.{term.weight_key}" for term in TERMS.values()}
-    found: dict[str, Point] = {}
+    off = {key for term in TERMS.values() if not sweep.base.flat()[key := f"loss.{term.weight_key}"]}
+    asked: set[str] = set()
+    found: dict[str, tuple[str, Point]] = {}
     for point in points:
         for key, value in point.items():
             named = isinstance(value, (str, list, tuple)) or configs.owner(key) != key
-            if named and isinstance(searched[key], list):
-                found.setdefault(f"{key}={value}", point)
-            elif key in weights and value and not any(title.startswith(f"{key}=") for title in found):
-                found[f"{key}={value}"] = point
-    return found
+            title = f"{key}={value}"
+            about = title if named and isinstance(sweep.space[key], list) else key if key in off and value else None
+            if about is not None and about not in asked:
+                asked.add(about)
+                found.setdefault(space.identity(point), (title, point))
+    return dict(found.values())
 
 
 def _check_point(sweep: Sweep, title: str, point: Point) -> None:
     """Check a point as its trial will be checked.
 
     Args:
-        title: the key and the value that it is checked for.
+        title: a key and a value that it is checked for.
 
     Raises:
         SpaceError: what speaks against it.
-        NotReady: if that is more than one reason. Each line names the key.
+        NotReady: if that is more than one reason. Each line names a key.
     """
     try:
         check_run(sweep.configuration(point), evaluates=False, given=splits.SETTLED, say=lambda line: None)
     except (ValueError, OSError) as error:
-        key = title.partition("=")[0]
         lines = error.reasons if isinstance(error, NotReady) else [one_line(error, None)]
-        lines = [line if key in line else f"{title}: {line}" for line in lines]
+        lines = [line if any(key in line for key in point) else f"{title}: {line}" for line in lines]
         raise (SpaceError(*lines) if len(lines) == 1 else NotReady(*lines)) from None
 
 

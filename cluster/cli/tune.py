@@ -61,14 +61,14 @@ def run_tune(args: argparse.Namespace) -> int:
             f"{sweep.name}: no trial finished; the table says why, and a sweep tries none of them again; choose "
             "another --name"
         )
-    best = whole.replace({**outcome.best.point, "train.name": _name_of_best(sweep)})
-    # best.yaml has the epochs of the trials
-    longer = f" train.epochs={best.train.epochs}" if outcome.sweep.base.train.epochs != whole.train.epochs else ""
+    # best.yaml has the epochs of the trials.
+    longer = f" train.epochs={whole.train.epochs}" if base.train.epochs != whole.train.epochs else ""
     show(f"best    trial {outcome.best.number:03d}: d2sm train --config {outcome.sweep.folder / 'best.yaml'}{longer}")
     if not args.retrain_best:
         return 0
     from pipelines import experiment
 
+    best = whole.replace({**outcome.best.point, "train.name": _name_of_best(sweep)})
     return print_outcome(
         experiment.run(best, quiet=args.quiet, verbose=args.verbose, given=given | outcome.best.point.keys())
     )
