@@ -157,7 +157,7 @@ def _trials(sweep: Sweep, candidates: Candidates) -> int:
     if candidates.points is not None:
         return len(candidates.points)
     assert sweep.trials is not None  # as `Sweep` requires
-    return sweep.trials if candidates.count is None else min(sweep.trials, candidates.count)
+    return sweep.trials if candidates.valid is None else min(sweep.trials, candidates.valid)
 
 
 def _announcement(sweep: Sweep, candidates: Candidates, at_once: int) -> str:

@@ -150,8 +150,9 @@ def _number(end: Any) -> Any:
 
 def is_whole(key: str) -> bool:
     """Whether a key takes whole numbers only; False for one that there is not."""
-    kinds = (field := configs.keys().get(key)) and (get_args(field.annotation) or (field.annotation,))
-    return bool(kinds) and int in kinds and float not in kinds
+    field = configs.keys().get(key)
+    kinds = () if field is None else get_args(field.annotation) or (field.annotation,)
+    return int in kinds and float not in kinds
 
 
 def to_tree(space: Space) -> dict[str, Any]:

@@ -96,13 +96,13 @@ class Candidates(NamedTuple):
         excluded: how many combinations are no valid configuration, with an example; "" if all are valid, or if there
             are too many to look at each (`space.LISTED`).
         reason: why a further point is not valid.
-        count: how many valid combinations there are; None if there are too many to look at each.
+        valid: how many valid combinations there are; None if there are too many to look at each.
     """
 
     points: list[Point] | None
     excluded: str
     reason: Reason
-    count: int | None
+    valid: int | None
 
 
 class Reason:

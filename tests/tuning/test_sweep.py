@@ -332,21 +332,21 @@ def test_a_wrong_sweep_is_one_line(changes: dict[str, Any], message: str, scenes
 
 def test_what_is_left_out_is_said(scenes_root: Path, tmp_path: Path) -> None:
     space = {"loss.weight": [1.0], "loss.queue_size": [8, 64], "loss.patch_size": [None, 32, 40]}
-    points, excluded, _, count = check(tiny_sweep(scenes_root, tmp_path, space=space))
+    points, excluded, _, valid = check(tiny_sweep(scenes_root, tmp_path, space=space))
     assert points == [
         {"loss.weight": 1.0, "loss.queue_size": 8, "loss.patch_size": None},
         {"loss.weight": 1.0, "loss.queue_size": 64, "loss.patch_size": None},
         {"loss.weight": 1.0, "loss.queue_size": 64, "loss.patch_size": 32},
     ]
-    assert count == 3 and excluded.startswith("3 of 6 combinations left out, such as loss.queue_size=8: ")
+    assert valid == 3 and excluded.startswith("3 of 6 combinations left out, such as loss.queue_size=8: ")
 
 
 @pytest.mark.parametrize("search", ["random", "optuna"])
 def test_a_large_space_is_not_looked_through(search: str, scenes_root: Path, tmp_path: Path) -> None:
     space = {f"loss.{key}": [value / 100 for value in range(1, 41)] for key in ("weight", "l1", "ssim", "mse")}
-    points, excluded, _, count = check(tiny_sweep(scenes_root, tmp_path, space=space, search=search, trials=4))
+    points, excluded, _, valid = check(tiny_sweep(scenes_root, tmp_path, space=space, search=search, trials=4))
     assert (points is None or len(points) == 4) and not excluded
-    assert count is None
+    assert valid is None
 
 
 def test_optuna_has_no_more_trials_than_the_space_points(scenes_root: Path, tmp_path: Path) -> None:
