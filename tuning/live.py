@@ -58,6 +58,10 @@ class Live(Callback):
 
     def on_experiment_end(self, trials: list[TuneTrial], **_: Any) -> None:
         # The states of the trials are not read again here: after Ctrl-C, Ray Tune counts all of them as terminated.
+        self.close()
+
+    def close(self) -> None:
+        """Leave the last table where it stands, and show the terminal's cursor again."""
         if self.screen is not None:
             self.screen.stop()
 

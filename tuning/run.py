@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ray import tune
+from ray.tune.schedulers import TrialScheduler
 
 from pipelines import config as configs
 from pipelines import parsing
@@ -22,7 +23,7 @@ from pipelines.runtime import files, private, provenance, resources
 from pipelines.runtime.resources import runs_that_fit
 from pipelines.text import counted, show
 from tuning import interrupt, live, mlflow_run, search, trial, trials
-from tuning.space import Point, SpaceError
+from tuning.space import SpaceError
 from tuning.sweep import Candidates, Sweep, check, resolved
 from tuning.trials import TrialSummary
 
@@ -88,7 +89,7 @@ def _run(sweep: Sweep, *, concurrent: int | None, quiet: bool, verbose: bool) ->
     candidates = check(sweep)
     at_once = runs_that_fit([sweep.base], concurrent, verbose=verbose)
     resources.check(sweep.base)
-    _open_folder(sweep, candidates.points)
+    _open_folder(sweep, _trials(sweep, candidates))
     if not quiet:
         show(_announcement(sweep, candidates, at_once))
         if warning := _early_judgement(sweep, candidates.reason.items.num_rows):
@@ -122,8 +123,11 @@ def _check_trusted(sweep: Sweep, trust: bool) -> None:
         )
 
 
-def _open_folder(sweep: Sweep, points: Sequence[Point] | None) -> None:
+def _open_folder(sweep: Sweep, count: int) -> None:
     """Make the sweep's folder, or make sure that it is this sweep's.
+
+    Args:
+        count: of its trials.
 
     Raises:
         SpaceError: the name belongs to another sweep; names what differs.
@@ -144,20 +148,20 @@ def _open_folder(sweep: Sweep, points: Sequence[Point] | None) -> None:
     sweep.folder.mkdir(parents=True, exist_ok=True)
     provenance.mark(sweep.folder)
     sweep.base.save(sweep.folder / trial.BASE)
-    derived = {"count": _trials(sweep, points), "budgets": sweep.budgets, "evaluates": sweep.evaluates}
+    derived = {"count": count, "budgets": sweep.budgets, "evaluates": sweep.evaluates}
     files.write_text(saved, json.dumps({**settings, **derived}, indent=2))  # last: it says that the sweep exists
 
 
-def _trials(sweep: Sweep, points: Sequence[Point] | None) -> int:
-    """How many a sweep has: those that are listed, else as many as were asked for."""
-    if points is not None:
-        return len(points)
+def _trials(sweep: Sweep, candidates: Candidates) -> int:
+    """How many a sweep has: those that are listed, else as many as were asked for and the space holds."""
+    if candidates.points is not None:
+        return len(candidates.points)
     assert sweep.trials is not None  # as `Sweep` requires
-    return sweep.trials
+    return sweep.trials if candidates.valid is None else min(sweep.trials, candidates.valid)
 
 
 def _announcement(sweep: Sweep, candidates: Candidates, at_once: int) -> str:
-    count = _trials(sweep, candidates.points)
+    count = _trials(sweep, candidates)
     fewer = f" ({sweep.trials} asked for, but the space has no more)" if sweep.trials and count != sweep.trials else ""
     line = (
         f"sweep {sweep.name}: {counted(count, 'trial')}{fewer}, {at_once} at a time, {sweep.search} search, scheduler "
@@ -168,7 +172,7 @@ def _announcement(sweep: Sweep, candidates: Candidates, at_once: int) -> str:
 
 def _early_judgement(sweep: Sweep, images: int) -> str | None:
     """A warning if trials are first compared before their differences can show."""
-    first = plan.total_steps(sweep.base, images) * sweep.budgets[0] // sweep.budgets[-1]
+    first = trial.step_at(sweep.budgets[0], sweep.budgets[-1], plan.total_steps(sweep.base, images))
     warmup = sweep.base.train.warmup_steps
     if sweep.scheduler == "none" or first > warmup:
         return None
@@ -189,16 +193,26 @@ def _search(sweep: Sweep, candidates: Candidates, at_once: int, *, quiet: bool, 
     place = str(sweep.folder / _TUNE)
     if tune.Tuner.can_restore(place):
         tuner = tune.Tuner.restore(place, trainable=trainable, resume_unfinished=True)
-        searcher, callbacks = private.parts_of(tuner)
-        for callback in callbacks:
-            if isinstance(callback, live.Live):
-                callback.concurrent, callback.quiet = at_once, quiet
+        private.replace_scheduler(tuner, _scheduler(sweep))  # Ray Tune takes the pickled one, as it was at the start
+        searcher, _ = private.parts_of(tuner)
         if isinstance(searcher, search.ConcurrencyLimiter):  # not in a sweep that an earlier version started
             searcher.max_concurrent = at_once
     else:
         tuner = _new_tuner(sweep, candidates, at_once, trainable, quiet=quiet)
+    shown = [callback for callback in private.parts_of(tuner)[1] if isinstance(callback, live.Live)]
+    for table in shown:
+        table.concurrent, table.quiet = at_once, quiet
     provenance.mark(sweep.folder / _TUNE, _TUNER)  # written once, before the first trial
-    return interrupt.fit(tuner, sweep.name)
+    try:
+        return interrupt.fit(tuner, sweep.name)
+    finally:  # after a second Ctrl-C, Ray Tune does not call `on_experiment_end`
+        for table in shown:
+            table.close()
+
+
+def _scheduler(sweep: Sweep) -> TrialScheduler:
+    metric = sweep.metrics[0]
+    return search.scheduler_of(sweep.scheduler, sweep.space, metric, trials.mode(metric), sweep.budgets[-1])
 
 
 def _new_tuner(sweep: Sweep, candidates: Candidates, at_once: int, trainable: Any, *, quiet: bool) -> tune.Tuner:
@@ -222,11 +236,10 @@ def _new_tuner(sweep: Sweep, candidates: Candidates, at_once: int, trainable: An
     else:
         numbered = [{"number": number, "point": point} for number, point in enumerate(candidates.points)]
         param_space = {"folder": folder, "trial": tune.grid_search(numbered)}
-    scheduler = search.scheduler_of(sweep.scheduler, sweep.space, sweep.metrics[0], modes[0], sweep.budgets[-1])
     return tune.Tuner(
         trainable,
         param_space=param_space,
-        tune_config=tune.TuneConfig(scheduler=scheduler, trial_dirname_creator=lambda t: t.trial_id, **options),
+        tune_config=tune.TuneConfig(scheduler=_scheduler(sweep), trial_dirname_creator=lambda t: t.trial_id, **options),
         run_config=tune.RunConfig(
             name=_TUNE,
             storage_path=folder,

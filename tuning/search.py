@@ -11,14 +11,16 @@ from typing import Any, Literal, get_args
 
 from ray import tune
 from ray.tune import search as tune_search
+from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 from typing_extensions import TypedDict
 
 from pipelines import parsing
-from pipelines.runtime import files
+from pipelines.runtime import files, private
 from tuning.space import Domain, Point, Range, Space, SpaceError, identity
+from tuning.trial import number_of, reports_of
 
 Search = Literal["random", "grid", "optuna"]
 Scheduler = Literal["asha", "pbt", "none"]
@@ -52,11 +54,11 @@ def scheduler_of(name: Scheduler, space: Space, metric: str, mode: str, whole: i
         whole: the whole budget.
     """
     if name == "asha":
-        return ASHAScheduler(
+        return Asha(
             time_attr="budget", metric=metric, mode=mode, max_t=whole, grace_period=1, reduction_factor=REDUCTION
         )
     if name == "pbt":
-        return PopulationBasedTraining(
+        return PopulationBased(
             time_attr="budget",
             metric=metric,
             mode=mode,
@@ -66,6 +68,64 @@ def scheduler_of(name: Scheduler, space: Space, metric: str, mode: str, whole: i
             custom_explore_fn=partial(_within, space),
         )
     return FIFOScheduler()
+
+
+class Asha(ASHAScheduler):
+    """Ray Tune's, which in a resumed sweep compares with the trials of before too: Ray Tune saves no scheduler.
+
+    Ray Tune pickles it, and a resumed sweep unpickles it: its name stays.
+    """
+
+    def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
+        super().on_trial_add(tune_controller, trial)
+        decided = trial.last_result.get("budget", 0)  # a later report that is in its folder already will come again
+        folder = Path(trial.config["folder"])
+        for budget, metrics in reports_of(folder, number_of(folder, trial.trial_id, trial.config)).items():
+            if budget <= decided:
+                super().on_trial_result(tune_controller, trial, {**metrics, "budget": budget})
+
+
+class PopulationBased(PopulationBasedTraining):
+    """Ray Tune's in synchronous mode, which also goes on when a trial has failed and when a sweep is resumed.
+
+    Ray Tune's waits in each round for the report of every trial, of those that failed too. After a resume it waits for
+    the first round, which is long over.
+
+    Ray Tune pickles it, and a resumed sweep unpickles it: its name stays.
+    """
+
+    def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
+        super().on_trial_add(tune_controller, trial)
+        if "budget" in trial.last_result and not trial.is_finished():  # of a resumed sweep
+            private.remember_report(self, trial, trial.last_result)
+            trial.set_status(TuneTrial.PAUSED)  # until its round begins
+
+    def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
+        return str(super().on_trial_result(_Unfinished(tune_controller), trial, result))
+
+    def choose_trial_to_run(self, tune_controller: Any) -> TuneTrial | None:
+        chosen = super().choose_trial_to_run(tune_controller)
+        waiting = _Unfinished(tune_controller).get_live_trials()
+        if chosen is not None or not waiting or any(trial.status != TuneTrial.PAUSED for trial in waiting):
+            return chosen
+        # All wait for the end of a round: the last trial in it has failed, or the sweep was resumed.
+        for trial in waiting:
+            self.on_trial_result(tune_controller, trial, trial.last_result)  # compares them, unless they have been
+        private.begin_round(self, waiting)
+        return super().choose_trial_to_run(tune_controller)
+
+
+class _Unfinished:
+    """Ray Tune's controller, without the trials that failed among those that it calls live."""
+
+    def __init__(self, tune_controller: Any) -> None:
+        self.tune_controller = tune_controller
+
+    def get_live_trials(self) -> list[TuneTrial]:
+        return [trial for trial in self.tune_controller.get_trials() if not trial.is_finished()]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tune_controller, name)
 
 
 def _within(space: Space, config: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
@@ -23,6 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 from pipelines import config as configs
 from pipelines import parsing
 from pipelines.config import Config
+from pipelines.runs.trust import TrustError, code_in, is_made_here
 
 Point = dict[str, Any]  # dotted key -> value
 _SET_BY_SWEEP = ("train.name", "train.storage", "train.max_steps", "tracking.parent", "tracking.register_as")
@@ -130,8 +131,11 @@ def parse(tree: Any, name: str = "space") -> Space:
 def _range(key: str, low: Any, high: Any, log: Any = False) -> Range:
     if not isinstance(log, bool):
         raise SpaceError(f"{key}: log={log!r}: give true or false")
+    ends = [_number(low), _number(high)]
+    if is_whole(key):
+        ends = [int(end) if isinstance(end, float) and end.is_integer() else end for end in ends]
     try:
-        return Range(_number(low), _number(high), log)
+        return Range(*ends, log)
     except SpaceError as error:
         raise SpaceError(f"{key}: {error}") from None
 
@@ -144,11 +148,53 @@ def _number(end: Any) -> Any:
     return end
 
 
+def is_whole(key: str) -> bool:
+    """Whether a key takes whole numbers only; False for one that there is not."""
+    field = configs.keys().get(key)
+    kinds = () if field is None else get_args(field.annotation) or (field.annotation,)
+    return int in kinds and float not in kinds
+
+
 def to_tree(space: Space) -> dict[str, Any]:
     """The mapping from which `parse` makes the same space."""
     return {
         key: {"low": d.low, "high": d.high, "log": d.log} if isinstance(d, Range) else d for key, d in space.items()
     }
+
+
+def check_trusted(space: Space, source: str, *, given: Mapping[str, Any], trust: bool) -> None:
+    """Make sure that nothing is imported on the word of a space's file, as for a configuration (`trust.check_config`).
+
+    Args:
+        source: the file, or the name of one of `SPACES`.
+        given: the keys that the user set, with their values: what they name may be imported.
+        trust: the user trusts the file.
+
+    Raises:
+        TrustError: a value names code that the user does not; tells key, value and remedy.
+    """
+    if trust or source in SPACES or is_made_here(Path(source)):
+        return
+    named = {name for _, name in code_in(given)}
+    for key, name in (found for values in listed(space) for found in _code_in(values)):
+        if name not in named:
+            raise TrustError(
+                f"{key}={name}: {source} asks to import and run this, and was not made here by you; if you know the "
+                "code, trust the file with --trust"
+            )
+
+
+def _code_in(values: dict[str, Any]) -> list[tuple[str, str]]:
+    try:
+        return code_in(values)
+    except ValueError:  # a value that cannot be read imports nothing; it is refused, or left out, later
+        return []
+
+
+def listed(space: Space) -> Iterator[dict[str, Any]]:
+    """Each value that a space lists, with its key."""
+    for key, domain in space.items():
+        yield from ({key: value} for value in ([] if isinstance(domain, Range) else domain))
 
 
 def check(space: Space, base: Config) -> None:
@@ -170,6 +216,11 @@ def check(space: Space, base: Config) -> None:
             raise SpaceError(f"{key}: changes no result; give it to all trials as {key}=...")
         if isinstance(domain, list) and not domain:
             raise SpaceError(f"{key}: no values to try")
+        if isinstance(domain, Range) and is_whole(key) and not domain.whole:
+            raise SpaceError(
+                f"{key}: range {domain.low} to {domain.high}: the key takes whole numbers; give whole ends, such as "
+                f"{math.ceil(domain.low)} and {math.floor(domain.high)}"
+            )
         seen: dict[str, Any] = {}
         for value in [domain.low, domain.high] if isinstance(domain, Range) else domain:
             same = identity({key: _checked(key, value)})

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 
 from d2sm.objectives import TERMS
+from pipelines import config as configs
 from pipelines import experiment
 from pipelines.check import NotReady, refuse
 from pipelines.check import check as check_run
 from pipelines.config import Config
-from pipelines.data import splits
+from pipelines.data import plan, splits
 from pipelines.networks.features import check_patch_size
 from pipelines.runs.folder import RunFolder, runs_folder
 from pipelines.runs.names import check_name
 from pipelines.runs.results import metric_names
 from pipelines.runtime.progress import slow_stage
+from pipelines.text import counted, one_line
 from pipelines.training import initial
 from tuning import search, space
 from tuning.search import Scheduler, Search
 from tuning.space import Point, Space, SpaceError
+from tuning.trial import SETTINGS, step_at
 
 T = TypeVar("T")
 
@@ -92,11 +96,13 @@ class Candidates(NamedTuple):
         excluded: how many combinations are no valid configuration, with an example; "" if all are valid, or if there
             are too many to look at each (`space.LISTED`).
         reason: why a further point is not valid.
+        valid: how many valid combinations there are; None if there are too many to look at each.
     """
 
     points: list[Point] | None
     excluded: str
     reason: Reason
+    valid: int | None
 
 
 class Reason:
@@ -176,16 +182,89 @@ def check(sweep: Sweep) -> Candidates:
     combinations = list(space.grid(sweep.space)) if every or space.size(sweep.space) <= space.LISTED else []
     with slow_stage("looking for combinations of the space that are valid configurations"):
         wrong = [why for point in combinations if (why := why_not(point))]
+        valid = [point for point in combinations if why_not(point) is None]
         if every:
-            points = [point for point in combinations if why_not(point) is None]
+            points = valid
         else:  # Optuna chooses its points itself: one shows that there are any
             count = 1 if sweep.search == "optuna" else sweep.trials or 1
             points = space.draw(sweep.space, count, sweep.base.train.seed, why_not)
     if not points:
         example = {key: d.low if isinstance(d, space.Range) else d[0] for key, d in sweep.space.items()}
         raise SpaceError(f"space: no combination is a valid configuration; {reason(example) or 'none was found'}")
+    chosen = points
+    if sweep.search == "optuna":  # it may choose any
+        chosen = valid or points + [{**points[0], **value} for value in space.listed(sweep.space)]
+        chosen = [point for point in chosen if why_not(point) is None]
+    _check_reports(sweep, chosen, ready.training.num_rows)
+    for title, point in _representatives(sweep, chosen).items():
+        attempt(partial(_check_point, sweep, title, point))
+    refuse(reasons)
     excluded = f"{len(wrong)} of {len(combinations)} combinations left out, such as {wrong[0]}" if wrong else ""
-    return Candidates(None if sweep.search == "optuna" else points, excluded, reason)
+    return Candidates(
+        None if sweep.search == "optuna" else points, excluded, reason, len(valid) if combinations else None
+    )
+
+
+def _representatives(sweep: Sweep, points: Sequence[Point]) -> dict[str, Point]:
+    """The points whose configurations need something that the base does not, by what that is, as key=value.
+
+    That is one for each value that is or may hold a name (of a network, a layer, a split, ...), or an option of
+    somebody's own network; and one in which each term is on that is off in the base.
+    """
+    off = {key for term in TERMS.values() if not sweep.base.flat()[key := f"loss.{term.weight_key}"]}
+    asked: set[str] = set()
+    found: dict[str, tuple[str, Point]] = {}
+    for point in points:
+        for key, value in point.items():
+            named = isinstance(value, (str, list, tuple)) or configs.owner(key) != key
+            title = f"{key}={value}"
+            about = title if named and isinstance(sweep.space[key], list) else key if key in off and value else None
+            if about is not None and about not in asked:
+                asked.add(about)
+                found.setdefault(space.identity(point), (title, point))
+    return dict(found.values())
+
+
+def _check_point(sweep: Sweep, title: str, point: Point) -> None:
+    """Check a point as its trial will be checked.
+
+    Args:
+        title: a key and a value that it is checked for.
+
+    Raises:
+        SpaceError: what speaks against it.
+        NotReady: if that is more than one reason. Each line names a key.
+    """
+    try:
+        check_run(sweep.configuration(point), evaluates=False, given=splits.SETTLED, say=lambda line: None)
+    except (ValueError, OSError) as error:
+        lines = error.reasons if isinstance(error, NotReady) else [one_line(error, None)]
+        lines = [line if any(key in line for key in point) else f"{title}: {line}" for line in lines]
+        raise (SpaceError(*lines) if len(lines) == 1 else NotReady(*lines)) from None
+
+
+def _check_reports(sweep: Sweep, points: Sequence[Point], images: int) -> None:
+    """Make sure that each measurement of a trial is at a step of its own; a sweep that was begun goes on without.
+
+    Raises:
+        SpaceError: two of the shortest trial are not.
+    """
+    if (sweep.folder / SETTINGS).exists():
+        return
+    longer = any(key in sweep.space for key in ("train.epochs", "train.batch_size", "data.crops_per_image"))
+    configurations = map(sweep.configuration, points) if longer else [sweep.base]
+    least = min(plan.total_steps(config, images) for config in configurations)
+
+    def fit(reports: int) -> bool:
+        budgets = search.budgets(sweep.scheduler, reports)
+        return len({step_at(budget, budgets[-1], least) for budget in budgets}) == reports
+
+    if not fit(sweep.reports):
+        most = next(reports for reports in range(sweep.reports, 0, -1) if fit(reports))
+        raise SpaceError(
+            f"reports={sweep.reports}: two of them would be at the same step of a trial of {counted(least, 'step')}; "
+            f"give at most {most}, or train for more epochs"
+        )
 
 
 def _check_choices(sweep: Sweep) -> None:

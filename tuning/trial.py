@@ -7,10 +7,11 @@ it measured is kept in its folder: a restarted trial repeats no steps and no mea
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -50,6 +51,7 @@ class Settings(TypedDict):
 
 SETTINGS, BASE = "sweep.json", "base.yaml"  # in the sweep's folder
 FAILED = "failed.json"  # in a trial's folder
+_REPORTS = "reports"  # in there: a file for each point at which the trial was measured
 RETRY_SECONDS = 15 * 60  # for which a trial waits for the tracking server to come back
 
 
@@ -65,6 +67,19 @@ def number_of(folder: Path, trial_id: str, config: Mapping[str, Any]) -> int:
     """
     file = folder / "numbers" / trial_id
     return int(file.read_text()) if file.exists() else int(config["trial"]["number"])
+
+
+def reports_of(folder: Path, number: int) -> dict[int, dict[str, float]]:
+    """What a trial has reported so far in its first run, by budget.
+
+    Raises:
+        SpaceError: a report is damaged.
+    """
+    return {int(file.stem): _report(file) for file in sorted((folder / trial_name(number) / _REPORTS).glob("*.json"))}
+
+
+def _report(file: Path) -> dict[str, float]:
+    return parsing.read_json(file, dict[str, float], error=SpaceError, remedy="remove the file")
 
 
 class _Position(TypedDict):
@@ -88,6 +103,11 @@ def settings_of(folder: Path) -> Settings:
     return found
 
 
+def step_at(budget: int, whole: int, steps: int) -> int:
+    """The step at which a trial of so many steps is measured after this part of the whole budget."""
+    return max(1, steps * budget // whole)
+
+
 class Trial(tune.Trainable):
     """What Ray Tune runs; one `step` trains up to the next point at which the trial is measured, and measures it.
 
@@ -97,12 +117,13 @@ class Trial(tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         session.quiet()
         self.folder = Path(config["folder"])
-        self.settings = settings_of(self.folder)
         self.number, self.point = number_of(self.folder, self.trial_id, config), dict(config["trial"]["point"])
-        (self.folder / "numbers").mkdir(exist_ok=True)
-        files.write_text(self.folder / "numbers" / self.trial_id, str(self.number))
         self.name = trial_name(self.number)  # of its current run, which `load_checkpoint` may change
         self.rung = 0  # measurements so far
+        with self._noting_failure():
+            self.settings = settings_of(self.folder)
+            (self.folder / "numbers").mkdir(exist_ok=True)
+            files.write_text(self.folder / "numbers" / self.trial_id, str(self.number))
 
     @cached_property
     def total_steps(self) -> int:
@@ -114,17 +135,24 @@ class Trial(tune.Trainable):
         budgets = self.settings["budgets"]
         budget = budgets[self.rung]
         self.rung += 1
-        return {**self._measured(budget, budgets[-1]), "budget": budget, "done": self.rung == len(budgets)}
+        with self._noting_failure():
+            metrics = self._measured(budget, budgets[-1])
+        return {**metrics, "budget": budget, "done": self.rung == len(budgets)}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Save the trial's position and a copy of its run's checkpoint, which the run itself will remove in time."""
         position = {"number": self.number, "name": self.name, "rung": self.rung}
-        (Path(checkpoint_dir) / "place.json").write_text(json.dumps(position))
-        last = _last(self.folder / self.name)
-        shutil.copytree(last, Path(checkpoint_dir) / last.name)
+        with self._noting_failure():
+            (Path(checkpoint_dir) / "place.json").write_text(json.dumps(position))
+            last = _last(self.folder / self.name)
+            shutil.copytree(last, Path(checkpoint_dir) / last.name)
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
         """Resume at the trial's own position or, in population-based training, from the checkpoint of another trial."""
+        with self._noting_failure():
+            self._load_checkpoint(checkpoint_dir)
+
+    def _load_checkpoint(self, checkpoint_dir: str) -> None:
         position = parsing.read_json(Path(checkpoint_dir) / "place.json", _Position, error=SpaceError)
         self.rung = position["rung"]
         check_name(position["name"], "the run of a trial")
@@ -144,33 +172,51 @@ class Trial(tune.Trainable):
         place = {"train.storage": str(self.folder), "train.name": self.name}
         return configs.load(self.folder / BASE).replace({**self.point, **place})
 
-    def _measured(self, budget: int, whole: int) -> dict[str, float]:
-        """The metrics after this part of the whole budget, from the trial's folder if they are there already."""
-        config = self.configuration()
-        run_dir = RunFolder.of(config).path
-        file = run_dir / "reports" / f"{budget:04d}.json"
-        if file.exists():
-            return parsing.read_json(file, dict[str, float], error=SpaceError, remedy="remove the file")
+    @contextlib.contextmanager
+    def _noting_failure(self) -> Iterator[None]:
+        """Keep why the trial fails where `live.Live` looks for it: under its own number, whichever run it is at."""
         try:
-            metrics = self._measure(config, budget, whole)
+            yield
         except Exception as error:
-            run_dir.mkdir(parents=True, exist_ok=True)
-            why = one_line(session.cause(error), 600)
-            files.write_text(run_dir / FAILED, json.dumps({"budget": budget, "why": why}))
+            folder, why = self.folder / trial_name(self.number), one_line(session.cause(error), 600)
+            with contextlib.suppress(OSError):  # a full disk, perhaps, which may be why it fails
+                folder.mkdir(parents=True, exist_ok=True)
+                files.write_text(folder / FAILED, json.dumps({"why": why}))
             raise
+
+    def _measured(self, budget: int, whole: int) -> dict[str, float]:
+        """The metrics after this part of the whole budget, from the trial's folder if they are there already.
+
+        Raises:
+            SpaceError: one of the sweep's metrics has no value.
+        """
+        config = self.configuration()
+        file = RunFolder.of(config).path / _REPORTS / f"{budget:04d}.json"
+        if file.exists() and not self._missing(metrics := _report(file)):  # an earlier version may have left one out
+            return metrics
+        metrics = self._measure(config, budget, whole)
+        if missing := self._missing(metrics):
+            raise SpaceError(
+                f"metric {', '.join(missing)}: has no value at step {metrics['step']:.0f}, so this trial cannot be "
+                "compared; choose another --metric, under another --name"
+            )
         file.parent.mkdir(parents=True, exist_ok=True)
         files.write_text(file, json.dumps(metrics))
         return metrics
 
+    def _missing(self, metrics: Mapping[str, float]) -> list[str]:
+        """The sweep's metrics without a value: Ray Tune would end the whole sweep at such a report."""
+        return [metric for metric in self.settings["metrics"] if metric not in metrics]
+
     def _measure(self, config: Config, budget: int, whole: int) -> dict[str, float]:
-        part = config.replace({"train.max_steps": max(1, self.total_steps * budget // whole)})
+        part = config.replace({"train.max_steps": step_at(budget, whole, self.total_steps)})
         with RunFolder.of(part).owned():
             return self._measure_owned(part, ends=budget == whole)
 
     def _measure_owned(self, part: Config, *, ends: bool) -> dict[str, float]:
         validates = self.settings["evaluates"] and not ends
         trained = _retried(lambda: fit(part, quiet=True, validates=validates, given=splits.SETTLED))
-        metrics = {"step": float(trained.reached), **trained.metrics}
+        metrics = {"step": float(trained.reached), **(trained.metrics or _logged(trained))}
         if not self.settings["evaluates"]:
             return metrics
         if validates:
@@ -184,6 +230,13 @@ class Trial(tune.Trainable):
 
         _retried(send)
         return metrics | results.flat()
+
+
+def _logged(trained: Trained) -> Mapping[str, float]:
+    """The newest log entry, where nothing was left to train: after `train.patience`, or where two measurements meet."""
+    last = trained.folder.latest()
+    entries = checkpoint.log(last).get("recent", []) if last else []
+    return dict(entries[-1]["metrics"]) if entries else {}
 
 
 def _measured_by_an_earlier_version(trained: Trained) -> Mapping[str, float]:

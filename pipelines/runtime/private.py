@@ -14,7 +14,7 @@ import signal
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from ray.data import DataContext
     from ray.job_config import JobConfig
     from ray.tune import Tuner
+    from ray.tune.experiment import Trial
+    from ray.tune.schedulers import PopulationBasedTraining, TrialScheduler
 
 HEAD_NODE = "node:__internal_head__"
 """A resource of which Ray gives 1.0 to the head node and none to others: who reserves some of it runs there."""
@@ -92,6 +94,24 @@ def parts_of(tuner: Tuner) -> tuple[Any, list[Any]]:
     """
     inner = tuner._local_tuner
     return inner._tune_config.search_alg, list(inner.get_run_config().callbacks or [])
+
+
+def replace_scheduler(tuner: Tuner, scheduler: TrialScheduler) -> None:
+    """Let a restored `Tuner` use this scheduler, and not the one that was pickled when the sweep was started."""
+    tuner._local_tuner._tune_config.scheduler = scheduler
+
+
+def remember_report(scheduler: PopulationBasedTraining, trial: Trial, result: dict[str, Any]) -> None:
+    """Let population-based training know the report that a trial had made, and was compared by, before a resume."""
+    state, time = scheduler._trial_state[trial], result[scheduler._time_attr]
+    scheduler._save_trial_state(state, time, result, trial)
+    state.last_perturbation_time = time
+
+
+def begin_round(scheduler: PopulationBasedTraining, trials: Collection[Trial]) -> None:
+    """Let synchronous population-based training run these trials until each has made one report more."""
+    reached = min(scheduler._trial_state[trial].last_train_time for trial in trials)
+    scheduler._next_perturbation_sync = reached + scheduler._perturbation_interval
 
 
 def import_as_here(config: JobConfig) -> JobConfig:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.tune.schedulers import PopulationBasedTraining
+from ray import tune
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.schedulers import PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher, SearchGenerator
 
+from pipelines.runtime import private
 from tuning.search import ConcurrencyLimiter, Valid, budgets, check_mutable, optuna, scheduler_of
 from tuning.space import Range, Space, SpaceError
 
@@ -117,6 +121,128 @@ def test_population_based_training_stays_in_the_range(whole: bool) -> None:
         value = better.config["trial"]["point"]["train.lr"]
         assert domain.low <= value <= domain.high and isinstance(value, int if whole else float)
     assert better.config["folder"] == "f" and better.config["trial"]["number"] == 3
+
+
+def _ended(folder: Path, number: int, losses: list[float], status: str = TuneTrial.TERMINATED) -> TuneTrial:
+    """A trial of an ASHA sweep as Ray Tune restores it, with its reports at budgets 1, 3, ... in the sweep's folder."""
+    trial = TuneTrial("t", stub=True, config={"folder": str(folder), "trial": {"number": number, "point": {}}})
+    trial.set_status(status)
+    reports = folder / f"{number:03d}" / "reports"
+    reports.mkdir(parents=True)
+    for budget, loss in zip(budgets("asha", 9), losses, strict=False):
+        trial.update_last_result({"budget": budget, "loss": loss})
+        (reports / f"{budget:04d}.json").write_text(json.dumps({"step": budget, "loss": loss}))
+    return trial
+
+
+def test_asha_compares_with_the_trials_before_a_resume(tmp_path: Path) -> None:
+    scheduler = scheduler_of("asha", {}, "loss", "min", 9)
+    for number, losses in enumerate([[0.1, 0.05, 0.02], [0.2], [0.3]]):
+        scheduler.on_trial_add(None, _ended(tmp_path, number, losses))
+    worse, better = _ended(tmp_path, 3, []), _ended(tmp_path, 4, [])
+    for trial in (worse, better):
+        scheduler.on_trial_add(None, trial)
+    assert scheduler.on_trial_result(None, worse, {"budget": 1, "loss": 0.25}) == TrialScheduler.STOP
+    assert scheduler.on_trial_result(None, better, {"budget": 1, "loss": 0.09}) == TrialScheduler.CONTINUE
+    assert scheduler.on_trial_result(None, better, {"budget": 3, "loss": 0.08}) == TrialScheduler.STOP
+
+
+def test_asha_decides_on_a_report_that_a_killed_sweep_had_not_noted(tmp_path: Path) -> None:
+    """The report is in the trial's folder, but Ray Tune's state is older: the trial reports it again."""
+    scheduler = scheduler_of("asha", {}, "loss", "min", 9)
+    scheduler.on_trial_add(None, _ended(tmp_path, 0, [0.1]))
+    killed = _ended(tmp_path, 1, [0.2], TuneTrial.PENDING)
+    killed.update_last_result({})
+    scheduler.on_trial_add(None, killed)
+    assert scheduler.on_trial_result(None, killed, {"budget": 1, "loss": 0.2}) == TrialScheduler.STOP
+
+
+@pytest.mark.slow
+def test_population_based_training_goes_on_after_trials_that_fail(ray_session: None, tmp_path: Path) -> None:
+    """One of four fails first in the first round, one last."""
+
+    class Climb(tune.Trainable):
+        def setup(self, config: dict[str, Any]) -> None:
+            self.number, self.budget = int(config["trial"]["number"]), 0
+
+        def step(self) -> dict[str, Any]:
+            self.budget += 1
+            if self.number in (0, 3):
+                raise ValueError("the loss is not finite")
+            return {"budget": self.budget, "loss": self.number / self.budget, "done": self.budget == 2}
+
+        def save_checkpoint(self, checkpoint_dir: str) -> None:
+            (Path(checkpoint_dir) / "budget").write_text(str(self.budget))
+
+        def load_checkpoint(self, checkpoint_dir: str) -> None:
+            self.budget = int((Path(checkpoint_dir) / "budget").read_text())
+
+    scheduler = scheduler_of("pbt", {"train.lr": Range(1e-4, 1e-2, log=True)}, "loss", "min", 2)
+    numbered = [{"number": number, "point": {"train.lr": 1e-3}} for number in range(4)]
+    results = tune.Tuner(
+        tune.with_resources(Climb, {private.HEAD_NODE: 0.9}),  # one at a time
+        param_space={"trial": tune.grid_search(numbered)},
+        tune_config=tune.TuneConfig(scheduler=scheduler, time_budget_s=120),  # else a test that fails would not end
+        run_config=tune.RunConfig(name="climb", storage_path=str(tmp_path), verbose=0),
+    ).fit()
+    ended = sorted((result.metrics or {}).get("budget", 0) for result in results)
+    assert ended == [0, 0, 2, 2] and len(results.errors) == 2
+
+
+class Population:
+    """What Ray Tune does for a scheduler of population-based training, one trial at a time, without its processes."""
+
+    search_alg = None
+
+    def __init__(self, scheduler: TrialScheduler, budgets_before: Sequence[int]) -> None:
+        self.scheduler, self.trials = scheduler, list[TuneTrial]()
+        for number, budget in enumerate(budgets_before):
+            trial = TuneTrial("t", stub=True, config={"trial": {"number": number, "point": {"train.lr": 1e-3}}})
+            if budget:
+                trial.update_last_result({"budget": budget, "loss": 0.1 * number})
+            self.trials.append(trial)
+            scheduler.on_trial_add(self, trial)
+
+    def get_trials(self) -> list[TuneTrial]:
+        return self.trials
+
+    def get_live_trials(self) -> set[TuneTrial]:
+        return set(self.trials)  # Ray Tune leaves those that failed in
+
+    def turns(self, most: int, failing: Collection[int] = ()) -> list[tuple[int, int]]:
+        """The numbers of the trials that run, one after the other, and the budgets that they reach."""
+        found: list[tuple[int, int]] = []
+        while len(found) < most and (chosen := self.scheduler.choose_trial_to_run(self)) is not None:
+            number, budget = self.trials.index(chosen), chosen.last_result.get("budget", 0) + 1
+            found.append((number, budget))
+            chosen.set_status(TuneTrial.RUNNING)
+            if number in failing:
+                self.scheduler.on_trial_error(self, chosen)
+                chosen.set_status(TuneTrial.ERROR)
+                continue
+            result = {"budget": budget, "loss": 0.1 * number}
+            assert self.scheduler.on_trial_result(self, chosen, result) == TrialScheduler.PAUSE
+            chosen.update_last_result(result)
+            chosen.set_status(TuneTrial.PAUSED)
+        return found
+
+
+@pytest.mark.parametrize("failing", [(0,), (3,), (0, 3)])
+def test_a_round_of_population_based_training_ends_when_trials_fail(failing: tuple[int, ...]) -> None:
+    scheduler = scheduler_of("pbt", {"train.lr": [1e-3, 1e-2]}, "loss", "min", 5)
+    found = Population(scheduler, [0, 0, 0, 0]).turns(4 + 2 * (4 - len(failing)), failing)
+    left = [number for number in range(4) if number not in failing]
+    assert found[:4] == [(number, 1) for number in range(4)]
+    assert sorted(found[4:]) == sorted((number, budget) for number in left for budget in (2, 3))
+    assert [budget for _, budget in found[4:]] == [2] * len(left) + [3] * len(left)
+
+
+def test_population_based_training_goes_on_after_a_stop() -> None:
+    """Of three trials at budgets 3, 2 and 2 the latter run first; then all are compared, and take turns."""
+    scheduler = scheduler_of("pbt", {"train.lr": [1e-3, 1e-2]}, "loss", "min", 6)
+    found = Population(scheduler, [3, 2, 2]).turns(8)
+    assert sorted(found[:2]) == [(1, 3), (2, 3)]
+    assert sorted(found[2:5]) == [(0, 4), (1, 4), (2, 4)] and sorted(found[5:]) == [(0, 5), (1, 5), (2, 5)]
 
 
 def test_optuna_searches_ranges_near_good_points(tmp_path: Path) -> None:

@@ -13,7 +13,21 @@ from hypothesis import strategies as st
 
 from pipelines.config import Config, ConfigError
 from pipelines.recipes import recipe
-from tuning.space import SPACES, Range, Space, SpaceError, check, draw, grid, identity, load, parse, to_tree
+from pipelines.runs.trust import TrustError
+from tuning.space import (
+    SPACES,
+    Range,
+    Space,
+    SpaceError,
+    check,
+    check_trusted,
+    draw,
+    grid,
+    identity,
+    load,
+    parse,
+    to_tree,
+)
 
 BASE = Config().replace({"data.crop_size": 96, "train.batch_size": 4})
 
@@ -55,10 +69,35 @@ def test_a_number_may_be_written_without_a_point(tmp_path: Path) -> None:
     check(space, BASE)
 
 
+@pytest.mark.parametrize("ends", ["low: 2e2, high: 1e3", "low: 200.0, high: 1000", "low: '200', high: '1000'"])
+def test_a_range_of_a_key_of_whole_numbers_holds_whole_numbers(ends: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"loss.queue_size: {{{ends}}}\nloss.weight: {{{ends}}}\n")
+    space = load(str(file))
+    assert isinstance(domain := space["loss.queue_size"], Range) and domain.whole and domain == Range(200, 1000)
+    assert isinstance(domain := space["loss.weight"], Range) and not domain.whole
+    check(space, BASE)
+
+
+def test_a_space_names_code_only_if_it_is_trusted(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("model.name: [ffdnet, 'mine:net']\nloss.features: [['theirs:phi', efficientnet_lite0.blocks.4]]\n")
+    space, source = load(str(file)), str(file)
+    with pytest.raises(TrustError, match=f"model.name=mine:net: {source} .*--trust"):
+        check_trusted(space, source, given={"loss.features": "theirs:phi"}, trust=False)
+    with pytest.raises(TrustError, match="loss.features=theirs:phi: "):
+        check_trusted(space, source, given={"model.name": "mine:net"}, trust=False)
+    check_trusted(space, source, given={"model.name": "mine:net", "loss.features": "theirs:phi"}, trust=False)
+    check_trusted(space, source, given={}, trust=True)
+    check_trusted(SPACES["weights"], "weights", given={}, trust=False)
+
+
 @pytest.mark.parametrize(
     ("space", "message"),
     [
         ({}, "space: "),
+        ({"loss.queue_size": Range(2.5, 9.0)}, "loss.queue_size: range 2.5 to 9.0: .* 3 and 9"),
+        ({"loss.patch_size": Range(32.0, 64.0)}, "loss.patch_size: range 32.0 to 64.0: "),
         ({"loss.queue": [1]}, "loss.queue: .*loss.queue_size"),
         ({"loss.queue_size": []}, "loss.queue_size: "),
         ({"loss.queue_size": [256, 64, 256]}, "loss.queue_size=256: is there already"),

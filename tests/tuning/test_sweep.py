@@ -24,7 +24,7 @@ from pipelines.train import Trained, fit
 from tests.helpers.mlflow_server import Server
 from tests.helpers.stores import new_store
 from tests.helpers.sweeps import tiny_sweep
-from tuning.run import run
+from tuning.run import _announcement, run
 from tuning.space import SpaceError
 from tuning.sweep import Sweep, check, resolved
 
@@ -299,6 +299,9 @@ def test_the_server_goes_away_and_comes_back(ray_session: None, scenes_root: Pat
         ({"reports": 0}, "reports=0: "),
         ({"reports": 700, "scheduler": "asha"}, "reports=700: .*at most 20"),
         ({"reports": 10**9}, "reports=1000000000: .*at most 1000"),
+        ({"reports": 7}, "reports=7: .* 6 steps; give at most 6"),
+        ({"reports": 4, "scheduler": "asha"}, "reports=4: .* 6 steps; give at most 3"),
+        ({"reports": 4, "space": {"train.epochs": [1, 2]}}, "reports=4: .* 3 steps; give at most 3"),
         (
             {"space": {"loss.weight": [1.0], "loss.queue_size": [2, 3]}},
             "space: .*loss.queue_size=2: ",
@@ -306,6 +309,17 @@ def test_the_server_goes_away_and_comes_back(ray_session: None, scenes_root: Pat
         ({"space": {"data.crop_size": [1024]}}, "space: .*data.crop_size=1024"),
         ({"base": {"evaluate.segmenter": "espnet-camvid"}, "metrics": ("miou.sigma25",)}, "espnet-camvid.*weights"),
         ({"scheduler": "pbt", "space": {"loss.queue_size": [8]}}, "loss.queue_size: .*train.lr"),
+        ({"space": {"model.name": ["ffdnet", "nowhere:net"]}}, "model.name=nowhere:net cannot be imported"),
+        ({"space": {"data.train_split": ["train", "nope"]}}, "data.train_split=nope: .*nope"),
+        (
+            {"space": {"loss.features": ["squeezenet1_0.fire3", "squeezenet1_0.fire33"], "loss.weight": [1.0]}},
+            "loss.features=squeezenet1_0.fire33",
+        ),
+        (
+            {"space": {"loss.features": ["nowhere:phi"], "loss.weight": [0.0, 1.0]}, "search": "optuna", "trials": 2},
+            "loss.features=nowhere:phi",
+        ),
+        ({"base": {"loss.features": "nowhere:phi"}, "space": {"loss.weight": [0.0, 1.0]}}, "loss.features=nowhere:phi"),
     ],
 )
 def test_a_wrong_sweep_is_one_line(changes: dict[str, Any], message: str, scenes_root: Path, tmp_path: Path) -> None:
@@ -318,20 +332,34 @@ def test_a_wrong_sweep_is_one_line(changes: dict[str, Any], message: str, scenes
 
 def test_what_is_left_out_is_said(scenes_root: Path, tmp_path: Path) -> None:
     space = {"loss.weight": [1.0], "loss.queue_size": [8, 64], "loss.patch_size": [None, 32, 40]}
-    points, excluded, _ = check(tiny_sweep(scenes_root, tmp_path, space=space))
+    points, excluded, _, valid = check(tiny_sweep(scenes_root, tmp_path, space=space))
     assert points == [
         {"loss.weight": 1.0, "loss.queue_size": 8, "loss.patch_size": None},
         {"loss.weight": 1.0, "loss.queue_size": 64, "loss.patch_size": None},
         {"loss.weight": 1.0, "loss.queue_size": 64, "loss.patch_size": 32},
     ]
-    assert excluded.startswith("3 of 6 combinations left out, such as loss.queue_size=8: ")
+    assert valid == 3 and excluded.startswith("3 of 6 combinations left out, such as loss.queue_size=8: ")
 
 
 @pytest.mark.parametrize("search", ["random", "optuna"])
 def test_a_large_space_is_not_looked_through(search: str, scenes_root: Path, tmp_path: Path) -> None:
     space = {f"loss.{key}": [value / 100 for value in range(1, 41)] for key in ("weight", "l1", "ssim", "mse")}
-    points, excluded, _ = check(tiny_sweep(scenes_root, tmp_path, space=space, search=search, trials=4))
+    points, excluded, _, valid = check(tiny_sweep(scenes_root, tmp_path, space=space, search=search, trials=4))
     assert (points is None or len(points) == 4) and not excluded
+    assert valid is None
+
+
+def test_optuna_has_no_more_trials_than_the_space_points(scenes_root: Path, tmp_path: Path) -> None:
+    sweep = tiny_sweep(scenes_root, tmp_path, search="optuna", trials=16)
+    assert "sweep s: 2 trials (16 asked for, but the space has no more)" in _announcement(sweep, check(sweep), 1)
+
+
+def test_a_sweep_that_was_begun_keeps_its_reports(scenes_root: Path, tmp_path: Path) -> None:
+    """Earlier versions took several at the same step."""
+    sweep = tiny_sweep(scenes_root, tmp_path, reports=7)
+    sweep.folder.mkdir(parents=True)
+    (sweep.folder / "sweep.json").touch()
+    assert check(sweep).points
 
 
 def test_a_password_stays_out_of_the_files(scenes_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -386,6 +414,33 @@ def test_keys_that_a_sweep_would_drop(capsys: pytest.CaptureFixture[str], tmp_pa
     assert "train.name=first: " in capsys.readouterr().err
     assert main(["table", "--recipes", "demo", "--data", "/a", f"data.root={tmp_path}"]) == 2
     assert f"data.root={tmp_path}: --data /a " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "message"),
+    [
+        ("s", "tracking.register_as=a/b", "tracking.register_as='a/b': "),
+        ("s", "data.val_split=nope", "split 'nope' "),
+        ("s" * 252, "train.epochs=2", "with --retrain-best: train.name='sss"),
+    ],
+)
+def test_what_the_training_after_a_sweep_needs_is_checked_before(
+    name: str, key: str, message: str, scenes_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text("train.lr: [1e-3]\n")
+    words = ["tune", "--recipe", "demo", "--space", str(space), "--search", "grid", "--metric=loss", "--retrain-best",
+             "--name", name, f"data.root={scenes_root}", f"train.storage={tmp_path}", key]  # fmt: skip
+    assert main(words) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / name).exists()
+
+
+def test_epochs_are_asked_for_in_one_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text("train.epochs: [1, 2]\n")
+    words = ["tune", "--recipe", "demo", "--space", str(space), "--trials", "2", f"data.root={tmp_path}"]
+    assert main([*words, "--trial-epochs", "4"]) == 2
+    assert "--trial-epochs 4: " in (said := capsys.readouterr().err) and str(space) in said
 
 
 def test_settings_are_json(scenes_root: Path, tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ import tomllib
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -19,6 +21,8 @@ import ray.data
 from packaging.requirements import Requirement
 from packaging.version import Version
 from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, PopulationBasedTraining
 
 from pipelines.runtime import private
 from pipelines.runtime.session import cause
@@ -237,6 +241,12 @@ def test_ray_tune_can_be_asked_to_stop(ray_session: None, tmp_path: Path, monkey
             handlers.append(signal.getsignal(signal.SIGINT))
             assert private.stop_tune()
 
+    class Noting(FIFOScheduler):
+        added: ClassVar[list[Trial]] = []
+
+        def on_trial_add(self, tune_controller: object, trial: Trial) -> None:
+            self.added.append(trial)
+
     assert not private.stop_tune()
     run_config = tune.RunConfig(name="endless", storage_path=str(tmp_path), verbose=0, callbacks=[Stop()])
     try:
@@ -245,7 +255,26 @@ def test_ray_tune_can_be_asked_to_stop(ray_session: None, tmp_path: Path, monkey
         searcher, callbacks = private.parts_of(restored)
         assert searcher is None and [type(each).__name__ for each in callbacks] == ["Stop"]
         assert set(handlers) == {before[signal.SIGINT]}  # Tune leaves SIGINT alone
+        private.replace_scheduler(restored, Noting())
+        assert not Noting.added
+        restored.fit()
+        assert len(Noting.added) == 1
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     assert not private.stop_tune()
+
+
+def test_population_based_training_is_told_what_was_before_a_resume() -> None:
+    scheduler = PopulationBasedTraining(
+        "budget", "loss", "min", perturbation_interval=1, hyperparam_mutations={"lr": [0.1, 0.2]}, synch=True
+    )
+    trials = [Trial("t", stub=True, config={"lr": 0.1}) for _ in range(2)]
+    controller = SimpleNamespace(search_alg=None, get_trials=lambda: trials, get_live_trials=lambda: trials)
+    for trial, budget in zip(trials, (3, 2), strict=True):
+        trial.set_status(Trial.PAUSED)
+        scheduler.on_trial_add(controller, trial)
+        private.remember_report(scheduler, trial, {"budget": budget, "loss": 0.5})
+    assert scheduler.last_scores(trials) == [-0.5, -0.5] and scheduler.choose_trial_to_run(controller) is None
+    private.begin_round(scheduler, trials)
+    assert scheduler.choose_trial_to_run(controller) is trials[1]
