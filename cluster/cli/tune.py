@@ -11,8 +11,8 @@ from cluster.cli.outcome import mlflow_page, print_outcome
 from pipelines.text import show
 
 
-def run_tune(args: argparse.Namespace) -> None:
-    """Search, print what was found, and retrain the best point if asked."""
+def run_tune(args: argparse.Namespace) -> int:
+    """Search, print what was found, and retrain the best point if asked; 1 if MLflow lacks some of that training."""
     from pipelines.config import ConfigError
     from pipelines.parallel import refuse_names
     from tuning import space
@@ -49,10 +49,11 @@ def run_tune(args: argparse.Namespace) -> None:
             "another --name"
         )
     show(f"best    trial {outcome.best.number:03d}: d2sm train --config {outcome.sweep.folder / 'best.yaml'}")
-    if args.retrain_best:
-        from pipelines import experiment
+    if not args.retrain_best:
+        return 0
+    from pipelines import experiment
 
-        best = whole.replace({**outcome.best.point, "train.name": f"{sweep.name}-best"})
-        print_outcome(
-            experiment.run(best, quiet=args.quiet, verbose=args.verbose, given=given | outcome.best.point.keys())
-        )
+    best = whole.replace({**outcome.best.point, "train.name": f"{sweep.name}-best"})
+    return print_outcome(
+        experiment.run(best, quiet=args.quiet, verbose=args.verbose, given=given | outcome.best.point.keys())
+    )
