@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pipelines.config import Config
 
 _NO_PREFLIGHT = "--no-preflight"
-_USAGE = f"python -m cluster.job_entrypoint [{_NO_PREFLIGHT}] -- VERB ..."
+_USAGE = f"python -m cluster.job_entrypoint [{_NO_PREFLIGHT}] -- COMMAND ..."
 
 
 def main(argv: Sequence[str]) -> int:
@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     options = words[: words.index("--")] if "--" in words else []
     unknown = [option for option in options if option != _NO_PREFLIGHT]
     if unknown or "--" not in words:
-        why = f"{one_line(unknown[0])}: no such option" if unknown else "no -- before the verb"
+        why = f"{one_line(unknown[0])}: no such option" if unknown else "no -- before the command"
         show(f"d2sm: {why}; write {_USAGE}", file=sys.stderr)
         return 2
     verb, asks = _asking_once(words[len(options) + 1 :], wanted=not options)

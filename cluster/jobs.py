@@ -25,6 +25,7 @@ from cluster.dashboard import ClusterError
 from cluster.working_dir import working_directory
 from d2sm import __version__
 from pipelines.runtime import auth
+from pipelines.runtime.leaving import INTERRUPTED
 from pipelines.secrets import HIDDEN, NOT_SENT, in_variable, of_environment
 from pipelines.text import did_you_mean, one_line, redact, show
 
@@ -120,9 +121,13 @@ class Job:
         return self.wait(timeout=90)
 
     def exit_code(self) -> int:
-        """0 when it succeeded, its own code when it failed, 1 otherwise."""
+        """0 when it succeeded, its own code when it failed, that of a command after Ctrl-C when it was stopped; else 1.
+
+        Ray keeps no exit code of a job that was stopped.
+        """
         info = self.info()
-        return 0 if info.status.value == "SUCCEEDED" else int(info.driver_exit_code or 1)
+        ended = {"SUCCEEDED": 0, "STOPPED": INTERRUPTED}
+        return ended.get(info.status.value, int(info.driver_exit_code or 1))
 
     def _until_it_runs(self, printer: LogPrinter) -> None:
         told, since = "", time.monotonic()

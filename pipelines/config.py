@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Self, cast, get_origin
+from types import NoneType, UnionType
+from typing import Any, Literal, Self, Union, cast, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError, model_validator
 from pydantic.fields import FieldInfo
@@ -360,6 +361,16 @@ def effect(key: str) -> Effect:
     about = keys()[owner(key)].json_schema_extra
     assert isinstance(about, dict), key  # made by `setting`
     return cast(Effect, about["effect"])
+
+
+def choices(key: str) -> tuple[str, ...]:
+    """The values of a dotted key whose type is a closed set of names, as they are typed; empty for other keys."""
+    kind = keys()[owner(key)].annotation
+    parts = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    if not all(part is NoneType or get_origin(part) is Literal for part in parts):
+        return ()
+    named = [str(name) for part in parts if part is not NoneType for name in get_args(part)]
+    return (*named, *(["null"] if NoneType in parts else []))
 
 
 def check_key(key: str) -> None:

@@ -17,7 +17,7 @@ MODEL, ALIAS = "d2sm-demo", "champion"
 
 
 def demo(folder: Path, *, say: Callable[[str], None] = print, verbose: bool = False) -> Outcome:
-    """Draw scenes, train a segmenter and a denoiser on them, evaluate, register, look up, denoise; all in `folder`.
+    """Draw scenes, train a segmenter and a denoiser on them, evaluate, register, look up, restore; all in `folder`.
 
     A second call in the same folder resumes what the first left unfinished.
 
@@ -57,9 +57,9 @@ def demo(folder: Path, *, say: Callable[[str], None] = print, verbose: bool = Fa
     record = registry.lookup(f"{MODEL}@{ALIAS}", uri=outcome.trained.uri)
     say(f"registry   {MODEL}@{ALIAS} is now version {record.version} of model {MODEL}")
     restored = restore.restore(
-        scenes / "leftImg8bit" / "val", folder / "denoised", model=record.load(), add=35.0, clip=False, quiet=True
+        scenes / "leftImg8bit" / "val", folder / "restored", model=record.load(), add=35.0, clip=False, quiet=True
     )
-    say(f"denoised   {len(restored)} images with the model looked up in the registry: {folder / 'denoised'}")
+    say(f"restored   {len(restored)} images with the model looked up in the registry: {folder / 'restored'}")
     say(f"\n{outcome.results.table('L1 + D2SM')}\n")
     for path in outcome.pictures:
         say(f"picture    {path}  (noisy | restored | clean; segmentation below)")

@@ -42,6 +42,7 @@ record      what is written down about the run: labels, log entries, pictures
 LARGEST = 2**31 - 1
 # What takes memory or threads by a number alone: a configuration of somebody else's may say any.
 WIDEST, DEEPEST, LARGEST_CROP, MOST_SAMPLES, MOST_IMAGES, MOST_THREADS = 8192, 1000, 2**14, 2**24, 2**16, 1024
+SMALLEST_TILE = 32  # pixels
 NULL = ("none", "null")
 LpipsTrunk = Literal["vgg16", "alexnet", "squeezenet1_1"]
 _Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -210,7 +211,7 @@ class Data(Section):
     )
     labels: str = setting(
         "cityscapes",
-        "label set: cityscapes, camvid, or a YAML file of classes, ids, colours (see pipelines/data/labels.py)",
+        "label set: cityscapes, camvid, or a YAML file of classes, ids, colours (see pipelines/README.md, Label sets)",
         effect="results",
     )
     train_split: str = setting("train", "split used for training", effect="results")
@@ -233,14 +234,15 @@ class Data(Section):
 
 
 class Noise(Section):
-    """The levels of Gaussian noise in training, where `degrade.chain` names no other degradation."""
+    """The sigma of Gaussian noise in training, where `degrade.chain` names no other degradation."""
 
     sigma: tuple[float, ...] = setting(
         (0.0, 75.0),
-        "standard deviation on the scale 0..255: the two ends of a uniform distribution, or a list to draw from",
+        "sigma of Gaussian noise, its standard deviation on the scale 0..255: the two ends of a uniform distribution, "
+        "or a list to draw from",
         effect="results",
     )
-    draw: Literal["uniform", "list"] = setting("uniform", "how sigma is drawn for each crop", effect="results")
+    draw: Literal["uniform", "list"] = setting("uniform", "how noise.sigma is drawn for each crop", effect="results")
 
     @model_validator(mode="after")
     def _ends(self) -> Self:
@@ -400,9 +402,9 @@ class Loss(_Weights):
 
     gradient_ratio: float | None = setting(
         None,
-        "length of the gradient by the restored images of all terms but loss.l1, loss.mse and CBDNet's loss.noise_*, "
-        "over that of loss.l1 and loss.mse; for it every step multiplies the weights of those other terms by one "
-        "factor, so that they count relative to each other alone; null: no factor",
+        "gradient norm of all terms but loss.l1, loss.mse and CBDNet's loss.noise_*, over that of loss.l1 and "
+        "loss.mse, both with respect to the restored images; every step multiplies the weights of those other terms by "
+        "one factor that gives this ratio, so that only the proportions of these weights matter; null: no factor",
         effect="results",
         gt=0,
     )
@@ -489,12 +491,15 @@ class Loss(_Weights):
     )
     lpips_heads: str | None = setting(
         None,
-        "file with LPIPS's linear layers for this trunk; null: the published ones, which torchmetrics holds",
+        "file with LPIPS's linear layers for loss.lpips_trunk; null: the published ones, which torchmetrics holds",
         effect="place",
         only_for="loss.lpips",
     )
     lpips_weights: str | None = setting(
-        None, "file with the trunk's weights; null: torchvision's cache", effect="place", only_for="loss.lpips"
+        None,
+        "file with the weights of loss.lpips_trunk; null: torchvision's cache",
+        effect="place",
+        only_for="loss.lpips",
     )
     segmenter: str | None = setting(
         None,
@@ -504,10 +509,15 @@ class Loss(_Weights):
         code=True,
     )
     segmenter_weights: str | None = setting(
-        None, "file with its weights", effect="place", only_for="loss.cross_entropy"
+        None, "file with the weights of loss.segmenter", effect="place", only_for="loss.cross_entropy"
     )
     segmenter_scale: float = setting(
-        1.0, "factor by which crops are resized before it", effect="results", only_for="loss.cross_entropy", gt=0, le=64
+        1.0,
+        "factor by which crops are resized before loss.segmenter",
+        effect="results",
+        only_for="loss.cross_entropy",
+        gt=0,
+        le=64,
     )
     adversarial_lr: float = setting(
         1e-4, "constant learning rate of the discriminator (Adam)", effect="results", only_for="loss.adversarial", gt=0
@@ -627,7 +637,7 @@ class Train(Section):
         lt=1,
     )
     precision: Literal["fp32", "bf16"] = setting(
-        "fp32", "of the network and Phi (bf16: autocast); losses are computed in float32", effect="results"
+        "fp32", "precision of the network and Phi (bf16: autocast); losses are computed in float32", effect="results"
     )
     accumulate: int = setting(
         1,
@@ -690,7 +700,7 @@ class Train(Section):
     best: str | None = setting(
         None,
         "metric of the validation, such as psnr.sigma25, whose best checkpoint is kept, evaluated and registered; "
-        "null: the last checkpoint is",
+        "null: the last checkpoint is used",
         effect="results",
     )
     patience: int | None = setting(
@@ -772,12 +782,16 @@ class Evaluate(Section):
     """What is measured at the end, and how."""
 
     sigmas: tuple[float, ...] = setting(
-        (25.0, 35.0, 50.0), "noise levels on the scale 0..255", effect="evaluation", min_length=1
+        (25.0, 35.0, 50.0),
+        "sigmas of Gaussian noise at which models are evaluated, on the scale 0..255",
+        effect="evaluation",
+        min_length=1,
     )
     levels: tuple[str, ...] | None = setting(
         None,
-        "degradations at which is measured, each at fixed levels and written as degrade.chain, such as "
-        "[jpeg:10, blur:2+noise:10]; null: evaluate.sigmas, or three levels of degrade.chain from mild to strong",
+        "degradations at which models are evaluated, each of fixed levels and written as degrade.chain, such as "
+        "[jpeg:10, blur:2+noise:10]; null: evaluate.sigmas, or with degrade.chain its own levels: those of a single "
+        "step that lists them, else three from weak to strong",
         effect="evaluation",
         code="chain",
         min_length=1,
@@ -789,7 +803,7 @@ class Evaluate(Section):
         code=True,
     )
     segmenter_weights: str | None = setting(
-        None, "file with the segmenter's weights", effect="place", only_for="evaluate.segmenter"
+        None, "file with the weights of evaluate.segmenter", effect="place", only_for="evaluate.segmenter"
     )
     segmenters: tuple[str, ...] = setting(
         (),
@@ -809,7 +823,10 @@ class Evaluate(Section):
         effect="evaluation",
     )
     lpips_weights: str | None = setting(
-        None, "file with that trunk's weights; null: torchvision's cache", effect="place", only_for="evaluate.lpips"
+        None,
+        "file with the weights of evaluate.lpips; null: torchvision's cache",
+        effect="place",
+        only_for="evaluate.lpips",
     )
     actors: int | None = setting(
         None,
@@ -821,10 +838,10 @@ class Evaluate(Section):
     threads: int = setting(1, "torch threads of an evaluation actor", effect="speed", ge=1, le=MOST_THREADS)
     use_gpu: bool = setting(False, "evaluate on GPUs (see train.gpus_per_worker)", effect="speed")
     limit: int | None = setting(None, "evaluate only the first images, this many; null: all", effect="evaluation", ge=1)
-    tile: Annotated[int, Field(ge=32)] | Literal["auto"] | None = setting(
+    tile: Annotated[int, Field(ge=SMALLEST_TILE)] | Literal["auto"] | None = setting(
         "auto",
-        "side of the tiles an image is restored in, in pixels; auto: whole images, or tiles that fit into memory; "
-        "null: whole images",
+        f"side of the tiles an image is restored in, in pixels, from {SMALLEST_TILE} on; auto: whole images, or tiles "
+        "that fit into memory; null: whole images",
         effect="speed",
     )
     pictures: int = setting(

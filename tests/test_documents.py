@@ -87,7 +87,7 @@ def test_scripts_run(
 @pytest.mark.parametrize(("name", "words"), commands(), ids=[f"{name}: {words}" for name, words in commands()])
 def test_commands_are_understood(name: str, words: str) -> None:
     verbs = verb_names(parser())
-    if words in verbs or words == "VERB --help":  # a verb that is spoken of, not a command
+    if words in verbs or words == "COMMAND --help":  # a command that is spoken of, without its options
         return
     args = parser().parse_args(shlex.split(words))
     configs.parse(getattr(args, "overrides", []))

@@ -273,9 +273,12 @@ def _check_choices(sweep: Sweep) -> None:
         if value not in allowed:
             raise SpaceError(f"{name}={value!r}: one of {', '.join(allowed)}")
     if sweep.search == "grid" and sweep.trials is not None:
-        raise SpaceError(f"trials={sweep.trials}: a grid tries every point; leave it out, or search at random")
+        raise SpaceError(f"--trials {sweep.trials}: a grid tries every point; leave it out, or give --search random")
     if sweep.search != "grid" and (sweep.trials is None or sweep.trials < 1):
-        raise SpaceError(f"trials={sweep.trials}: give the number of points to try, at least 1")
+        given = "" if sweep.trials is None else f" {sweep.trials}"
+        raise SpaceError(
+            f"--trials{given}: give the number of points to try, at least 1; or --search grid, which tries all"
+        )
     most = search.most_reports(sweep.scheduler)
     if not 1 <= sweep.reports <= most:
         raise SpaceError(f"reports={sweep.reports}: at least 1, and at most {most} with scheduler {sweep.scheduler}")

@@ -162,9 +162,11 @@ def for_cluster(verb: Sequence[str], *, store: str = "") -> tuple[list[str], lis
     from pipelines.config import ConfigError
 
     if not verb:
-        raise ConfigError("submit: give a verb, such as `d2sm submit -- train --recipe NAME data.root=/data`")
+        raise ConfigError("submit: give a command, such as `d2sm submit -- train --recipe NAME data.root=/data`")
     if verb[0] in NOT_SENT:
-        raise ConfigError(f"submit: `d2sm {verb[0]}` runs here, not on a cluster; send train, evaluate or another verb")
+        raise ConfigError(
+            f"submit: `d2sm {verb[0]}` runs here, not on a cluster; send train, evaluate or another command"
+        )
     args = parser().parse_args(list(verb))
     if getattr(args, "plan", None) and is_results(args.plan):
         raise ConfigError(

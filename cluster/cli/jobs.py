@@ -19,7 +19,7 @@ def run_list(args: argparse.Namespace) -> None:
     """The jobs of a cluster, newest first."""
     from cluster import dashboard, jobs
 
-    rows = [["job", "status", "verb", "started", "seconds"]]
+    rows = [["job", "status", "command", "started", "seconds"]]
     for job in jobs.listing(dashboard.address_of(args.address)):
         started = (job.start_time or 0) / 1000
         took = (job.end_time / 1000 if job.end_time else time.time()) - started

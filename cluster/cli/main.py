@@ -16,7 +16,7 @@ from pipelines.text import how_to_install, one_line, redact, show
 
 _ON_RAY = tuple(f"cluster.cli.{verb}" for verb in ("train", "tune", "table", "study", "prepare", "check", "demo"))
 
-_INSTALL = f"every verb needs the packages of the pipeline, the loss alone does not: {how_to_install('pipelines')}"
+_INSTALL = f"every command needs the packages of the pipeline, the loss alone does not: {how_to_install('pipelines')}"
 
 
 def main(argv: Sequence[str] | None = None, *, first: Callable[[argparse.Namespace], int] = lambda args: 0) -> int:

@@ -16,7 +16,7 @@ def run_up(args: argparse.Namespace) -> None:
     state = nodes.up(args.nodes, cpus=args.cpus_per_node, port=args.port, dashboard_port=args.dashboard_port)
     took = time.monotonic() - since
     show(f"{state.nodes} nodes at {state.address} after {took:.0f} s, dashboard {state.dashboard}")
-    show("send a job    d2sm submit -- VERB ...")
+    show("send a job    d2sm submit -- COMMAND ...")
     show(f"join it       export RAY_ADDRESS={state.address} RAY_AUTH_MODE=token")
     show("end it        d2sm cluster down")
 

@@ -20,7 +20,14 @@ ADDRESS = (
     "address of the cluster's dashboard, such as http://head:8265 (default: RAY_API_SERVER_ADDRESS, else the cluster "
     f"that `d2sm cluster up` started, else {LOOPBACK}:{DASHBOARD_PORT})"
 )
-QUIET = "no progress line, and no lines about what begins"
+QUIET = "no progress line and no stage messages"
+TRUST = (
+    "import the Python (module:callable) that the configuration names, and send MLflow's password or token to the "
+    "server that it names; only if you trust its author"
+)
+TRUST_MODEL = "import the Python (module:callable) that the model names as its backbone; only if you trust its author"
+TRUST_RUN = "send MLflow's password or token to the server that the run names; only if you trust its author"
+TRUST_SWEEP = f"{TRUST}; also unpickle what a sweep that was not begun here has left, which can run any code"
 MODEL = "a run's folder, one of its checkpoints, a URI of either, or models:/name@alias"
 STORE = "MLflow tracking URI of the registry (default: MLFLOW_TRACKING_URI, else runs/mlflow.db)"
 EXAMPLES = """
@@ -37,11 +44,11 @@ def parser() -> ArgumentParser:
     top = ArgumentParser(
         prog="d2sm",
         description="Image restoration with the D2SM loss: train, sweep, evaluate, restore, and look models up.",
-        epilog=EXAMPLES + "\n`d2sm VERB --help` explains a verb.",
+        epilog=EXAMPLES + "\n`d2sm COMMAND --help` explains a command.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
-    verbs = top.add_subparsers(title="verbs", required=True, metavar="VERB")
+    verbs = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     demo = _verb(verbs, "demo", "run the whole pipeline on drawn street scenes, in minutes on a CPU")
     demo("--dir", type=Path, default=Path("demo"), help="folder for everything the demo writes (default: demo)")
@@ -58,7 +65,7 @@ def parser() -> ArgumentParser:
     prepare("source", type=Path, help="folder with the photographs, as in data.root")
     prepare("target", type=Path, help="folder to write; run again, the command resumes, or verifies and repairs it")
     prepare("--layout", default="cityscapes", choices=["cityscapes", "folder", "pairs"],
-            help="(default: cityscapes, or the one that fits)")  # fmt: skip
+            help="layout of the source, as in data.layout (default: cityscapes, or the one that fits)")  # fmt: skip
     prepare(
         "--labels",
         default="cityscapes",
@@ -66,29 +73,32 @@ def parser() -> ArgumentParser:
         place="labels",
         help="label set of the photographs, as in data.labels (default: cityscapes)",
     )
-    prepare("--splits", nargs="+", default=["train", "val"], metavar="SPLIT", help="(default: train val)")
+    prepare("--splits", nargs="+", default=["train", "val"], metavar="SPLIT",
+            help="splits to prepare, as in data.train_split and data.val_split (default: train val)")  # fmt: skip
     prepare("--shard-mb", type=float, default=256, metavar="MB", help="size of a file in MB (default: 256)")
     prepare("--quiet", action="store_true", help=QUIET)
 
     train = _verb(verbs, "train", "train a restoration network, evaluate it, and register it if asked")
     _configuration(train, lists=True)
-    train(
-        "--dry-run", action="store_true", help="only check what can be known before; exit code 1 if something is wrong"
-    )
+    train("--dry-run", action="store_true", help="only run the checks, train nothing; exit code 1 if one fails")
     train("--no-evaluate", action="store_true", help="train only")
     train("--no-preflight", action="store_true", help="on a cluster: do not ask every node first (see `d2sm check`)")
     train("--quiet", action="store_true", help=QUIET)
     _overrides(train)
 
     tune = _verb(verbs, "tune", "search the best values of configuration keys, such as queue size and loss weight")
-    _configuration(tune)
-    tune("--space", required=True, help=f"what is searched: {SPACES}, or a YAML file with lines `key: [values]`")
-    tune("--trials", type=int, help="number of points to try; a grid tries all")
-    tune("--search", default="random", choices=["random", "grid", "optuna"], help="(default: random)")
+    _configuration(tune, trust=TRUST_SWEEP)
+    tune("--space", required=True, help=f"what is searched: {SPACES}, or a YAML file with lines `key: [values]` or "
+         "`key: {low: 0.1, high: 100, log: true}`")  # fmt: skip
+    tune("--trials", type=int, help="number of points to try; required unless --search grid, which tries all")
+    tune("--search", default="random", choices=["random", "grid", "optuna"],
+         help="how points are chosen; grid: all combinations of lists; optuna: TPE (default: random)")  # fmt: skip
     tune("--scheduler", default="asha", choices=["asha", "pbt", "none"],
-         help="asha stops bad trials early; pbt replaces them by copies of better ones (default: asha)")  # fmt: skip
+         help="asha stops bad trials early; pbt replaces them by copies of better ones; none: all run to their end "
+         "(default: asha)")  # fmt: skip
     tune("--metric", nargs="+", type=without_equals("metric"), default=["psnr.sigma25"], metavar="METRIC",
-         help="what is optimised, such as miou.sigma25; several: a Pareto front (default: psnr.sigma25)")  # fmt: skip
+         help="what is optimised, such as miou.sigma25; several: a Pareto front; asha, pbt and the best trial go by "
+         "the first (default: psnr.sigma25)")  # fmt: skip
     tune("--reports", type=int, default=3, help="how often each trial is measured (default: 3)")
     tune("--name", help="name of the sweep; the same name resumes it (default: recipe, space and time)")
     tune("--concurrent", type=int, help="most trials at the same time (default: as many as fit)")
@@ -131,20 +141,21 @@ def parser() -> ArgumentParser:
     restore(
         "target",
         place="path",
-        help="file to write, in the format of its suffix; or folder (NEW/ makes one), not in the source",
+        help="file to write, in the format of its suffix; or a folder outside the source; a trailing / creates it",
     )
     restore("--model", required=True, place="model", help=MODEL)
     level = restore.exclusive()
-    level("--sigma", type=_sigma, help="noise level of the photographs, 0 to 255; auto: estimated for each")
-    level("--add-noise", type=float, metavar="SIGMA", help="first add noise of this level, to try a model out")
+    level("--sigma", type=_sigma, help="sigma of the photographs' noise, 0 to 255; auto: estimated for each")
+    level("--add-noise", type=float, metavar="SIGMA", help="first add noise of this sigma, to try a model out")
     restore("--unclipped", action="store_true",
-            help="of --add-noise: do not clip and round it as the photograph's file would")  # fmt: skip
-    _trust(restore)
+            help="with --add-noise: do not clip the noisy image or round it to the file's bit depth")  # fmt: skip
+    _trust(restore, TRUST_MODEL)
     restore("--tile", type=_tile, default="auto",
             help="side of the tiles in pixels; 0: whole images; auto: whole images, or tiles that fit into the free "
             "memory (default: auto)")  # fmt: skip
     restore("--format", choices=["png", "jpg", "tif", "webp", "same"], default="png",
-            help="of the files in a target folder; same: as each source; jpg: quality 95 (default: png)")  # fmt: skip
+            help="format of the files written to a target folder; same: as each source; jpg: quality 95 "
+            "(default: png)")  # fmt: skip
     restore("--device", default="cpu", help="cpu or cuda (default: cpu)")
     restore("--tracking-uri", place="store", help=STORE)
 
@@ -152,7 +163,7 @@ def parser() -> ArgumentParser:
     export("model", place="model", help=MODEL)
     export("target", nargs="?", type=Path, help="file to write (default: NAME.onnx here)")
     export("--to", choices=["onnx"], default="onnx", help="format of the file (default: onnx)")
-    _trust(export)
+    _trust(export, TRUST_MODEL)
     export("--tracking-uri", place="store", help=STORE)
 
     report = _verb(verbs, "report", "compare finished runs on one HTML page")
@@ -187,7 +198,7 @@ def parser() -> ArgumentParser:
                      "models:run_register")  # fmt: skip
     register("folder", metavar="RUN", place="model", help="a run's folder, or its URI")
     register("--as", dest="name", required=True, metavar="NAME", help="name of the registered model; made if new")
-    _trust(register)
+    _trust(register, TRUST_RUN)
     register("--alias", default="", help="alias to set on the new version, such as champion")
     imports = _verb(models, "import", "register weights that others publish: FFDNet's for colour, or a file of d2sm",
                     "models:run_import")  # fmt: skip
@@ -199,34 +210,35 @@ def parser() -> ArgumentParser:
     imports("--licence", default="", metavar="TEXT", help="of the weights (default: no licence stated)")
     promote = _verb(models, "promote", "point an alias at a version", "models:run_promote")
     promote("reference", help="name/version")
-    promote("--alias", default="champion", help="(default: champion)")
+    promote("--alias", default="champion", help="alias to set (default: champion)")
     promote("--if-better", metavar="METRIC", help="only if its value is better, such as miou.sigma25")
     compare = _verb(models, "compare", "show two versions side by side", "models:run_compare")
     compare("a", help="name@alias or name/version")
-    compare("b", help="another")
+    compare("b", help="the version that it is compared with, named likewise")
     for verb in (listing, show, register, imports, promote, compare):
         verb("--tracking-uri", place="store", help=STORE)
 
-    submit = _verb(verbs, "submit", "send a verb to a Ray cluster as a job, and follow its log", "submit:run_submit")
-    submit.followed_by_another("d2sm submit [options] -- VERB [words ...]")
+    submit = _verb(verbs, "submit", "send a command to a Ray cluster as a job, and follow its log", "submit:run_submit")
+    submit.followed_by_another("d2sm submit [options] -- COMMAND [words ...]")
     submit("--address", help=ADDRESS)
     submit("--detach", action="store_true", help="print the job's id and return; do not follow the log")
-    submit("--no-preflight", action="store_true", help="start the verb without the checks of `d2sm check`")
+    submit("--no-preflight", action="store_true", help="start the command without the checks of `d2sm check`")
     submit("--install", action="store_true", help="install pins.txt on the nodes first, if their image lacks packages")
     submit("--include", type=Path, action="append", default=[], help="a file or folder to send along with the code")
     submit("--env", action="append", default=[], metavar="NAME=VALUE", help="an environment variable for the job")
-    submit(
-        "--cpus", type=_amount, default=0, help="CPUs for the verb's own process; 0: it runs on the head (default: 0)"
-    )
-    submit("--gpus", type=_amount, default=0, help="GPUs for the verb's own process (default: 0)")
-    submit("--memory", type=_bytes, help="bytes of memory for the verb's own process")
-    submit("words", nargs=argparse.REMAINDER, metavar="VERB", help="the verb and its options")
+    submit("--cpus", type=_amount, default=0,
+           help="CPUs reserved for the driver process; with 0 it runs on the head node (default: 0)")  # fmt: skip
+    submit("--gpus", type=_amount, default=0, help="GPUs reserved for the driver process (default: 0)")
+    submit("--memory", type=_bytes, help="bytes of memory reserved for the driver process")
+    submit("words", nargs=argparse.REMAINDER, metavar="COMMAND", help="the command and its options")
 
     jobs = _group(verbs, "jobs", "look after submitted jobs: list, logs, wait, stop")
     listing = _verb(jobs, "list", "list the jobs of a cluster, newest first", "jobs:run_list")
     logs = _verb(jobs, "logs", "print what a job has printed so far", "jobs:run_logs")
     logs("-f", "--follow", action="store_true", help="keep printing until the job ends")
-    wait = _verb(jobs, "wait", "wait until a job ends, and exit with its exit code", "jobs:run_wait")
+    wait = _verb(
+        jobs, "wait", "wait until a job ends, and exit with its exit code; 130 if it was stopped", "jobs:run_wait"
+    )
     wait("--timeout", type=_amount, help="seconds to wait; then exit with code 3, while the job goes on")
     stop = _verb(jobs, "stop", "stop a job as Ctrl-C would: its last checkpoint stays", "jobs:run_stop")
     for verb in (logs, wait, stop):
@@ -238,12 +250,19 @@ def parser() -> ArgumentParser:
     _configuration(check)
     _overrides(check)
 
-    cluster = _group(verbs, "cluster", "run several Ray nodes on this machine, to try a cluster: up, status, down")
+    cluster = _group(
+        verbs, "cluster", "run several Ray nodes on this machine, to try a cluster: up, status, add, kill, down"
+    )
     up = _verb(cluster, "up", "start Ray nodes on this machine, with the dashboard on loopback", "nodes:run_up")
     up("--nodes", type=int, default=3, help="number of nodes, the head included (default: 3)")
     up("--cpus-per-node", type=int, default=2, help="CPUs each node reports; all share this machine's (default: 2)")
     up("--port", type=int, default=GCS_PORT, help=f"port of the head; 0: a free one (default: {GCS_PORT})")
-    up("--dashboard-port", type=int, default=DASHBOARD_PORT, help=f"0: a free one (default: {DASHBOARD_PORT})")
+    up(
+        "--dashboard-port",
+        type=int,
+        default=DASHBOARD_PORT,
+        help=f"port of the dashboard; 0: a free one (default: {DASHBOARD_PORT})",
+    )
     _verb(cluster, "status", "show which nodes are alive", "nodes:run_status")
     add = _verb(cluster, "add", "start one more worker node", "nodes:run_add")
     add("--cpus", type=int, default=2, help="CPUs the node reports (default: 2)")
@@ -288,14 +307,14 @@ def _verb(verbs: _Verbs, name: str, help: str, run: str = "", *, former: str = "
 
 def _group(verbs: _Verbs, name: str, help: str) -> _Verbs:
     group = verbs.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
-    return group.add_subparsers(title="verbs", required=True, metavar="VERB")
+    return group.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
 
-def _configuration(verb: _Options, *, lists: bool = False) -> None:
+def _configuration(verb: _Options, *, lists: bool = False, trust: str = TRUST) -> None:
     which = verb.exclusive(required=not lists)
     which("--recipe", help="a named configuration; `d2sm train --recipes` lists them")
     which("--config", type=Path, help="a saved configuration, such as runs/NAME/config.yaml")
-    _trust(verb)
+    _trust(verb, trust)
     if lists:
         which("--recipes", action="store_true", help="list the recipes and the keys they set")
         which("--keys", action="store_true", help="list every configuration key with its default and meaning")
@@ -303,11 +322,8 @@ def _configuration(verb: _Options, *, lists: bool = False) -> None:
               "timm:resnet50 or segmenter:espnet-camvid (with loss.features_weights=FILE)")  # fmt: skip
 
 
-def _trust(verb: _Options) -> None:
-    help = (
-        "run code that belongs to what is read, such as a segmenter that its configuration names: you know who made it"
-    )
-    verb("--trust", action="store_true", help=help)
+def _trust(verb: _Options, about: str = TRUST) -> None:
+    verb("--trust", action="store_true", help=about)
 
 
 def _overrides(verb: _Options) -> None:

@@ -21,5 +21,5 @@ def run_report(args: argparse.Namespace) -> None:
         quiet=args.quiet,
     )
     size = done.path.stat().st_size / 1e6
-    show(f"report {done.path}  ({size:.1f} MB; opens in any browser, without a network)")
+    show(f"report {done.path}  ({size:.1f} MB; opens in any browser, offline)")
     show(f"MLflow {mlflow_page(done.uri, done.page)}")

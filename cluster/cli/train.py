@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 from cluster.cli.arguments import given_keys, training_configuration
 from cluster.cli.outcome import print_outcome, warn_untracked
@@ -58,14 +60,27 @@ def run_train(args: argparse.Namespace) -> int:
 
 
 def _keys() -> str:
-    """Every key with its default and what it means."""
+    """Every key with its default, what it means and, of a closed set, its values."""
     from pipelines import config as configs
 
     lines = []
     for key, value in configs.Config().flat().items():
-        about = configs.keys()[key].description or ""
-        lines += [f"{key}={'' if value is None else value}", textwrap.indent(textwrap.fill(about, 100), "    ")]
+        lines += [f"{key}={_typed(value)}", _indented(configs.keys()[key].description or "")]
+        if choices := configs.choices(key):
+            lines.append(_indented(f"one of {', '.join(choices)}"))
     return "\n".join(lines)
+
+
+def _typed(value: Any) -> str:
+    """A default, or a value of a recipe, as it is typed behind `key=`."""
+    if isinstance(value, bool) or value is None:
+        return json.dumps(value)
+    return f"[{','.join(map(_typed, value))}]" if isinstance(value, list) else str(value)
+
+
+def _indented(text: str) -> str:
+    """A paragraph below a heading. No word is broken: names and values can be copied."""
+    return textwrap.indent(textwrap.fill(text, 100, break_on_hyphens=False, break_long_words=False), "    ")
 
 
 def _layers(network: str, overrides: Sequence[str]) -> str:
@@ -90,6 +105,6 @@ def _recipes() -> str:
 
     default, about, lines = Config().flat(), descriptions(), []
     for name, config in recipes().items():
-        changed = [f"{k}={v}" for k, v in config.flat().items() if v != default[k] and k != "recipe"]
-        lines += [f"{name}: {about[name]}", textwrap.indent(textwrap.fill(" ".join(changed), 100), "    ")]
+        changed = [f"{k}={_typed(v)}" for k, v in config.flat().items() if v != default[k] and k != "recipe"]
+        lines += [f"{name}: {about[name]}", _indented(" ".join(changed))]
     return "\n".join(lines)

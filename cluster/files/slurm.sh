@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A Ray cluster for one verb within a Slurm allocation: sbatch slurm.sh train --recipe ffdnet_d2sm ...
+# A Ray cluster for one command within a Slurm allocation: sbatch slurm.sh train --recipe ffdnet_d2sm ...
 # The project must be installed in an environment that all nodes see; data.root and train.storage as well.
 
 # Shown by squeue. If omitted: the script's name.
@@ -15,14 +15,14 @@
 #SBATCH --gpus-per-node=4
 # If omitted: the partition's own limit.
 #SBATCH --time=48:00:00
-# Ctrl-C for the verb ten minutes before the time is up: it keeps its last checkpoint, and the same command with the
+# Ctrl-C for the command ten minutes before the time is up: it keeps its last checkpoint, and the same command with the
 # same train.name goes on from it. If omitted: killed without a word.
 #SBATCH --signal=B:INT@600
 # If omitted: slurm-<id>.out, the same.
 #SBATCH --output=slurm-%j.out
 
 set -euo pipefail
-set -m # without it, a verb in the background would ignore Ctrl-C
+set -m # without it, a command in the background would ignore Ctrl-C
 
 PORT=6379           # where nodes join the head
 DASHBOARD_PORT=8265 # where jobs are sent, on the head's loopback alone
@@ -62,7 +62,7 @@ verb=$!
 trap 'kill -INT "$verb"' INT TERM
 code=0
 wait "$verb" || code=$?
-# A trapped signal ends the first wait before the verb has ended.
+# A trapped signal ends the first wait before the command has ended.
 while kill -0 "$verb" 2>/dev/null; do
   code=0
   wait "$verb" || code=$?

@@ -113,7 +113,8 @@ TERMS: dict[str, Term] = {
             default_weight=1.0, label="L1", pixelwise=True,
         ),
         Term(
-            "d2sm", "d2sm.loss:D2SMLoss", "D2SM; 0 leaves it, its queues and Phi out",
+            "d2sm", "d2sm.loss:D2SMLoss",
+            "D2SM; at 0 it and its queues are left out, and Phi too unless another term uses it",
             weight_key="weight", default_weight=10.0, label="D2SM", uses_phi=True, global_batch=True,
         ),
         Term(

@@ -159,7 +159,7 @@ def test_a_run_is_left_found_again_and_stopped(cluster: LocalCluster, scenes_roo
         time.sleep(0.5)
     assert "still running" in cluster.d2sm("jobs", "wait", job, "--timeout", "0", code=3)[1]
     assert cluster.d2sm("jobs", "stop", job)[0] == f"job {job} stopped\n"
-    assert "stopped" in cluster.d2sm("jobs", "wait", job, code=1)[1]
+    assert "stopped" in cluster.d2sm("jobs", "wait", job, code=130)[1]
     assert list((tmp_path / "long").glob("step-*/meta.json"))
     with sqlite3.connect(tmp_path / "mlflow.db") as store:
         assert store.execute("select status from runs").fetchall() == [("KILLED",)]

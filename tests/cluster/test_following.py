@@ -17,6 +17,7 @@ import ray
 from aiohttp import web
 
 from cluster import jobs
+from cluster.cli.main import main
 from cluster.dashboard import ClusterError
 
 JOB = "d2sm-train-0404-120000-ab12"  # its name holds the status of a job that is not there
@@ -31,10 +32,10 @@ class Connection(NamedTuple):
 
 
 class Head:
-    """What Ray's head answers about one job, over HTTP on loopback; the job succeeds when the script is at its end."""
+    """What Ray's head answers about one job, over HTTP on loopback; the job ends, as `end` says, with the script."""
 
-    def __init__(self, *script: Connection, status: int = 200) -> None:
-        self.script, self.status, self.address = list(script), status, ""
+    def __init__(self, *script: Connection, status: int = 200, end: str = "SUCCEEDED") -> None:
+        self.script, self.status, self.end, self.address = list(script), status, end, ""
         self._loop, self._listens = asyncio.new_event_loop(), threading.Event()
         self._thread = threading.Thread(target=self._serve, daemon=True)
 
@@ -75,8 +76,11 @@ class Head:
     async def _job(self, _: web.Request) -> web.Response:
         if self.status != 200:
             return web.Response(status=self.status, text=f"of job {JOB} nothing can be said now")
-        status = "RUNNING" if self.script else "SUCCEEDED"
-        return web.json_response({"type": "SUBMISSION", "entrypoint": "", "submission_id": JOB, "status": status})
+        told = {"type": "SUBMISSION", "entrypoint": "", "submission_id": JOB}
+        if self.script:
+            return web.json_response({**told, "status": "RUNNING"})
+        code = {"driver_exit_code": 2, "error_type": "JOB_ENTRYPOINT_COMMAND_ERROR"} if self.end == "FAILED" else {}
+        return web.json_response({**told, "status": self.end, **code})
 
     async def _tail(self, request: web.Request) -> web.WebSocketResponse:
         socket = web.WebSocketResponse()
@@ -133,6 +137,14 @@ def test_a_log_that_cannot_be_printed_ends_the_following(wrong: int, monkeypatch
     assert error.value.errno == wrong and time.monotonic() - since < 60
     with contextlib.suppress(OSError):  # its buffer cannot be written either
         out.close()
+
+
+@pytest.mark.parametrize(("end", "code"), [("SUCCEEDED", 0), ("FAILED", 2), ("STOPPED", 130)])
+def test_whoever_waits_for_a_job_ends_with_its_code(end: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """That of a stopped one, for which Ray has none, is the command's own after Ctrl-C."""
+    with Head(end=end) as head:
+        assert main(["jobs", "wait", JOB, "--address", head.address]) == code
+    assert f"job {JOB} {end.lower()}" in capsys.readouterr().err
 
 
 def test_a_job_is_missing_where_the_head_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

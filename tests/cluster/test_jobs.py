@@ -656,7 +656,7 @@ def test_a_job_refuses_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("train --recipe demo", "no -- before the verb; write python -m cluster.job_entrypoint "),
+        ("train --recipe demo", "no -- before the command; write python -m cluster.job_entrypoint "),
         ("--no-preflght -- train --recipe demo", "--no-preflght: no such option; write "),
         ("-- restore /a.png /b.png s3://me:planted@bucket/x --model /m", "the command=s3://***@bucket/x: "),
     ],

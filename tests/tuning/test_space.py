@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.config import Config, ConfigError
+from pipelines.parsing import parse_yaml
 from pipelines.recipes import recipe
 from pipelines.runs.trust import TrustError
 from tuning.space import (
@@ -137,6 +138,17 @@ def test_a_wrong_space_is_one_line(space: Space, message: str) -> None:
 def test_a_wrong_tree_is_one_line(tree: Any, message: str) -> None:
     with pytest.raises(SpaceError, match=message):
         parse(tree)
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_the_readme_says_what_a_named_space_searches(name: str) -> None:
+    text = (Path(__file__).resolve().parents[2] / "tuning" / "README.md").read_text()
+    (row,) = re.findall(rf"^\| `{name}` \| (.*) \|$", text, re.M)
+    told = {}
+    for key, values in re.findall(r"`([\w.]+)`: ([^;]+)", row):
+        ends = re.fullmatch(r"(\S+) to (\S+), logarithmic", values)
+        told[key] = {"low": ends[1], "high": ends[2], "log": True} if ends else parse_yaml(f"[{values}]", source=key)
+    assert parse(told) == SPACES[name]
 
 
 def test_neither_a_space_nor_a_file() -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from pipelines.runs.folder import RunFolder
 from pipelines.train import Trained, fit
 from tests.helpers.mlflow_server import Server
 from tests.helpers.stores import new_store
-from tests.helpers.sweeps import tiny_sweep
+from tests.helpers.sweeps import tiny_base, tiny_sweep
 from tuning.run import _announcement, run
 from tuning.space import SpaceError
 from tuning.sweep import Sweep, check, resolved
@@ -288,11 +290,11 @@ def test_the_server_goes_away_and_comes_back(ray_session: None, scenes_root: Pat
     ("changes", "message"),
     [
         ({"space": {"loss.queue": [1]}}, "loss.queue: "),
-        ({"search": "random", "trials": 0}, "trials=0: "),
+        ({"search": "random", "trials": 0}, "^--trials 0: "),
         ({"search": "bayes"}, "search='bayes': .*random, grid, optuna"),
         ({"scheduler": "hyperband"}, "scheduler='hyperband': .*asha, pbt, none"),
-        ({"search": "optuna"}, "trials=None: "),
-        ({"trials": 3}, "trials=3: .*grid"),
+        ({"search": "optuna"}, "^--trials: .*--search grid"),
+        ({"trials": 3}, "^--trials 3: .*grid"),
         ({"metrics": ("psnr.sigma50",)}, "metric psnr.sigma50: .*loss, gradient_norm, loss.l1, psnr.sigma25"),
         ({"metrics": ("miou.sigma25",)}, "metric miou.sigma25: .*evaluate.segmenter"),
         ({"metrics": ()}, "metrics: "),
@@ -441,6 +443,27 @@ def test_epochs_are_asked_for_in_one_place(tmp_path: Path, capsys: pytest.Captur
     words = ["tune", "--recipe", "demo", "--space", str(space), "--trials", "2", f"data.root={tmp_path}"]
     assert main([*words, "--trial-epochs", "4"]) == 2
     assert "--trial-epochs 4: " in (said := capsys.readouterr().err) and str(space) in said
+
+
+@pytest.mark.long  # MLflow is waited for at the end of the training and of the evaluation
+def test_the_best_is_retrained_and_what_mlflow_lacks_is_an_exit_code(
+    ray_session: None, scenes_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of any training: here its files wait, since the place for those of new runs is no folder."""
+    space = tmp_path / "space.yaml"
+    space.write_text("train.lr: [1e-3]\n")
+    new_store(tmp_path)
+    config = tmp_path / "config.yaml"
+    tiny_base(scenes_root, tmp_path, evaluate__pictures=0, train__name="").save(config)
+    words = ["tune", "--config", str(config), "--space", str(space), "--search", "grid", "--scheduler", "none",
+             "--name", "s", "--metric", "loss.l1", "--reports", "1", "--quiet"]  # fmt: skip
+    assert main(words) == 0
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as store, store:
+        store.execute("update experiments set artifact_location = ?", (f"{space.as_uri()}/artifacts",))
+    capsys.readouterr()
+    assert main([*words, "--retrain-best"]) == 1
+    out, err = capsys.readouterr()
+    assert f"checkpoint {tmp_path / 's-best'}" in out and f"records wait in {tmp_path / 's-best'}" in err
 
 
 def test_settings_are_json(scenes_root: Path, tmp_path: Path) -> None:

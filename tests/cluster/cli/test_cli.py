@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from cluster.cli.main import main
-from pipelines.config import Config, keys
+from pipelines.config import Config, keys, parse
 from pipelines.data.images import write_png
 from pipelines.networks.models import build
 from pipelines.recipes import recipes
@@ -57,6 +57,42 @@ def test_the_lists_of_train(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--recipes"]) == 0
     out = capsys.readouterr().out
     assert [name for name in recipes() if f"\n{name}: " not in f"\n{out}"] == []
+
+
+def entries(text: str) -> dict[str, list[str]]:
+    """What a list of `d2sm train` prints: each heading with the lines indented below it."""
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if line.startswith(" "):
+            found[list(found)[-1]].append(line.strip())
+        else:
+            found[line] = []
+    return found
+
+
+def test_what_the_lists_of_train_print_can_be_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--keys"]) == 0
+    printed = list(entries(capsys.readouterr().out))
+    assert Config().replace(parse(printed)) == Config()
+    assert {"loss.patch_size=null", "data.flip=true", "noise.sigma=[0.0,75.0]", "tracking.uri="} <= set(printed)
+    assert main(["train", "--recipes"]) == 0
+    shown = {heading.partition(": ")[0]: below for heading, below in entries(capsys.readouterr().out).items()}
+    for name, config in recipes().items():
+        assert Config().replace(parse(" ".join(shown[name]).split()) | {"recipe": name}) == config
+
+
+def test_the_values_of_a_closed_set_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--keys"]) == 0
+    listed = {
+        heading.partition("=")[0]: below[-1].removeprefix("one of ").split(", ")
+        for heading, below in entries(capsys.readouterr().out).items() if below[-1].startswith("one of ")
+    }  # fmt: skip
+    assert listed["noise.draw"] == ["uniform", "list"]
+    assert listed["evaluate.lpips"] == ["vgg16", "alexnet", "squeezenet1_1", "null"]
+    assert not {"evaluate.tile", "data.flip", "model.name"} & set(listed)
+    needs_others = {"data.layout"}  # with pairs, the level of their noise
+    words = [f"{key}={name}" for key, names in listed.items() if key not in needs_others for name in names]
+    assert len(words) > 20 and all(Config().replace(parse([word])) for word in words)
 
 
 def test_a_mistake_in_a_process_of_its_own(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_these_are_the_verbs() -> None:
 def test_a_verb_has_a_function_and_explains_its_options(name: str) -> None:
     module, _, function = VERBS[name].get_default("run").partition(":")
     assert list(signature(getattr(import_module(module), function)).parameters) == ["args"]
-    silent = [action.dest for action in VERBS[name]._actions if not action.help]
+    silent = [action.dest for action in VERBS[name]._actions if not action.help or action.help.startswith("(default")]
     assert not silent
 
 
@@ -59,6 +59,30 @@ def test_help(capsys: pytest.CaptureFixture[str], name: str) -> None:
     assert (end.value.code, err) == (0, "")
     assert f"usage: d2sm {'restore' if name == 'denoise' else name}".rstrip() in out
     assert len(out.splitlines()) > 5
+
+
+def test_a_group_lists_its_commands() -> None:
+    for group in ("models", "jobs", "cluster"):
+        about, inner = next(
+            (choice.help, action.choices[group])
+            for action in parser()._actions if isinstance(action, argparse._SubParsersAction)
+            for choice in action._choices_actions if choice.dest == group
+        )  # fmt: skip
+        assert set(about.rpartition(": ")[2].split(", ")) == {name for name, _ in verbs(inner)}
+
+
+def test_what_trust_allows_is_said_for_each_command() -> None:
+    """A backbone of a model is code alone, a run that is registered a server alone, a sweep pickles too."""
+    about = {
+        name: action.help or "" for name, verb in VERBS.items() for action in verb._actions if action.dest == "trust"
+    }
+    said = {
+        name: tuple(word in text for word in ("import the Python", "password", "unpickle"))
+        for name, text in about.items()
+    }
+    models = dict.fromkeys(("restore", "denoise", "export"), (True, False, False))
+    others = dict.fromkeys(("train", "check", "study", "evaluate", "report", "figures"), (True, True, False))
+    assert said == {**others, **models, "tune": (True, True, True), "models register": (False, True, False)}
 
 
 def test_the_command_line_loads_nothing_heavy() -> None:
