@@ -211,8 +211,8 @@ def _search(sweep: Sweep, candidates: Candidates, at_once: int, *, quiet: bool, 
 
 
 def _scheduler(sweep: Sweep) -> TrialScheduler:
-    metric = sweep.metrics[0]
-    return search.scheduler_of(sweep.scheduler, sweep.space, metric, trials.mode(metric), sweep.budgets[-1])
+    metric, seed = sweep.metrics[0], sweep.base.train.seed
+    return search.scheduler_of(sweep.scheduler, sweep.space, metric, trials.mode(metric), sweep.budgets[-1], seed=seed)
 
 
 def _new_tuner(sweep: Sweep, candidates: Candidates, at_once: int, trainable: Any, *, quiet: bool) -> tune.Tuner:

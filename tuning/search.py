@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Collection, Sequence
+import random
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 from ray import tune
 from ray.tune import search as tune_search
 from ray.tune.experiment import Trial as TuneTrial
@@ -46,12 +49,13 @@ def most_reports(scheduler: Scheduler) -> int:
     return 20 if scheduler == "asha" else 1000
 
 
-def scheduler_of(name: Scheduler, space: Space, metric: str, mode: str, whole: int) -> TrialScheduler:
+def scheduler_of(name: Scheduler, space: Space, metric: str, mode: str, whole: int, *, seed: int) -> TrialScheduler:
     """Ray Tune's scheduler; its unit of time is the budget.
 
     Args:
         mode: "min" or "max", of the metric.
         whole: the whole budget.
+        seed: of what population-based training draws.
     """
     if name == "asha":
         return Asha(
@@ -59,6 +63,7 @@ def scheduler_of(name: Scheduler, space: Space, metric: str, mode: str, whole: i
         )
     if name == "pbt":
         return PopulationBased(
+            seed=seed,
             time_attr="budget",
             metric=metric,
             mode=mode,
@@ -89,10 +94,15 @@ class PopulationBased(PopulationBasedTraining):
     """Ray Tune's in synchronous mode, which also goes on when a trial has failed and when a sweep is resumed.
 
     Ray Tune's waits in each round for the report of every trial, of those that failed too. After a resume it waits for
-    the first round, which is long over.
+    the first round, which is long over. And it draws from generators without a seed: here what is drawn is a function
+    of the seed and the round.
 
     Ray Tune pickles it, and a resumed sweep unpickles it: its name stays.
     """
+
+    def __init__(self, *, seed: int, **options: Any) -> None:
+        super().__init__(**options)
+        self.seed = seed
 
     def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
         super().on_trial_add(tune_controller, trial)
@@ -101,7 +111,8 @@ class PopulationBased(PopulationBasedTraining):
             trial.set_status(TuneTrial.PAUSED)  # until its round begins
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
-        return str(super().on_trial_result(_Unfinished(tune_controller), trial, result))
+        with _seeded(self.seed, int(result["budget"])):
+            return str(super().on_trial_result(_Unfinished(tune_controller), trial, result))
 
     def choose_trial_to_run(self, tune_controller: Any) -> TuneTrial | None:
         chosen = super().choose_trial_to_run(tune_controller)
@@ -113,6 +124,19 @@ class PopulationBased(PopulationBasedTraining):
             self.on_trial_result(tune_controller, trial, trial.last_result)  # compares them, unless they have been
         private.begin_round(self, waiting)
         return super().choose_trial_to_run(tune_controller)
+
+
+@contextmanager
+def _seeded(*numbers: int) -> Iterator[None]:
+    """Python's and NumPy's shared generators begin anew at a function of the numbers, and are put back at the end."""
+    before = random.getstate(), np.random.get_state()
+    random.seed(repr(numbers))
+    np.random.seed(random.getrandbits(32))
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
 
 
 class _Unfinished:

@@ -131,11 +131,11 @@ def parse(tree: Any, name: str = "space") -> Space:
 def _range(key: str, low: Any, high: Any, log: Any = False) -> Range:
     if not isinstance(log, bool):
         raise SpaceError(f"{key}: log={log!r}: give true or false")
-    ends = [_number(low), _number(high)]
+    first, last = _number(low), _number(high)
     if is_whole(key):
-        ends = [int(end) if isinstance(end, float) and end.is_integer() else end for end in ends]
+        first, last = (int(end) if isinstance(end, float) and end.is_integer() else end for end in (first, last))
     try:
-        return Range(*ends, log)
+        return Range(first, last, log)
     except SpaceError as error:
         raise SpaceError(f"{key}: {error}") from None
 

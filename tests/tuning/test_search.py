@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
@@ -111,7 +113,7 @@ def test_a_resumed_search_takes_as_many_at_once_as_it_is_asked_for(tmp_path: Pat
 @pytest.mark.parametrize("whole", [False, True])
 def test_population_based_training_stays_in_the_range(whole: bool) -> None:
     domain = Range(1, 3) if whole else Range(1e-5, 1e-2, log=True)
-    scheduler = scheduler_of("pbt", {"train.lr": domain, "loss.l1": [0.0, 1.0]}, "loss", "min", 3)
+    scheduler = scheduler_of("pbt", {"train.lr": domain, "loss.l1": [0.0, 1.0]}, "loss", "min", 3, seed=0)
     assert isinstance(scheduler, PopulationBasedTraining)
     better = SimpleNamespace(
         config={"folder": "f", "trial": {"number": 3, "point": {"train.lr": domain.high, "loss.l1": 1.0}}}
@@ -136,7 +138,7 @@ def _ended(folder: Path, number: int, losses: list[float], status: str = TuneTri
 
 
 def test_asha_compares_with_the_trials_before_a_resume(tmp_path: Path) -> None:
-    scheduler = scheduler_of("asha", {}, "loss", "min", 9)
+    scheduler = scheduler_of("asha", {}, "loss", "min", 9, seed=0)
     for number, losses in enumerate([[0.1, 0.05, 0.02], [0.2], [0.3]]):
         scheduler.on_trial_add(None, _ended(tmp_path, number, losses))
     worse, better = _ended(tmp_path, 3, []), _ended(tmp_path, 4, [])
@@ -149,7 +151,7 @@ def test_asha_compares_with_the_trials_before_a_resume(tmp_path: Path) -> None:
 
 def test_asha_decides_on_a_report_that_a_killed_sweep_had_not_noted(tmp_path: Path) -> None:
     """The report is in the trial's folder, but Ray Tune's state is older: the trial reports it again."""
-    scheduler = scheduler_of("asha", {}, "loss", "min", 9)
+    scheduler = scheduler_of("asha", {}, "loss", "min", 9, seed=0)
     scheduler.on_trial_add(None, _ended(tmp_path, 0, [0.1]))
     killed = _ended(tmp_path, 1, [0.2], TuneTrial.PENDING)
     killed.update_last_result({})
@@ -177,7 +179,7 @@ def test_population_based_training_goes_on_after_trials_that_fail(ray_session: N
         def load_checkpoint(self, checkpoint_dir: str) -> None:
             self.budget = int((Path(checkpoint_dir) / "budget").read_text())
 
-    scheduler = scheduler_of("pbt", {"train.lr": Range(1e-4, 1e-2, log=True)}, "loss", "min", 2)
+    scheduler = scheduler_of("pbt", {"train.lr": Range(1e-4, 1e-2, log=True)}, "loss", "min", 2, seed=0)
     numbered = [{"number": number, "point": {"train.lr": 1e-3}} for number in range(4)]
     results = tune.Tuner(
         tune.with_resources(Climb, {private.HEAD_NODE: 0.9}),  # one at a time
@@ -229,7 +231,7 @@ class Population:
 
 @pytest.mark.parametrize("failing", [(0,), (3,), (0, 3)])
 def test_a_round_of_population_based_training_ends_when_trials_fail(failing: tuple[int, ...]) -> None:
-    scheduler = scheduler_of("pbt", {"train.lr": [1e-3, 1e-2]}, "loss", "min", 5)
+    scheduler = scheduler_of("pbt", {"train.lr": [1e-3, 1e-2]}, "loss", "min", 5, seed=0)
     found = Population(scheduler, [0, 0, 0, 0]).turns(4 + 2 * (4 - len(failing)), failing)
     left = [number for number in range(4) if number not in failing]
     assert found[:4] == [(number, 1) for number in range(4)]
@@ -239,10 +241,26 @@ def test_a_round_of_population_based_training_ends_when_trials_fail(failing: tup
 
 def test_population_based_training_goes_on_after_a_stop() -> None:
     """Of three trials at budgets 3, 2 and 2 the latter run first; then all are compared, and take turns."""
-    scheduler = scheduler_of("pbt", {"train.lr": [1e-3, 1e-2]}, "loss", "min", 6)
+    scheduler = scheduler_of("pbt", {"train.lr": [1e-3, 1e-2]}, "loss", "min", 6, seed=0)
     found = Population(scheduler, [3, 2, 2]).turns(8)
     assert sorted(found[:2]) == [(1, 3), (2, 3)]
     assert sorted(found[2:5]) == [(0, 4), (1, 4), (2, 4)] and sorted(found[5:]) == [(0, 5), (1, 5), (2, 5)]
+
+
+def test_what_population_based_training_draws_is_a_function_of_seed_and_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[float, float]] = []
+
+    def draw(scheduler: PopulationBasedTraining, controller: object, trial: TuneTrial, result: dict[str, Any]) -> str:
+        drawn.append((random.random(), np.random.random()))
+        return TrialScheduler.PAUSE
+
+    monkeypatch.setattr(PopulationBasedTraining, "on_trial_result", draw)
+    trial, outside = TuneTrial("t", stub=True), random.getstate()
+    for seed, budget in ((0, 1), (0, 1), (0, 2), (1, 1)):
+        scheduler = scheduler_of("pbt", {"train.lr": [1e-3, 1e-2]}, "loss", "min", 6, seed=seed)
+        scheduler.on_trial_result(None, trial, {"budget": budget, "loss": 0.5})
+    assert drawn[0] == drawn[1] and len({*drawn}) == 3 and len({one for pair in drawn for one in pair}) == 6
+    assert random.getstate() == outside
 
 
 def test_optuna_searches_ranges_near_good_points(tmp_path: Path) -> None:
