@@ -23,10 +23,10 @@ def wait_for_slow_ranks() -> None:
 
     All ranks call it once they have found each other, for which a timeout of minutes is right: an address that does not
     answer is then an error soon. A rank that dies later is noticed by its closed connection, or by what started it.
+    Versions of torch without `torch.distributed.set_timeout` keep the timeout that the group was made with.
     """
-    if world_size() > 1:
-        # Torch made it public after the oldest version that is supported.
-        set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
+    set_timeout = getattr(dist, "set_timeout", None)
+    if world_size() > 1 and set_timeout is not None:
         set_timeout(_PATIENCE, dist.group.WORLD)
 
 

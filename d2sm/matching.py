@@ -106,8 +106,8 @@ class StatisticsMatching(nn.Module):
                 raise ValueError(f"{name}={dtype}: rounds unit rows to 0; give a floating-point type, or None")
         self.queue_size, self.reduction, self.gather_dtype = queue_size, reduction, gather_dtype
         self.memory = FeatureQueue(queue_size, queue_dtype)  # the name is part of saved states
-        self._sums_of = {"divergence": divergence, "temperature": self.temperature}
-        self.memory.sums_of = self._sums_of
+        self.sums_of = {"divergence": divergence, "temperature": self.temperature}
+        self.memory.sums_of = self.sums_of
         self.divergence: KLDivergence | JSDivergence
         if divergence == "jsd":
             self.divergence = JSDivergence(queue_size, temperature=self.temperature)
@@ -236,8 +236,8 @@ def _mend_sums(matching: StatisticsMatching, _: Any) -> None:
     that are the oldest later on: a few columns tell.
     """
     queue, divergence = matching.memory, matching.divergence
-    others = queue.sums_of not in (None, matching._sums_of)
-    queue.sums_of = matching._sums_of
+    others = queue.sums_of not in (None, matching.sums_of)
+    queue.sums_of = matching.sums_of
     if queue.fill < 2 or queue.rings.is_meta:
         return
     columns = queue.oldest_first()

@@ -301,13 +301,13 @@ class _Run:
     def _degradation(self) -> Iterator[Answer]:
         from pipelines.data import degradation
 
-        degradation.check(self.config)
         longest = max(metric_names(self.config, segmented=True), key=len)
         if len(longest) > _LONGEST_METRIC:
             yield ConfigError(
                 f"evaluate.levels: the number {longest[:80]}... has a name of {len(longest)} characters, and MLflow "
                 f"keeps {_LONGEST_METRIC} and a prefix; give a level of fewer steps, or functions with shorter names"
             )
+        degradation.check(self.config)
         what = "photographed pairs" if self.config.data.layout == "pairs" else self.config.degradation
         yield f"{what}; measured at {', '.join(map(level_title, self.config.level_names))}"
 

@@ -102,6 +102,7 @@ def test_a_run_goes_on_to_the_same_end(
         torch.testing.assert_close(weights[key], tensor, rtol=0, atol=0 if exact else WEIGHTS)
     assert dict(leaves(weights)).keys() == wanted["model"].keys()
     state = dict(leaves(torch.load(folder / LAST / "state.pt", weights_only=True)))
+    state = {key: value for key, value in state.items() if ".sums_of." not in key}  # was not saved then
     assert {key: described(value) for key, value in state.items()} == {
         key: described(value) for key, value in wanted["state"].items()
     }

@@ -308,7 +308,9 @@ def test_words_that_travel() -> None:
 )
 def test_words_that_mean_nothing_there(more: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as error:
-        arguments.for_cluster([*TRAIN, *more])
+        arguments.for_cluster(
+            [*(word for word in TRAIN if not word.startswith(f"{more[0].partition('=')[0]}=")), *more]
+        )
     assert "\n" not in str(error.value)
 
 

@@ -165,7 +165,8 @@ def test_a_sweep_is_over_keys_that_change_a_trials_result(key: str, tmp_path: Pa
 
 @pytest.mark.parametrize("key", keys_with("place"))
 def test_a_relative_path_is_not_sent_to_a_cluster(key: str) -> None:
-    words = ["train", "--recipe", "demo", "data.root=/data", "train.storage=/runs"]
+    places = {"data.root": "/data", "train.storage": "/runs"}
+    words = ["train", "--recipe", "demo", *(f"{other}={value}" for other, value in places.items() if other != key)]
     words += ["evaluate.segmenters=[espnet-camvid,espnet-scenes]"] if key == "evaluate.segmenters_weights" else []
     words += [f"{other}={value}" for other, value in BESIDE.get(key, {}).items() if "segmenters" not in other]
     there, here = ("[/data/there,/a]", "[/data/there,here]") if "segmenters" in key else ("/data/there", "here")

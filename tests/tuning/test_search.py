@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Collection, Sequence
+import signal
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -159,8 +160,19 @@ def test_asha_decides_on_a_report_that_a_killed_sweep_had_not_noted(tmp_path: Pa
     assert scheduler.on_trial_result(None, killed, {"budget": 1, "loss": 0.2}) == TrialScheduler.STOP
 
 
+@pytest.fixture
+def usual_signals() -> Iterator[None]:
+    """Ray Tune sets handlers of its own, and leaves them."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.slow
-def test_population_based_training_goes_on_after_trials_that_fail(ray_session: None, tmp_path: Path) -> None:
+def test_population_based_training_goes_on_after_trials_that_fail(
+    ray_session: None, usual_signals: None, tmp_path: Path
+) -> None:
     """One of four fails first in the first round, one last."""
 
     class Climb(tune.Trainable):

@@ -71,7 +71,8 @@ def test_a_store_that_does_not_hold_the_run(
 def test_a_name_that_the_registry_refuses(trained: Trained, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "register", str(trained.folder), "--as", name]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("d2sm: ")]
-    assert line == f"d2sm: --as={name!r}: a name holds no /, @ or :; give one such as d2sm-ffdnet"
+    rule = "a name holds no /, @ or :, one kind of quotes at most, and at most 256 characters"
+    assert line == f"d2sm: --as={name!r}: {rule}; give one such as d2sm-ffdnet"
 
 
 def test_what_is_no_finished_run(trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -76,7 +76,7 @@ VERBS: dict[str, Words] = {
         "evaluate",
         str(run),
         "evaluate.segmenter_weights=x",
-        "loss.segmenter=a:b",
+        "loss.features=a:b",
     ],
     "report": lambda run: ["report", str(run)],
     "figures": lambda run: ["figures", str(run), "--only", "comparison"],
