@@ -31,10 +31,8 @@ _INSIDE = re.compile(
     r"passw|passphrase|secret|credential|access_?key|api_?key|private_?key|account_?key|token(?!i[sz])"
 )
 # A name that ends so says where a secret is or how it is used: AWS_SHARED_CREDENTIALS_FILE, RAY_AUTH_MODE.
-# The second line is how networks call their options: token_mixer, token_mlp, token_projection, token_dim, key_size.
-_ABOUT = frozenset(
-    re.findall(r"\w+", "dir file kind method mode path sock type") + re.findall(r"\w+", "dim mixer mlp projection size")
-)
+# So do options of networks: token_mixer, token_mlp, token_projection, token_dim, key_size.
+_ABOUT = frozenset(re.findall(r"\w+", "dir file kind method mode path sock type dim mixer mlp projection size"))
 _NO_SECRETS = frozenset({"PWD", "OLDPWD", "GOOGLE_APPLICATION_CREDENTIALS", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"})
 
 _URI = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*):/{2,}(?P<rest>\S+)")

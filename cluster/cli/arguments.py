@@ -196,13 +196,9 @@ def for_cluster(verb: Sequence[str], *, store: str = "") -> tuple[list[str], lis
     files += weights
     values = [each.flat() for each in configs]
     if verb[0] == "tune":
-        from pipelines.sections import plain_values
         from tuning import space
 
-        searched = space.load(args.space)
-        values.append(
-            {key: list(plain_values(several)) for key, several in searched.items() if isinstance(several, list)}
-        )
+        values += space.listed(space.load(args.space))
     code = dict.fromkeys(file for each in values for file in _code(each))  # each file once
     files += [file for file in code if file not in files]
     return words, files

@@ -92,10 +92,9 @@ def check(config: Config) -> Denoiser | None:
 
 def is_random(model: Denoiser) -> bool:
     """Whether a network draws random numbers of torch in training mode, as dropout does."""
-    noisy = torch.rand(2, 3, *_SIZE, generator=torch.Generator().manual_seed(0))
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         before = torch.get_rng_state()
-        model.train()(noisy, torch.tensor([10.0, 40.0]))
+        model.train()(*_batch())
         return not torch.equal(before, torch.get_rng_state())
 
 
@@ -140,14 +139,13 @@ def _check_second_pass(model: Denoiser, where: str) -> None:
                 f"{where}: its {name} ({type(module).__name__}) normalises by all images of a batch, so the gradient "
                 f"of micro-batches would be another one; {remedy}"
             )
-    noisy = _noisy()
     before = _buffers(network)
     results = []
     with torch.random.fork_rng(devices=[]):
         for with_graph in (False, True):
             torch.manual_seed(0)
             with torch.set_grad_enabled(with_graph):
-                results.append(model(noisy, torch.tensor([10.0, 40.0])))
+                results.append(model(*_batch()))
     if name := _changed(network, before):
         raise ModelError(
             f"{where}: its {name} changes in every forward pass in training mode, and micro-batches take two a step; "
@@ -165,7 +163,7 @@ def _check_recomputation(model: Denoiser, where: str) -> None:
     """Checkpointed segments run a second time, in the backward pass: no buffer may change there."""
     network = model.network if isinstance(model, WrappedNetwork) else model
     checkpoint_activations(network)
-    loss = model(_noisy(), torch.tensor([10.0, 40.0])).square().mean()
+    loss = model(*_batch()).square().mean()
     before = _buffers(network)
     loss.backward()
     if name := _changed(network, before):
@@ -175,8 +173,9 @@ def _check_recomputation(model: Denoiser, where: str) -> None:
         )
 
 
-def _noisy() -> Tensor:
-    return torch.rand(2, 3, *_SIZE, generator=torch.Generator().manual_seed(0))
+def _batch() -> tuple[Tensor, Tensor]:
+    """Two noisy images and their sigma, the same at each call."""
+    return torch.rand(2, 3, *_SIZE, generator=torch.Generator().manual_seed(0)), torch.tensor([10.0, 40.0])
 
 
 def _buffers(network: nn.Module) -> dict[str, Tensor]:
