@@ -13,11 +13,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from pipelines.config import Config, ConfigError, keys_only_for, keys_with_code
+from pipelines.config import Config, ConfigError, keys_only_for, keys_with_code, typed
 from pipelines.data import index, plan, splits
 from pipelines.data.images import DataError
 from pipelines.runs.folder import RunFolder, named
@@ -169,7 +169,7 @@ def unused_untested(config: Config, given: Collection[str]) -> Iterator[ConfigEr
         if key in given and value and (registers or measures):
             remedy = "; `d2sm models register RUN` registers a run that is evaluated" if registers else ""
             yield ConfigError(
-                f"{key}={_shown(value)}: is for the evaluation after the training, which --no-evaluate leaves out; "
+                f"{key}={typed(value)}: is for the evaluation after the training, which --no-evaluate leaves out; "
                 f"leave out one of the two{remedy}"
             )
 
@@ -180,12 +180,7 @@ def unused_in_evaluation(config: Config, given: Collection[str]) -> Iterator[Con
     for key, value in config.flat().items():
         if key in given and key.partition(".")[0] not in _MEASURING and key not in used:
             remedy = "`d2sm models register RUN --as NAME` registers a model" if key in _REGISTERING else "leave it out"
-            yield ConfigError(f"{key}={_shown(value)}: an evaluation does not use this key; {remedy}")
-
-
-def _shown(value: Any) -> str:
-    """A value as it is typed."""
-    return f"[{', '.join(map(str, value))}]" if isinstance(value, (list, tuple)) else str(value)
+            yield ConfigError(f"{key}={typed(value)}: an evaluation does not use this key; {remedy}")
 
 
 def check_used(runs: Iterable[tuple[Config, Collection[str]]]) -> None:

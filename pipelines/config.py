@@ -7,6 +7,7 @@ keys, this module what is done with the whole.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -361,6 +362,13 @@ def effect(key: str) -> Effect:
     about = keys()[owner(key)].json_schema_extra
     assert isinstance(about, dict), key  # made by `setting`
     return cast(Effect, about["effect"])
+
+
+def typed(value: Any) -> str:
+    """A value as it is typed behind `key=`."""
+    if isinstance(value, bool) or value is None:
+        return json.dumps(value)
+    return f"[{','.join(map(typed, value))}]" if isinstance(value, (list, tuple)) else str(value)
 
 
 def choices(key: str) -> tuple[str, ...]:

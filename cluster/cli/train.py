@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import textwrap
 from collections.abc import Sequence
-from typing import Any
 
 from cluster.cli.arguments import given_keys, training_configuration
 from cluster.cli.outcome import print_outcome, warn_untracked
@@ -65,17 +63,10 @@ def _keys() -> str:
 
     lines = []
     for key, value in configs.Config().flat().items():
-        lines += [f"{key}={_typed(value)}", _indented(configs.keys()[key].description or "")]
+        lines += [f"{key}={configs.typed(value)}", _indented(configs.keys()[key].description or "")]
         if choices := configs.choices(key):
             lines.append(_indented(f"one of {', '.join(choices)}"))
     return "\n".join(lines)
-
-
-def _typed(value: Any) -> str:
-    """A default, or a value of a recipe, as it is typed behind `key=`."""
-    if isinstance(value, bool) or value is None:
-        return json.dumps(value)
-    return f"[{','.join(map(_typed, value))}]" if isinstance(value, list) else str(value)
 
 
 def _indented(text: str) -> str:
@@ -100,11 +91,11 @@ def _layers(network: str, overrides: Sequence[str]) -> str:
 
 def _recipes() -> str:
     """Every recipe with its description and the keys it sets."""
-    from pipelines.config import Config
+    from pipelines.config import Config, typed
     from pipelines.recipes import descriptions, recipes
 
     default, about, lines = Config().flat(), descriptions(), []
     for name, config in recipes().items():
-        changed = [f"{k}={_typed(v)}" for k, v in config.flat().items() if v != default[k] and k != "recipe"]
+        changed = [f"{k}={typed(v)}" for k, v in config.flat().items() if v != default[k] and k != "recipe"]
         lines += [f"{name}: {about[name]}", _indented(" ".join(changed))]
     return "\n".join(lines)
