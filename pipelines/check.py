@@ -148,6 +148,11 @@ def unused(config: Config, given: Collection[str], varied: Collection[str] = ())
             f"train.halve_at={values['train.halve_at']}: is for train.schedule=halve, but it is "
             f"{config.train.schedule}; change it, or leave train.halve_at out"
         )
+    if "train.max_failures" in asked and config.train.local:
+        yield ConfigError(
+            f"train.max_failures={values['train.max_failures']}: restarts lost workers, and train.num_workers=0 has "
+            "none; give 1 worker or more, or leave train.max_failures out"
+        )
     if "evaluate.sigmas" in given:
         sigmas = f"evaluate.sigmas={values['evaluate.sigmas']}"
         if config.data.layout == "pairs":

@@ -21,7 +21,7 @@ from pipelines.evaluate import check as check_evaluation
 from pipelines.runs import checkpoint
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.results import FILES_READ
-from pipelines.runtime import leaving, session
+from pipelines.runtime import leaving, resources, session
 from pipelines.runtime.owner import InUseError
 from pipelines.runtime.progress import Line, stage
 from pipelines.text import one_line, show
@@ -220,7 +220,9 @@ def run_all(missing: Mapping[str, Config], most: int, line: Line, write: Callabl
             while waiting or running:
                 while waiting and len(running) < most:
                     config = waiting.pop(0)
-                    running[_run_experiment.remote(config.model_dump(mode="json"), reader.queue)] = config
+                    own = resources.process_resources(config)
+                    run = _run_experiment.options(num_cpus=own["CPU"], num_gpus=own["GPU"])
+                    running[run.remote(config.model_dump(mode="json"), reader.queue)] = config
                 ended, _ = ray.wait(list(running), num_returns=1)
                 config = running.pop(ended[0])
                 name = config.train.name
@@ -252,7 +254,7 @@ def run_all(missing: Mapping[str, Config], most: int, line: Line, write: Callabl
 
 @ray.remote(num_cpus=0, max_retries=0)
 def _run_experiment(tree: Mapping[str, Any], messages: Any) -> str:
-    """One run, in a process of its own, which reserves no CPU: the run's workers do. Gives what MLflow lacks of it."""
+    """One run, in a process of its own. Gives what MLflow lacks of it."""
     session.quiet()
     config = Config.model_validate(tree)
 

@@ -659,7 +659,8 @@ class Train(Section):
     )
     num_workers: int | tuple[int, int] = setting(
         1,
-        "Ray Train workers; [min, max]: elastic, goes on with fewer when a node is lost and grows again",
+        "Ray Train workers; 0: none, the run's own process trains, which starts in half the time and is not restarted; "
+        "[min, max]: elastic, goes on with fewer when a node is lost and grows again",
         effect="speed",
     )
     use_gpu: bool = setting(False, "train on GPUs instead of CPUs", effect="speed")
@@ -712,8 +713,13 @@ class Train(Section):
 
     @property
     def workers(self) -> tuple[int, int]:
-        """The least and the most workers."""
-        return self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers, self.num_workers)
+        """The least and the most processes that train."""
+        return self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers or 1,) * 2
+
+    @property
+    def local(self) -> bool:
+        """Whether the run's own process trains, without workers (Ray Train's local mode)."""
+        return self.num_workers == 0
 
     @property
     def elastic(self) -> bool:
@@ -739,7 +745,7 @@ class Train(Section):
         least, most = self.workers
         given = list(self.num_workers) if isinstance(self.num_workers, tuple) else self.num_workers
         if not 1 <= least <= most:
-            raise ValueError(f"train.num_workers={given}: give a number from 1 on, or [min, max]")
+            raise ValueError(f"train.num_workers={given}: give a number from 0 on, or [min, max] with min from 1 on")
         if self.elastic and self.batch_size < most:
             raise ValueError(
                 f"train.num_workers={given}: more workers than crops in a step (train.batch_size={self.batch_size}); "

@@ -15,7 +15,7 @@ from pipelines.data import index, labels, plan
 from pipelines.data.splits import spread
 from pipelines.runs import checkpoint
 from pipelines.runs.folder import RunFolder
-from pipelines.runtime import resources, session
+from pipelines.runtime import leaving, resources, session
 from pipelines.runtime.progress import Line
 from pipelines.text import show
 from pipelines.training import initial, interrupt, launch
@@ -99,6 +99,7 @@ def fit(
         tracking.preload(config)  # while Ray's processes start
         session.start(cpus=resources.run_cpus(config), verbose=verbose)
         resources.check(config)
+        resources.check_process(config)
         folder.open(config, ready.fingerprint)
         initial.prepare(config, folder)
         try:
@@ -106,7 +107,10 @@ def fit(
                 trained = _train(ready, folder, run, _validation_set(ready, validates), quiet, watch)
             return replace(trained, untracked=untracked(run, folder))
         except interrupt.Abandoned:
-            ray.shutdown()  # ends the workers
+            if not config.train.local:
+                ray.shutdown()  # ends the workers
+            elif leaving.active():  # the thread that trains would go on, and start Ray again
+                leaving.leave(leaving.INTERRUPTED, leaving.line())
             raise
 
 

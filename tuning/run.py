@@ -89,6 +89,7 @@ def _run(sweep: Sweep, *, concurrent: int | None, quiet: bool, verbose: bool) ->
     candidates = check(sweep)
     at_once = runs_that_fit([sweep.base], concurrent, verbose=verbose)
     resources.check(sweep.base)
+    resources.check_process(sweep.base)
     _open_folder(sweep, _trials(sweep, candidates))
     if not quiet:
         show(_announcement(sweep, candidates, at_once))
@@ -189,7 +190,8 @@ def _search(sweep: Sweep, candidates: Candidates, at_once: int, *, quiet: bool, 
     if not verbose:
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the table says why a trial failed
     # Trials reserve parts of the head node, which bounds how many run. CPUs are reserved by their workers (Ray Train).
-    trainable = tune.with_resources(trial.Trial, {private.HEAD_NODE: int(9900 / at_once) / 10000})
+    reserved = {private.HEAD_NODE: int(9900 / at_once) / 10000, **resources.process_resources(sweep.base)}
+    trainable = tune.with_resources(trial.Trial, {name: amount for name, amount in reserved.items() if amount})
     place = str(sweep.folder / _TUNE)
     if tune.Tuner.can_restore(place):
         tuner = tune.Tuner.restore(place, trainable=trainable, resume_unfinished=True)

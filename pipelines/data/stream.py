@@ -71,11 +71,13 @@ def stream(config: Config, items: pa.Table, first_step: int = 0, *, workers: int
     # wait for CPUs that another job has. A worker that waits for long says so (`training.loop.batches`).
     context.execution_no_progress_timeout_s = -1
     context.raise_original_map_exception = True  # Ray would otherwise pass on the text of an error alone
-    # Elastic workers take every CPU, and a task that reserves one would wait for ever. So tasks reserve none, and
-    # train.data_cpus limits how many run at once.
+    # Elastic workers take every CPU, and a task that reserves one would wait for ever. So tasks reserve none. What the
+    # run's own process computes is not reserved either. So train.data_cpus limits how many tasks run at once.
     resources: dict[str, Any] = {}
+    if config.train.elastic or config.train.local:
+        resources = {"concurrency": max(1, round(config.train.data_cpus))}
     if config.train.elastic:
-        resources = {"num_cpus": 0, "concurrency": max(1, round(config.train.data_cpus))}
+        resources["num_cpus"] = 0
     ranges = task_ranges(config, items.num_rows, first_step, plan.total_steps(config, items.num_rows))
     with ray.data.DataContext.current(context):  # a dataset keeps the context that it was created in
         # Not from_arrow: it runs a task to learn the table's size, which waits for ever if workers hold all CPUs.

@@ -29,6 +29,12 @@ def worker_resources(config: Config) -> dict[str, float]:
     return {"CPU": train.cpus_per_worker, **({"GPU": train.gpus_per_worker} if train.use_gpu else {})}
 
 
+def process_resources(config: Config) -> dict[str, float]:
+    """What Ray reserves for the process of a run in a table, a study or a sweep, which trains itself or has workers."""
+    each = worker_resources(config) if config.train.local else {}
+    return {"CPU": each.get("CPU", 0.0), "GPU": each.get("GPU", 0.0)}
+
+
 def training_cpus(config: Config, workers: int | None = None) -> float:
     """CPUs that training reserves: those of its workers and, unless their number is elastic, those of Ray Data.
 
@@ -42,7 +48,9 @@ def training_cpus(config: Config, workers: int | None = None) -> float:
 def run_cpus(config: Config) -> float:
     """CPUs that a run reserves at most, while it trains or while it evaluates."""
     actors = config.evaluate.actors
-    return max(training_cpus(config), 1.0 if actors is None else float(actors))
+    return max(
+        training_cpus(config), process_resources(config)["CPU"] + (1.0 if actors is None else float(actors))
+    )
 
 
 def on_a_cluster() -> bool:
@@ -59,7 +67,7 @@ def evaluation_actors(config: Config, images: int) -> int:
     As many as are configured. Where none are, a GPU of this machine is used by this process, which saves the start of
     further ones, and so are the CPUs of a small machine. A larger one has an actor for each core, a cluster one for
     each of its CPUs or GPUs, as long as each has some images. A trial of a sweep or a run of a table, which share them,
-    has one.
+    has one; or none, if it trains itself and so has reserved what it needs.
 
     Args:
         images: that are evaluated.
@@ -68,7 +76,7 @@ def evaluation_actors(config: Config, images: int) -> int:
         return config.evaluate.actors
     if on_a_cluster():
         if _in_a_worker():
-            return 1
+            return 0 if config.train.local else 1
         have = capacity()
         on_gpus = workers_on_gpus(config, have.get("GPU", 0)) if config.evaluate.use_gpu else math.inf
         return int(max(1, min(have.get("CPU", 0), on_gpus, images // _IMAGES_AN_ACTOR)))
@@ -147,6 +155,19 @@ def check(config: Config, have: Mapping[str, float] | None = None) -> None:
     check_evaluation(config, have)
 
 
+def check_process(config: Config) -> None:
+    """Make sure that a run without workers is not one of a cluster's head, which is left to what manages the cluster.
+
+    Raises:
+        ResourceError: it is, and is no run of a table or a study, which Ray places on any node.
+    """
+    if config.train.local and on_a_cluster() and not _in_a_worker():
+        raise ResourceError(
+            "train.num_workers=0: trains in the run's own process, which on a cluster (RAY_ADDRESS) is at its head; give "
+            "1 worker or more, or unset RAY_ADDRESS to train on this machine alone"
+        )
+
+
 def check_evaluation(config: Config, have: Mapping[str, float] | None = None) -> None:
     """Make sure that the cluster has what the evaluation of a run reserves.
 
@@ -162,15 +183,20 @@ def check_evaluation(config: Config, have: Mapping[str, float] | None = None) ->
         if not on_a_cluster():
             return  # as many as there is room for, or none
         actors, fewer = 1, "join a cluster with GPUs (RAY_ADDRESS)"
-    if have.get("CPU", 0) < actors:
+    if not actors:
+        return
+    own = process_resources(config)
+    free = {name: have.get(name, 0) - own[name] for name in own}
+    beside = " beside the run's own process (train.num_workers=0)" if config.train.local else ""
+    if free["CPU"] < actors:
         raise ResourceError(
-            f"evaluate.actors={actors}: each reserves 1 CPU, but Ray has {have.get('CPU', 0):g}; lower it, or join a "
-            "larger cluster (RAY_ADDRESS)"
+            f"evaluate.actors={actors}: each reserves 1 CPU{beside}, but Ray has {have.get('CPU', 0):g}; lower it, or "
+            "join a larger cluster (RAY_ADDRESS)"
         )
-    if config.evaluate.use_gpu and workers_on_gpus(config, have.get("GPU", 0)) < actors:
+    if config.evaluate.use_gpu and workers_on_gpus(config, free["GPU"]) < actors:
         raise ResourceError(
-            f"evaluate.use_gpu=true: {actors} actors (evaluate.actors) need {config.train.gpus_per_worker:g} GPU each, "
-            f"but Ray has {have.get('GPU', 0):g}; {fewer}, or set evaluate.use_gpu=false"
+            f"evaluate.use_gpu=true: {actors} actors (evaluate.actors) need {config.train.gpus_per_worker:g} GPU each"
+            f"{beside}, but Ray has {have.get('GPU', 0):g}; {fewer}, or set evaluate.use_gpu=false"
         )
 
 
@@ -216,7 +242,8 @@ def runs_at_once(config: Config, cpus: float, gpus: float) -> int:
     if config.train.use_gpu:
         fit.append(workers_on_gpus(config, gpus) / config.train.workers[1])
     if config.evaluate.use_gpu and config.evaluate.actors != 0:
-        fit.append(workers_on_gpus(config, gpus) / (config.evaluate.actors or 1))
+        own = process_resources(config)["GPU"] > 0  # it keeps its share while its actors evaluate
+        fit.append(workers_on_gpus(config, gpus) / ((config.evaluate.actors or 1) + own))
     return int(min(fit)) if min(fit) < math.inf else 10**6
 
 

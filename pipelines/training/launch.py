@@ -1,14 +1,16 @@
-"""Starts Ray Train's workers on Ray Data's stream, with a fixed or an elastic number of workers."""
+"""Starts Ray Train on Ray Data's stream: a fixed or an elastic number of workers, or none (its local mode)."""
 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import ray
+import torch
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -20,6 +22,7 @@ from pipelines.data.ordered import OrderedShards
 from pipelines.runs import checkpoint
 from pipelines.runs.folder import RunFolder
 from pipelines.runtime import files, leaving, resources, session
+from pipelines.runtime.threads import torch_threads
 from pipelines.text import one_line
 from pipelines.tracking.segmenter import segmenter_store
 from pipelines.training import initial, interrupt
@@ -29,6 +32,7 @@ from pipelines.training.messages import ValidationSet, WorkersLost, WorkerTask
 
 _RESIZE_INTERVAL = 15.0  # seconds between two checks whether an elastic run can have more workers
 _PLACEMENT_ATTEMPTS = 40  # of 15 s each (`session.ENVIRONMENT`): an autoscaler may need minutes for a node
+_here = threading.Lock()  # held while this process trains
 _ELASTIC_RESTARTS = 8  # an elastic run expects to lose workers, so it restarts this often whatever train.max_failures
 
 
@@ -82,9 +86,13 @@ def run(
         messages.request_stop.remote()
         say(f"{config.train.name}: ends after this step, with a checkpoint; Ctrl-C again leaves at once")
 
+    fit = partial(_fit_here, task, items) if config.train.local else _trainer(task, items).fit
     try:
-        stopped = interrupt.run_interruptible(_trainer(task, items).fit, request_stop=request_stop, at_work=at_work)
+        stopped = interrupt.run_interruptible(fit, request_stop=request_stop, at_work=at_work)
     except leaving.LostError:
+        raise
+    except interrupt.Abandoned:
+        messages.request_stop.remote()  # where no worker was at work yet, so that it is not trained unseen
         raise
     except Exception as error:  # Ray wraps a worker's exception in several layers
         cause = session.cause(error)
@@ -126,6 +134,32 @@ def _trainer(task: WorkerTask, items: pa.Table) -> TorchTrainer:
     )
 
 
+def _fit_here(task: WorkerTask, items: pa.Table) -> None:
+    """Ray Train's local mode: this process trains, and reads the stream itself.
+
+    Raises:
+        TrainingError: another thread of this process does so too. They would share Ray Train's context, and torch's
+            random numbers.
+    """
+    config = task.config
+    if not _here.acquire(blocking=False):
+        raise TrainingError("train.num_workers=0: this process trains another run; wait for its end, or give 1 worker")
+    try:
+        trainer = TorchTrainer(
+            partial(train_loop, task),
+            scaling_config=ScalingConfig(num_workers=0),
+            datasets={"train": _remaining_stream(config, task.folder, items)(workers=1)},
+        )
+        gpus = [torch.cuda.current_device()] if config.train.use_gpu else []
+        # The process is not the training's alone, and keeps its own settings.
+        with torch_threads(config.train.threads), torch.random.fork_rng(gpus):
+            trainer.fit()
+        if gpus:
+            torch.cuda.empty_cache()
+    finally:
+        _here.release()
+
+
 class _ReportLostWorkers(UserCallback):
     """Runs in Ray Train's controller: tells the driver which workers died."""
 
@@ -142,7 +176,7 @@ class _ReportLostWorkers(UserCallback):
 def _remaining_stream(config: Config, folder: RunFolder, items: pa.Table) -> Callable[..., ray.data.Dataset]:
     """The stream of the steps after the last checkpoint, a function of the number of workers.
 
-    Runs in Ray Train's controller at every start of the workers. What it gives is unpickled in an actor of Ray's that
+    With workers it runs in Ray Train's controller, at every start of them. What it gives is unpickled in an actor of Ray's that
     needs no torch, so it refers to light modules alone.
     """
     last = folder.refresh().latest()

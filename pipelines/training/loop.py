@@ -1,4 +1,4 @@
-"""The training loop that every Ray Train worker runs."""
+"""The training loop that every Ray Train worker runs, or the run's own process."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ def train(task: WorkerTask) -> None:
     rows = begin_stream()
     last = task.folder.refresh().latest()
     initial = None if last else load_initial(config, task.folder)
-    state = TrainState(config, task.steps_per_epoch, store_uri=task.store_uri, initial=initial)
+    device = torch.device("cuda" if config.train.use_gpu else "cpu") if config.train.local else None
+    state = TrainState(config, task.steps_per_epoch, store_uri=task.store_uri, initial=initial, device=device)
     step = state.restore(last) if last else 0
     log = Log(task.messages, step, rank, config.loss)
     log.start(workers)

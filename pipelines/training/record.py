@@ -80,7 +80,7 @@ class Recorder:
         if full and not self.disk_was_full:
             self._say(full)
         self.disk_was_full = bool(full)
-        if text := self.restarts.waiting():
+        if not self.config.train.local and (text := self.restarts.waiting()):
             with contextlib.suppress(ray.exceptions.RayError):  # the head node may be away too
                 text = f"{text}; {resources.shortage(self.config)}"
             self._say(text)

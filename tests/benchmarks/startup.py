@@ -1,11 +1,12 @@
 """Where the first half minute of a small run goes: seconds from the command to each stage, and CPU by process.
 
-    python -m tests.benchmarks.startup [--against CHECKOUT] [--rounds 3] [--steps 20]
+    python -m tests.benchmarks.startup [--workers 2 1 0] [--against CHECKOUT] [--rounds 3] [--steps 20]
 
-Two training workers, 20 steps, evaluation in one actor, built-in scenes, EfficientNet-Lite0 as Phi, an MLflow store
-that is new each time. The CPU seconds (user and system) are those that each process had used when the last step ended;
-other work on the machine disturbs them less than the time that passed. `--against`: the same of another checkout of
-this project, in turn, with the ratios.
+Two training workers unless `--workers` gives others, 20 steps, evaluation in one actor, built-in scenes,
+EfficientNet-Lite0 as Phi, an MLflow store that is new each time. The CPU seconds (user and system) are those that each
+process had used when the last step ended; other work on the machine disturbs them less than the time that passed.
+What is compared takes turns, and the ratios are to the first: other numbers of workers, and with `--against` another
+checkout of this project with the first of them.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ STAGES = (
 SAMPLING = 0.1  # seconds between two looks at the processes
 
 
-def child(root: str, storage: str, steps: int) -> None:
+def child(root: str, storage: str, steps: int, workers: int = 2) -> None:
     """One run, its stages written to a file as they are passed; in a process of its own."""
     from pipelines import evaluate
     from pipelines.recipes import recipe
@@ -81,7 +82,7 @@ def child(root: str, storage: str, steps: int) -> None:
     config = recipe("ffdnet_d2sm_cpu").replace(
         {
             "data.root": root, "data.crop_size": 64, "train.storage": storage, "train.name": "tiny",
-            "train.max_steps": steps, "train.epochs": steps, "train.log_every": 5,
+            "train.max_steps": steps, "train.epochs": steps, "train.log_every": 5, "train.num_workers": workers,
             "evaluate.actors": 1, "evaluate.segmenter": None, "loss.queue_size": 64,
             "tracking.uri": f"sqlite:///{storage}/mlflow.db",
         }
@@ -109,12 +110,14 @@ def _mark(file: Path, stage: str) -> None:
 Processes = dict[str, tuple[int, float]]  # kind: how many, and their CPU seconds together
 
 
-def stages(checkout: Path, root: str, steps: int) -> tuple[dict[str, float], Processes]:
+def stages(checkout: Path, root: str, steps: int, workers: int) -> tuple[dict[str, float], Processes]:
     """Seconds from the start to the first time that each stage is passed; and the processes at the last step."""
     with tempfile.TemporaryDirectory(prefix="d2sm-bench-") as storage:
         # A checkout's own file knows the names of its modules.
         file = checkout / "tests" / "benchmarks" / "startup.py"
         command = [sys.executable, str(file), "--child", root, storage, str(steps)]
+        if workers != 2:  # what older checkouts have, whose script takes no number
+            command.append(str(workers))
         started = time.time()
         environment = {**os.environ, "PYTHONPATH": str(checkout), "RAY_worker_niceness": "0"}
         run = subprocess.Popen(command, env=environment, cwd=checkout, stdout=subprocess.DEVNULL)
@@ -171,28 +174,31 @@ def by_kind(seen: dict[tuple[int, float], tuple[str, float]]) -> Processes:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--against", type=Path)
+    parser.add_argument("--workers", type=int, nargs="+", default=[2])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        root, storage, steps = args.child
-        child(root, storage, int(steps))
+        root, storage, *numbers = args.child
+        child(root, storage, *map(int, numbers))
         return
     import torch
 
     from pipelines.scenes import write_scenes
     from tests.benchmarks.timing import machine, table
 
-    checkouts = {"here": Path.cwd()} | ({"there": args.against.absolute()} if args.against else {})
-    seen: dict[str, list[tuple[dict[str, float], Processes]]] = {name: [] for name in checkouts}
+    compared = {f"{workers} workers": (Path.cwd(), workers) for workers in args.workers}
+    if args.against:
+        compared["there"] = args.against.absolute(), args.workers[0]
+    seen: dict[str, list[tuple[dict[str, float], Processes]]] = {name: [] for name in compared}
     with tempfile.TemporaryDirectory(prefix="d2sm-bench-") as folder:
         root = str(write_scenes(Path(folder) / "scenes", train=12, val=2, height=128, width=256))
         for _ in range(args.rounds):
-            for name, checkout in checkouts.items():
-                seen[name].append(stages(checkout, root, args.steps))
-    print(f"{machine(torch.device('cpu'))}; medians of {args.rounds}; two workers, {args.steps} steps, two images\n")
-    rows, last = [], dict.fromkeys(checkouts, 0.0)
+            for name, (checkout, workers) in compared.items():
+                seen[name].append(stages(checkout, root, args.steps, workers))
+    print(f"{machine(torch.device('cpu'))}; medians of {args.rounds}; {args.steps} steps, two images\n")
+    rows, last = [], dict.fromkeys(compared, 0.0)
     for stage in STAGES:
         row = [stage]
         for name, found in seen.items():
@@ -200,18 +206,19 @@ def main() -> None:
             row += [f"{now:.1f}", f"{now - last[name]:.1f}"]
             last[name] = now
         rows.append(row)
-    columns = [word for name in checkouts for word in (f"{name}, s", "after the one before")]
+    columns = [word for name in compared for word in (f"{name}, s", "after the one before")]
     print(table(["passed", *columns], rows))
-    columns = [word for name in checkouts for word in (f"{name}, processes", "CPU s")]
+    columns = [word for name in compared for word in (f"{name}, processes", "CPU s")]
     print("\n" + table(["at the last step", *columns], processes(seen)))
-    if args.against:
+    first, *others = compared
+    for name in others:
         for what, value in (
             ("last step, s", lambda one: one[0]["last step"]),
             ("process ends, s", lambda one: one[0]["process ends"]),
             ("CPU s at the last step", lambda one: sum(used for _, used in one[1].values())),
         ):
-            ratios = [value(a) / value(b) for a, b in zip(seen["here"], seen["there"], strict=True)]
-            print(f"{what}: here {median(ratios):.2f} of there ({min(ratios):.2f} to {max(ratios):.2f})")
+            ratios = [value(a) / value(b) for a, b in zip(seen[name], seen[first], strict=True)]
+            print(f"{what}: {name} {median(ratios):.2f} of {first} ({min(ratios):.2f} to {max(ratios):.2f})")
 
 
 def processes(seen: dict[str, list[tuple[dict[str, float], Processes]]]) -> list[list[str]]:

@@ -158,7 +158,8 @@ def test_it_is_frozen() -> None:
         ({"loss.patch_size": 32, "loss.queue_size": 255}, ["loss.queue_size=255", "256 samples"]),
         ({"loss.patch_size": 48}, ["loss.patch_size=48", "data.crop_size=128"]),
         ({"train.num_workers": 3}, ["train.batch_size=16", "train.num_workers=3"]),
-        ({"train.num_workers": 0}, ["train.num_workers=0", "from 1 on"]),
+        ({"train.num_workers": -1}, ["train.num_workers=-1", "from 0 on"]),
+        ({"train.num_workers": [0, 2]}, ["train.num_workers=[0, 2]", "min from 1 on"]),
         ({"train.num_workers": [4, 2]}, ["train.num_workers=[4, 2]", "[min, max]"]),
         ({"train.num_workers": [2, 20]}, ["train.num_workers=[2, 20]", "train.batch_size=16"]),
         (

@@ -24,6 +24,7 @@ from pipelines.runtime.resources import ResourceError
 from pipelines.tracking import store
 from pipelines.tracking.store import TrackingError
 from pipelines.train import Trained, fit
+from pipelines.training import launch
 from pipelines.training.finite import TrainingError
 from tests.conftest import tiny_config
 from tests.helpers.equality import equal, same_run
@@ -98,6 +99,22 @@ def test_stopped_and_resumed_equals_not_stopped_on_one_worker(whole: Trained) ->
     same_run(one, fit(config, quiet=True))
     for (step, ours), (_, theirs) in zip(logged(one), logged(whole), strict=True):  # what is logged is all workers'
         assert ours == pytest.approx(theirs, rel=1e-3), step
+
+
+@pytest.mark.slow
+def test_without_workers_as_with_one(whole: Trained) -> None:
+    """Stopped and resumed in this process, which keeps its threads and its random numbers."""
+    one = whole.config.replace({"train.num_workers": 1, "train.name": "one"})
+    local = one.replace({"train.num_workers": 0, "train.name": "local"})
+    process = torch.get_num_threads(), torch.initial_seed()
+    fit(local.replace({"train.max_steps": 4}), quiet=True)
+    with launch._here, pytest.raises(TrainingError, match=r"local: train.num_workers=0: this process trains another"):
+        fit(local, quiet=True)
+    resumed = fit(local, quiet=True)
+    assert (torch.get_num_threads(), torch.initial_seed()) == process
+    alone = fit(one, quiet=True)
+    same_run(alone, resumed)
+    assert logged(alone) == logged(resumed)
 
 
 @pytest.mark.slow

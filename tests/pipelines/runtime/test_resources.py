@@ -49,6 +49,11 @@ def test_more_threads_than_cores(
         ({"train.use_gpu": True, "train.num_workers": 2}, 64, 3, 1),
         ({"train.use_gpu": True}, 64, 0, 0),
         ({"evaluate.use_gpu": True, "evaluate.actors": 2}, 64, 5, 2),
+        ({"train.num_workers": 0}, 9, 0, 4),
+        ({"train.num_workers": 0, "evaluate.actors": 2}, 9, 0, 3),  # the process keeps its CPU while they evaluate
+        ({"train.num_workers": 0, "train.use_gpu": True}, 64, 3, 3),
+        ({"train.num_workers": 0, "train.use_gpu": True, "evaluate.use_gpu": True, "evaluate.actors": 2}, 64, 6, 2),
+        ({"train.num_workers": 0, "train.use_gpu": True, "evaluate.use_gpu": True, "evaluate.actors": 0}, 64, 3, 3),
     ],
 )
 def test_how_many_runs_fit(changes: dict[str, Any], cpus: float, gpus: float, count: int) -> None:
@@ -82,6 +87,7 @@ def having(monkeypatch: pytest.MonkeyPatch, **have: float) -> None:
         ({"train.use_gpu": True}, ["train.use_gpu=true", "1 GPU", "Ray has 0"]),
         ({"evaluate.actors": 5}, ["evaluate.actors=5", "Ray has 4"]),
         ({"evaluate.use_gpu": True, "evaluate.actors": 1}, ["evaluate.use_gpu=true", "Ray has 0"]),
+        ({"train.num_workers": 0, "evaluate.actors": 4}, ["evaluate.actors=4", "own process", "Ray has 4"]),
     ],
 )
 def test_a_run_that_does_not_fit_is_refused(
@@ -94,6 +100,21 @@ def test_a_run_that_does_not_fit_is_refused(
         with pytest.raises(resources.ResourceError) as error:
             check(config)
         assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
+
+
+def test_a_run_without_workers_is_none_of_a_clusters_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    having(monkeypatch, CPU=4.0)
+    config = Config().replace({"train.num_workers": 0})
+    resources.check_process(config)
+    monkeypatch.setattr("ray.nodes", lambda: [{}, {}])
+    with pytest.raises(resources.ResourceError, match=r"train.num_workers=0: .* head; give 1 worker or more"):
+        resources.check_process(config)
+    resources.check_process(Config())
+    monkeypatch.setattr(resources, "_in_a_worker", lambda: True)  # a run of a table, which has reserved what it uses
+    resources.check_process(config)
+    assert resources.process_resources(config) == {"CPU": 1.0, "GPU": 0.0}
+    assert resources.process_resources(Config()) == {"CPU": 0.0, "GPU": 0.0}
+    assert resources.evaluation_actors(config, images=100) == 0
 
 
 def test_runs_fit_as_the_largest_of_them_does(monkeypatch: pytest.MonkeyPatch) -> None:
