@@ -82,7 +82,8 @@ def l1_run(ray_session: None, scenes_root: Path, tmp_path_factory: pytest.TempPa
     from pipelines.train import fit
     from tests.helpers.sweeps import tiny_base
 
-    return fit(tiny_base(scenes_root, tmp_path_factory.mktemp("l1"), train__name="l1"), quiet=True)
+    storage = tmp_path_factory.mktemp("l1")
+    return fit(tiny_base(scenes_root, storage, train__name="l1", train__num_workers=1), quiet=True)
 
 
 def tiny_config(root: Path, storage: Path, **changes: Any) -> Config:

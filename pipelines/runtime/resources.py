@@ -48,9 +48,7 @@ def training_cpus(config: Config, workers: int | None = None) -> float:
 def run_cpus(config: Config) -> float:
     """CPUs that a run reserves at most, while it trains or while it evaluates."""
     actors = config.evaluate.actors
-    return max(
-        training_cpus(config), process_resources(config)["CPU"] + (1.0 if actors is None else float(actors))
-    )
+    return max(training_cpus(config), process_resources(config)["CPU"] + (1.0 if actors is None else float(actors)))
 
 
 def on_a_cluster() -> bool:
@@ -163,8 +161,8 @@ def check_process(config: Config) -> None:
     """
     if config.train.local and on_a_cluster() and not _in_a_worker():
         raise ResourceError(
-            "train.num_workers=0: trains in the run's own process, which on a cluster (RAY_ADDRESS) is at its head; give "
-            "1 worker or more, or unset RAY_ADDRESS to train on this machine alone"
+            "train.num_workers=0: trains in the run's own process, which on a cluster (RAY_ADDRESS) is at its head; "
+            "give 1 worker or more, or unset RAY_ADDRESS to train on this machine alone"
         )
 
 

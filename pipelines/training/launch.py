@@ -176,8 +176,8 @@ class _ReportLostWorkers(UserCallback):
 def _remaining_stream(config: Config, folder: RunFolder, items: pa.Table) -> Callable[..., ray.data.Dataset]:
     """The stream of the steps after the last checkpoint, a function of the number of workers.
 
-    With workers it runs in Ray Train's controller, at every start of them. What it gives is unpickled in an actor of Ray's that
-    needs no torch, so it refers to light modules alone.
+    With workers it runs in Ray Train's controller, at every start of them. What it gives is unpickled in an actor of
+    Ray's that needs no torch, so it refers to light modules alone.
     """
     last = folder.refresh().latest()
     return partial(stream.stream, config, items, checkpoint.step(last) if last else 0)

@@ -11,8 +11,8 @@ from tuning.sweep import Sweep
 
 
 def tiny_base(root: Path, storage: Path, **changes: Any) -> Config:
-    """A training by L1 alone (unless a space says otherwise), on one worker, evaluated in the process itself."""
-    tiny = {"train__num_workers": 1, "loss__weight": 0.0, "evaluate__actors": 0, "evaluate__sigmas": [25]}
+    """L1 alone (unless a space says otherwise), trained and evaluated by the run's own process."""
+    tiny = {"train__num_workers": 0, "loss__weight": 0.0, "evaluate__actors": 0, "evaluate__sigmas": [25]}
     return tiny_config(root, storage, **(tiny | changes))
 
 

@@ -41,8 +41,8 @@ def no_other_store(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def tiny(root: Path, storage: Path, **changes: object) -> Config:
-    """L1 alone, evaluated in the process that trains."""
-    few = {"train__num_workers": 1, "loss__weight": 0.0, "evaluate__actors": 0, "evaluate__sigmas": [25]}
+    """L1 alone, trained and evaluated by the run's own process."""
+    few = {"train__num_workers": 0, "loss__weight": 0.0, "evaluate__actors": 0, "evaluate__sigmas": [25]}
     return tiny_config(root, storage, **(few | {"train__epochs": 1, "evaluate__pictures": 0} | changes))
 
 

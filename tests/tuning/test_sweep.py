@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,7 @@ def test_population_based_training_takes_over_better_state(
     ray_session: None, scenes_root: Path, tmp_path: Path
 ) -> None:
     sweep = tiny_sweep(scenes_root, tmp_path, space={"train.lr": [1e-3, 0.3]}, scheduler="pbt", reports=2)
+    sweep = replace(sweep, base=sweep.base.replace({"train.num_workers": 1}))
     outcome = run(sweep, concurrent=1, quiet=True)  # they take turns, as on a machine that holds one at a time
     assert [trial.state for trial in outcome.trials] == ["finished", "finished"]
     taken = list(outcome.sweep.folder.glob("001-from-000-*"))

@@ -62,8 +62,8 @@ def watched(root: Path, storage: Path, name: str, *, killed_at: int = 0, slow_fr
     """
     file = storage / f"{name}.txt"
     file.write_text(str(killed_at or -slow_from))
-    given = {**WATCHED, "train__name": name, "evaluate__segmenter_weights": str(file), **changes}
-    return tiny_base(root, storage, **given)
+    given = {"train__num_workers": 1, "train__name": name, "evaluate__segmenter_weights": str(file), **changes}
+    return tiny_base(root, storage, **(WATCHED | given))
 
 
 @pytest.fixture(scope="module")
