@@ -221,7 +221,9 @@ def run_all(missing: Mapping[str, Config], most: int, line: Line, write: Callabl
                 while waiting and len(running) < most:
                     config = waiting.pop(0)
                     own = resources.process_resources(config)
-                    run = _run_experiment.options(num_cpus=own["CPU"], num_gpus=own["GPU"])
+                    # Made anew, because Ray starts a process for each task of a function declared with GPUs, and CUDA
+                    # keeps the GPU that a process has first used.
+                    run = ray.remote(num_cpus=own["CPU"], num_gpus=own["GPU"], max_retries=0)(_run_experiment)
                     running[run.remote(config.model_dump(mode="json"), reader.queue)] = config
                 ended, _ = ray.wait(list(running), num_returns=1)
                 config = running.pop(ended[0])
@@ -252,7 +254,6 @@ def run_all(missing: Mapping[str, Config], most: int, line: Line, write: Callabl
     return Ended(failed, untracked)
 
 
-@ray.remote(num_cpus=0, max_retries=0)
 def _run_experiment(tree: Mapping[str, Any], messages: Any) -> str:
     """One run, in a process of its own. Gives what MLflow lacks of it."""
     session.quiet()
