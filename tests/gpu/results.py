@@ -43,7 +43,9 @@ GOALS: dict[str, Goal] = {
     "evaluate, 51 photographs at 3 levels, actors 0: s": Goal(10, before=30),
     "evaluate, 51 photographs at 3 levels, actors 1: s": Goal(10, before=48),
     "Ray Train to a plain loop, steps a second": Goal(0.97, at_least=True),
+    "without workers to a plain loop, steps a second": Goal(0.97, at_least=True),
     "from the command to step 20, s": Goal(22, before=44),
+    "from the command to step 20 without workers, s": Goal(22, before=44),
 }
 
 

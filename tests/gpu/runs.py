@@ -65,6 +65,10 @@ class Runs:
             rows = store.execute("select step, timestamp, value from metrics where key = 'loss' order by step")
             return {step: (stamp / 1e3, value) for step, stamp, value in rows}
 
+    def began(self, name: str) -> float:
+        """When the first entry of the log was written, in seconds."""
+        return min(stamp for step, (stamp, _) in self.logged(name).items() if step >= self.log_every)
+
     def speed(self, name: str) -> float:
         """Steps a second, from the second entry of the log to the last."""
         entries = sorted(self.logged(name).items())[1:]
@@ -112,12 +116,16 @@ def main() -> None:
         runs = Runs(Path(folder), given)
         started = time.time()
         wait(runs.train("first", f"train.max_steps={runs.steps}"))
-        first = min(stamp for step, (stamp, _) in runs.logged("first").items() if step >= runs.log_every)
-        record("runs", f"from the command to step {runs.log_every}, s", first - started)
+        record("runs", f"from the command to step {runs.log_every}, s", runs.began("first") - started)
         record("runs", "training through Ray, steps a second", runs.speed("first"))
-        record("runs", "Ray Train to a plain loop, steps a second", runs.speed("first") / plain(runs))
-
+        alone = plain(runs)
+        record("runs", "Ray Train to a plain loop, steps a second", runs.speed("first") / alone)
         record("runs", "training through Ray: of the time waiting for crops, %", 100 * runs.waited("first"))
+
+        started = time.time()
+        wait(runs.train("local", f"train.max_steps={runs.steps}", "train.num_workers=0"))
+        record("runs", f"from the command to step {runs.log_every} without workers, s", runs.began("local") - started)
+        record("runs", "without workers to a plain loop, steps a second", runs.speed("local") / alone)
 
         for actors, again in ((0, ""), (0, " again"), (1, "")):
             os.environ["XDG_CACHE_HOME"] = str(runs.folder / f"cache-{actors}")  # with no numbers of an earlier one
