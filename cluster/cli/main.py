@@ -76,7 +76,7 @@ def _run(words: Sequence[str], first: Callable[[argparse.Namespace], int], *, lo
             raise
         show(f"d2sm: {leaving.line()}", file=sys.stderr)
         leaving.said()
-        return leaving.INTERRUPTED
+        return leaving.end(leaving.INTERRUPTED)
     except (ValueError, OSError) as error:
         if reason := leaving.why_lost():
             leaving.leave(1, reason)  # what is left to do at the end would wait for Ray
@@ -87,7 +87,7 @@ def _run(words: Sequence[str], first: Callable[[argparse.Namespace], int], *, lo
         else:
             for reason in getattr(error, "reasons", [error]):
                 show(f"d2sm: {one_line(reason, limit=None)}", file=sys.stderr)
-        return 2
+        return leaving.end(2)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if args.verbose or package in ("", "cluster", "tuning", "pipelines", "d2sm"):

@@ -38,6 +38,9 @@ def run_train(args: argparse.Namespace) -> int:
             config, evaluates=not args.no_evaluate, given=given, nodes=not args.no_preflight, verbose=args.verbose
         )
         return 0 if passes(checks) else 1
+    from pipelines.runtime import resources, session
+
+    session.begin(cpus=resources.run_cpus(config), verbose=args.verbose)
     # Before the verb itself is imported, which takes seconds.
     from pipelines.check import check
 

@@ -40,6 +40,7 @@ class _Guard:
         self.signals = 0
         self.answered = False  # whether the main thread has run its handler
         self.line = STOPPED  # that the process ends with after a signal
+        self.starting = False  # whether Ray is being started in a thread
         self.said = False  # whether the line that the process ends with is printed
         self.end: float | None = None  # when it is left
         self.granted = False  # whether that is what `grace` gave
@@ -87,6 +88,18 @@ def line() -> str:
 def say_at_end(text: str) -> None:
     """Say this when a signal ends this process."""
     _state.line = text
+
+
+def starting(now: bool) -> None:
+    """Whether a thread is starting what this process has to end with, should it end now."""
+    _state.starting = now
+
+
+def end(code: int) -> int:
+    """The exit code, for a process that ends in its own time; one that is `starting` something is left now."""
+    if _state.active and _state.starting:
+        leave(code)
+    return code
 
 
 def grace(seconds: float) -> None:

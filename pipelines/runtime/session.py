@@ -8,6 +8,7 @@ import shutil
 import sys
 import threading
 import time
+from concurrent.futures import Future
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -46,8 +47,38 @@ _HEAD_PATIENCE = 30.0  # seconds without an answer from a cluster's head; after 
 _LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107  # bytes of a path
 
 
+_begun: Future[None] | None = None  # the start of Ray that `begin` has begun; None once `start` has waited for it
+
+
 class SessionError(ValueError):
     """Ray cannot be started on this machine. One line."""
+
+
+def begin(*, cpus: float, verbose: bool = False) -> None:
+    """Begin to start Ray on this machine, so that it starts beside what comes before `start`, which waits for it.
+
+    For the command line alone, whose process ends at once where `start` is not reached (see `leaving.starting`).
+    Does nothing elsewhere, nor if Ray is up or at RAY_ADDRESS.
+
+    Args:
+        cpus, verbose: as for `start`.
+    """
+    global _begun
+    if not leaving.active() or ray.is_initialized() or _begun or os.environ.get("RAY_ADDRESS", "").strip():
+        return
+    _begun = begun = Future[None]()
+
+    def run() -> None:
+        try:
+            _start(cpus, verbose)
+            begun.set_result(None)
+        except BaseException as error:
+            begun.set_exception(error)
+        threading.Event().wait()  # Linux ends Ray's processes with the thread that has started them
+
+    leaving.starting(True)
+    quiet(verbose=verbose)
+    threading.Thread(target=run, name="start Ray", daemon=True).start()
 
 
 def start(*, cpus: float, verbose: bool = False) -> None:
@@ -62,10 +93,16 @@ def start(*, cpus: float, verbose: bool = False) -> None:
             authentication is off.
         SessionError: Ray's temporary folder cannot be used; Ray cannot be started.
     """
+    global _begun
     quiet(verbose=verbose)
-    if ray.is_initialized():
+    if _begun is not None:
+        _begun.result()
+        _begun = None
+        leaving.starting(False)
+    elif ray.is_initialized():
         return
-    _start(cpus, verbose)
+    else:
+        _start(cpus, verbose)
     leaving.take_signals()
     if leaving.active():
         _watch()

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -103,6 +104,23 @@ def test_a_mistake_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert done.stderr.startswith("d2sm: loss.queue_sise: ") and done.stderr.count("\n") == 1
     assert "loss.queue_size?" in done.stderr and "--keys" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_ray_that_starts_beside_the_checks_ends_with_them(tmp_path: Path) -> None:
+    """`train` begins to start Ray at once: a failed check says so no later, and leaves no process behind."""
+    marked = {**os.environ, "D2SM_TEST_MARK": str(tmp_path)}
+    words = ["train", "--recipe", "ffdnet_l1_cpu", f"data.root={tmp_path}/none", "evaluate.segmenter=null"]
+    done = subprocess.run(
+        [sys.executable, "-m", "cluster.cli", *words], capture_output=True, text=True, env=marked, check=False
+    )
+    assert done.returncode == 2 and "starting Ray" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"d2sm: {tmp_path}/none: does not exist")
+    left = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("D2SM_TEST_MARK") == str(tmp_path) and process.status() != psutil.STATUS_ZOMBIE:
+                left.append(process.cmdline())
+    assert left == []
 
 
 def test_verbose_shows_where_it_happened(capsys: pytest.CaptureFixture[str]) -> None:
