@@ -146,7 +146,8 @@ cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
 first = cluster.add_node(num_cpus=2)
 os.environ["RAY_ADDRESS"] = cluster.address
 sweep = tiny_sweep(Path(sys.argv[1]), Path(sys.argv[2]), space={"train.lr": [1e-3]})
-base = sweep.base.replace({"train.epochs": 60, "train.checkpoint_every": 5, "train.max_failures": 2})
+keys = {"train.num_workers": 1, "train.epochs": 60, "train.checkpoint_every": 5, "train.max_failures": 2}
+base = sweep.base.replace(keys)
 
 thread = threading.Thread(target=lambda: print(run(Sweep(**{**vars(sweep), "base": base}), concurrent=1).text()))
 thread.start()
