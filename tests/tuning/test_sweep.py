@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -137,6 +138,9 @@ print(run(tiny_sweep(Path(sys.argv[1]), Path(sys.argv[2]), space=space), concurr
 NODE_LOSS = """
 import os, sys, threading, time
 from pathlib import Path
+from pipelines.runtime import auth
+auth.make_token()
+os.environ["RAY_AUTH_MODE"] = "token"  # a cluster that listens to others is joined with a token alone
 from ray.cluster_utils import Cluster
 from tests.helpers.sweeps import tiny_sweep
 from tuning.run import run
@@ -254,7 +258,11 @@ def _wait_for_a_step_after(step: int, run_dir: Path, process: subprocess.Popen[s
 @pytest.mark.long
 def test_a_lost_node_costs_no_trial(scenes_root: Path, tmp_path: Path) -> None:
     process = start(NODE_LOSS, scenes_root, tmp_path)
-    said, _ = process.communicate(timeout=400)
+    try:
+        said, _ = process.communicate(timeout=400)
+    finally:  # if the sweep has failed, the script waits for its node
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 0 and "lost ['step-" in said and "step-00000180" not in said, said
     table = [line.split() for line in said.splitlines() if line.startswith("000 ")]
     assert [line[1] for line in table] == ["finished"], said
