@@ -20,16 +20,20 @@ import torch
 from mlflow import MlflowClient
 
 from cluster.cli.main import main
+from pipelines import tracking
 from pipelines.evaluate import evaluate
 from pipelines.runs import checkpoint
 from pipelines.runs.folder import RunFolder
+from pipelines.tracking.outbox import UNSENT
 from pipelines.train import Trained, fit
 from tests.helpers.mlflow_server import Server
 from tests.helpers.stores import new_store
 from tests.helpers.sweeps import tiny_base, tiny_sweep
+from tuning import mlflow_run
 from tuning.run import _announcement, run
 from tuning.space import SpaceError
 from tuning.sweep import Sweep, check, resolved
+from tuning.trials import TrialSummary
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -445,6 +449,46 @@ def test_epochs_are_asked_for_in_one_place(tmp_path: Path, capsys: pytest.Captur
     words = ["tune", "--recipe", "demo", "--space", str(space), "--trials", "2", f"data.root={tmp_path}"]
     assert main([*words, "--trial-epochs", "4"]) == 2
     assert "--trial-epochs 4: " in (said := capsys.readouterr().err) and str(space) in said
+
+
+@pytest.mark.slow
+def test_what_mlflow_lacks_of_a_trial_is_sent_by_the_same_command_or_said(
+    ray_session: None, scenes_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of a table's runs; an exit code too."""
+    space, config = tmp_path / "space.yaml", tmp_path / "config.yaml"
+    space.write_text("train.lr: [1e-3]\n")
+    client = MlflowClient(new_store(tmp_path))
+    tiny_base(scenes_root, tmp_path, train__name="", train__max_steps=1).save(config)
+    words = ["tune", "--config", str(config), "--space", str(space), "--search", "grid", "--scheduler", "none",
+             "--name", "s", "--metric", "loss.l1", "--reports", "1", "--quiet"]  # fmt: skip
+    assert main(words) == 0
+    folder = RunFolder.at(tmp_path / "s" / "000")
+    run_id = folder.read_info()["run_id"]
+
+    def wait() -> None:
+        with tracking.reopen(run_id, uri="http://127.0.0.1:9", run_dir=folder.path, page="", step=1) as away:
+            away.results({"psnr.sigma25": 27.0})
+        assert (folder.path / UNSENT).exists()
+
+    wait()
+    assert main(words) == 0
+    assert client.get_run(run_id).data.metrics["psnr.sigma25"] == 27 and not (folder.path / UNSENT).exists()
+    wait()
+    client.delete_run(run_id)
+    capsys.readouterr()
+    assert main(words) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert any(line.startswith("d2sm: trial 000: ") and run_id in line for line in said)
+    assert any(line.startswith("d2sm: s: how the trials ended could not be written") for line in said)
+
+
+def test_the_runs_of_a_trial_are_its_own(scenes_root: Path, tmp_path: Path) -> None:
+    sweep = tiny_sweep(scenes_root, tmp_path)
+    for name in ("100", "100-from-001-1", "1000"):
+        (sweep.folder / name).mkdir(parents=True)
+    found = mlflow_run._runs_of(sweep, TrialSummary(100, {}, "finished", 1, 1, {}))
+    assert [folder.path.name for folder in found] == ["100", "100-from-001-1"]
 
 
 @pytest.mark.long  # MLflow is waited for at the end of the training and of the evaluation
