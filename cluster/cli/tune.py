@@ -8,7 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.cli.arguments import given_keys, training_configuration
+from cluster.cli.arguments import given_keys, searched_space, training_configuration
 from cluster.cli.outcome import mlflow_page, print_outcome, warn_untracked_runs
 from pipelines.text import show
 
@@ -19,14 +19,12 @@ if TYPE_CHECKING:
 
 def run_tune(args: argparse.Namespace) -> int:
     """Search, print what was found, and retrain the best point if asked; gives 1 if MLflow lacks something."""
-    from pipelines.config import ConfigError, parse
+    from pipelines.config import ConfigError
     from pipelines.parallel import refuse_names
-    from tuning import space
     from tuning.run import run
     from tuning.sweep import Sweep
 
-    searched = space.load(args.space)
-    space.check_trusted(searched, args.space, given=parse(args.overrides), trust=args.trust)
+    searched = searched_space(args)
     whole, given = training_configuration(args), given_keys(args)
     refuse_names({key: value for key, value in whole.flat().items() if key in given}, "sweep")
     if "tracking.register_as" in given and not args.retrain_best:
