@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pipelines import tracking
 from pipelines.runs.folder import RunFolder
 from pipelines.runtime import files
 from pipelines.text import one_line
+from pipelines.tracking import outbox
 from pipelines.training import tracked
 from tuning import figure, trials
 from tuning.sweep import Sweep
@@ -67,12 +68,27 @@ def settle_trials(sweep: Sweep, found: Sequence[TrialSummary]) -> str:
     return ""
 
 
-def send_waiting(sweep: Sweep, found: Sequence[TrialSummary]) -> dict[str, str]:
-    """Send what MLflow did not take when the trials ended; gives what it still lacks of each, by the trial's run."""
-    uri = tracking.uri_of(sweep.base)
-    folders = [folder for trial in found for folder in _runs_of(sweep, trial)]
-    left = {f"trial {folder.path.name}": tracked.send_waiting(folder, uri) for folder in folders}
-    return {name: lacks for name, lacks in left.items() if lacks}
+def refused(sweep: Sweep) -> dict[str, int]:
+    """The runs of which MLflow refused records, with the bytes of these."""
+    return {file.parent.name: file.stat().st_size for file in sweep.folder.glob(f"*/{outbox.REFUSED}")}
+
+
+def send_waiting(sweep: Sweep, found: Sequence[TrialSummary], before: Mapping[str, int]) -> dict[str, str]:
+    """Send what MLflow did not take when the trials ended; gives what it lacks of each, by the trial's run.
+
+    Args:
+        before: what `refused` gave before the trials began: that was said by then.
+    """
+    uri, now = tracking.uri_of(sweep.base), refused(sweep)
+    left: dict[str, str] = {}
+    for folder in (folder for trial in found for folder in _runs_of(sweep, trial)):
+        name = folder.path.name
+        lines = [tracked.send_waiting(folder, uri)]
+        if now.get(name, 0) > before.get(name, 0):
+            lines.insert(0, outbox.refused_line(folder.path, "records"))
+        if lacks := "; ".join(filter(None, lines)):
+            left[f"trial {name}"] = lacks
+    return left
 
 
 def _runs_of(sweep: Sweep, trial: TrialSummary) -> list[RunFolder]:

@@ -107,6 +107,7 @@ def _run(sweep: Sweep, *, concurrent: int | None, quiet: bool, verbose: bool) ->
     with mlflow_run.open_run(sweep) as parent:
         base = sweep.base.replace({"tracking.parent": parent.id})
         files.write_text(sweep.folder / trial.BASE, base.dumps())
+        refused = mlflow_run.refused(sweep)
         stopped = True  # also by an error
         try:
             stopped = _search(sweep, candidates, at_once, quiet=quiet, verbose=verbose)
@@ -120,7 +121,7 @@ def _run(sweep: Sweep, *, concurrent: int | None, quiet: bool, verbose: bool) ->
         mlflow_run.save(parent, sweep, found, best)
         if stopped:
             raise KeyboardInterrupt
-        untracked = mlflow_run.send_waiting(sweep, found)
+        untracked = mlflow_run.send_waiting(sweep, found, refused)
     own = tracked.untracked(parent, RunFolder.at(sweep.folder))
     if lacks := "; ".join(line for line in (unsettled, own) if line):
         untracked[sweep.name] = lacks

@@ -38,11 +38,12 @@ def note(folder: RunFolder, run: tracking.Run) -> None:
 
 def untracked(run: tracking.Run, folder: RunFolder) -> str:
     """What MLflow lacks of a run that has ended, and what to do, on one line; "" if it has everything."""
-    if not run.unsent:
-        return ""
-    why = f" ({run.away})" if run.away else ""
-    waiting = f"{run.unsent} records wait in {folder.place} for MLflow{why}"
-    return f"{waiting}; the same command sends them once it answers"
+    lacks = [run.refused] if run.refused else []
+    if run.unsent:
+        why = f" ({run.away})" if run.away else ""
+        waiting = f"{run.unsent} records wait in {folder.place} for MLflow{why}"
+        lacks.append(f"{waiting}; the same command sends them once it answers")
+    return "; ".join(lacks)
 
 
 def send_waiting(folder: RunFolder, uri: str) -> str:
