@@ -24,8 +24,9 @@ from pipelines import tracking
 from pipelines.evaluate import evaluate
 from pipelines.runs import checkpoint
 from pipelines.runs.folder import RunFolder
-from pipelines.tracking.outbox import UNSENT
+from pipelines.tracking.outbox import REFUSED, UNSENT
 from pipelines.train import Trained, fit
+from tests.helpers.checkpoints import bundle_of
 from tests.helpers.mlflow_server import Server
 from tests.helpers.stores import new_store
 from tests.helpers.sweeps import tiny_base, tiny_sweep
@@ -324,6 +325,16 @@ def test_the_server_goes_away_and_comes_back(ray_session: None, scenes_root: Pat
             "loss.features=squeezenet1_0.fire33",
         ),
         (
+            {
+                "space": {
+                    "loss.features": ["squeezenet1_0.fire3", "squeezenet1_0.fire33"],
+                    "loss.weight": [1.0],
+                    "loss.patch_size": [32],
+                }
+            },
+            "loss.features=squeezenet1_0.fire33",
+        ),
+        (
             {"space": {"loss.features": ["nowhere:phi"], "loss.weight": [0.0, 1.0]}, "search": "optuna", "trials": 2},
             "loss.features=nowhere:phi",
         ),
@@ -336,6 +347,22 @@ def test_a_wrong_sweep_is_one_line(changes: dict[str, Any], message: str, scenes
     with pytest.raises(ValueError, match=message) as caught:
         check(Sweep(**{**vars(sweep), "base": sweep.base.replace(other)}))
     assert "\n" not in str(caught.value)
+
+
+def test_initial_weights_that_cannot_be_read_are_no_point_that_is_left_out(scenes_root: Path, tmp_path: Path) -> None:
+    """But those that do not fit the network of a point are."""
+    empty, wide = tmp_path / "empty", tmp_path / "wide"
+    empty.mkdir()
+    sweep = tiny_sweep(scenes_root, tmp_path)
+    bundle_of(wide / checkpoint.name_of(2), sweep.base.replace({"model.width": 12}), step=2)
+    space = {"train.init": ["", str(empty)]}
+    with pytest.raises(ValueError, match=f"^train.init={empty}: ") as caught:
+        check(resolved(replace(sweep, space=space)))
+    assert "\n" not in str(caught.value)
+    fitting = {"train.init": ["", str(wide)], "model.width": [8, 12]}
+    points, excluded, _, _ = check(resolved(replace(sweep, space=fitting)))
+    assert [tuple(point.values()) for point in points or []] == [("", 8), ("", 12), (str(wide), 12)]
+    assert excluded.startswith(f"1 of 4 combinations left out, such as train.init={wide}: weights of another network")
 
 
 def test_what_is_left_out_is_said(scenes_root: Path, tmp_path: Path) -> None:
@@ -489,6 +516,20 @@ def test_the_runs_of_a_trial_are_its_own(scenes_root: Path, tmp_path: Path) -> N
         (sweep.folder / name).mkdir(parents=True)
     found = mlflow_run._runs_of(sweep, TrialSummary(100, {}, "finished", 1, 1, {}))
     assert [folder.path.name for folder in found] == ["100", "100-from-001-1"]
+
+
+def test_what_mlflow_refused_of_a_trial_is_said_once(scenes_root: Path, tmp_path: Path) -> None:
+    sweep = tiny_sweep(scenes_root, tmp_path)
+    for number in range(3):
+        (sweep.folder / f"00{number}").mkdir(parents=True)
+    said, new = sweep.folder / "000" / REFUSED, sweep.folder / "001" / REFUSED
+    said.write_text("{}\n")
+    before = mlflow_run.refused(sweep)
+    new.write_text("{}\n")
+    found = [TrialSummary(number, {}, "finished", 1, 1, {}) for number in range(3)]
+    left = mlflow_run.send_waiting(sweep, found, before)
+    assert list(left) == ["trial 001"] and str(new) in left["trial 001"]
+    assert mlflow_run.send_waiting(sweep, found, mlflow_run.refused(sweep)) == {}
 
 
 @pytest.mark.long  # MLflow is waited for at the end of the training and of the evaluation
