@@ -226,6 +226,8 @@ def run_all(missing: Mapping[str, Config], most: int, line: Line, write: Callabl
                 _, left = ray.wait(list(running), num_returns=len(running), timeout=_STOP_SECONDS)
                 for task in left:  # no other: Ray aborts this process if it cancels a task that is just ending
                     ray.cancel(task, force=True)
+                if left:  # until their processes, which own their folders, have ended
+                    ray.wait(left, num_returns=len(left), timeout=_SETTLE_SECONDS / 2)
                 for config in running.values():
                     _settle(config, "KILLED", line)
     return Ended(failed, untracked)
