@@ -33,7 +33,8 @@ class Outcome:
     Attributes:
         record: the registered version, if any.
         page: the run's in MLflow.
-        untracked: what MLflow lacks because it did not answer, and what to do, on one line; "" if it has everything.
+        untracked: what MLflow lacks because it did not answer, or refused it, and what to do, on one line; "" if it has
+            everything.
     """
 
     trained: train.Trained
@@ -111,6 +112,7 @@ def _run(ready: Ready, *, quiet: bool, verbose: bool, watch: record.Watch | None
     untracked = tracked.untracked(mlflow_run, trained.folder)
     if untracked and trained.config.tracking.register_as and not registered:
         untracked += f"; it also registers the model as {trained.config.tracking.register_as}"
+    untracked = "; ".join(filter(None, (trained.refused, untracked)))
     return Outcome(trained, results, drawn, registered, mlflow_run.page, untracked)
 
 

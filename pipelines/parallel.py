@@ -23,9 +23,8 @@ from pipelines.runs.folder import RunFolder
 from pipelines.runs.results import FILES_READ
 from pipelines.runtime import leaving, resources, session
 from pipelines.runtime.owner import InUseError
-from pipelines.runtime.progress import Line, stage
+from pipelines.runtime.progress import Line
 from pipelines.text import one_line, show
-from pipelines.tracking import outbox
 from pipelines.training import tracked
 from pipelines.training.messages import QueueReader, RunProgress
 
@@ -162,28 +161,8 @@ def record(first: Config, folder: RunFolder, *, tag: str) -> Iterator[tracking.R
 
 def send_waiting(done: Iterable[Config]) -> dict[str, str]:
     """Send what MLflow did not take when these runs ended; gives what it still lacks of each, by run name."""
-    left: dict[str, str] = {}
-    for config in done:
-        folder = RunFolder.of(config)
-        if not (folder.path / outbox.UNSENT).exists():
-            continue
-        info = folder.read_info()
-        try:
-            with folder.owned():
-                with tracking.reopen(
-                    info.get("run_id", ""),
-                    uri=tracking.uri_of(config),
-                    run_dir=folder.path,
-                    page=info.get("page", ""),
-                    step=info.get("evaluated", 0),
-                ) as run:
-                    stage(f"sending MLflow what it lacks of {config.train.name}")
-                lacks = tracked.untracked(run, folder)
-        except (tracking.TrackingError, InUseError) as error:
-            lacks = one_line(error)
-        if lacks:
-            left[config.train.name] = lacks
-    return left
+    left = {config.train.name: tracked.send_waiting(RunFolder.of(config), tracking.uri_of(config)) for config in done}
+    return {name: lacks for name, lacks in left.items() if lacks}
 
 
 class Ended(NamedTuple):
@@ -249,6 +228,8 @@ def run_all(missing: Mapping[str, Config], most: int, line: Line, write: Callabl
                 _, left = ray.wait(list(running), num_returns=len(running), timeout=_STOP_SECONDS)
                 for task in left:  # no other: Ray aborts this process if it cancels a task that is just ending
                     ray.cancel(task, force=True)
+                if left:  # until their processes, which own their folders, have ended
+                    ray.wait(left, num_returns=len(left), timeout=_SETTLE_SECONDS / 2)
                 for config in running.values():
                     _settle(config, "KILLED", line)
     return Ended(failed, untracked)
@@ -263,11 +244,12 @@ def _run_experiment(tree: Mapping[str, Any], messages: Any) -> str:
         messages.send.remote(RunProgress(config.train.name, step, metrics["loss"]))
 
     folder, begun = RunFolder.of(config), time.monotonic()
-    try:
-        return experiment.run(config, quiet=True, watch=watch, given=splits.SETTLED).untracked
-    finally:
-        if folder.info_file.exists():
-            folder.write_info(seconds=folder.read_info().get("seconds", 0.0) + time.monotonic() - begun)
+    with folder.owned():  # before anything is written to it, also below
+        try:
+            return experiment.run(config, quiet=True, watch=watch, given=splits.SETTLED).untracked
+        finally:
+            if folder.info_file.exists():
+                folder.write_info(seconds=folder.read_info().get("seconds", 0.0) + time.monotonic() - begun)
 
 
 def _ended(task: Any) -> tuple[str, str]:
@@ -283,10 +265,15 @@ def _ended(task: Any) -> tuple[str, str]:
 def _settle(config: Config, status: tracking.Status, line: Line) -> None:
     """Note in a run's MLflow record how it ended; the process that would have done so may be gone.
 
-    The other runs go on, and are noted, if MLflow does not answer.
+    The other runs go on, and are noted, if MLflow does not answer. The record of a run that another process has taken
+    up is that one's.
     """
+    folder = RunFolder.of(config)
     try:
-        if run_id := RunFolder.of(config).read_info().get("run_id"):
-            tracking.end_runs(tracking.uri_of(config), {run_id: status})
-    except (tracking.TrackingError, ConfigError) as error:
+        if run_id := folder.read_info().get("run_id"):
+            with folder.owned():
+                tracking.end_runs(tracking.uri_of(config), {run_id: status})
+    except InUseError:
+        pass
+    except (tracking.TrackingError, ConfigError, OSError) as error:
         line.say(f"{config.train.name}: MLflow does not show it as {status}: {one_line(error)}")

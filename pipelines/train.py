@@ -40,7 +40,9 @@ class Trained:
         run_id, uri: the MLflow run, and the store it is in.
         fingerprint: of the training images.
         metrics: the last log entry; empty if nothing was left to train.
-        untracked: what MLflow lacks because it did not answer, and what to do, on one line; "" if it has everything.
+        untracked: what MLflow lacks because it did not answer, or refused it, and what to do, on one line; "" if it has
+            everything.
+        refused: the part of that which is not sent again (see `tracking.Run`).
     """
 
     config: Config
@@ -54,6 +56,7 @@ class Trained:
     fingerprint: str
     metrics: Mapping[str, float]
     untracked: str = ""
+    refused: str = ""
 
     @property
     def run_dir(self) -> Path:
@@ -105,7 +108,7 @@ def fit(
         try:
             with open_run(config, folder) as run:
                 trained = _train(ready, folder, run, _validation_set(ready, validates), quiet, watch)
-            return replace(trained, untracked=untracked(run, folder))
+            return replace(trained, untracked=untracked(run, folder), refused=run.refused)
         except interrupt.Abandoned:
             if not config.train.local:
                 ray.shutdown()  # ends the workers

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,6 +23,7 @@ from pipelines.runs.trust import TrustError
 from pipelines.runtime import files, private, provenance, resources
 from pipelines.runtime.resources import runs_that_fit
 from pipelines.text import counted, show
+from pipelines.training import tracked
 from tuning import interrupt, live, mlflow_run, search, trial, trials
 from tuning.space import SpaceError
 from tuning.sweep import Candidates, Sweep, check, resolved
@@ -33,7 +35,13 @@ _TUNER = "tuner.pkl"  # in there: what it restores a sweep from
 
 @dataclass(frozen=True)
 class Outcome:
-    """A sweep that ended; `best` is None if no trial finished."""
+    """A sweep that ended.
+
+    Attributes:
+        best: None if no trial finished.
+        run_id, uri, page: its own MLflow run, the store that it is in, and its page.
+        untracked: what MLflow lacks of the sweep or of a trial, by name (see `tracked.untracked`).
+    """
 
     sweep: Sweep
     trials: list[TrialSummary]
@@ -41,6 +49,7 @@ class Outcome:
     run_id: str
     uri: str
     page: str
+    untracked: Mapping[str, str]
 
     @property
     def config(self) -> Config | None:
@@ -98,16 +107,25 @@ def _run(sweep: Sweep, *, concurrent: int | None, quiet: bool, verbose: bool) ->
     with mlflow_run.open_run(sweep) as parent:
         base = sweep.base.replace({"tracking.parent": parent.id})
         files.write_text(sweep.folder / trial.BASE, base.dumps())
+        refused = mlflow_run.refused(sweep)
+        stopped = True  # also by an error
         try:
             stopped = _search(sweep, candidates, at_once, quiet=quiet, verbose=verbose)
         finally:  # a trial whose process was ended has left its MLflow run as RUNNING
             found = trials.load(sweep.folder)
-            mlflow_run.settle_trials(sweep, found)
+            stopped |= any(each.state in ("waiting", "running") for each in found)
+            unsettled = mlflow_run.settle_trials(sweep, found)
+            if unsettled and stopped:  # else the outcome says it
+                show(f"d2sm: {unsettled}", file=sys.stderr)
         best = trials.best(found, sweep.metrics[0])
         mlflow_run.save(parent, sweep, found, best)
-        if stopped or any(each.state in ("waiting", "running") for each in found):
+        if stopped:
             raise KeyboardInterrupt
-    return Outcome(sweep, found, best, parent.id, parent.uri, parent.page)
+        untracked = mlflow_run.send_waiting(sweep, found, refused)
+    own = tracked.untracked(parent, RunFolder.at(sweep.folder))
+    if lacks := "; ".join(line for line in (unsettled, own) if line):
+        untracked[sweep.name] = lacks
+    return Outcome(sweep, found, best, parent.id, parent.uri, parent.page, untracked)
 
 
 def _check_trusted(sweep: Sweep, trust: bool) -> None:

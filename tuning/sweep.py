@@ -17,7 +17,7 @@ from pipelines.check import NotReady, refuse
 from pipelines.check import check as check_run
 from pipelines.config import Config
 from pipelines.data import plan, splits
-from pipelines.networks.features import check_patch_size
+from pipelines.networks.features import PatchError, check_patch_size
 from pipelines.runs.folder import RunFolder, runs_folder
 from pipelines.runs.names import check_name
 from pipelines.runs.results import metric_names
@@ -108,6 +108,9 @@ class Candidates(NamedTuple):
 class Reason:
     """Why a point is no valid configuration for these images and Phi; None if it is.
 
+    That is a reason against a combination. A value that cannot be used in any, such as weights that cannot be read, is
+    none: `_check_point` refuses the sweep for it.
+
     Ray Tune pickles it, and a resumed sweep unpickles it: its name and the names of its attributes stay.
     """
 
@@ -118,11 +121,16 @@ class Reason:
         try:
             config = self.base.replace(point)
             splits.check_sizes(config, self.items)
+        except ValueError as error:
+            return str(error)
+        try:
             check_patch_size(config.loss)
             if config.train.init and (config.train.init, config.model) != (self.base.train.init, self.base.model):
                 initial.read(config)
-        except ValueError as error:
+        except (PatchError, initial.MisfitError) as error:
             return str(error)
+        except ValueError:
+            pass
         return None
 
 

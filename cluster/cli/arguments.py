@@ -15,6 +15,7 @@ from cluster.working_dir import CODE
 if TYPE_CHECKING:
     from pipelines.config import Config
     from pipelines.study import Study
+    from tuning.space import Space
 
 NOT_SENT = ("submit", "jobs", "cluster", "demo")  # verbs that start clusters, or ask them, themselves
 _SENT = ("config", "space", "plan")  # options whose file is sent with the job
@@ -122,6 +123,21 @@ def _table_words(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
     return rows, changes
 
 
+def searched_space(args: argparse.Namespace) -> Space:
+    """The space that `d2sm tune` searches.
+
+    Raises:
+        SpaceError: it is none.
+        TrustError: its file names code to import, and the user does not.
+    """
+    from pipelines.config import parse
+    from tuning import space
+
+    found = space.load(args.space)
+    space.check_trusted(found, args.space, given=parse(args.overrides), trust=args.trust)
+    return found
+
+
 def is_results(plan: Path) -> bool:
     """Whether `d2sm study` is given the results of a study instead of a plan."""
     return plan.suffix == ".xz"
@@ -157,6 +173,7 @@ def for_cluster(verb: Sequence[str], *, store: str = "") -> tuple[list[str], lis
     Raises:
         ConfigError: a wrong key or value, or a relative path, which would mean the job's own folder.
         SpaceError: a sweep's space that is none.
+        TrustError: a file that is sent names code to import, and the user does not.
         SystemExit: words that the command line does not understand, as argparse says it.
     """
     from pipelines.config import ConfigError
@@ -180,12 +197,21 @@ def for_cluster(verb: Sequence[str], *, store: str = "") -> tuple[list[str], lis
         return list(verb), _sent_with_keys(verb, args)
     for each in configs:
         _check_values(each.flat())
-    _check_searched(verb, args, configs)
-    words, files = list(verb), []
-    if (getattr(args, "config", None) or getattr(args, "plan", None)) and not args.trust:
-        from pipelines.runs.trust import names_code
+    if what := _TO_FOLDERS.get(verb[0]):
+        from pipelines.runs.folder import runs_folder
 
-        if any(map(names_code, configs)):
+        for each in configs:
+            runs_folder(each, what=what)
+    values = [each.flat() for each in configs]
+    from_files = values if getattr(args, "config", None) or getattr(args, "plan", None) else []
+    if verb[0] == "tune":
+        points = _check_searched(args, configs[0])
+        values, from_files = values + points, from_files + points
+    words, files = list(verb), []
+    if from_files and not args.trust:
+        from pipelines.runs.trust import code_in
+
+        if any(map(code_in, from_files)):
             words.insert(1, "--trust")  # it was found trustworthy here, where it can be known who made the file
     for option in _SENT:
         given = getattr(args, option, None)
@@ -194,11 +220,6 @@ def for_cluster(verb: Sequence[str], *, store: str = "") -> tuple[list[str], lis
             files.append(Path(given))
     words, weights = _with_weights(words, args, configs)
     files += weights
-    values = [each.flat() for each in configs]
-    if verb[0] == "tune":
-        from tuning import space
-
-        values += space.listed(space.load(args.space))
     code = dict.fromkeys(file for each in values for file in _code(each))  # each file once
     files += [file for file in code if file not in files]
     return words, files
@@ -377,26 +398,22 @@ def _check_defaults(verb: Sequence[str], args: argparse.Namespace, store: str) -
         )
 
 
-def _check_searched(verb: Sequence[str], args: argparse.Namespace, configs: Sequence[Config]) -> None:
-    """Refuse what a sweep, a table or a study would refuse on the cluster: its space, and where its runs go."""
+def _check_searched(args: argparse.Namespace, base: Config) -> list[dict[str, Any]]:
+    """Refuse what a sweep would refuse on the cluster of its space; gives the values that the space lists, by key."""
     from pipelines.config import ConfigError
-    from pipelines.runs.folder import runs_folder
+    from tuning import space
 
-    if what := _TO_FOLDERS.get(verb[0]):
-        for each in configs:
-            runs_folder(each, what=what)
-    if verb[0] == "tune":
-        from tuning import space
-
-        searched = space.load(args.space)
-        space.check(searched, configs[0])
-        inits = searched.get(_INIT.removesuffix("="), [])
-        for init in inits if isinstance(inits, list) else []:
-            if _is_file_here(str(init or "")):
-                raise ConfigError(
-                    f"{_INIT}{init}: {_MEANS_NOTHING}, and no file of weights is sent for points of a sweep; give an "
-                    "absolute path that every node sees, or a registered model"
-                )
+    searched = searched_space(args)
+    space.check(searched, base)
+    listed = list(space.listed(searched))
+    for value in listed:
+        init = str(value.get(_INIT.removesuffix("=")) or "")
+        if _is_file_here(init):
+            raise ConfigError(
+                f"{_INIT}{init}: {_MEANS_NOTHING}, and no file of weights is sent for points of a sweep; give an "
+                "absolute path that every node sees, or a registered model"
+            )
+    return listed
 
 
 def _check_values(values: Mapping[str, Any]) -> None:

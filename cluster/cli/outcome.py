@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pipelines.text import one_line, show
@@ -31,6 +32,11 @@ def warn_untracked(untracked: str) -> int:
     if untracked:
         show(f"d2sm: {one_line(untracked, limit=None)}", file=sys.stderr)
     return int(bool(untracked))
+
+
+def warn_untracked_runs(untracked: Mapping[str, str]) -> int:
+    """The same for several runs, by name."""
+    return max((warn_untracked(f"{name}: {lacks}") for name, lacks in untracked.items()), default=0)
 
 
 def mlflow_page(uri: str, page: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from cluster.cli.arguments import table_given, table_rows
-from cluster.cli.outcome import mlflow_page, warn_untracked
+from cluster.cli.outcome import mlflow_page, warn_untracked_runs
 from pipelines.text import show
 
 
@@ -27,6 +27,4 @@ def run_table(args: argparse.Namespace) -> int:
     show(f"MLflow {mlflow_page(outcome.uri, outcome.page)}")
     for name, why in outcome.failed.items():
         show(f"failed {name}: {why}; the same command tries it again")
-    for name, lacks in outcome.untracked.items():
-        warn_untracked(f"{name}: {lacks}")
-    return 1 if outcome.failed or outcome.untracked else 0
+    return max(warn_untracked_runs(outcome.untracked), int(bool(outcome.failed)))

@@ -8,8 +8,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.cli.arguments import given_keys, training_configuration
-from cluster.cli.outcome import mlflow_page, print_outcome
+from cluster.cli.arguments import given_keys, searched_space, training_configuration
+from cluster.cli.outcome import mlflow_page, print_outcome, warn_untracked_runs
 from pipelines.text import show
 
 if TYPE_CHECKING:
@@ -18,15 +18,13 @@ if TYPE_CHECKING:
 
 
 def run_tune(args: argparse.Namespace) -> int:
-    """Search, print what was found, and retrain the best point if asked; gives 1 if MLflow lacks something of that."""
-    from pipelines.config import ConfigError, parse
+    """Search, print what was found, and retrain the best point if asked; gives 1 if MLflow lacks something."""
+    from pipelines.config import ConfigError
     from pipelines.parallel import refuse_names
-    from tuning import space
     from tuning.run import run
     from tuning.sweep import Sweep
 
-    searched = space.load(args.space)
-    space.check_trusted(searched, args.space, given=parse(args.overrides), trust=args.trust)
+    searched = searched_space(args)
     whole, given = training_configuration(args), given_keys(args)
     refuse_names({key: value for key, value in whole.flat().items() if key in given}, "sweep")
     if "tracking.register_as" in given and not args.retrain_best:
@@ -56,6 +54,7 @@ def run_tune(args: argparse.Namespace) -> int:
     )
     show(f"\n{outcome.text()}\n\npicture {outcome.sweep.folder / 'search.png'}")
     show(f"MLflow  {mlflow_page(outcome.uri, outcome.page)}")
+    code = warn_untracked_runs(outcome.untracked)
     if outcome.best is None:
         raise ValueError(
             f"{sweep.name}: no trial finished; the table says why, and a sweep tries none of them again; choose "
@@ -65,13 +64,12 @@ def run_tune(args: argparse.Namespace) -> int:
     longer = f" train.epochs={whole.train.epochs}" if base.train.epochs != whole.train.epochs else ""
     show(f"best    trial {outcome.best.number:03d}: d2sm train --config {outcome.sweep.folder / 'best.yaml'}{longer}")
     if not args.retrain_best:
-        return 0
+        return code
     from pipelines import experiment
 
     best = whole.replace({**outcome.best.point, "train.name": _name_of_best(sweep)})
-    return print_outcome(
-        experiment.run(best, quiet=args.quiet, verbose=args.verbose, given=given | outcome.best.point.keys())
-    )
+    retrained = experiment.run(best, quiet=args.quiet, verbose=args.verbose, given=given | outcome.best.point.keys())
+    return max(code, print_outcome(retrained))
 
 
 def _name_of_best(sweep: Sweep) -> str:

@@ -29,6 +29,10 @@ _PACKAGES = dict.fromkeys(
 )  # network -> package that holds its weights
 
 
+class PatchError(ConfigError):
+    """Patches that do not consist of whole cells of Phi's feature map. One line."""
+
+
 def build(loss: Loss, load_segmenter: LoadSegmenter, *, layers: Sequence[str] = ()) -> Features | Layers:
     """Phi as configured: one layer's map, or a list of maps. A network is built once for all of its layers.
 
@@ -167,7 +171,7 @@ def check_patch_size(loss: Loss) -> None:
     Only for networks that are known without their weights; `check_crops` does it for all.
 
     Raises:
-        ConfigError: the stride of a layer of Phi does not divide their side.
+        PatchError: the stride of a layer of Phi does not divide their side.
         ValueError: no such Phi.
     """
     side = loss.patch_size
@@ -175,7 +179,7 @@ def check_patch_size(loss: Loss) -> None:
         return
     for phi in loss.phi_names:
         if parse(phi).kind == "known" and side % stride(phi):
-            raise ConfigError(f"loss.patch_size={side}: must be a multiple of {phi}'s stride, {stride(phi)}")
+            raise PatchError(f"loss.patch_size={side}: must be a multiple of {phi}'s stride, {stride(phi)}")
 
 
 def check_crops(objective: nn.Module, crop_size: int) -> None:

@@ -75,7 +75,7 @@ class RunFolder:
         """The folder at a path or a URI, or that a copy on this disk stands for."""
         if storage.is_uri(place):
             uri = str(place).rstrip("/")
-            return cls(storage.copy_of(uri), uri)
+            return cls(storage.place_of_copy(uri), uri)
         return cls(Path(place), storage.uri_of(Path(place)))
 
     def __reduce__(self) -> tuple[Callable[[str], RunFolder], tuple[str]]:
@@ -129,6 +129,7 @@ class RunFolder:
             RemoteError: its URI cannot be read or written.
         """
         nested = owner.is_owned(self.path)
+        self._make_copy()
         with owner.owned(self.path, remedy=remedy):
             if self.uri is None or nested:
                 yield
@@ -157,6 +158,7 @@ class RunFolder:
             for noted in (self.info_file, self.skipped_file):
                 noted.unlink(missing_ok=True)
         new = not self.config_file.exists() and last is None
+        self._make_copy()
         self.path.mkdir(parents=True, exist_ok=True)
         files.write_text(self.config_file, config.dumps())
         if new:
@@ -252,6 +254,7 @@ class RunFolder:
 
     def write_info(self, **entries: Any) -> None:
         """Add to what is known of the run. Raises ConfigError (see `read_info`) and RemoteError."""
+        self._make_copy()
         files.write_text(self.info_file, json.dumps({**self.read_info(), **entries}, indent=2))
         self.push(self.info_file)
 
@@ -314,6 +317,11 @@ class RunFolder:
             storage.pull(self.uri, self.path)
         return self
 
+    def _make_copy(self) -> None:
+        """Make the folder of a run at a URI before something is written to it."""
+        if self.uri:
+            storage.copy_of(self.uri)
+
     def push(self, *paths: Path) -> None:
         """Send files or folders of the copy to the URI. Raises RemoteError."""
         if self.uri:
@@ -329,6 +337,7 @@ class RunFolder:
             OSError: it cannot be written.
             RemoteError: it cannot be sent.
         """
+        self._make_copy()
         target = storage.unsent(self.path, name) if self.uri else self.path / name
         # A folder of this name does not count, or training would have resumed from it.
         with files.replacing(target, temporary=self.path / f".{name}") as unfinished:

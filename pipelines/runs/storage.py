@@ -117,15 +117,24 @@ def name_of(uri: str) -> str:
     return PurePosixPath(parts.path).name or parts.netloc
 
 
-def copy_of(uri: str) -> Path:
-    """The folder on this disk for the copy of a run at a URI; made if need be, but not filled.
+def place_of_copy(uri: str) -> Path:
+    """The folder on this disk for the copy of a run at a URI, which need not exist.
 
     Raises:
         ConfigError: the URI's last part is no plain name, or it holds a secret.
-        OSError: the folder cannot be made.
     """
     _no_secret(uri, asked_by="URI")
-    folder = _place_of_copy(uri)
+    return _place_of_copy(uri)
+
+
+def copy_of(uri: str) -> Path:
+    """The same folder, made if need be, but not filled.
+
+    Raises:
+        ConfigError: as above.
+        OSError: the folder cannot be made.
+    """
+    folder = place_of_copy(uri)
     with files.caching(folder):
         if uri_of(folder) != uri:
             files.write_text(folder / SOURCE, uri, shared=True)
@@ -167,16 +176,17 @@ def local(place: str | Path) -> Path:
     uri = str(place).rstrip("/")
     step = name_of(uri)
     if not names.is_checkpoint(step):
-        folder = copy_of(uri)
+        folder = place_of_copy(uri)
         pull(uri, folder)
         return folder
     parts = _split(uri)
     run = parts._replace(path=str(PurePosixPath(parts.path).parent)).geturl()
-    folder = copy_of(run)
-    with _locked(folder):
-        why = _fetch(run, folder, step)
-        if why and why != _UNFINISHED:
-            raise RemoteError(f"{uri}: is damaged ({why}); give another of the run")
+    folder = place_of_copy(run)
+    if folder.exists() or _inspected(uri) != _UNFINISHED:  # else nothing is there, and no copy is begun
+        with _locked(copy_of(run)):
+            why = _fetch(run, folder, step)
+            if why and why != _UNFINISHED:
+                raise RemoteError(f"{uri}: is damaged ({why}); give another of the run")
     return folder / step
 
 
@@ -184,12 +194,15 @@ def pull(uri: str, folder: Path) -> None:
     """Bring a copy up to date: the run's files, and its newest complete checkpoint.
 
     If this thread owns the run, what an earlier process could not send is sent first. A newer checkpoint that is not at
-    the URI any more is moved aside, as that of a run that was begun anew since.
+    the URI any more is moved aside, as that of a run that was begun anew since. Of a URI where nothing is, no copy is
+    begun: a check of a run that was never started leaves no file.
 
     Raises:
         RemoteError: it cannot be read, or there are checkpoints, but all are damaged.
     """
-    with _locked(folder):
+    if not folder.exists() and not any(_listed(uri)):
+        return
+    with _locked(copy_of(uri)):
         here = names.checkpoints(folder)  # first, so that one that is sent meanwhile is not taken for one that is gone
         found, steps = _listed(uri)
         for name in found:

@@ -110,11 +110,6 @@ def _recorded_store(folder: Path) -> str:
     return str(parsing.read_json(file, error=TrustError).get("store", "")) if file.is_file() else ""
 
 
-def names_code(config: Config) -> bool:
-    """Whether a key of a configuration is a `module:callable`."""
-    return bool(named_code(config))
-
-
 def named_code(config: Config) -> list[tuple[str, str]]:
     """Each key that names Python to import, with its module:callable."""
     return code_in(config.flat())

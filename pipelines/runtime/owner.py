@@ -107,38 +107,83 @@ def _lock(folder: Path, remedy: str) -> int:
     while True:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-        except FileNotFoundError:  # its former owner has just removed the empty folder
+            descriptor, foreign = _opened(path)
+        except FileNotFoundError:  # its former owner has just removed the file, or the empty folder
             continue
+        except PermissionError as error:
+            if path.is_file():
+                raise _cannot_tell(path, error) from None
+            raise _cannot_write(folder, error) from None
         except OSError as error:
-            raise OSError(f"{folder}: cannot be written ({error.strerror}); give a folder that can") from None
+            raise _cannot_write(folder, error) from None
+        ours = False
         try:
-            if _try(descriptor, folder) and _is(path, descriptor):
-                os.ftruncate(descriptor, 0)
-                os.write(descriptor, json.dumps(this_process()).encode())
-                return descriptor
+            if free := _try(descriptor, path) and _is(path, descriptor):
+                if not foreign:
+                    os.ftruncate(descriptor, 0)
+                    os.write(descriptor, json.dumps(this_process()).encode())
+                    ours = True
+                    return descriptor
+                _remove(path)  # its process was killed; the next file is ours
             owner = os.pread(descriptor, 1000, 0).decode(errors="replace")
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
+        finally:
+            if not ours:
+                os.close(descriptor)
+        if free:
+            continue
         if time.monotonic() > end:
             raise in_use(folder, owner, remedy)
         time.sleep(0.1)
 
 
-def _try(descriptor: int, folder: Path) -> bool:
+def _opened(path: Path) -> tuple[int, bool]:
+    """The descriptor of the file, which is made if need be; and whether another user's process made it.
+
+    Such a file can be locked, and removed from a folder that both users can write, but not written.
+    """
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), False
+    except PermissionError:
+        if not path.is_file():
+            raise
+    return os.open(path, os.O_RDONLY | os.O_NOFOLLOW), True
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"{path}: was left by a process of another user and cannot be removed ({error.strerror}); have it removed, "
+            "or give a folder that you can write"
+        ) from None
+
+
+def _cannot_write(folder: Path, error: OSError) -> OSError:
+    return OSError(f"{folder}: cannot be written ({error.strerror}); give a folder that can")
+
+
+def _cannot_tell(path: Path, error: OSError) -> OSError:
+    return OSError(
+        f"{path}: is another user's, and whether their process still writes to the folder cannot be seen "
+        f"({error.strerror}); have the file removed once it has ended"
+    )
+
+
+def _try(descriptor: int, path: Path) -> bool:
     """Whether the lock is ours now."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
     except OSError as error:
+        if error.errno == errno.EBADF:  # NFS locks no file that is opened to be read
+            raise _cannot_tell(path, error) from None
         if error.errno not in _NO_LOCKS:
             raise
         _log.warning(
             "%s: its file system has no locks (%s), so a second process that writes there would not be noticed",
-            folder,
+            path.parent,
             error.strerror,
         )
     return True

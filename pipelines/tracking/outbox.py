@@ -1,13 +1,15 @@
 """A queue of what is to be sent to MLflow, and the thread that sends it.
 
 Training never waits for the tracking server. While it is unreachable, unsent items are kept in memory and in a file of
-the run's folder, and sending is retried every few seconds; a run that is continued reads the file back.
+the run's folder, and sending is retried every few seconds; a run that is continued reads the file back. Items that the
+server refuses for what they are go to another file, which nothing reads back.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import threading
 import time
@@ -21,7 +23,7 @@ from typing_extensions import TypedDict
 
 from pipelines import parsing
 from pipelines.runtime import files
-from pipelines.text import one_line, printable
+from pipelines.text import counted, one_line, printable
 from pipelines.tracking.store import TrackingError
 
 Item = dict[str, Any]
@@ -35,6 +37,7 @@ status     value
 
 UNSENT = "mlflow-unsent.jsonl"  # in the run's folder: the items, one a line
 STAGED = "mlflow-unsent"  # in the run's folder: copies of files to be sent, since the originals may change meanwhile
+REFUSED, REFUSED_FILES = "mlflow-refused.jsonl", "mlflow-refused"  # the same of what MLflow refused
 
 
 class _Metric(TypedDict):
@@ -68,7 +71,11 @@ _log = logging.getLogger(__name__)
 
 
 class Refused(Exception):
-    """The server will never take this item; no retry helps."""
+    """The server does not take an item for what it is; no retry helps."""
+
+
+class Gone(Exception):
+    """The run was deleted: the server takes no item until it is restored."""
 
 
 class Outbox:
@@ -79,7 +86,8 @@ class Outbox:
 
     Args:
         send: called with up to 500 metrics and tags, or with one artifact, whose copy is there, or one status. It
-            raises `Refused` for what will never be taken; after any other exception the items are sent again.
+            raises `Refused` if one of them will never be taken, and `Gone` if none is until a later start; after any
+            other exception the items are sent again.
         folder: the run's folder.
         ended: whether the run has ended. A status that an earlier process could not send is sent only then: a run that
             goes on is RUNNING again.
@@ -92,7 +100,8 @@ class Outbox:
         self._send, self._folder, self._every = send, folder, every
         self._items = deque(item for item in _unsent(folder / UNSENT) if ended or item["kind"] != "status")
         self._written = bool(self._items)  # whether the file exists
-        self._refused: list[Item] = []
+        self._kept: list[Item] = []  # for a later start
+        self._refusals: list[str] = []  # the reasons, one an item
         self._change = threading.Condition()
         self._urgent = self._closed = False
         self._last_error = ""
@@ -107,6 +116,15 @@ class Outbox:
         """The items not yet sent."""
         with self._change:
             return list(self._items)
+
+    @property
+    def refused(self) -> str:
+        """What the server refused for good, where it is, and what to do, on one line; "" if it is nothing."""
+        if not self._refusals:
+            return ""
+        return refused_line(
+            self._folder, f"{counted(len(self._refusals), 'record')} ({one_line(self._refusals[0], 300)})"
+        )
 
     def put(self, items: Iterable[Item]) -> None:
         """Queue items; returns at once."""
@@ -136,7 +154,7 @@ class Outbox:
         with self._change:
             self._closed = True
             self._change.notify_all()
-            left = [*self._refused, *self._items]
+            left = [*self._kept, *self._items]
         self._thread.join(1.0)  # it may hang in a request, but does not keep the process alive
         kept = self._save(left)
         if not left:
@@ -191,16 +209,20 @@ class Outbox:
             else:
                 self._send(batch)
         except Refused as error:
-            if str(error) != self._last_error:  # once, not every second
-                _log.warning("MLflow refuses records, which are kept: %s", one_line(error, 600))
-            self._last_error = str(error)
-            self._refused += batch
+            if len(batch) > 1:  # the others may be taken
+                half = len(batch) // 2
+                return self._deliver(batch[:half]) and self._deliver(batch[half:])
+            self._say_refused(str(error))
+            self._put_aside(batch[0], str(error))
+        except Gone as error:
+            self._say_refused(str(error))
+            self._kept += batch
             sent = False
         except Exception as error:
             self._last_error = str(error)
             if copy:
                 self._held_up = str(error)
-            self._save([*self._refused, *self.waiting])
+            self._save([*self._kept, *self.waiting])
             return False
         if copy:
             self._held_up = ""
@@ -211,7 +233,7 @@ class Outbox:
             for item in batch:
                 self._items.remove(item)
             self._change.notify_all()
-            left = [*self._refused, *self._items]
+            left = [*self._kept, *self._items]
             if self._closed:  # `close` keeps these items in the file, so the copy has to stay
                 return True
         if self._written:
@@ -219,6 +241,26 @@ class Outbox:
         if copy and sent and copy.exists():
             shutil.rmtree(copy.parent, ignore_errors=True)  # last: the file no longer names it
         return True
+
+    def _say_refused(self, why: str) -> None:
+        if why != self._last_error:  # once, not every second
+            _log.warning("MLflow refuses records, which are kept: %s", one_line(why, 600))
+        self._last_error = why
+
+    def _put_aside(self, item: Item, why: str) -> None:
+        """Write a refused item to the file of those, with the copy of a file beside it."""
+        self._refusals.append(why)
+        path = self._folder / REFUSED
+        try:
+            with files.naming(path):
+                if item["kind"] == "artifact":
+                    copy, aside = Path(item["path"]).parent, self._folder / REFUSED_FILES
+                    aside.mkdir(exist_ok=True)
+                    os.replace(copy, aside / copy.name)
+                with path.open("a", encoding="utf-8") as out:
+                    out.write(json.dumps({**item, "refused": one_line(why, 600)}) + "\n")
+        except OSError as error:  # as in `_save`
+            _log.warning("%s; a record that MLflow refused is lost", one_line(error, 600))
 
     def _save(self, items: list[Item]) -> bool:
         """Write the items to the run's folder; gives whether they are there."""
@@ -241,13 +283,28 @@ class Outbox:
         return True
 
 
+def refused_line(folder: Path, what: str) -> str:
+    """The line on records that MLflow refused for good.
+
+    Args:
+        folder: the run's.
+        what: "2 records", with the reason if it is known; each is in the file with its own.
+    """
+    return (
+        f"MLflow refused {what}; they are in {printable(str(folder / REFUSED))} and not sent again, unless you rename "
+        f"that file to {UNSENT} (and the folder {REFUSED_FILES} beside it to {STAGED})"
+    )
+
+
 def discard(folder: Path) -> None:
     """Remove what a run's folder holds for an MLflow run that is not its own any more, with a warning."""
     path = folder / UNSENT
     if path.exists():
         _log.warning("%s: is of an earlier MLflow run, which does not get it; removed", printable(str(path)))
         path.unlink()
-    shutil.rmtree(folder / STAGED, ignore_errors=True)
+    (folder / REFUSED).unlink(missing_ok=True)
+    for copies in (STAGED, REFUSED_FILES):
+        shutil.rmtree(folder / copies, ignore_errors=True)
 
 
 def _unsent(path: Path) -> list[Item]:

@@ -8,7 +8,6 @@ A run ends as FINISHED, FAILED (an exception) or KILLED (Ctrl-C). Given its id, 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import re
@@ -28,7 +27,7 @@ from pipelines.runs.names import INFO
 from pipelines.runtime import files, private
 from pipelines.text import one_line, redact
 from pipelines.tracking import outbox, store
-from pipelines.tracking.outbox import Item, Outbox, Refused
+from pipelines.tracking.outbox import Gone, Item, Outbox, Refused
 from pipelines.tracking.store import TrackingError
 
 if TYPE_CHECKING:
@@ -142,6 +141,7 @@ class Run:
         last_step: the newest step that has metrics, 0 if none; `results` are logged at it.
         away: why the store did not answer when the run was opened; "" if it did.
         unsent: how many records could not be sent, once the run is finished.
+        refused: what MLflow will never take, on one line (see `Outbox.refused`); "" if it is nothing.
     """
 
     def __init__(
@@ -176,6 +176,10 @@ class Run:
     @property
     def last_step(self) -> int:
         return max((step for key, step in self._newest.items() if not key.startswith("system/")), default=0)
+
+    @property
+    def refused(self) -> str:
+        return self._outbox.refused
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Queue the metrics of a step, but for those that have this step or a later one already, as after resuming.
@@ -280,16 +284,19 @@ class Run:
         except MlflowException as error:
             if error.error_code not in _PERMANENT:
                 raise TrackingError(store.reason(self.uri, str(error))) from None
-            raise Refused(self._why_refused(error)) from None
+            raise self._refusal(error) from None
         except Exception as error:
             raise TrackingError(one_line(error)) from None
 
-    def _why_refused(self, error: Exception) -> str:
-        """MLflow's reason, or that the run was deleted meanwhile, with what helps."""
-        with contextlib.suppress(Exception):  # the server is away
-            if self._client and self._client.get_run(self.id).info.lifecycle_stage != "active":
-                return deleted_line(self.id, self.uri, self._run_dir)
-        return one_line(error)
+    def _refusal(self, error: Exception) -> Exception:
+        """What a refusal means: the run is gone, the item will never be taken, or the server is away now."""
+        try:
+            _found(self._client or store.prepare(self.uri), self.id, self.uri, self._run_dir)
+        except TrackingError as gone:
+            return Gone(str(gone))
+        except Exception as away:
+            return TrackingError(one_line(away))
+        return Refused(one_line(error))
 
     def _log_system_metrics(self) -> None:
         """Log the load of this machine until the run is finished."""

@@ -33,6 +33,10 @@ _FILES = ".init"  # in train.storage: copies of the files that a sweep or a tabl
 ONLY = "its weights alone: no optimizer state, no feature queues"
 
 
+class MisfitError(ConfigError):
+    """Weights of another network than the run's. One line."""
+
+
 @dataclass(frozen=True)
 class Initial:
     """Weights that fit the network of a run.
@@ -54,7 +58,8 @@ def read(config: Config) -> Initial:
     """The weights that `train.init` names, under the names of the run's network.
 
     Raises:
-        ConfigError: nothing is there, it cannot be read, or it does not fit the network. One line.
+        ConfigError: nothing is there, or it cannot be read. One line.
+        MisfitError: it does not fit the network.
     """
     wanted = {name: tensor.shape for name, tensor in build(config.model).state_dict().items()}
     reference = _reference(config)
@@ -187,7 +192,7 @@ def _check_fits(config: Config, weights: Mapping[str, Tensor], wanted: Mapping[s
         remedy = f"they fit {' '.join(f'model.{key}={getattr(fitting, key)}' for key in keys)}"
     except published.PublishedError:
         remedy = "give weights of this network, or set the model's keys to those of the weights"
-    raise ConfigError(
+    raise MisfitError(
         f"train.init={config.train.init}: weights of another network than model.name={config.model.name} as "
         f"configured: {printable(first[:80])} is {here} there and {there} here{more(differing)}; {remedy}"
     )

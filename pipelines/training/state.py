@@ -107,7 +107,7 @@ class TrainState:
             "schedule": {key: value for key, value in self.schedule.state_dict().items() if key != "lr_lambdas"},
             "objective": self.objective.state_dict(),
             "adversary": self.discriminator_optimizer.state_dict() if self.discriminator_optimizer else None,
-            "random": torch.get_rng_state(),
+            "random": torch.get_rng_state(),  # for a network that draws in eval mode, in a validation that is owed
         }
 
     def restore(self, folder: Path) -> int:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from pipelines import tracking
 from pipelines.config import Config
 from pipelines.runs.folder import RunFolder
-from pipelines.tracking import location
+from pipelines.runtime.owner import InUseError
+from pipelines.runtime.progress import stage
+from pipelines.text import one_line
+from pipelines.tracking import location, outbox
 from pipelines.training import initial
 
 
@@ -35,8 +38,33 @@ def note(folder: RunFolder, run: tracking.Run) -> None:
 
 def untracked(run: tracking.Run, folder: RunFolder) -> str:
     """What MLflow lacks of a run that has ended, and what to do, on one line; "" if it has everything."""
-    if not run.unsent:
+    lacks = [run.refused] if run.refused else []
+    if run.unsent:
+        why = f" ({run.away})" if run.away else ""
+        waiting = f"{run.unsent} records wait in {folder.place} for MLflow{why}"
+        lacks.append(f"{waiting}; the same command sends them once it answers")
+    return "; ".join(lacks)
+
+
+def send_waiting(folder: RunFolder, uri: str) -> str:
+    """Send what MLflow did not take when a run ended; gives what it still lacks, see `untracked`.
+
+    Args:
+        uri: of the store.
+    """
+    if not (folder.path / outbox.UNSENT).exists():
         return ""
-    why = f" ({run.away})" if run.away else ""
-    waiting = f"{run.unsent} records wait in {folder.place} for MLflow{why}"
-    return f"{waiting}; the same command sends them once it answers"
+    info = folder.read_info()
+    try:
+        with folder.owned():
+            with tracking.reopen(
+                info.get("run_id", ""),
+                uri=uri,
+                run_dir=folder.path,
+                page=info.get("page", ""),
+                step=info.get("evaluated", 0),
+            ) as run:
+                stage(f"sending MLflow what it lacks of {folder.path.name}")
+            return untracked(run, folder)
+    except (tracking.TrackingError, InUseError) as error:
+        return one_line(error)

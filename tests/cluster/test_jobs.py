@@ -30,7 +30,7 @@ from cluster.working_dir import WorkingDirError
 from d2sm import __version__
 from pipelines.config import Config, ConfigError
 from pipelines.runs.trust import TrustError
-from pipelines.runtime import auth, session
+from pipelines.runtime import auth, provenance, session
 from pipelines.runtime.auth import AuthError
 from pipelines.tracking.run import COMMIT, commit
 
@@ -553,11 +553,13 @@ def test_code_that_a_space_names_is_sent(tmp_path: Path, monkeypatch: pytest.Mon
         "loss.features: [squeezenet1_0.fire3, [squeezenet1_0.fire3, 'minephi:net.layer1']]\n"
         "train.lr: {low: 1e-5, high: 1e-3, log: true}\n"
     )
-    words = ["tune", *TRAIN[1:], "--space", "space.yaml", "--trust"]
-    assert arguments.for_cluster(words) == (
-        words,
-        [Path("space.yaml"), *(tmp_path / f"{n}.py" for n in ("minenet", "minephi"))],
-    )
+    words = ["tune", *TRAIN[1:], "--space", "space.yaml"]
+    sent = [Path("space.yaml"), *(tmp_path / f"{n}.py" for n in ("minenet", "minephi"))]
+    with pytest.raises(TrustError, match="^model.name=minenet:net: space.yaml asks .* --trust"):
+        arguments.for_cluster(words)
+    assert arguments.for_cluster([*words, "--trust"]) == ([*words, "--trust"], sent)
+    provenance.mark(tmp_path)  # as the folder of a run that was made here, which the job cannot know
+    assert arguments.for_cluster(words) == (["tune", "--trust", *words[1:]], sent)
 
 
 def test_where_runs_are_logged_travels(monkeypatch: pytest.MonkeyPatch) -> None:

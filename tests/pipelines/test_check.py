@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -314,6 +315,22 @@ def test_a_run_that_is_gone_from_its_uri_is_not_compared(
     assert folder.latest() is not None
     shutil.rmtree(bucket / "it")
     assert check(other).config.train.lr == 0.5
+
+
+@pytest.mark.parametrize("init", ["", "/start", "/start/step-00000002"])
+def test_a_check_of_a_run_at_a_uri_leaves_no_file(
+    init: str, flat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor of one without a name, which is another one at every check; nor of a start that is not there."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    bucket = tmp_path / "bucket"
+    bucket.mkdir()
+    place = {"train.storage": bucket.as_uri(), "tracking.uri": f"sqlite:///{tmp_path}/mlflow.db"}
+    changes = {"data.crop_size": 64, "train.name": "", "train.init": init and f"{bucket.as_uri()}{init}"}
+    config = stranger(flat, tmp_path).replace({**changes, **place})
+    with pytest.raises(ConfigError, match="^train.init=") if init else nullcontext():
+        check(config)
+    assert not list((tmp_path / "cache").rglob("*")) and not list(bucket.iterdir())
 
 
 def test_a_run_that_goes_on_elsewhere_is_not_ready(

@@ -31,6 +31,7 @@ from pipelines.tracking.store import TrackingError
 from pipelines.training import tracked
 from tests.conftest import tiny_config
 from tests.helpers.finished_runs import results, write_run
+from tests.helpers.owners import owning
 from tests.helpers.stores import new_store
 
 
@@ -285,6 +286,26 @@ def test_a_failed_run_is_passed_over_where_mlflow_does_not_answer(
         parallel._settle(config, "FAILED", line)
     said = capsys.readouterr().err.splitlines()
     assert any("MLflow does not show it as FAILED" in each and "http://127.0.0.1:9" in each for each in said)
+
+
+def test_the_mlflow_run_of_a_process_that_took_a_run_up_stays_as_it_is(
+    ray_session: None, scenes_root: Path, tmp_path: Path
+) -> None:
+    """As after two commands at once: what begins second fails, and neither run.json nor the record is its own."""
+    client = MlflowClient(new_store(tmp_path))
+    config = tiny(scenes_root, tmp_path)
+    folder = RunFolder.of(config)
+    folder.path.mkdir(parents=True)
+    run_id = client.create_run("0").info.run_id
+    folder.write_info(run_id=run_id)
+    before = folder.info_file.read_bytes()
+    with owning(folder.path), Line("table", 1, quiet=True) as line:
+        ended = parallel.run_all({"row": config}, 1, line, lambda: None)
+        assert client.get_run(run_id).info.status == "RUNNING" and folder.info_file.read_bytes() == before
+    assert "is in use by process" in ended.failed[config.train.name]
+    with Line("table", 1, quiet=True) as line:
+        parallel._settle(config, "FAILED", line)
+    assert client.get_run(run_id).info.status == "FAILED"
 
 
 def test_the_typed_keys_of_each_row_are_known(tmp_path: Path) -> None:

@@ -21,16 +21,21 @@ import torch
 from mlflow import MlflowClient
 
 from cluster.cli.main import main
+from pipelines import tracking
 from pipelines.evaluate import evaluate
 from pipelines.runs import checkpoint
 from pipelines.runs.folder import RunFolder
+from pipelines.tracking.outbox import REFUSED, UNSENT
 from pipelines.train import Trained, fit
+from tests.helpers.checkpoints import bundle_of
 from tests.helpers.mlflow_server import Server
 from tests.helpers.stores import new_store
 from tests.helpers.sweeps import tiny_base, tiny_sweep
+from tuning import mlflow_run
 from tuning.run import _announcement, run
 from tuning.space import SpaceError
 from tuning.sweep import Sweep, check, resolved
+from tuning.trials import TrialSummary
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -329,6 +334,16 @@ def test_the_server_goes_away_and_comes_back(ray_session: None, scenes_root: Pat
             "loss.features=squeezenet1_0.fire33",
         ),
         (
+            {
+                "space": {
+                    "loss.features": ["squeezenet1_0.fire3", "squeezenet1_0.fire33"],
+                    "loss.weight": [1.0],
+                    "loss.patch_size": [32],
+                }
+            },
+            "loss.features=squeezenet1_0.fire33",
+        ),
+        (
             {"space": {"loss.features": ["nowhere:phi"], "loss.weight": [0.0, 1.0]}, "search": "optuna", "trials": 2},
             "loss.features=nowhere:phi",
         ),
@@ -341,6 +356,22 @@ def test_a_wrong_sweep_is_one_line(changes: dict[str, Any], message: str, scenes
     with pytest.raises(ValueError, match=message) as caught:
         check(Sweep(**{**vars(sweep), "base": sweep.base.replace(other)}))
     assert "\n" not in str(caught.value)
+
+
+def test_initial_weights_that_cannot_be_read_are_no_point_that_is_left_out(scenes_root: Path, tmp_path: Path) -> None:
+    """But those that do not fit the network of a point are."""
+    empty, wide = tmp_path / "empty", tmp_path / "wide"
+    empty.mkdir()
+    sweep = tiny_sweep(scenes_root, tmp_path)
+    bundle_of(wide / checkpoint.name_of(2), sweep.base.replace({"model.width": 12}), step=2)
+    space = {"train.init": ["", str(empty)]}
+    with pytest.raises(ValueError, match=f"^train.init={empty}: ") as caught:
+        check(resolved(replace(sweep, space=space)))
+    assert "\n" not in str(caught.value)
+    fitting = {"train.init": ["", str(wide)], "model.width": [8, 12]}
+    points, excluded, _, _ = check(resolved(replace(sweep, space=fitting)))
+    assert [tuple(point.values()) for point in points or []] == [("", 8), ("", 12), (str(wide), 12)]
+    assert excluded.startswith(f"1 of 4 combinations left out, such as train.init={wide}: weights of another network")
 
 
 def test_what_is_left_out_is_said(scenes_root: Path, tmp_path: Path) -> None:
@@ -454,6 +485,60 @@ def test_epochs_are_asked_for_in_one_place(tmp_path: Path, capsys: pytest.Captur
     words = ["tune", "--recipe", "demo", "--space", str(space), "--trials", "2", f"data.root={tmp_path}"]
     assert main([*words, "--trial-epochs", "4"]) == 2
     assert "--trial-epochs 4: " in (said := capsys.readouterr().err) and str(space) in said
+
+
+@pytest.mark.slow
+def test_what_mlflow_lacks_of_a_trial_is_sent_by_the_same_command_or_said(
+    ray_session: None, scenes_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of a table's runs; an exit code too."""
+    space, config = tmp_path / "space.yaml", tmp_path / "config.yaml"
+    space.write_text("train.lr: [1e-3]\n")
+    client = MlflowClient(new_store(tmp_path))
+    tiny_base(scenes_root, tmp_path, train__name="", train__max_steps=1).save(config)
+    words = ["tune", "--config", str(config), "--space", str(space), "--search", "grid", "--scheduler", "none",
+             "--name", "s", "--metric", "loss.l1", "--reports", "1", "--quiet"]  # fmt: skip
+    assert main(words) == 0
+    folder = RunFolder.at(tmp_path / "s" / "000")
+    run_id = folder.read_info()["run_id"]
+
+    def wait() -> None:
+        with tracking.reopen(run_id, uri="http://127.0.0.1:9", run_dir=folder.path, page="", step=1) as away:
+            away.results({"psnr.sigma25": 27.0})
+        assert (folder.path / UNSENT).exists()
+
+    wait()
+    assert main(words) == 0
+    assert client.get_run(run_id).data.metrics["psnr.sigma25"] == 27 and not (folder.path / UNSENT).exists()
+    wait()
+    client.delete_run(run_id)
+    capsys.readouterr()
+    assert main(words) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert any(line.startswith("d2sm: trial 000: ") and run_id in line for line in said)
+    assert any(line.startswith("d2sm: s: how the trials ended could not be written") for line in said)
+
+
+def test_the_runs_of_a_trial_are_its_own(scenes_root: Path, tmp_path: Path) -> None:
+    sweep = tiny_sweep(scenes_root, tmp_path)
+    for name in ("100", "100-from-001-1", "1000"):
+        (sweep.folder / name).mkdir(parents=True)
+    found = mlflow_run._runs_of(sweep, TrialSummary(100, {}, "finished", 1, 1, {}))
+    assert [folder.path.name for folder in found] == ["100", "100-from-001-1"]
+
+
+def test_what_mlflow_refused_of_a_trial_is_said_once(scenes_root: Path, tmp_path: Path) -> None:
+    sweep = tiny_sweep(scenes_root, tmp_path)
+    for number in range(3):
+        (sweep.folder / f"00{number}").mkdir(parents=True)
+    said, new = sweep.folder / "000" / REFUSED, sweep.folder / "001" / REFUSED
+    said.write_text("{}\n")
+    before = mlflow_run.refused(sweep)
+    new.write_text("{}\n")
+    found = [TrialSummary(number, {}, "finished", 1, 1, {}) for number in range(3)]
+    left = mlflow_run.send_waiting(sweep, found, before)
+    assert list(left) == ["trial 001"] and str(new) in left["trial 001"]
+    assert mlflow_run.send_waiting(sweep, found, mlflow_run.refused(sweep)) == {}
 
 
 @pytest.mark.long  # MLflow is waited for at the end of the training and of the evaluation

@@ -37,7 +37,8 @@ def test_at_a_uri_it_is_a_copy_and_another_nodes_own(tmp_path: Path, monkeypatch
     assert folder.uri == folder.place == "memory://bucket/runs/run?region=here"
     assert folder.place_of("step-1") == "memory://bucket/runs/run/step-1?region=here"
     assert folder.path.is_relative_to(tmp_path / "here") and folder.path.name == "run"
-    assert RunFolder.at(folder.path) == RunFolder.at(folder.place) == folder
+    assert RunFolder.at(folder.place) == folder
+    assert folder.path == storage.copy_of(folder.place) and RunFolder.at(folder.path) == folder
     sent = pickle.dumps(folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "there"))
     arrived = pickle.loads(sent)

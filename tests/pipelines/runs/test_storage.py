@@ -215,7 +215,7 @@ def test_names_in_a_bucket_lead_nowhere(place: str, tmp_path: Path) -> None:
 
 def test_files_of_a_run_go_there_and_come_back(place: str) -> None:
     folder = RunFolder.at(place)
-    folder.pictures.mkdir()
+    folder.pictures.mkdir(parents=True)
     (folder.pictures / "a.png").write_bytes(b"picture")
     folder.write_info(run_id="abc")
     folder.push(folder.pictures)
@@ -229,7 +229,7 @@ def test_files_of_a_run_go_there_and_come_back(place: str) -> None:
 @pytest.mark.parametrize("name", ["a b", "50%", "a%20b", "a#b", "a?b", "ü", "a[1]", "a+b"])
 def test_a_picture_goes_there_by_the_name_of_its_photograph(name: str, tmp_path: Path) -> None:
     folder = RunFolder.at((tmp_path / "run").as_uri())
-    folder.pictures.mkdir()
+    folder.pictures.mkdir(parents=True)
     (folder.pictures / f"{name}.png").write_text(name)
     folder.push(folder.pictures)
     assert [path.name for path in (tmp_path / "run" / "pictures").iterdir()] == [f"{name}.png"]
@@ -237,7 +237,7 @@ def test_a_picture_goes_there_by_the_name_of_its_photograph(name: str, tmp_path:
 
 def test_any_name_of_a_file_on_s3(s3: S3, tmp_path: Path) -> None:
     folder, named = RunFolder.at(s3.uri(f"/{tmp_path.name}/run")), "a b#c?d%20ü[1].png"
-    folder.pictures.mkdir()
+    folder.pictures.mkdir(parents=True)
     (folder.pictures / named).write_bytes(b"picture")
     folder.push(folder.pictures)
     assert s3.names(f"{tmp_path.name}/run") == [f"pictures/{named}"]

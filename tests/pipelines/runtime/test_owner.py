@@ -97,6 +97,50 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     assert not (tmp_path / "elsewhere").exists()
 
 
+_AS_NOBODY = """
+import os, pathlib, sys
+from pipelines.runtime import owner
+owner.in_use("", "{}", "")  # imports what it needs, which another user may not be able to read
+os.umask(0o002)
+os.setresgid(os.getgid(), os.getgid(), os.getgid())
+os.setresuid(65534, 65534, 65534)
+owner._PATIENCE = 0.0
+try:
+    with owner.owned(pathlib.Path(sys.argv[1]), remedy="wait"):
+        print("owned")
+except (owner.InUseError, OSError) as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="becomes another user, which root alone can")
+def test_the_file_of_another_users_process_in_a_folder_of_both(tmp_path: Path) -> None:
+    """A killed one's is taken over; a living one's is said; and so is one of which neither can be known."""
+
+    def as_nobody() -> str:
+        words = [sys.executable, "-c", _AS_NOBODY, str(folder)]
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+
+    for parent in [tmp_path, *tmp_path.parents][:3]:  # pytest's folders are this user's alone
+        parent.chmod(0o755)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    folder.chmod(0o777)
+    left = folder / owner.FILE
+    with owning(folder) as process:
+        assert as_nobody().startswith(f"{folder}: is in use by process {process.pid} on ")
+    assert left.stat().st_uid == 0
+    assert as_nobody() == "owned" and not left.exists()
+    left.touch(0o600)
+    assert as_nobody().startswith(f"{left}: is another user's, and whether their process still writes")
+    left.chmod(0o644)
+    folder.chmod(0o1777)  # as /tmp
+    assert as_nobody().startswith(f"{left}: was left by a process of another user and cannot be removed (Operation")
+    left.unlink()
+    folder.chmod(0o755)
+    assert as_nobody() == f"{folder}: cannot be written (Permission denied); give a folder that can"
+
+
 def test_a_file_system_without_locks_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.tracking.outbox import STAGED, UNSENT, Item, Outbox
+from pipelines.tracking.outbox import REFUSED, REFUSED_FILES, STAGED, UNSENT, Item, Outbox, Refused
 from pipelines.tracking.store import TrackingError
 
 
@@ -131,6 +131,34 @@ def test_a_file_that_cannot_be_sent_holds_nothing_back(tmp_path: Path, caplog: p
     allowed.set()
     assert outbox.flush(10) and sent[-2:] == files
     assert outbox.close(1) == 0 and not any(copy.exists() for copy in copies) and not (tmp_path / UNSENT).exists()
+
+
+def test_what_is_refused_is_kept_aside_and_not_sent_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What was sent with it is taken; and once the server takes it, the file can be renamed."""
+    sent: list[Item] = []
+
+    def send(batch: list[Item]) -> None:
+        if any(item.get("key") == "bad" or item["kind"] == "artifact" for item in batch):
+            raise Refused("too long")
+        sent.extend(batch)
+
+    outbox = Outbox(send, tmp_path, every=60)
+    copy = outbox.stage("a.txt")
+    copy.write_text("text")
+    tags = [{"kind": "tag", "key": key, "value": "x"} for key in (*"abcdefg", "bad", "h")]
+    outbox.put([*tags, {"kind": "artifact", "path": str(copy), "folder": ""}, {"kind": "status", "value": "FINISHED"}])
+    assert outbox.close(10) == 0
+    assert [item.get("key", item.get("value")) for item in sent] == [*"abcdefgh", "FINISHED"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [REFUSED_FILES, REFUSED]
+    assert caplog.messages == ["MLflow refuses records, which are kept: too long"]
+    assert outbox.refused.startswith(f"MLflow refused 2 records (too long); they are in {tmp_path / REFUSED} ")
+    again = Outbox(send, tmp_path, every=60)
+    assert again.waiting == [] and again.close(0) == 0 and again.refused == ""
+    (tmp_path / REFUSED).rename(tmp_path / UNSENT)
+    (tmp_path / REFUSED_FILES).rename(tmp_path / STAGED)
+    taken = Outbox(sent.extend, tmp_path, every=60)
+    assert taken.close(10) == 0 and not list(tmp_path.iterdir())
+    assert [item.get("key", item.get("path")) for item in sent[-2:]] == ["bad", str(copy)]
 
 
 def test_a_copy_is_removed_once_the_file_no_longer_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

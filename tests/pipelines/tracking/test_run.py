@@ -18,11 +18,13 @@ from pathlib import Path
 import pytest
 
 from pipelines.config import Config
+from pipelines.runs.folder import RunFolder
 from pipelines.tracking import store
-from pipelines.tracking.outbox import STAGED, UNSENT
+from pipelines.tracking.outbox import REFUSED, STAGED, UNSENT
 from pipelines.tracking.registered import RegistryError
 from pipelines.tracking.run import Run, commit, open_run, reopen
 from pipelines.tracking.store import TrackingError, ui_command, uri_of
+from pipelines.training import tracked
 from tests.helpers.mlflow_server import Server
 from tests.helpers.stores import new_store
 
@@ -212,6 +214,19 @@ def test_a_run_that_is_deleted_while_it_is_written(
         again.log(5, {"loss": 5.0})
     assert points(again, "loss") == [(step, float(step)) for step in range(1, 6)]
     assert not (tmp_path / UNSENT).exists()
+
+
+def test_what_mlflow_refuses_for_good_is_said_once(template: Config, tmp_path: Path) -> None:
+    """Here the name of a tag that is too long for it; the next start sends nothing, and lacks nothing of its own."""
+    with open_run(template, run_dir=tmp_path, tags={"x" * 300: "y"}) as run:
+        run.log(1, {"loss": 1.0})
+    assert points(run, "loss") == [(1, 1.0)] and run.unsent == 0
+    said = tracked.untracked(run, RunFolder.at(tmp_path))
+    assert said.startswith("MLflow refused 1 record (") and str(tmp_path / REFUSED) in said and "\n" not in said
+    assert store.client(run.uri).get_run(run.id).info.status == "FINISHED"
+    with open_run(template, run_dir=tmp_path, tags={}, run_id=run.id) as again:
+        again.log(2, {"loss": 2.0})
+    assert tracked.untracked(again, RunFolder.at(tmp_path)) == "" and (tmp_path / REFUSED).exists()
 
 
 def test_an_artifact_that_is_gone_holds_up_nothing(
