@@ -105,6 +105,9 @@ class Objective(nn.Module):
             logged["weight_scale"] = self.balance.scale
         elif rank_weight != 1.0:
             total = self._weighted_sum(losses, rank_weight)
+        if all(TERMS[name].uses_estimate for name in self.weights):
+            # DistributedDataParallel needs a gradient of every weight, also of those that restore: 0.
+            total = total + 0 * restored.sum()
         for term in self.order:
             for name in term.extra_losses:
                 total = total + rank_weight * losses[name]
@@ -217,7 +220,7 @@ def check_objective(config: Config) -> None:
 
 
 def _check_memory(config: Config, maps: Sequence[Tensor]) -> None:
-    """Make sure that this machine, or a GPU of it, can hold the queues of every worker on it.
+    """Make sure that this machine can hold the queues of its workers; on GPUs, the part that is allocated here first.
 
     Args:
         maps: Phi's, of one crop.
@@ -226,21 +229,15 @@ def _check_memory(config: Config, maps: Sequence[Tensor]) -> None:
         ConfigError: it cannot. Names loss.queue_size.
     """
     loss, train = config.loss, config.train
-    size, jsd = loss.queue_size, loss.divergence == "jsd"
+    size, jsd, workers = loss.queue_size, loss.divergence == "jsd", train.workers[0]
     length = sum(each.numel() for each in maps) * train.batch_size // config.samples_per_step
-    needed = 2 * size * length * getattr(torch, loss.queue_dtype).itemsize  # Q^X and Q^Y
+    needed = 0 if train.use_gpu else 2 * size * length * getattr(torch, loss.queue_dtype).itemsize  # Q^X and Q^Y
     needed += 2 * size**2 * torch.float64.itemsize * len(maps) if jsd else 0  # the matrices of kernels
-    if not train.use_gpu:
-        have = memory.free_ram()
-    elif torch.cuda.is_available():
-        have = torch.cuda.get_device_properties(0).total_memory
-    else:  # the check of the resources says so
-        return
-    sharing = resources.sharing(config, train.workers[0], on_gpus=train.use_gpu)
-    if needed * sharing > have:
-        of_each = f" for each of {sharing} workers" if sharing > 1 else ""
+    have = memory.free_ram()
+    if needed * workers > have:
+        of_each = f" for each of {workers} workers" if workers > 1 else ""
         raise ConfigError(
             f"loss.queue_size={size}: the queues take {needed / 1e9:.3g} GB{of_each} ({length:,} numbers a sample"
             f"{' and, for loss.divergence=jsd, the kernels of all pairs' if jsd else ''}), but there are "
-            f"{have / 1e9:.3g} GB {'on a GPU' if train.use_gpu else 'of free memory'}; lower it"
+            f"{have / 1e9:.3g} GB of free memory; lower it"
         )
