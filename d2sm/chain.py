@@ -117,6 +117,11 @@ class Chain:
         return any(step.degradation.is_noise for step in self.steps)
 
     @property
+    def unknown_noise(self) -> tuple[str, ...]:
+        """The names of the steps that add, or may add, noise that `sigmas` leaves out."""
+        return tuple(step.degradation.name for step in self.steps if step.degradation.unknown_noise)
+
+    @property
     def name(self) -> str:
         """Of a fixed chain, as an evaluation calls it: "25", "jpeg10", "blur2+noise10"."""
         numbers = [f"{level:g}" for level in self.level]
@@ -146,7 +151,8 @@ class Chain:
     def sigmas(self, levels: NDArray[np.float64]) -> NDArray[np.float64]:
         """What a network is told: levels (B, steps) -> (B,) standard deviations of the noise, units of 0..255.
 
-        The variances of several steps of noise are added, which is exact where no other step stands between them.
+        The variances of several steps of noise are added, which is exact where no other step stands between them. Noise
+        of the steps in `unknown_noise` does not count.
         """
         import numpy as np
 
@@ -222,7 +228,9 @@ def _step(text: str) -> Step:
         raise ChainError(_unknown(name or text))
     if found is None:
         raise ChainError(f"{text!r}: {written!r} is no level; {_SYNTAX}")
-    degradation = DEGRADATIONS.get(name) or Degradation(name, name, f"the function {name}", "its own unit")
+    degradation = DEGRADATIONS.get(name) or Degradation(
+        name, name, f"the function {name}", "its own unit", unknown_noise=True
+    )
     is_range = found[1] is not None
     levels = tuple(map(float, written.split(".." if is_range else "/")))
     low, high = degradation.low, degradation.high

@@ -41,6 +41,7 @@ class Degradation:
         whole: whether its levels are whole numbers.
         stronger: whether a higher or a lower level degrades more.
         is_noise: whether its level is the sigma (units of 0..255) that a network is told.
+        unknown_noise: whether it adds, or may add, noise whose sigma is not known.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Degradation:
     whole: bool = False
     stronger: Literal["higher", "lower"] = "higher"
     is_noise: bool = False
+    unknown_noise: bool = False
 
     def load(self) -> Degrade:
         """Import the function. Raises ImportError or AttributeError."""
@@ -86,6 +88,7 @@ DEGRADATIONS: dict[str, Degradation] = {
             low=1,
             high=1e5,
             stronger="lower",
+            unknown_noise=True,
         ),
         Degradation(
             "jpeg",

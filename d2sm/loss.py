@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from d2sm.divergence import Divergence, Kernel
+from d2sm.feature_queue import FeatureQueue
 from d2sm.features import patches
 from d2sm.frozen import exclude_from_state_dict
 from d2sm.images import check_pair
@@ -113,6 +114,7 @@ class D2SMLoss(nn.Module):
         self.matching = matchings[0] if len(matchings) == 1 else nn.ModuleList(matchings)
         self._range_checked = False
         exclude_from_state_dict(self, "features")  # Phi's weights have a file of their own
+        self.register_load_state_dict_post_hook(_skip_range_check)
 
     def forward(self, restored: Tensor, clean: Tensor) -> Tensor:
         """Compare two batches of images. In training mode their features enter the queues.
@@ -125,8 +127,10 @@ class D2SMLoss(nn.Module):
 
         Raises:
             ValueError: no images, wrong shapes, devices or ranges, crops or maps that patches do not tile, or queues
-                too small. The range of `restored` is checked in the first call alone. So is that of `clean` on an
-                accelerator, whose host would have to wait for it; on the CPU it is checked always.
+                too small. The range of `restored` is checked in the first call alone, and not if a state with samples
+                was loaded; in training mode values that are not finite pass, since a network that diverges is no matter
+                of the range. That of `clean` is checked always on the CPU, but in the first call alone on an
+                accelerator, whose host would have to wait for it.
         """
         self._check(restored, clean)
         with torch.no_grad():
@@ -181,9 +185,16 @@ class D2SMLoss(nn.Module):
         first = not self._range_checked
         if first or clean.device.type == "cpu":
             _check_range("clean", clean, -1e-3, 1 + 1e-3)
-        if first:  # wide: an untrained network may stray, and later values are up to the optimizer
+        if first and not (self.training and not restored.isfinite().all()):
+            # Wide: an untrained network may stray, and later values are up to the optimizer.
             _check_range("restored", restored.detach(), -10.0, 11.0)
             self._range_checked = True
+
+
+def _skip_range_check(loss: D2SMLoss, _: Any) -> None:
+    """A loaded state with samples is of a loss whose first call was checked, and which goes on here."""
+    if any(queue.fill for queue in loss.modules() if isinstance(queue, FeatureQueue)):
+        loss._range_checked = True
 
 
 def _normalised(weights: Sequence[float], count: int) -> list[float]:

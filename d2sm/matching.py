@@ -133,7 +133,8 @@ class StatisticsMatching(nn.Module):
         """
         _check_rows(restored, clean)
         needs_gradient = torch.is_grad_enabled() and restored.requires_grad
-        with torch.no_grad(), torch.autocast(restored.device.type, enabled=False):
+        # What is remembered must not be inference tensors, into which a step outside inference mode cannot write.
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(restored.device.type, enabled=False):
             x, y = restored.detach(), clean.detach()
             counts = self._counts(x, y)  # checked before anything is remembered
             if self.center is not None:

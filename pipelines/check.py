@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from d2sm.objectives import TERMS
 from pipelines.config import Config, ConfigError, keys_only_for, keys_with_code, typed
 from pipelines.data import index, plan, splits
 from pipelines.data.images import DataError
@@ -307,9 +308,27 @@ class _Run:
                 f"evaluate.levels: the number {longest[:80]}... has a name of {len(longest)} characters, and MLflow "
                 f"keeps {_LONGEST_METRIC} and a prefix; give a level of fewer steps, or functions with shorter names"
             )
+        if line := self._unknown_sigma():
+            yield ConfigError(line)
         degradation.check(self.config)
         what = "photographed pairs" if self.config.data.layout == "pairs" else self.config.degradation
         yield f"{what}; measured at {', '.join(map(level_title, self.config.level_names))}"
+
+    def _unknown_sigma(self) -> str:
+        """Why the chain does not do for a term that is trained against the true sigma; "" if it does.
+
+        Not part of the configuration's own validation: runs of earlier versions are still opened.
+        """
+        config = self.config
+        told = [name for name in config.loss.terms if "sigma" in TERMS[name].inputs]
+        unknown = config.degradation.unknown_noise if config.data.layout != "pairs" else ()
+        if not told or not unknown:
+            return ""
+        return (
+            f"loss.{TERMS[told[0]].weight_key}={config.loss.terms[told[0]]:g}: compares with the true noise level, and "
+            f"that of {listed(unknown)} in degrade.chain={config.degradation} is not known; set it to 0, or take noise "
+            "of a known sigma, such as noise:0..50"
+        )
 
     def _model(self) -> Iterator[Answer]:
         from pipelines.networks.models import check, is_random

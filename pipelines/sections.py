@@ -650,7 +650,10 @@ class Train(Section):
         False, "activation checkpointing: recompute activations in the backward pass, to save memory", effect="speed"
     )
     compile: bool = setting(
-        False, "torch.compile the network, Phi and the arithmetic of D2SM's matching", effect="speed"
+        False,
+        "torch.compile the network, Phi and the arithmetic of D2SM's matching; a segmenter and a Phi of timm, of "
+        "torchvision or cut from a segmenter or a network of your own are not compiled",
+        effect="speed",
     )
     cuda_graphs: bool = setting(
         False,

@@ -21,6 +21,7 @@ from ray.tune.search.optuna import OptunaSearch
 from typing_extensions import TypedDict
 
 from pipelines import parsing
+from pipelines.config import Config
 from pipelines.runtime import files, private
 from tuning.space import Domain, Point, Range, Space, SpaceError, identity
 from tuning.trial import number_of, reports_of
@@ -31,6 +32,7 @@ SEARCHES, SCHEDULERS = get_args(Search), get_args(Scheduler)
 REDUCTION = 3  # ASHA continues a third of the trials that reached a rung
 # Keys that population-based training may change during a run: the saved state keeps its shape and its meaning.
 _MUTABLE = ("train.lr", "train.clip", "loss.l1", "loss.weight")
+_NEVER_0 = ("loss.weight",)  # of these: at 0 the term is left out, and the saved state has no queues
 _TRIES = 200  # suggestions; after these without a new valid point, the space counts as exhausted
 
 
@@ -166,16 +168,22 @@ def _within(space: Space, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_mutable(space: Space) -> None:
-    """Make sure that population-based training, which changes keys during a run, may change these.
+    """Make sure that population-based training, which changes keys during a run, may change these to these values.
 
     Raises:
         SpaceError: names the first key that it may not.
     """
-    for key in space:
+    for key, domain in space.items():
         if key not in _MUTABLE:
             raise SpaceError(
                 f"{key}: cannot change during a run, as population-based training requires; it can search "
                 f"{', '.join(_MUTABLE)}; or give --scheduler asha"
+            )
+        values = [domain.low] if isinstance(domain, Range) else domain
+        if key in _NEVER_0 and any(Config().replace({key: value}).flat()[key] == 0 for value in values):
+            raise SpaceError(
+                f"{key}: a trial at 0 has no feature queues, which one that goes on from it at another value needs, as "
+                "population-based training requires; leave 0 out of the space, or give --scheduler asha"
             )
 
 

@@ -193,7 +193,7 @@ def check_crops(objective: nn.Module, crop_size: int) -> None:
         if not isinstance(phi, (Features, Layers)):
             continue
         try:
-            maps = _maps_of_crop(phi, crop_size)
+            maps = maps_of_crop(phi, crop_size)
         except ValueError as error:
             raise ConfigError(f"data.crop_size={crop_size}: {error}") from None
         if isinstance(module, D2SMLoss):
@@ -203,7 +203,7 @@ def check_crops(objective: nn.Module, crop_size: int) -> None:
                 raise ConfigError(f"loss.{error}") from None
 
 
-def _maps_of_crop(phi: Features | Layers, side: int) -> list[Tensor]:
+def maps_of_crop(phi: Features | Layers, side: int) -> list[Tensor]:
     """Phi's maps of one crop, computed on the meta device where the network can be."""
     weights = {name: value.to("meta") for name, value in chain(phi.named_parameters(), phi.named_buffers())}
     with torch.no_grad():

@@ -17,7 +17,8 @@ from d2sm.objectives import LPIPS, TERMS, Adversarial, Contextual, CrossEntropy,
 from pipelines.config import Config, ConfigError
 from pipelines.data import labels as label_sets
 from pipelines.networks.features import build as build_phi
-from pipelines.networks.features import check_crops, check_patch_size
+from pipelines.networks.features import check_crops, check_patch_size, maps_of_crop
+from pipelines.runtime import memory, resources
 from pipelines.sections import Loss
 from pipelines.text import one_line
 from pipelines.tracking.segmenter import for_phi, load_segmenter, segmenter_store
@@ -104,6 +105,9 @@ class Objective(nn.Module):
             logged["weight_scale"] = self.balance.scale
         elif rank_weight != 1.0:
             total = self._weighted_sum(losses, rank_weight)
+        if all(TERMS[name].uses_estimate for name in self.weights):
+            # DistributedDataParallel needs a gradient of every weight, also of those that restore: 0.
+            total = total + 0 * restored.sum()
         for term in self.order:
             for name in term.extra_losses:
                 total = total + rank_weight * losses[name]
@@ -204,8 +208,36 @@ def check_objective(config: Config) -> None:
     """Build the objective once, before anything is started, so that missing weights are reported at once.
 
     Raises:
-        ConfigError, ValueError: a term cannot be built, or Phi does not suit the crops and patches. One line.
+        ConfigError, ValueError: a term cannot be built, Phi does not suit the crops and patches, or there is too little
+            memory for the queues. One line.
     """
     check_patch_size(config.loss)
-    objective = Objective(config.loss, store_uri=segmenter_store(config), classes=label_sets.of(config).like)
+    short = config.loss.model_copy(update={"queue_size": 2})  # "jsd" allocates q x q numbers when it is built
+    objective = Objective(short, store_uri=segmenter_store(config), classes=label_sets.of(config).like)
     check_crops(objective, config.data.crop_size)
+    if objective.d2sm is not None and not resources.on_a_cluster():
+        _check_memory(config, maps_of_crop(objective.d2sm.features, config.data.crop_size))
+
+
+def _check_memory(config: Config, maps: Sequence[Tensor]) -> None:
+    """Make sure that this machine can hold the queues of its workers; on GPUs, the part that is allocated here first.
+
+    Args:
+        maps: Phi's, of one crop.
+
+    Raises:
+        ConfigError: it cannot. Names loss.queue_size.
+    """
+    loss, train = config.loss, config.train
+    size, jsd, workers = loss.queue_size, loss.divergence == "jsd", train.workers[0]
+    length = sum(each.numel() for each in maps) * train.batch_size // config.samples_per_step
+    needed = 0 if train.use_gpu else 2 * size * length * getattr(torch, loss.queue_dtype).itemsize  # Q^X and Q^Y
+    needed += 2 * size**2 * torch.float64.itemsize * len(maps) if jsd else 0  # the matrices of kernels
+    have = memory.free_ram()
+    if needed * workers > have:
+        of_each = f" for each of {workers} workers" if workers > 1 else ""
+        raise ConfigError(
+            f"loss.queue_size={size}: the queues take {needed / 1e9:.3g} GB{of_each} ({length:,} numbers a sample"
+            f"{' and, for loss.divergence=jsd, the kernels of all pairs' if jsd else ''}), but there are "
+            f"{have / 1e9:.3g} GB of free memory; lower it"
+        )

@@ -172,6 +172,14 @@ def test_tiny_images_are_degraded_too(name: str) -> None:
         assert found.shape == (2, 3, *size) and found.isfinite().all()
 
 
+@pytest.mark.parametrize("name", DEGRADATIONS)
+def test_the_layout_of_the_images_in_memory_changes_nothing(name: str) -> None:
+    clean, level = image(side=2).expand(2, -1, -1, -1), torch.tensor([4.0, 9.0])
+    degrade = DEGRADATIONS[name].load()
+    found = degrade(clean.contiguous(memory_format=torch.channels_last), level=level, seeds=[1, 2])
+    torch.testing.assert_close(found, degrade(clean.contiguous(), level=level, seeds=[1, 2]), rtol=0, atol=2e-6)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("name", DEGRADATIONS)

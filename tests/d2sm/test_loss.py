@@ -233,6 +233,30 @@ def test_bad_images_name_the_argument_and_change_nothing(restored: Tensor, clean
     assert loss(RESTORED, CLEAN) > 0
 
 
+def test_a_network_that_diverges_is_no_matter_of_the_range() -> None:
+    """In training the value says so, and who minimises it stops; elsewhere it is refused."""
+    broken = RESTORED.clone()
+    broken[1, 0, 3, 3] = torch.nan
+    loss = D2SMLoss(phi(), queue_size=12)
+    with pytest.raises(ValueError, match=r"restored: .*\[0, 1\]"):
+        loss.eval()(broken, CLEAN)
+    assert loss.train()(broken, CLEAN).isnan()
+    with pytest.raises(ValueError, match=r"restored: .*\[0, 1\]"):  # the first finite images are checked
+        loss(RESTORED * 255, CLEAN)
+    assert loss(RESTORED, CLEAN) > 0
+
+
+def test_a_loss_that_goes_on_takes_what_the_one_before_took() -> None:
+    first, second, fresh = (D2SMLoss(phi(), queue_size=12) for _ in range(3))
+    fresh.load_state_dict(first.state_dict())  # without a sample: nothing was checked yet
+    first(RESTORED, CLEAN)
+    second.load_state_dict(first.state_dict())
+    strayed, clean = images(seed=1)
+    assert torch.equal(first(strayed * 20, clean), second(strayed * 20, clean))
+    with pytest.raises(ValueError, match=r"restored: .*\[0, 1\]"):
+        fresh(strayed * 20, clean)
+
+
 def test_noise_may_leave_the_range() -> None:
     _, clean = images(3)
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(9))

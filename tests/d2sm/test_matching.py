@@ -354,6 +354,22 @@ def assert_same_state(found: dict[str, Any], wanted: dict[str, Any]) -> None:
         assert torch.equal(found[key], value) if isinstance(value, Tensor) else found[key] == value
 
 
+@pytest.mark.parametrize("center", [False, True])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_steps_in_inference_mode_are_steps_like_others(divergence: Divergence, center: bool) -> None:
+    """Also the first, which allocates the queues, and with features that are inference tensors themselves."""
+    mixed, plain = (StatisticsMatching(7, divergence, center=center) for _ in range(2))
+    for step in range(5):
+        restored, clean = rows(3, seed=step)
+        with torch.inference_mode(step % 2 == 0):
+            value = mixed(restored * 1, clean * 1)
+        assert torch.equal(value, plain(restored, clean)) and not value.is_inference()
+    leaf, clean = rows(3, seed=5)
+    gradients = [torch.autograd.grad(each(leaf.requires_grad_(), clean), leaf)[0] for each in (mixed, plain)]
+    assert gradients[0].any() and torch.equal(*gradients)
+    assert_same_state(mixed.state_dict(), plain.state_dict())
+
+
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_eval_mode_copies_no_queue(divergence: Divergence) -> None:
     """What torch's allocator holds at most during a call stays far below the size of the queues."""

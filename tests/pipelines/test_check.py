@@ -219,6 +219,24 @@ def test_pairs_of_an_unknown_level_are_for_networks_that_need_none(flat: Path, t
     check(stranger(root, tmp_path / "runs", **{**told, "model.name": "tests.foreign.tiny_network:blind"}))
 
 
+@pytest.mark.parametrize("chain, unknown", [
+    ("poisson:10..200", "poisson"), ("noise:0..50+poisson:100", "poisson"), ("blur:2+noise:0..50", ""),
+    ("tests.helpers.degradations:darker:2..4", "tests.helpers.degradations:darker"),
+])  # fmt: skip
+def test_a_noise_estimate_is_trained_against_a_known_level_alone(
+    chain: str, unknown: str, flat: Path, tmp_path: Path
+) -> None:
+    mine = {"data.root": str(flat), "train.storage": str(tmp_path / "runs"), "data.crop_size": 64}
+    config = recipe("cbdnet_own_cpu").replace({**mine, "train.num_workers": 1, "degrade.chain": chain})
+    if not unknown:
+        check(config)
+        return
+    with pytest.raises(ConfigError, match=f"^loss.noise_asymmetry=0.5: .*that of {unknown} in .*is not known") as error:
+        check(config)
+    assert "\n" not in str(error.value)
+    check(config.replace({"loss.noise_asymmetry": 0}))
+
+
 def test_all_reasons_at_once(flat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "no weights"))
     everything = {key: value for changes, _ in FAULTS.values() for key, value in changes.items()}

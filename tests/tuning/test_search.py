@@ -19,7 +19,7 @@ from ray.tune.search import Searcher, SearchGenerator
 
 from pipelines.runtime import private
 from tuning.search import ConcurrencyLimiter, Valid, budgets, check_mutable, optuna, scheduler_of
-from tuning.space import Range, Space, SpaceError
+from tuning.space import Domain, Range, Space, SpaceError
 
 SPACE: Space = {"loss.queue_size": [64, 256, 1024], "loss.patch_size": [None, 32]}
 
@@ -299,6 +299,14 @@ def test_what_cannot_change_halfway() -> None:
     check_mutable({"train.lr": [1e-3], "loss.weight": [1.0]})
     with pytest.raises(SpaceError, match="loss.queue_size: "):
         check_mutable({"train.lr": [1e-3], "loss.queue_size": [64]})
+
+
+@pytest.mark.parametrize("domain", [[1.0, 0], ["0.0", 10], Range(0, 10), Range(0.0, 1.0)])
+def test_a_term_with_a_state_is_not_switched_off_halfway(domain: Domain) -> None:
+    check_mutable({"loss.weight": Range(0.1, 10.0), "loss.l1": domain, "train.clip": [None, 1.0]})
+    with pytest.raises(SpaceError, match="^loss.weight: a trial at 0 .*leave 0 out.*") as error:
+        check_mutable({"loss.weight": domain})
+    assert "\n" not in str(error.value)
 
 
 def test_a_wrapped_searcher_that_has_no_more(tmp_path: Path) -> None:

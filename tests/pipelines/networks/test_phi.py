@@ -161,6 +161,23 @@ def test_what_cannot_be_is_one_line_before_the_run(loss: dict[str, Any], message
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("more, length, kernels", [
+    ({}, 8 * 8 * 8, 0), ({"patch_size": 16}, 8 * 2 * 2, 0),
+    ({"divergence": "jsd"}, 8 * 8 * 8, 16), ({"features": [f"{TINY}.0", f"{TINY}.2"], "divergence": "jsd"}, 1536, 32),
+])  # fmt: skip
+def test_queues_that_no_memory_holds_are_refused_with_what_they_take(
+    more: dict[str, Any], length: int, kernels: int
+) -> None:
+    long = config(**{"features": TINY, "queue_size": 2**24, "queue_dtype": "bfloat16", **more})
+    long = long.replace({"train.num_workers": 4096, "train.batch_size": 4096})
+    with pytest.raises(ConfigError) as found:
+        check_objective(long)
+    needed = 2 * 2**24 * length * 2 + kernels * 2**48
+    assert f"loss.queue_size=16777216: the queues take {needed / 1e9:.3g} GB for each of 4096 w" in str(found.value)
+    assert f"({length:,} numbers a sample" in str(found.value) and "\n" not in str(found.value)
+    check_objective(long.replace({"loss.queue_size": 64, "train.num_workers": 1, "train.batch_size": 2}))
+
+
 @pytest.mark.parametrize(
     ("loss", "message"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,9 @@ import torch
 
 from pipelines.config import Config
 from pipelines.training.finite import TrainingError, check
+from pipelines.training.state import TrainState
+from pipelines.training.step import train_step
+from tests.helpers.training_steps import CPU, config, row
 
 
 def message(bad: list[str], **changes: Any) -> str:
@@ -62,3 +66,13 @@ def test_the_settings_to_lower_are_those_that_are_on(changes: dict[str, Any], re
 def test_the_terms_that_are_not_finite_are_named(bad: str, changes: dict[str, Any], found: str) -> None:
     text = message(["loss", *(f"loss.{name}" for name in bad.split()), "gradient_norm"], **changes)
     assert re.search(found, text), text
+
+
+def test_a_network_that_gives_nan_in_the_first_step(tmp_path: Path) -> None:
+    """No term of the objective takes it for images of a wrong range."""
+    state = TrainState(config("all", tmp_path), 10, device=CPU)
+    with torch.no_grad():
+        for weight in state.network.parameters():
+            weight.fill_(torch.nan)
+    with pytest.raises(TrainingError, match="^step 0: the loss is not finite.* Lower train.lr"):
+        train_step(state, row(0), 0)

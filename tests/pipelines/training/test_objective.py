@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from d2sm.models import CBDNet
 from d2sm.objectives import NoiseAsymmetry, NoiseTotalVariation, SSIMLoss
 from pipelines.config import Config, ConfigError
 from pipelines.training.objective import Objective
@@ -94,6 +95,21 @@ def test_cbdnets_own_objective() -> None:
     wanted += 0.5 * NoiseAsymmetry()(*images, estimate=given["estimate"], sigma=given["sigma"])
     wanted += 0.05 * NoiseTotalVariation()(*images, estimate=given["estimate"])
     torch.testing.assert_close(total, wanted)
+
+
+def test_the_estimate_alone_is_trained_and_every_weight_has_a_gradient() -> None:
+    """Which DistributedDataParallel asks for; that of what restores is 0."""
+    network = CBDNet()
+    given = batch()
+    restored, estimate = network.with_estimate(given["restored"])
+    given |= {"restored": restored, "estimate": estimate}
+    total, losses = objective(l1=0, noise_asymmetry=0.5, noise_tv=0.05)(**given)
+    assert torch.equal(total, losses["loss"]) and total > 0
+    total.backward()
+    gradients = {name: weight.grad for name, weight in network.named_parameters()}
+    assert None not in gradients.values()
+    trained = {name.partition(".")[0] for name, gradient in gradients.items() if gradient.any()}
+    assert trained < {name.partition(".")[0] for name in gradients}
 
 
 def test_perceptual_and_contextual_stand_at_phis_layer_unless_told() -> None:
