@@ -191,10 +191,10 @@ class D2SMLoss(nn.Module):
             self._range_checked = True
 
 
-def _skip_range_check(loss: D2SMLoss, _: Any) -> None:
+def _skip_range_check(self: D2SMLoss, _: Any) -> None:
     """A loaded state with samples is of a loss whose first call was checked, and which goes on here."""
-    if any(queue.fill for queue in loss.modules() if isinstance(queue, FeatureQueue)):
-        loss._range_checked = True
+    if any(queue.fill for queue in self.modules() if isinstance(queue, FeatureQueue)):
+        self._range_checked = True
 
 
 def _normalised(weights: Sequence[float], count: int) -> list[float]:

@@ -36,9 +36,12 @@ SAMPLING = 0.1  # seconds between two looks at the processes
 
 def child(root: str, storage: str, steps: int, workers: int = 2) -> None:
     """One run, its stages written to a file as they are passed; in a process of its own."""
+    from pipelines.runtime import leaving, session
+
+    leaving.guard()
+    session.begin(cpus=2)  # as `d2sm train` does, with the CPUs of this configuration
     from pipelines import evaluate
     from pipelines.recipes import recipe
-    from pipelines.runtime import session
     from pipelines.training import loop
     from pipelines.training.messages import WorkerTask
 

@@ -70,11 +70,11 @@ def test_a_study_whose_runs_start_from_a_run_of_its_own_passes(
     assert preflight_of("study", str(file)) == 0
     out = capsys.readouterr().out
     assert "no term uses Phi" in out and "Phi is " in out  # of every objective
-    plan["settings"] = {"network": {"small": {"model.width": 4}, "wrong": {"data.crop_size": 4096}}}
+    plan["settings"] = {"network": {"small": {"model.width": 4}, "wrong": {"data.crop_size": 256}}}
     file.write_text(yaml.safe_dump(plan))
     assert preflight_of("study", str(file)) == 1
     failed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAILED")]
-    assert len(failed) == 1 and "data.crop_size=4096" in failed[0]
+    assert len(failed) == 1 and "data.crop_size=256" in failed[0]
 
 
 def test_every_row_of_a_table_is_checked(scenes_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

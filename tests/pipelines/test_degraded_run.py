@@ -33,7 +33,7 @@ KEYS = {"sigma25", "blur1-noise10-jpeg50", "jpeg10", "darker2"}
 def config_of(root: Path, storage: Path, **changes: Any) -> Config:
     small = {
         "degrade__chain": CHAIN, "evaluate__levels": LEVELS, "evaluate__actors": 0, "evaluate__pictures": 1,
-        "loss__weight": 0.0, "evaluate__segmenter": "tests.helpers.segmenters:by_brightness",
+        "loss__weight": 0.0, "evaluate__segmenter": "tests.helpers.segmenters:by_brightness", "train__num_workers": 0,
     }  # fmt: skip
     return tiny_config(root, storage, **(small | changes))
 

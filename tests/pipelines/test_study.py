@@ -443,7 +443,7 @@ def test_a_study_from_plan_to_tables(
     new_store(tmp_path)
     keys = {
         "data.root": str(scenes_root), "train.storage": str(tmp_path), "data.crop_size": 64, "data.crops_per_image": 2,
-        "data.shuffle_images": 6, "model.width": 8, "model.depth": 3, "train.batch_size": 4, "train.num_workers": 1,
+        "data.shuffle_images": 6, "model.width": 8, "model.depth": 3, "train.batch_size": 4, "train.num_workers": 0,
         "train.cpus_per_worker": 0.5, "evaluate.actors": 0, "evaluate.pictures": 0,
         "evaluate.segmenter": "tests.helpers.segmenters:by_brightness",
         "loss.features": "squeezenet1_0.fire3", "loss.features_weights": "random", "loss.queue_size": 32,

@@ -336,12 +336,12 @@ def test_the_server_goes_away_and_comes_back(ray_session: None, scenes_root: Pat
         (
             {
                 "space": {
-                    "loss.features": ["squeezenet1_0.fire3", "squeezenet1_0.fire33"],
+                    "loss.features": ["efficientnet_lite0.blocks.2", "efficientnet_lite0.blocks.22"],
                     "loss.weight": [1.0],
                     "loss.patch_size": [32],
                 }
             },
-            "loss.features=squeezenet1_0.fire33",
+            "loss.features=efficientnet_lite0.blocks.22",
         ),
         (
             {"space": {"loss.features": ["nowhere:phi"], "loss.weight": [0.0, 1.0]}, "search": "optuna", "trials": 2},

@@ -310,7 +310,7 @@ def trained(database: Path) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("workers", "times"), [(1, 1), (0, 1), (0, 2)])
+@pytest.mark.parametrize(("workers", "times"), [(1, 1), (0, 2)])
 def test_ctrl_c_ends_the_run_as_killed_and_keeps_the_checkpoint(
     workers: int, times: int, scenes_root: Path, tmp_path: Path
 ) -> None:
