@@ -8,7 +8,9 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -113,17 +115,23 @@ except (owner.InUseError, OSError) as error:
 """
 
 
+@pytest.fixture
+def shared_place() -> Iterator[Path]:
+    """A folder that other users can reach, unlike pytest's."""
+    with tempfile.TemporaryDirectory() as place:
+        yield Path(place)
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="becomes another user, which root alone can")
-def test_the_file_of_another_users_process_in_a_folder_of_both(tmp_path: Path) -> None:
+def test_the_file_of_another_users_process_in_a_folder_of_both(shared_place: Path) -> None:
     """A killed one's is taken over; a living one's is said; and so is one of which neither can be known."""
 
     def as_nobody() -> str:
         words = [sys.executable, "-c", _AS_NOBODY, str(folder)]
         return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
 
-    for parent in [tmp_path, *tmp_path.parents][:3]:  # pytest's folders are this user's alone
-        parent.chmod(0o755)
-    folder = tmp_path / "run"
+    shared_place.chmod(0o755)
+    folder = shared_place / "run"
     folder.mkdir()
     folder.chmod(0o777)
     left = folder / owner.FILE
