@@ -71,8 +71,8 @@ def stream(config: Config, items: pa.Table, first_step: int = 0, *, workers: int
     # wait for CPUs that another job has. A worker that waits for long says so (`training.loop.batches`).
     context.execution_no_progress_timeout_s = -1
     context.raise_original_map_exception = True  # Ray would otherwise pass on the text of an error alone
-    # Elastic workers take every CPU, and a task that reserves one would wait for ever. So tasks reserve none. What the
-    # run's own process computes is not reserved either. So train.data_cpus limits how many tasks run at once.
+    # Elastic workers take every CPU, and a task that reserves one would wait for ever. So tasks reserve none. A run's
+    # own process that trains may have reserved no CPU. In both cases train.data_cpus limits how many tasks run at once.
     resources: dict[str, Any] = {}
     if config.train.elastic or config.train.local:
         resources = {"concurrency": max(1, round(config.train.data_cpus))}
