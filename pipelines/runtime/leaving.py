@@ -91,12 +91,14 @@ def say_at_end(text: str) -> None:
 
 
 def starting(now: bool) -> None:
-    """Whether a thread is starting what this process has to end with, should it end now."""
+    """Note whether a thread is starting Ray."""
     _state.starting = now
 
 
 def end(code: int) -> int:
-    """The exit code, for a process that ends in its own time; one that is `starting` something is left now."""
+    """The exit code of a process that is about to end. While a thread is starting Ray, the process is left at once:
+    Python's own end would leave Ray half started.
+    """
     if _state.active and _state.starting:
         leave(code)
     return code
