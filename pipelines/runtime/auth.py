@@ -14,6 +14,7 @@ import urllib.parse
 from contextlib import suppress
 from pathlib import Path
 
+from pipelines.runtime import private
 from pipelines.secrets import problem
 
 _SECURED = ("token", "k8s")  # values of RAY_AUTH_MODE; any other, and none, is without authentication
@@ -124,8 +125,18 @@ def check_cluster() -> None:
     """
     address = os.environ.get("RAY_ADDRESS", "").strip()
     if address and address not in ("auto", "local"):  # what auto means is known to Ray alone
-        check_join(address)
-        check_answers(address)
+        check_address(address)
+
+
+def check_address(address: str) -> None:
+    """Make sure that the cluster at this address (RAY_ADDRESS) answers, may be joined, and asks for Ray's token.
+
+    Raises:
+        AuthError: as `check_join`, `check_answers` and `check_asks`.
+    """
+    check_join(address)
+    check_answers(address)
+    check_asks(address)
 
 
 def check_join(address: str) -> None:
@@ -136,7 +147,7 @@ def check_join(address: str) -> None:
     """
     if line := problem(address, asked_by="RAY_ADDRESS"):
         raise AuthError(line)
-    if secured() or (loopback(host_of(address)) and not listens_beyond(address)):
+    if secured() or not _beyond(address):
         return
     raise AuthError(
         f"RAY_ADDRESS={address}: a cluster that listens beyond loopback needs Ray's token, or it runs what anybody "
@@ -161,6 +172,24 @@ def check_answers(address: str, *, timeout: float = 4.0) -> None:
             f"RAY_ADDRESS={address}: no Ray cluster answers there ({reason}); start it, or correct RAY_ADDRESS, or "
             "unset it to use Ray on this machine alone"
         )
+
+
+def check_asks(address: str) -> None:
+    """Make sure that a cluster which can be reached from other machines asks for Ray's token: one that does not ignores
+    ours, and runs what anybody sends it.
+
+    Raises:
+        AuthError: it asks for none.
+    """
+    if _beyond(address) and private.asks_for_token(address) is False:
+        raise AuthError(
+            f"RAY_ADDRESS={address}: this cluster runs what anybody sends it; start its nodes with RAY_AUTH_MODE=token "
+            "and Ray's token, or let it listen on loopback alone"
+        )
+
+
+def _beyond(address: str) -> bool:
+    return not loopback(host_of(address)) or listens_beyond(address)
 
 
 def trouble(address: str, timeout: float) -> str:

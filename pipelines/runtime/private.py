@@ -47,6 +47,24 @@ def autoscaler_limits() -> dict[str, float]:
     return dict(state.get_max_resources_from_cluster_config() or {})
 
 
+def asks_for_token(address: str, *, timeout: float = 4.0) -> bool | None:
+    """Whether the cluster at host:port refuses who sends no token of Ray's: asked without one, which joins nothing.
+
+    None where it cannot be told: the cluster uses TLS, or gives another answer.
+    """
+    import grpc  # of ray[default]
+
+    if "://" in address or os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+        return None
+    with grpc.insecure_channel(address) as channel:
+        alive = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")
+        try:
+            alive(b"", timeout=timeout)
+        except grpc.RpcError as error:
+            return True if error.code() is grpc.StatusCode.UNAUTHENTICATED else None
+    return False
+
+
 def in_a_worker() -> bool:
     """Whether this process runs a task or an actor of Ray's; a task has no id of an actor."""
     import ray

@@ -185,8 +185,7 @@ def _check_cluster(address: str) -> None:
             "RAY_ADDRESS=auto: no Ray cluster runs on this machine; start one, or unset RAY_ADDRESS to use Ray on this "
             "machine alone"
         )
-    auth.check_join(found)
-    auth.check_answers(found)
+    auth.check_address(found)
 
 
 def _check_temporary_folder() -> None:

@@ -14,9 +14,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import grpc
 import pytest
 
 import cluster
@@ -168,6 +170,40 @@ def test_where_no_cluster_answers(kind: str) -> None:
 def test_an_address_that_is_none(address: str) -> None:
     with pytest.raises(AuthError, match=f"RAY_ADDRESS={address}: no Ray cluster answers there"):
         auth.check_answers(address, timeout=1)
+
+
+@pytest.fixture
+def open_cluster() -> Iterator[int]:
+    """A port on all interfaces where gRPC answers, as Ray's does, without asking for a token."""
+
+    class Alive(grpc.GenericRpcHandler):
+        def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+            if handler_call_details.method != "/ray.rpc.NodeInfoGcsService/CheckAlive":
+                return None
+            return grpc.unary_unary_rpc_method_handler(lambda request, context: b"")
+
+    server = grpc.server(ThreadPoolExecutor(1), handlers=(Alive(),))
+    port = server.add_insecure_port("0.0.0.0:0")
+    server.start()
+    yield port
+    server.stop(None)
+
+
+def test_a_cluster_that_asks_for_no_token_is_not_joined_with_ours(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, open_cluster: int
+) -> None:
+    """It would ignore the token, and run what anybody sends it."""
+    given_token(tmp_path)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    for address in (f"{own_address()}:{open_cluster}", f"127.0.0.1:{open_cluster}"):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(AuthError, match=f"RAY_ADDRESS={address}: this cluster runs what anybody sends") as error:
+            auth.check_cluster()
+        assert "\n" not in str(error.value)
+
+
+def test_what_gives_another_answer_is_left_to_ray(open_port: int) -> None:
+    auth.check_asks(f"127.0.0.1:{open_port}")
 
 
 def test_a_session_refuses_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,6 +358,7 @@ def test_words_that_mean_nothing_there(more: list[str], message: str) -> None:
         ("prepare /photos shards", "shards: "),
         ("prepare /photos /s/shards --labels mine.yaml", "--labels mine.yaml: .*--labels /storage/mine.yaml"),
         ("evaluate runs/first", "runs/first: "),
+        ("evaluate models:/net@best", "evaluate models:/net@best: .*give --out .*/storage/results.json"),
         ("evaluate /s/first --out r.json", "--out r.json: .*such as --out /storage/r.json"),
         ("evaluate /s/first data.root=photos", "data.root=photos: .*data.root=/storage/photos"),
         ("evaluate /s/first evaluate.segmenter_weights=w.pth", "evaluate.segmenter_weights=w.pth: "),
@@ -386,7 +423,7 @@ def test_a_home_folder_is_another_there(words: str, tmp_path: Path, monkeypatch:
     "words",
     [
         "prepare /photos /s/shards --labels camvid",
-        "evaluate models:/net@best evaluate.limit=1 tracking.uri=http://mlflow:5000",
+        "evaluate models:/net@best --out /s/results.json evaluate.limit=1 tracking.uri=http://mlflow:5000",
         "evaluate s3://bucket/runs/first --out /s/r.json data.root=/photos",
         "restore /s/a.png /s/out.png --model models:/net@best --tracking-uri sqlite:////s/mlflow.db",
         "export models:/net@best /s/net.onnx",

@@ -59,6 +59,10 @@ def test_the_head_node_has_a_resource_of_its_own(ray_session: None) -> None:
     assert [node["Resources"].get(private.HEAD_NODE) for node in ray.nodes() if node["Alive"]] == [1.0]
 
 
+def test_ray_asks_for_a_token(ray_session: None) -> None:
+    assert private.asks_for_token(ray.get_runtime_context().gcs_address) is True
+
+
 @pytest.mark.parametrize("name", private.JOB_LOGGERS)
 def test_the_job_client_writes_to_these_loggers(name: str) -> None:
     values = vars(importlib.import_module(name)).values()
