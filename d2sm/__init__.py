@@ -1,4 +1,4 @@
-"""D2SM: deep semantic statistics matching for image restoration. Pure torch and torchvision.
+"""D2SM: deep semantic statistics matching for image restoration. On torch and torchvision alone: no Ray, no MLflow.
 
 Importing this package loads no torch: names are imported when they are first used, so that a command line or a
 configuration can read the lists in `d2sm.models`, `d2sm.objectives` and `d2sm.degradations` at once.

@@ -20,8 +20,9 @@ def add_noise(clean: Tensor, *, sigma: Tensor, seeds: Sequence[int]) -> Tensor:
         seeds: B integers, from `seed_of` or the plan of crops.
 
     Returns:
-        (B, 3, H, W), not clipped, on the device and of the type of `clean`. The same seed gives the same noise on every
-        machine with a device of this type and this version of torch; CPU and GPU have different generators.
+        (B, 3, H, W), not clipped, on the device and of the type of `clean`. The same seed gives the same noise, with
+        one version of torch, on every CPU with AVX2 and on every GPU of one kind; CPU and GPU have generators of their
+        own.
 
     Raises:
         ValueError: sigma or seeds do not have one entry for each image.

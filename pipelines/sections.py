@@ -404,7 +404,8 @@ class Loss(_Weights):
         None,
         "gradient norm of all terms but loss.l1, loss.mse and CBDNet's loss.noise_*, over that of loss.l1 and "
         "loss.mse, both with respect to the restored images; every step multiplies the weights of those other terms by "
-        "one factor that gives this ratio, so that only the proportions of these weights matter; null: no factor",
+        "one factor that gives this ratio on average over the last steps, so that only the proportions of these "
+        "weights matter; null: no factor",
         effect="results",
         gt=0,
     )

@@ -392,6 +392,11 @@ def _check_defaults(verb: Sequence[str], args: argparse.Namespace, store: str) -
 
     if verb[0] == "export" and args.target is None:
         raise ConfigError("export: give the file to write as a path that every node sees, such as /storage/model.onnx")
+    if verb[0] == "evaluate" and args.out is None and str(args.model).startswith("models:"):
+        raise ConfigError(
+            f"evaluate {args.model}: the results of a registered model go into the current folder, which is the job's "
+            "own and is removed; give --out with a path that every node sees, such as /storage/results.json"
+        )
     if verb[0] == "models" and verb[1] != "register" and not args.tracking_uri and not store:
         raise ConfigError(
             f"models {verb[1]}: give the store that every node sees, such as --tracking-uri http://mlflow:5000"

@@ -134,7 +134,7 @@ def parser() -> ArgumentParser:
     evaluate("--out", type=Path, help="file for the results, which then go nowhere else (default: in the run's folder)")
     evaluate("--quiet", action="store_true", help=QUIET)
     _trust(evaluate)
-    _overrides(evaluate)
+    _overrides(evaluate, such_as="evaluate.sigmas=[25] data.root=photos")
 
     restore = _verb(verbs, "restore", "restore a photograph, or all photographs of a folder", former="denoise")
     restore("source", place="path", help="a photograph (PNG, JPEG, TIFF, WebP or BMP), or a folder of them")
@@ -185,8 +185,9 @@ def parser() -> ArgumentParser:
         help="folders of finished runs; seeds of one setting form a row",
     )
     figures("--out", type=Path, default=Path("figures"), help="folder for PNG and SVG files (default: figures)")
-    figures("--only", choices=["tsne", "comparison", "convergence", "front"], help="draw only this one; front: MIoU "
-            "over PSNR of runs that differ in the weight of a term of the loss; with front.md, front.json")  # fmt: skip
+    figures("--only", choices=["tsne", "comparison", "convergence", "front"], help="draw only this one; "
+            "convergence: learning curves; front: MIoU over PSNR of runs that differ in the weight of a term of the "
+            "loss, or in loss.gradient_ratio; with front.md, front.json")  # fmt: skip
     _trust(figures)
     figures("--quiet", action="store_true", help=QUIET)
 
@@ -215,7 +216,8 @@ def parser() -> ArgumentParser:
     compare = _verb(models, "compare", "show two versions side by side", "models:run_compare")
     compare("a", help="name@alias or name/version")
     compare("b", help="the version that it is compared with, named likewise")
-    for verb in (listing, show, register, imports, promote, compare):
+    register("--tracking-uri", place="store", help="MLflow tracking URI of the registry (default: the run's own store)")
+    for verb in (listing, show, imports, promote, compare):
         verb("--tracking-uri", place="store", help=STORE)
 
     submit = _verb(verbs, "submit", "send a command to a Ray cluster as a job, and follow its log", "submit:run_submit")
@@ -326,8 +328,8 @@ def _trust(verb: _Options, about: str = TRUST) -> None:
     verb("--trust", action="store_true", help=about)
 
 
-def _overrides(verb: _Options) -> None:
-    help = "configuration keys to change, such as loss.queue_size=1024 train.num_workers=8"
+def _overrides(verb: _Options, *, such_as: str = "loss.queue_size=1024 train.num_workers=8") -> None:
+    help = f"configuration keys to change, such as {such_as}"
     verb("overrides", nargs="*", default=[], metavar="key=value", help=help)
 
 
