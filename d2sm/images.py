@@ -1,8 +1,11 @@
-"""What every loss requires of the two batches of images it compares."""
+"""What every loss requires of the two batches of images it compares, and of their labels."""
 
 from __future__ import annotations
 
 from torch import Tensor
+
+IGNORED = 255
+"""The train id of pixels without a label."""
 
 
 def check_pair(restored: Tensor, clean: Tensor) -> None:
@@ -24,3 +27,30 @@ def check_pair(restored: Tensor, clean: Tensor) -> None:
         raise ValueError(f"clean: shape {tuple(clean.shape)}, but restored has {tuple(restored.shape)}; must agree")
     if restored.device != clean.device:
         raise ValueError(f"clean: on {clean.device}, but restored is on {restored.device}; move one of them")
+
+
+def check_labels(labels: Tensor, images: Tensor) -> None:
+    """Check that labels are (B, H, W) integers, one for each pixel of the images (B, 3, H, W).
+
+    Raises:
+        ValueError: another shape or type.
+    """
+    wanted = (len(images), *images.shape[2:])
+    if labels.shape != wanted:
+        raise ValueError(f"labels: shape {tuple(labels.shape)}; give {wanted}, one train id a pixel")
+    if labels.is_floating_point():
+        raise ValueError(f"labels: {labels.dtype}; give integer train ids")
+
+
+def check_ids(labels: Tensor, *, classes: int) -> None:
+    """Check that labels are train ids below `classes`, or `IGNORED`. Makes the host wait for an accelerator.
+
+    Raises:
+        ValueError: others, such as raw label ids.
+    """
+    lowest, highest = int(labels.min()), int(labels.masked_fill(labels == IGNORED, 0).max())
+    if lowest < 0 or highest >= classes:
+        raise ValueError(
+            f"labels: hold ids from {lowest} to {highest}: needs train ids in 0..{classes - 1} (or {IGNORED}); map "
+            "label ids to train ids first"
+        )

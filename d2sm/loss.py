@@ -14,9 +14,10 @@ from d2sm.divergence import Divergence, Kernel
 from d2sm.feature_queue import FeatureQueue
 from d2sm.features import patches
 from d2sm.frozen import exclude_from_state_dict
-from d2sm.images import check_pair
+from d2sm.images import IGNORED, check_ids, check_labels, check_pair
 from d2sm.layers import phi_of
 from d2sm.matching import Reduction, StatisticsMatching
+from d2sm.regions import largest_regions, means
 
 
 class D2SMLoss(nn.Module):
@@ -26,6 +27,7 @@ class D2SMLoss(nn.Module):
         y                                 clean               (B, 3, H, W)
         f^x = Phi(x), f^y = Phi(y)        features            (N, D)      N = B, D = C h w          "w/o Internal"
                                                               (N, D)      N = B P, D = C (K/s)^2    "w/ Internal"
+                  or, beyond the paper, their means over R_1 .. R_r           N = B r, D = C            `class_regions`
         Q^X, Q^Y                          queues              (q, D)      the newest N enter, the oldest N leave   (3)
 
         k(a, b) = (a.b / (|a| |b|) + 1) / 2                                      cosine kernel, in [0, 1]
@@ -33,8 +35,9 @@ class D2SMLoss(nn.Module):
         g'_ij   = k(Q^X_i, Q^X_j) / sum_{k != j} k(Q^X_k, Q^X_j)                 g_ij: the same over Q^Y           (2)
         L       = sum_j sum_{i != j} g'_ij log(g'_ij / g_ij)                     KL(restored || clean), >= 0       (1)
 
-    P patches of K x K input pixels in a crop; s the stride of Phi. Gradient flows through f^x of this mini-batch only,
-    in its similarities to itself and to the history. `StatisticsMatching` computes L in O(N q D).
+    P patches of K x K input pixels in a crop; s the stride of Phi; R_1 .. R_r the pixels of the r classes that have the
+    most of them in a crop, by its labels. Gradient flows through f^x of this mini-batch only, in its similarities to
+    itself and to the history. `StatisticsMatching` computes L in O(N q D).
 
     Several layers l each have queues of their own, and one pass through a network gives all its layers:
 
@@ -46,6 +49,8 @@ class D2SMLoss(nn.Module):
         queue_size: q, samples stored.
         patch_size: K, side of an internal patch in input pixels, a multiple of the features' stride; None: each crop is
             one sample.
+        class_regions: r: a sample is the mean of the features over one class's region, for the r largest classes of a
+            crop (`regions.largest_regions`). `forward` then needs labels. Instead of `patch_size`; None: none.
         divergence: "kl" (eq. (1)), "inverse_kl" or "jsd".
         reduction: "mean" divides eq. (1) by the number of stored samples; "sum" is eq. (1).
         weights: file with Phi's weights, for a named network; None: those installed, see `features.features`. With
@@ -54,7 +59,8 @@ class D2SMLoss(nn.Module):
         kernel, temperature, center, queue_dtype, gather_dtype: see `StatisticsMatching`.
 
     Raises:
-        ValueError: an unknown network, layer or option, missing weights, or a patch size that does not fit the stride.
+        ValueError: an unknown network, layer or option, missing weights, a patch size that does not fit the stride, or
+            patches and class regions at once.
 
     Example:
         >>> loss = D2SMLoss(nn.Conv2d(3, 8, 4, stride=4), queue_size=64, patch_size=8)
@@ -74,6 +80,7 @@ class D2SMLoss(nn.Module):
         patch_size: int | None = None,
         divergence: Divergence = "kl",
         *,
+        class_regions: int | None = None,
         reduction: Reduction = "mean",
         weights: str | Path | None = None,
         layer_weights: Sequence[float] = (),
@@ -93,7 +100,11 @@ class D2SMLoss(nn.Module):
                     f"patch_size={patch_size}: must be a positive multiple of the features' stride{of_which}, "
                     f"{layer.stride}"
                 )
-        self.patch_size = patch_size
+        if class_regions is not None and (patch_size is not None or not 1 <= class_regions <= IGNORED):
+            raise ValueError(
+                f"class_regions={class_regions}: give 1 to {IGNORED}, and no patch_size: a sample is a region or patch"
+            )
+        self.patch_size, self.class_regions = patch_size, class_regions
         # Sides of a patch in cells of each feature map.
         self._patch_cells = [None if patch_size is None else patch_size // layer.stride for layer in layers]
         self._layer_weights = _normalised(layer_weights, len(layers))
@@ -112,42 +123,59 @@ class D2SMLoss(nn.Module):
         ]
         # A single layer's queues have the names that saved states have always had: matching.memory.rings.
         self.matching = matchings[0] if len(matchings) == 1 else nn.ModuleList(matchings)
-        self._range_checked = False
+        self._range_checked = self._labels_checked = False
         exclude_from_state_dict(self, "features")  # Phi's weights have a file of their own
         self.register_load_state_dict_post_hook(_skip_range_check)
 
-    def forward(self, restored: Tensor, clean: Tensor) -> Tensor:
+    def forward(self, restored: Tensor, clean: Tensor, labels: Tensor | None = None) -> Tensor:
         """Compare two batches of images. In training mode their features enter the queues.
 
         Args:
             restored, clean: (B, 3, H, W) RGB in [0, 1]; `restored` may leave the range as far as noise does.
+            labels: (B, H, W) integer train ids, 255 where there is none; with `class_regions` alone.
 
         Returns:
             A scalar >= 0 in float32 (float64 where the features are), differentiable by `restored`.
 
         Raises:
-            ValueError: no images, wrong shapes, devices or ranges, crops or maps that patches do not tile, or queues
-                too small. The range of `restored` is checked in the first call alone, and not if a state with samples
-                was loaded; in training mode values that are not finite pass, since a network that diverges is no matter
-                of the range. That of `clean` is checked always on the CPU, but in the first call alone on an
-                accelerator, whose host would have to wait for it.
+            ValueError: no images, wrong shapes, devices or ranges, crops or maps that patches do not tile, queues too
+                small, or labels that are missing, not asked for or no train ids. The range of `restored` is checked in
+                the first call alone, and not if a state with samples was loaded; in training mode values that are not
+                finite pass, since a network that diverges is no matter of the range. The range of `clean` and the
+                labels' ids are checked always on the CPU, but in the first call alone on an accelerator, whose host
+                would have to wait for it.
         """
         self._check(restored, clean)
+        regions = self._regions(restored, labels)
         with torch.no_grad():
-            f_y = self._samples(clean)
-        f_x = self._samples(restored)
+            f_y = self._samples(clean, regions)
+        f_x = self._samples(restored, regions)
         if not isinstance(self.matching, nn.ModuleList):
             value: Tensor = self.matching(f_x[0], f_y[0])
             return value
         of_layers = [matching(x, y) for matching, x, y in zip(self.matching, f_x, f_y, strict=True)]
         return torch.stack([w * of_layer for w, of_layer in zip(self._layer_weights, of_layers, strict=True)]).sum()
 
-    def _samples(self, images: Tensor) -> list[Tensor]:
+    def _samples(self, images: Tensor, regions: Tensor | None = None) -> list[Tensor]:
         """The samples of each layer, (N, D)."""
         found = self.features(images)
         maps = found if isinstance(found, list) else [found]
+        if regions is not None:
+            return [means(each, regions) for each in maps]
         self.check_patches(maps, f"images of {images.shape[2]}x{images.shape[3]} pixels", "images of another size")
         return [patches(each, side=side) for each, side in zip(maps, self._patch_cells, strict=True)]
+
+    def _regions(self, images: Tensor, labels: Tensor | None) -> Tensor | None:
+        if (labels is None) is not (self.class_regions is None):
+            given = "missing, but class_regions needs them" if labels is None else "are for class_regions alone"
+            raise ValueError(f"labels: {given}")
+        if labels is None or self.class_regions is None:
+            return None
+        check_labels(labels, images)
+        if not self._labels_checked or labels.device.type == "cpu":
+            check_ids(labels, classes=IGNORED)
+            self._labels_checked = True
+        return largest_regions(labels, count=self.class_regions)
 
     def check_patches(self, maps: Sequence[Tensor], images: str, others: str) -> None:
         """Make sure that patches tile the maps of all layers.

@@ -83,15 +83,19 @@ class Config(Section):
                     f"{key}={weight:g}: model.name={self.model.name} estimates no noise; set it to 0, or "
                     f"model.name={others}"
                 )
-            if TERMS[name].uses_labels and self.data.layout != "cityscapes":
+        if self.data.layout != "cityscapes":
+            for key, off in self.loss.asking_for_labels.items():
+                value = getattr(self.loss, key.removeprefix("loss."))
                 raise ValueError(
-                    f"{key}={weight:g}: data.layout={self.data.layout} has no labels; set it to 0, or "
+                    f"{key}={value:g}: data.layout={self.data.layout} has no labels; set it to {off}, or "
                     "data.layout=cityscapes"
                 )
         if "d2sm" in self.loss.terms and self.loss.queue_size < samples:
+            of_crop = "loss.class_regions" if self.loss.class_regions else "patches per crop"
+            other = "lower loss.class_regions" if self.loss.class_regions else "raise loss.patch_size"
             raise ValueError(
                 f"loss.queue_size={self.loss.queue_size}: a queue must hold the {samples} samples of one step "
-                f"(train.batch_size x patches per crop); raise it, or raise loss.patch_size"
+                f"(train.batch_size x {of_crop}); raise it, or {other}"
             )
         return self
 
@@ -158,9 +162,9 @@ class Config(Section):
 
     @property
     def samples_per_step(self) -> int:
-        """Samples that enter the queues in a step: crops, times patches per crop."""
+        """Samples that enter the queues in a step: crops, times patches or regions per crop."""
         across = self.data.crop_size // self.loss.patch_size if self.loss.patch_size else 1
-        return self.train.batch_size * across * across
+        return self.train.batch_size * (self.loss.class_regions or across * across)
 
     def names(self, key: str) -> list[str]:
         """The names, or the files, that a key gives: its value, or those in its list; not null or "null"."""

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, create_model,
 from d2sm.chain import Chain, ChainError, noise, parse
 from d2sm.degradations import DEGRADATIONS
 from d2sm.models import BACKBONES
-from d2sm.objectives import TERMS
+from d2sm.objectives import TERMS, Input
 from pipelines import parsing, secrets
 from pipelines.callables import is_imported
 from pipelines.text import did_you_mean, listed
@@ -457,6 +457,15 @@ class Loss(_Weights):
         only_for="loss.weight",
         ge=1,
     )
+    class_regions: int | None = setting(
+        None,
+        "regions of a crop whose mean features are D2SM's samples instead of crops or patches: those of the classes "
+        "with the most pixels, by the labels; null: none",
+        effect="results",
+        only_for="loss.weight",
+        ge=1,
+        le=255,
+    )
     divergence: Literal["kl", "inverse_kl", "jsd"] = setting(
         "kl", "divergence between the two distributions", effect="results", only_for="loss.weight"
     )
@@ -530,6 +539,11 @@ class Loss(_Weights):
             raise ValueError("loss.l1=0: all other weights are 0 too, so there is nothing to minimise; set one of them")
         if (weight := self.terms.get("cross_entropy")) and not self.segmenter:
             raise ValueError(f"loss.cross_entropy={weight:g}: needs loss.segmenter, such as espnet-camvid")
+        if self.class_regions and self.patch_size:
+            raise ValueError(
+                f"loss.class_regions={self.class_regions}: a sample of D2SM is a class's region or a patch; set "
+                "loss.patch_size=null, or this"
+            )
         if (ratio := self.gradient_ratio) is not None:
             on = [TERMS[name] for name in self.terms]
             if not any(term.pixelwise for term in on):
@@ -584,10 +598,28 @@ class Loss(_Weights):
         """Whether a term compares features of Phi, so that Phi's weights are needed."""
         return any(TERMS[name].uses_phi for name in self.terms)
 
+    def inputs_of(self, name: str) -> tuple[Input, ...]:
+        """What a term needs beside the two images, as configured."""
+        term = TERMS[name]
+        return (*term.inputs, *(given for key, given in term.inputs_by_key.items() if getattr(self, key)))
+
     @property
     def uses_labels(self) -> bool:
         """Whether a term needs the crops' labels."""
-        return any(TERMS[name].uses_labels for name in self.terms)
+        return any("labels" in self.inputs_of(name) for name in self.terms)
+
+    @property
+    def asking_for_labels(self) -> dict[str, str]:
+        """The dotted keys for which the crops' labels are needed, each with the value that asks for none."""
+        found = {}
+        for name in self.terms:
+            term = TERMS[name]
+            if "labels" in term.inputs:
+                found[f"loss.{term.weight_key}"] = "0"
+            for key, given in term.inputs_by_key.items():
+                if given == "labels" and getattr(self, key):
+                    found[f"loss.{key}"] = "null"
+        return found
 
     @property
     def uses_estimate(self) -> bool:

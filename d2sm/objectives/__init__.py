@@ -14,7 +14,8 @@ has to pass all read this list. Importing this module loads no torch: a class is
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
@@ -64,6 +65,7 @@ class Term:
         uses_phi: whether it compares features of Phi, and so needs Phi's weights. It is then built as
             `target(features, weights=...)` unless it has options of its own.
         inputs: keyword arguments of its `forward` beside the two images.
+        inputs_by_key: those that it needs only if a key of the loss section is set, by this key.
         extra_losses: names of further losses that its `forward` returns after its own. They are minimised beside the
             weighted sum, with weight 1, and have no parameter in common with it.
         global_batch: whether it is a function of the batch of all ranks. Otherwise it is a mean over the images of this
@@ -79,6 +81,7 @@ class Term:
     label: str = ""
     uses_phi: bool = False
     inputs: tuple[Input, ...] = ()
+    inputs_by_key: Mapping[str, Input] = field(default_factory=dict)
     extra_losses: tuple[str, ...] = ()
     global_batch: bool = False
     pixelwise: bool = False
@@ -88,11 +91,6 @@ class Term:
     def __post_init__(self) -> None:
         for attribute in ("weight_key", "label"):
             object.__setattr__(self, attribute, getattr(self, attribute) or self.name)
-
-    @property
-    def uses_labels(self) -> bool:
-        """Whether it needs labels."""
-        return "labels" in self.inputs
 
     @property
     def uses_estimate(self) -> bool:
@@ -116,6 +114,7 @@ TERMS: dict[str, Term] = {
             "d2sm", "d2sm.loss:D2SMLoss",
             "D2SM; at 0 it and its queues are left out, and Phi too unless another term uses it",
             weight_key="weight", default_weight=10.0, label="D2SM", uses_phi=True, global_batch=True,
+            inputs_by_key={"class_regions": "labels"},
         ),
         Term(
             "adversarial", "d2sm.objectives.adversarial:Adversarial",

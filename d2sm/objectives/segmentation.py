@@ -7,12 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2sm.frozen import FrozenWrapper
-from d2sm.images import check_pair
+from d2sm.images import IGNORED, check_ids, check_labels, check_pair
 
 ABSENT = -1e4
 """The logit of a class that a segmenter was not trained on: never the largest, yet finite in half precision too."""
-
-_IGNORED = 255
 
 
 class CrossEntropy(nn.Module):
@@ -63,32 +61,18 @@ class CrossEntropy(nn.Module):
                 example), or a segmenter that changes its images in place.
         """
         check_pair(restored, clean)
-        size = restored.shape[2:]
-        if labels.shape != (len(restored), *size):
-            wanted = (len(restored), *size)
-            raise ValueError(f"labels: shape {tuple(labels.shape)}; give {wanted}, one train id a pixel")
-        if labels.is_floating_point():
-            raise ValueError(f"labels: {labels.dtype}; give integer train ids")
-        labels = labels.long()
+        check_labels(labels, restored)
+        size, labels = restored.shape[2:], labels.long()
         resized = _resized(restored, [max(1, round(side * self.scale)) for side in size])
         logits = _resized(self.segmenter(resized), size).float()
         if not self._labels_checked or labels.device.type == "cpu":
-            _check_ids(labels, classes=logits.shape[1])
+            check_ids(labels, classes=logits.shape[1])
             self._labels_checked = True
         of_label = logits.gather(1, labels.clamp(max=logits.shape[1] - 1)[:, None])[:, 0]
-        labels = torch.where(of_label <= ABSENT / 2, _IGNORED, labels)  # so that NaN counts
-        sums = F.cross_entropy(logits, labels, ignore_index=_IGNORED, reduction="none").sum((1, 2))
-        counts = (labels != _IGNORED).sum((1, 2))
+        labels = torch.where(of_label <= ABSENT / 2, IGNORED, labels)  # so that NaN counts
+        sums = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none").sum((1, 2))
+        counts = (labels != IGNORED).sum((1, 2))
         return (sums / counts.clamp(min=1)).mean()
-
-
-def _check_ids(labels: Tensor, *, classes: int) -> None:
-    lowest, highest = int(labels.min()), int(labels.masked_fill(labels == _IGNORED, 0).max())
-    if lowest < 0 or highest >= classes:
-        raise ValueError(
-            f"labels: hold ids from {lowest} to {highest}: needs train ids in 0..{classes - 1} (or {_IGNORED}); map "
-            "label ids to train ids first"
-        )
 
 
 def _resized(maps: Tensor, size: list[int] | torch.Size) -> Tensor:

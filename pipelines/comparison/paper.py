@@ -59,7 +59,8 @@ def published(config: Config) -> Mapping[str, float]:
     }
 
 
-def _objective(config: Config) -> tuple[str, frozenset[str], str, bool]:
-    """What makes a row of the paper: backbone, terms of the loss, divergence, and whether samples are patches."""
+def _objective(config: Config) -> tuple[str, frozenset[str], str, bool, bool]:
+    """What makes a row of the paper: backbone, terms of the loss, divergence, and what the samples are."""
     loss = config.loss
-    return config.model.name, frozenset(loss.terms), loss.divergence, loss.patch_size is not None
+    of_regions = loss.class_regions is not None
+    return config.model.name, frozenset(loss.terms), loss.divergence, loss.patch_size is not None, of_regions

@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from d2sm.objectives import TERMS
 from pipelines.config import NO_JUDGES, Config
 from pipelines.data import plan, shards
 from pipelines.data.held_out import TRAIN, VAL
@@ -134,10 +133,11 @@ def check_labels(config: Config, items: pa.Table) -> None:
         DataError: names the first image without, or a label map with values that are not the label set's.
     """
     missing = items.filter(items["label"].is_null())["name"]
-    if config.loss.uses_labels and len(missing):
-        keys = [f"loss.{TERMS[name].weight_key}=0" for name in config.loss.terms if TERMS[name].uses_labels]
-        raise _no_label(config.data.train_split, missing, " ".join(keys))
-    if config.loss.uses_labels:
+    asking = config.loss.asking_for_labels
+    if asking and len(missing):
+        off = " ".join(f"{key}={value}" for key, value in asking.items())
+        raise _no_label(config.data.train_split, missing, off)
+    if asking:
         try:
             for _ in sampled_labels(config, items):
                 pass

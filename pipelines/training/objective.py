@@ -49,7 +49,7 @@ class Objective(nn.Module):
 
     def __init__(self, config: Loss, *, store_uri: str = "", classes: Sequence[str] = CLASSES) -> None:
         super().__init__()
-        self.weights = config.terms
+        self.weights, self.inputs = config.terms, {name: config.inputs_of(name) for name in TERMS}
         on = [term for term in TERMS.values() if term.name in self.weights or term.name == "l1"]
         # The order in which terms are built and evaluated decides a run's last bits: random initial weights are drawn
         # in it, and autograd adds up the terms' gradients in the reverse of it. Old runs depend on this one.
@@ -92,7 +92,7 @@ class Objective(nn.Module):
         given = {"sigma": sigma, "estimate": None if estimate is None else estimate.float(), "labels": labels}
         losses: dict[str, Tensor] = {}
         for term in self.order:
-            inputs = {name: given[name] for name in term.inputs}
+            inputs = {name: given[name] for name in self.inputs[term.name]}
             if missing := [name for name, value in inputs.items() if value is None]:
                 raise ValueError(f"loss.{term.weight_key}: the term needs {', '.join(missing)}, which this batch lacks")
             result = getattr(self, term.name)(restored, clean, **inputs)
@@ -161,6 +161,7 @@ def _d2sm(config: Loss, phi: _MakePhi, _: _MakeSegmenter) -> D2SMLoss:
         config.queue_size,
         config.patch_size,
         config.divergence,
+        class_regions=config.class_regions,
         reduction=config.reduction,
         layer_weights=config.layer_weights,
         kernel=config.kernel,
@@ -230,7 +231,10 @@ def _check_memory(config: Config, maps: Sequence[Tensor]) -> None:
     """
     loss, train = config.loss, config.train
     size, jsd, workers = loss.queue_size, loss.divergence == "jsd", train.workers[0]
-    length = sum(each.numel() for each in maps) * train.batch_size // config.samples_per_step
+    if loss.class_regions:
+        length = sum(each.shape[1] for each in maps)
+    else:
+        length = sum(each.numel() for each in maps) * train.batch_size // config.samples_per_step
     needed = 0 if train.use_gpu else 2 * size * length * getattr(torch, loss.queue_dtype).itemsize  # Q^X and Q^Y
     needed += 2 * size**2 * torch.float64.itemsize * len(maps) if jsd else 0  # the matrices of kernels
     have = memory.free_ram()

@@ -84,7 +84,7 @@ def test_objectives_are_called_alike(name: str, build: Callable[[str], nn.Module
         assert torch.equal(value, other)
         assert value.shape == () and value.dtype == torch.float32 and value.isfinite()
     parameters = list(inspect.signature(first.forward).parameters)
-    assert parameters == ["restored", "clean", *TERMS[name].inputs]
+    assert parameters == ["restored", "clean", *TERMS[name].inputs, *TERMS[name].inputs_by_key.values()]
 
 
 @pytest.mark.parametrize("name", TERMS)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import d2sm.loss
 import d2sm.matching
-from d2sm import D2SMLoss, StatisticsMatching
+from d2sm import D2SMLoss, StatisticsMatching, regions
 from d2sm.divergence import Divergence
 
 DIVERGENCES: tuple[Divergence, ...] = ("kl", "inverse_kl", "jsd")
@@ -66,6 +66,65 @@ def test_internal_patches_are_one_sample_each() -> None:
             expected = matching(restored=cut(network(restored)), clean=cut(network(clean)))
         assert loss(restored, clean).item() == pytest.approx(expected.item(), rel=1e-6)
     assert loss.matching.memory.restored.shape == (20, 8 * 2 * 2)
+
+
+def slow_regions(maps: Tensor, labels: Tensor, count: int) -> Tensor:
+    """The mean of each class's pixels, of maps as large as the images; the largest class again if there are fewer."""
+    rows = []
+    for of_image, ids in zip(maps, labels, strict=True):
+        sizes = {each: int((ids == each).sum()) for each in ids.unique().tolist() if each != 255}
+        largest = sorted(sizes, key=lambda each: (-sizes[each], each))[:count] or [None]
+        for each in largest + largest[:1] * (count - len(largest)):
+            where = ids == each if each is not None else torch.ones_like(ids, dtype=torch.bool)
+            rows.append(of_image[:, where].mean(1))
+    return torch.stack(rows)
+
+
+def some_labels(*, seed: int) -> Tensor:
+    """Five classes and 255; of the second image two; the third has none."""
+    labels = torch.randint(0, 6, (3, 16, 24), generator=torch.Generator().manual_seed(seed))
+    labels[labels == 5] = 255
+    labels[1].clamp_(max=1)
+    labels[2] = 255
+    return labels
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.uint8])
+def test_the_mean_features_of_the_largest_classes_are_one_sample_each(kind: torch.dtype) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Tanh())  # a cell is a pixel
+    loss, matching = D2SMLoss(copy.deepcopy(network), 20, class_regions=3), StatisticsMatching(20)
+    for step in range(3):
+        (restored, clean), labels = images(3, seed=step), some_labels(seed=step)
+        restored.requires_grad_()
+        expected = matching(*(slow_regions(network(image), labels, 3) for image in (restored, clean)))
+        (wanted,) = torch.autograd.grad(expected, restored)
+        value = loss(restored, clean, labels.to(kind))
+        (gradient,) = torch.autograd.grad(value, restored)
+        assert value.item() == pytest.approx(expected.item(), rel=1e-3)
+        torch.testing.assert_close(gradient, wanted, rtol=1e-3, atol=1e-4 * wanted.abs().max().item())
+    assert loss.matching.memory.restored.shape == (20, 8)
+
+
+def test_a_cell_counts_by_its_share_of_a_region() -> None:
+    maps, labels = torch.tensor([[[[1.0, 5.0]]]]), torch.zeros(1, 4, 8, dtype=torch.int64)
+    labels[:, :, 6:] = 1  # the second half of the second cell
+    found = regions.means(maps, regions.largest_regions(labels, count=2))
+    assert found.tolist() == [[pytest.approx((16 * 1 + 8 * 5) / 24)], [5.0]]
+
+
+@pytest.mark.parametrize("classes, labels, words", [
+    (None, torch.zeros(2, 16, 24, dtype=torch.int64), "labels: are for class_regions alone"),
+    (2, None, "labels: missing, but class_regions needs them"),
+    (2, torch.zeros(2, 16, 23, dtype=torch.int64), r"labels: shape \(2, 16, 23\); give \(2, 16, 24\)"),
+    (2, torch.zeros(2, 16, 24), "labels: torch.float32; give integer train ids"),
+    (2, torch.full((2, 16, 24), 256), "labels: hold ids from 256 to 256"),
+    (2, torch.full((2, 16, 24), -1), "labels: hold ids from -1 to -1"),
+])  # fmt: skip
+def test_labels_that_are_none_are_refused(classes: int | None, labels: Tensor | None, words: str) -> None:
+    loss = D2SMLoss(phi(), 8, class_regions=classes)
+    with pytest.raises(ValueError, match=words):
+        loss(*images(), labels)
+    assert loss.matching.memory.fill == 0
 
 
 @pytest.mark.parametrize("patch_size", [None, 8])
@@ -269,6 +328,8 @@ def test_noise_may_leave_the_range() -> None:
         ({"patch_size": 6}, "patch_size=6: .*stride, 4"),
         ({"patch_size": 0}, "patch_size=0"),
         ({"patch_size": -4}, "patch_size=-4"),
+        ({"patch_size": 8, "class_regions": 2}, "class_regions=2: .*no patch_size"),
+        ({"class_regions": 0}, "class_regions=0: give 1 to 255"),
         ({"queue_size": 1}, "queue_size=1"),
         ({"divergence": "l2"}, "divergence='l2': .*kl"),
         ({"reduction": "none"}, "reduction='none': .*mean"),

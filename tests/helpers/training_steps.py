@@ -46,6 +46,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "d2sm": SMALL,
     "ratio": {"loss.gradient_ratio": 2.0, "loss.ssim": 1.0, "loss.adversarial": 0.5} | SMALL,
     "patches": {"loss.patch_size": 16, "loss.divergence": "jsd"} | SMALL,
+    "regions": {"loss.class_regions": 2} | SMALL,
     "adversarial": {"loss.adversarial": 0.5} | SMALL,
     "all": {
         "model.name": "cbdnet", "loss.features": "squeezenet1_0.fire3", "loss.mse": 1, "loss.ssim": 1,

@@ -131,7 +131,8 @@ def test_a_key_that_is_used_or_taken_back_is_not_refused() -> None:
 # Another valid value of each key of the loss but the weights, beside which `loss.kernel=exp` stands.
 OF_TERMS: dict[str, Any] = {
     "features": "vgg19.conv4_4", "features_weights": "w.pth", "layer_weights": [2.0], "kernel": "exp",
-    "temperature": 0.3, "center": True, "queue_size": 512, "patch_size": 32, "divergence": "jsd", "reduction": "sum",
+    "temperature": 0.3, "center": True, "queue_size": 512, "patch_size": 32, "class_regions": 2,
+    "divergence": "jsd", "reduction": "sum",
     "gather_dtype": "bfloat16", "queue_dtype": "bfloat16", "perceptual_layers": ["conv1_1"],
     "contextual_layers": ["conv1_1"], "contextual_bandwidth": 0.1, "lpips_trunk": "alexnet", "lpips_heads": "h.pth",
     "lpips_weights": "w.pth", "segmenter": "espnet-camvid", "segmenter_weights": "w.pth", "segmenter_scale": 2.0,

@@ -203,6 +203,21 @@ def test_it_is_frozen() -> None:
             {"loss.cross_entropy": 1, "loss.segmenter": "espnet-camvid", "data.layout": "folder"},
             ["loss.cross_entropy=1", "data.layout=folder", "no labels"],
         ),
+        (
+            {"loss.class_regions": 4, "data.layout": "folder"},
+            ["loss.class_regions=4: data.layout=folder has no labels; set it to null, or data.layout=cityscapes"],
+        ),
+        ({"loss.class_regions": 4, "loss.patch_size": 64}, ["loss.class_regions=4", "loss.patch_size=null"]),
+        (
+            {"loss.class_regions": 4, "loss.queue_size": 63},
+            [
+                "loss.queue_size=63",
+                "the 64 samples",
+                "train.batch_size x loss.class_regions",
+                "lower loss.class_regions",
+            ],
+        ),
+        ({"loss.class_regions": 0}, ["loss.class_regions=0", "greater than or equal to 1"]),
         ({"loss.ssim": -1}, ["loss.ssim=-1", "greater than or equal to 0"]),
         ({"loss.adversarial_lr": 0}, ["loss.adversarial_lr=0", "greater than 0"]),
         ({"model.width": 2_000_000}, ["model.width=2000000", "less than or equal to 8192"]),

@@ -131,6 +131,8 @@ def embed(photographs: Sequence[ComparedPhotograph], config: Config, phi: Featur
     perplexity = min(PERPLEXITY, (len(together) - 1) / 3)  # t-SNE needs several times as many points as neighbours
     points = TSNE(perplexity=perplexity, init="pca", learning_rate="auto", random_state=SEED).fit_transform(together)
     kind = f"patches of {loss.patch_size} pixels (w/ internal)" if loss.patch_size else "whole crops (w/o internal)"
+    if loss.class_regions:
+        kind = "whole crops (D2SM compared regions of classes)"
     return Embedding(
         points=dict(zip(samples, np.split(points, len(samples)), strict=True)),
         distance={name: float((version - clean).norm(dim=1).mean()) for name, version in others.items()},

@@ -194,7 +194,10 @@ def test_an_image_without_labels_is_named(scenes_root: Path, items: pa.Table, tm
     with pytest.raises(DataError, match=r"one of 6 images .*loss.cross_entropy=0"):
         splits.check_labels(config, items)
     splits.check_labels(config, index.index(scenes_root, "train"))
-    splits.check_labels(config.replace({"loss.cross_entropy": 0}), items)
+    without = config.replace({"loss.cross_entropy": 0})
+    splits.check_labels(without, items)
+    with pytest.raises(DataError, match=r"one of 6 images .*loss.class_regions=null"):
+        splits.check_labels(without.replace({"loss.class_regions": 1}), items)
 
 
 @pytest.fixture

@@ -66,7 +66,8 @@ def on_meta(monkeypatch: pytest.MonkeyPatch) -> OnMeta:
     def made(config: Config) -> tuple[TrainState, Any]:
         state = TrainState(config, steps_per_epoch=10, device=meta)
         if state.objective.d2sm is not None:
-            state.objective.d2sm._range_checked = True  # the very first step looks at the range, once a run
+            # The very first step looks at the range and at the labels, once a run.
+            state.objective.d2sm._range_checked = state.objective.d2sm._labels_checked = True
         if state.objective.cross_entropy is not None:
             state.objective.cross_entropy._labels_checked = True  # likewise
         return state, {key: tensor.to(meta) for key, tensor in batch(0, torch.float32).items()}

@@ -52,14 +52,14 @@ def test_its_weight_is_a_key_of_the_configuration(name: str, tmp_path: Path) -> 
     loss = config_with(name, tmp_path).loss
     assert loss.terms == {name: 2.0}
     assert loss.uses_phi == term.uses_phi
-    assert loss.uses_labels == term.uses_labels
+    assert loss.uses_labels == ("labels" in term.inputs)
     assert loss.uses_estimate == term.uses_estimate
 
 
 @pytest.mark.parametrize("name", [name for name, term in TERMS.items() if term.inputs])
 def test_what_it_needs_must_be_there(name: str, tmp_path: Path) -> None:
     key = rf"loss\.{TERMS[name].weight_key}=2"
-    if TERMS[name].uses_labels:
+    if "labels" in TERMS[name].inputs:
         with pytest.raises(ConfigError, match=f"{key}: data.layout=folder .*data.layout=cityscapes"):
             config_with(name, tmp_path, **{"data.layout": "folder"})
     if TERMS[name].uses_estimate:
