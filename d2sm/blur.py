@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from d2sm.precision import for_convolution
+
 _TRUNCATE = 4  # standard deviations, at which the Gaussian ends
 _POINTS = 4  # of a motion, per pixel of its length
 
@@ -36,7 +38,7 @@ def motion_blur(images: Tensor, *, level: Tensor, seeds: Sequence[int]) -> Tenso
     """
     blurred = []
     for image, length, seed in zip(images, level.tolist(), seeds, strict=True):
-        kernel = motion_kernel(length, angle_of(seed)).to(images.device, images.dtype)
+        kernel = motion_kernel(length, angle_of(seed)).to(images.device, images.dtype, non_blocking=True)
         blurred.append(_convolved(image, kernel))
     return torch.stack(blurred)
 
@@ -72,12 +74,12 @@ def _gaussian(image: Tensor, sigma: float) -> Tensor:
         return image
     offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
     kernel = torch.exp(-0.5 * (offsets / sigma).square())
-    kernel = (kernel / kernel.sum()).to(image.device, image.dtype)
+    kernel = (kernel / kernel.sum()).to(image.device, image.dtype, non_blocking=True)
     return _convolved(_convolved(image, kernel[None]), kernel[:, None])
 
 
 def _convolved(image: Tensor, kernel: Tensor) -> Tensor:
     """(3, H, W) convolved with a kernel (K, L), both odd, that equals itself turned by half a turn."""
     height, width = kernel.shape[0] // 2, kernel.shape[1] // 2
-    padded = F.pad(image[:, None].contiguous(), (width, width, height, height), mode="replicate")
-    return F.conv2d(padded, kernel[None, None])[:, 0]
+    padded = for_convolution(F.pad(image[:, None].contiguous(), (width, width, height, height), mode="replicate"))
+    return F.conv2d(padded, kernel[None, None].to(padded.dtype))[:, 0].to(image.dtype)

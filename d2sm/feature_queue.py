@@ -120,8 +120,9 @@ class FeatureQueue(nn.Module):
 
     def _allocate(self, length: int, dtype: torch.dtype, device: torch.device) -> None:
         # D is often a power of two. Rows that far apart map to the same sets of a CPU's cache and evict each other, so
-        # each row is followed by one unused cache line.
-        gap = 64 // dtype.itemsize
+        # each row is followed by one unused cache line there. On a GPU a gap would make every checkpoint copy the
+        # queues on the device first.
+        gap = 64 // dtype.itemsize if device.type == "cpu" else 0
         self.rings = torch.zeros(2, self.queue_size, length + gap, dtype=dtype, device=device)[..., :length]
 
     def get_extra_state(self) -> dict[str, Any]:

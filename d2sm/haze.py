@@ -40,7 +40,8 @@ def haze(images: Tensor, *, level: Tensor, seeds: Sequence[int]) -> Tensor:
     hazy = []
     for image, density, seed in zip(images, level.tolist(), seeds, strict=True):
         view = view_of(seed)
-        lost = torch.exp(-density * depth(image.shape[-2], view)).to(image.device, image.dtype)[:, None]
+        lost = torch.exp(-density * depth(image.shape[-2], view))
+        lost = lost.to(image.device, image.dtype, non_blocking=True)[:, None]
         hazy.append(lost * image + (1 - lost) * view.airlight)
     return torch.stack(hazy)
 

@@ -1,4 +1,4 @@
-"""State whose precision is part of its meaning, and so is not that of the module it belongs to."""
+"""Precision that is not left to the module or the device: of state, and of convolutions."""
 
 from __future__ import annotations
 
@@ -19,3 +19,12 @@ def keeping_dtype(apply: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tenso
         return result if result.dtype == tensor.dtype else tensor.to(result.device)
 
     return applied
+
+
+def for_convolution(images: Tensor) -> Tensor:
+    """The images in the precision in which they may be convolved with a fixed kernel: float64 on a GPU.
+
+    cuDNN computes convolutions of float32 in TF32 unless told otherwise: it rounds the images to 11 bits, which is too
+    coarse for differences of their means. Its settings are the process's, and hold when the gradient is computed too.
+    """
+    return images.double() if images.device.type == "cuda" else images

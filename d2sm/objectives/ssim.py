@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2sm.images import check_pair
+from d2sm.precision import for_convolution
 
 _WINDOW, _SIGMA = 11, 1.5
 _C1, _C2 = 0.01**2, 0.03**2
@@ -49,11 +50,11 @@ class SSIMLoss(nn.Module):
             raise ValueError(f"clean: {clean.shape[2]}x{clean.shape[3]} pixels: SSIM needs at least {_WINDOW} a side")
         with torch.autocast(clean.device.type, enabled=False):  # variances are differences of large numbers
             dtype = torch.promote_types(restored.dtype, torch.float32)
-            x, y = restored.to(dtype), clean.to(dtype)
+            x, y = for_convolution(restored.to(dtype)), for_convolution(clean.to(dtype))
             x_mean, y_mean, xx, yy, xy = _blurred(torch.stack([x, y, x * x, y * y, x * y])).unbind()
             luminance = (2 * x_mean * y_mean + _C1) / (x_mean**2 + y_mean**2 + _C1)
             covariance, variances = xy - x_mean * y_mean, xx - x_mean**2 + yy - y_mean**2
-            return 1 - (luminance * (2 * covariance + _C2) / (variances + _C2)).mean()
+            return (1 - (luminance * (2 * covariance + _C2) / (variances + _C2)).mean()).to(dtype)
 
 
 def _blurred(maps: Tensor) -> Tensor:

@@ -169,9 +169,18 @@ class Measurer:
             versions.append(_Version("restored", level, restored.clamp(0, 1), tile or 0))
         known = self.known or {}
         measured = self._measured([version for version in versions if version.digest not in known], clean, label)
-        return [
-            self._measurement(sample.name, version, known.get(version.digest) or next(measured)) for version in versions
-        ]
+        try:
+            return [
+                self._measurement(sample.name, version, known.get(version.digest) or next(measured))
+                for version in versions
+            ]
+        except Exception as error:
+            if not memory.is_out_of_memory(error):
+                raise
+            raise EvaluationError(
+                f"{sample.name}: too little memory to segment and measure it: {one_line(error)}; free some, or "
+                "evaluate smaller photographs, or on the CPU (evaluate.use_gpu=false)"
+            ) from error
 
     def _measurement(self, name: str, version: _Version, numbers: Known) -> Measurement:
         first, *further = numbers.confusions

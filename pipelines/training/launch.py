@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 from collections.abc import Callable
@@ -154,9 +155,10 @@ def _fit_here(task: WorkerTask, items: pa.Table) -> None:
         # The process is not the training's alone, and keeps its own settings.
         with torch_threads(config.train.threads), torch.random.fork_rng(gpus):
             trainer.fit()
-        if gpus:
-            torch.cuda.empty_cache()
     finally:
+        if config.train.use_gpu:
+            gc.collect()  # captured or compiled networks are in cycles
+            torch.cuda.empty_cache()
         _here.release()
 
 

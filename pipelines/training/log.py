@@ -60,7 +60,7 @@ class Log:
         if not self.sums:
             return {}
         mine = torch.stack(list(self.sums.values()))
-        rows, _ = gather_rows(torch.cat([mine, mine.new_tensor([self.waited])])[None])
+        rows, _ = gather_rows(torch.cat([mine, torch.full_like(mine[:1], self.waited)])[None])
         # One copy to the host, because the host waits for the device at each.
         by_rank = dict(zip([*self.sums, _DATA_WAIT], rows.cpu().T, strict=True))
         check({name: column.sum() for name, column in by_rank.items()}, f"steps {self.since} to {step - 1}", self.loss)

@@ -18,7 +18,8 @@ from pipelines.config import ConfigError
 from pipelines.data import stream
 from pipelines.runs import checkpoint
 from pipelines.runs.writer import CheckpointWriter
-from pipelines.runtime import files
+from pipelines.runtime import files, memory
+from pipelines.text import one_line
 from pipelines.training.finite import TrainingError
 from pipelines.training.initial import load as load_initial
 from pipelines.training.interrupt import StopRequest
@@ -39,9 +40,18 @@ def train_loop(task: WorkerTask) -> None:
         return
     try:
         train(task)
-    except _NOT_RETRYABLE as error:
-        ray.get(task.messages.set_failure.remote(str(error)))
-        raise
+    except Exception as error:
+        reason = error
+        if memory.is_out_of_memory(error):
+            reason = TrainingError(
+                f"too little memory: {one_line(error, 200)}; raise train.accumulate, or set train.recompute=true, or "
+                "lower data.crop_size, train.batch_size or loss.queue_size"
+            )
+        if isinstance(reason, _NOT_RETRYABLE):
+            ray.get(task.messages.set_failure.remote(str(reason)))
+        if reason is error:
+            raise
+        raise reason from None  # the driver shows the innermost error
 
 
 def train(task: WorkerTask) -> None:

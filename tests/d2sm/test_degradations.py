@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +13,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from d2sm import blur, haze, noise
 from d2sm.degradations import DEGRADATIONS
 
 HEIGHT, WIDTH = 37, 50
+CPU = torch.device("cpu")
 
 
 def image(seed: int = 0, side: int = 1) -> Tensor:
@@ -195,6 +198,30 @@ def test_a_gpu_degrades_as_the_cpu_does(name: str) -> None:
         torch.testing.assert_close(*spreads, rtol=0.05, atol=0)
     else:
         torch.testing.assert_close(there.cpu(), here, rtol=0, atol=2e-5)
+
+
+class Copies(TorchDispatchMode):
+    """Counts the copies from the host to another device for which the host would wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waited = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = kwargs or {}
+        if func is torch.ops.aten._to_copy.default and options.get("device", CPU) != CPU:
+            self.waited += args[0].device == CPU and not options.get("non_blocking")
+        return func(*args, **options)
+
+
+@pytest.mark.parametrize("name", [name for name in DEGRADATIONS if name != "jpeg"])  # which a codec of the host makes
+def test_the_host_waits_for_no_copy(name: str) -> None:
+    """The meta device stands for a GPU; it has no random numbers."""
+    if DEGRADATIONS[name].is_noise or name == "poisson":
+        pytest.skip("draws on the device")
+    with Copies() as copies:
+        DEGRADATIONS[name].load()(image().repeat(2, 1, 1, 1).to("meta"), level=torch.tensor([2.0, 3.0]), seeds=[1, 2])
+    assert copies.waited == 0
 
 
 @pytest.mark.parametrize("name", DEGRADATIONS)

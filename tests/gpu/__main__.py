@@ -42,17 +42,17 @@ class Part:
     needs: tuple[str, ...] = ()
 
 
-CONFIG = ("pydantic", "yaml", "safetensors", "pyarrow", "imagecodecs")
+CONFIG = ("pydantic", "yaml", "safetensors", "pyarrow", "imagecodecs", "PIL", "psutil")
 SERVICES = (*CONFIG, "ray", "mlflow")
 TOTAL = 480  # seconds
 PARTS = {
     "matching": Part(40),
     "steps": Part(95, CONFIG),
     "runs": Part(250, SERVICES),
-    "modes": Part(60, CONFIG),
+    "modes": Part(90, CONFIG),
     "shares": Part(30),
     "ingest": Part(30, SERVICES),
-    "checks": Part(40, (*CONFIG, "pytest", "hypothesis")),
+    "checks": Part(90, (*CONFIG, "pytest", "hypothesis", "skimage", "scipy")),
 }
 
 

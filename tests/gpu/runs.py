@@ -38,7 +38,9 @@ class Runs:
         name = "ffdnet_d2sm_cpu" if given.device.type == "cpu" else "ffdnet_d2sm_gpu"
         small = {"data.crop_size": 64, "train.batch_size": 4, "model.width": 8, "model.depth": 3, "loss.queue_size": 64}
         self.config = recipe(name).replace(
-            LITE0 | (small if given.small else {}) | {"train.num_workers": 1, "train.log_every": self.log_every}
+            LITE0
+            | (small if given.small else {})
+            | {"train.num_workers": 1, "train.log_every": self.log_every, "train.epochs": 200}
         )
         self.config.save(folder / "config.yaml")
 
@@ -151,7 +153,9 @@ def main() -> None:
         begun = time.time()
         wait(runs.train("first", f"train.max_steps={runs.steps + runs.log_every}"))
         record("runs", f"resume for {runs.log_every} steps: s", time.time() - begun)
-        record("runs", "steps logged after the resume", max(runs.logged("first")))
+        record("runs", "steps logged after the resume", last := max(runs.logged("first")))
+        if last != runs.steps + runs.log_every:
+            raise SystemExit(f"the resumed run ended at step {last}, not {runs.steps + runs.log_every}")
 
 
 if __name__ == "__main__":

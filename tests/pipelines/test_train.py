@@ -24,7 +24,7 @@ from pipelines.runtime.resources import ResourceError
 from pipelines.tracking import store
 from pipelines.tracking.store import TrackingError
 from pipelines.train import Trained, fit
-from pipelines.training import launch
+from pipelines.training import launch, loop
 from pipelines.training.finite import TrainingError
 from tests.conftest import tiny_config
 from tests.helpers.equality import equal, same_run
@@ -99,6 +99,21 @@ def test_stopped_and_resumed_equals_not_stopped_on_one_worker(whole: Trained) ->
     same_run(one, fit(config, quiet=True))
     for (step, ours), (_, theirs) in zip(logged(one), logged(whole), strict=True):  # what is logged is all workers'
         assert ours == pytest.approx(theirs, rel=1e-3), step
+
+
+def test_too_little_memory_is_one_line(
+    ray_session: None, scenes_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(task: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB.\nSee the documentation")
+
+    monkeypatch.setattr(loop, "train", fails)
+    config = tiny_config(scenes_root, tmp_path, train__num_workers=0)
+    with pytest.raises(
+        TrainingError, match=r": too little memory: .*9\.00 GiB.*train.accumulate.*queue_size$"
+    ) as error:
+        fit(config, quiet=True)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.slow

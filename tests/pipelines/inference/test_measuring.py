@@ -80,6 +80,17 @@ def test_a_network_that_fails_on_a_photograph(error: Exception, line: str, scene
     assert str(caught.value).startswith(f"{item['name']}: ") and "\n" not in str(caught.value)
 
 
+def test_too_little_memory_to_segment_a_photograph(scenes_root: Path, tmp_path: Path) -> None:
+    config = tiny_config(scenes_root, tmp_path, evaluate__segmenter=SEGMENTER)
+    (item, *_) = evaluation_images(config).to_pylist()
+    network = build(config.model).eval()
+    with pytest.raises(
+        EvaluationError, match=f"^{item['name']}: too little memory .*evaluate.use_gpu=false.$"
+    ) as caught:
+        Measurer(config, network, Fails(torch.OutOfMemoryError("tried 9 GiB")), device=CPU).item(item)
+    assert "tried 9 GiB" in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_an_unreadable_item_is_one_measurement_that_says_why(scenes_root: Path, tmp_path: Path) -> None:
     config = tiny_config(scenes_root, tmp_path)
     item = {**evaluation_images(config).to_pylist()[0], "image": str(tmp_path / "cut.png")}
