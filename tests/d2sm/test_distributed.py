@@ -20,23 +20,27 @@ from d2sm.divergence import Divergence
 from tests.helpers.process_group import batch_of, on_ranks, slice_of, small_network, small_phi
 
 STEPS, QUEUE = 4, 22
-Case = tuple[Divergence, bool, bool]  # divergence; uneven shares, patches; the exponential kernel, centred features
+Case = tuple[Divergence, bool, bool, bool]  # divergence; uneven shares, patches; exponential kernel, centred; regions
 CASES: tuple[Case, ...] = (
-    ("kl", False, False), ("inverse_kl", False, False), ("jsd", False, False), ("kl", True, False),
-    ("kl", True, True), ("jsd", False, True),
+    ("kl", False, False, False), ("inverse_kl", False, False, False), ("jsd", False, False, False),
+    ("kl", True, False, False), ("kl", True, True, False), ("jsd", False, True, False), ("kl", False, False, True),
 )  # fmt: skip
 
 
-def _train(rank: int, workers: int, divergence: Divergence, uneven: bool, centred: bool) -> dict[str, Any]:
+def _train(
+    rank: int, workers: int, divergence: Divergence, uneven: bool, centred: bool, regions: bool
+) -> dict[str, Any]:
     network = small_network()
     model = DistributedDataParallel(network) if workers > 1 else network
     options: dict[str, Any] = {"kernel": "exp", "temperature": 0.3, "center": True} if centred else {}
-    loss = D2SMLoss(small_phi(), queue_size=QUEUE, patch_size=8 if uneven else None, divergence=divergence, **options)
+    options |= {"class_regions": 2} if regions else {"patch_size": 8 if uneven else None}
+    loss = D2SMLoss(small_phi(), queue_size=QUEUE, divergence=divergence, **options)
     optimizer, values = torch.optim.SGD(network.parameters(), lr=0.5), []
     for step in range(STEPS):  # the queues wrap around in the third step
         images, sizes = batch_of(step, uneven)
         clean = images[slice_of(sizes, rank, workers)]
-        value = loss(restored=model(clean), clean=clean)
+        labels = (3 * clean.mean(1)).long() if regions else None
+        value = loss(restored=model(clean), clean=clean, labels=labels)
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
