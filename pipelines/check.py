@@ -111,7 +111,7 @@ def check(
     for reason in unused(config, given):
         reasons.append(reason)
         tell(Check("keys", False, one_line(reason, None)))
-    run = _Run(config)
+    run = _Run(config, given)
     for name, answers in run.checks(evaluates):
         found = list(answers)
         for answer in found:
@@ -226,8 +226,8 @@ def _refuse_in_use(config: Config) -> None:
 class _Run:
     """The checks of one run; a later one may use what an earlier one found."""
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
+    def __init__(self, config: Config, given: Collection[str]) -> None:
+        self.config, self.given = config, given
         self.training: pa.Table | None = None
         self.fingerprint = ""
         self.evaluation: pa.Table | None = None
@@ -418,7 +418,9 @@ class _Run:
                 pass  # a check of its own says it
             except DataError as error:
                 yield error
-        evaluation_judges(self.config)  # without images to measure, the segmenters alone
+        # Without images to measure, the segmenters alone; not one that is left out where there are no labels.
+        if splits.segmenter_asked_for(self.config, self.given):
+            evaluation_judges(self.config)
 
     def _validation(self) -> Iterator[Answer]:
         train = self.config.train
@@ -445,5 +447,7 @@ class _Run:
         if have is None:
             yield "asked of the cluster when it is joined"
             return
-        resources.check(self.config, have)
+        if reasons := list(resources.lacking(self.config, have)):
+            yield from map(resources.ResourceError, reasons)
+            return
         yield f"reserves up to {resources.run_cpus(self.config):g} CPU; Ray has {resources.listed(have)}"

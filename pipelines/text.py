@@ -51,7 +51,7 @@ def markdown_code(text: str) -> str:
 
 def how_to_install(extra: str) -> str:
     """How an extra of this project is installed."""
-    return f"pip install '.[{extra}]' in a checkout, pip install 'd2sm[{extra}]' elsewhere"
+    return f"in the checkout, pip install -c pins.txt -e '.[{extra}]'"
 
 
 def one_line(error: object, limit: int | None = 300) -> str:

@@ -107,6 +107,16 @@ def test_the_wheel_holds_the_code_and_its_files(built: Built) -> None:
     assert not [line for line in lines if line.startswith(("Project-URL", "Home-page"))]
 
 
+@pytest.mark.slow
+def test_an_editable_install_puts_the_checkout_on_the_path(built: Built, tmp_path: Path) -> None:
+    """A finder is asked after the path, and loses against the clone's own folder where that is in the current one."""
+    hook("build_editable", built.source, tmp_path)
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as archive:
+        (found,) = (name for name in archive.namelist() if name.endswith(".pth"))
+        assert archive.read(found).decode().strip() == str(built.source)
+        assert not [name for name in archive.namelist() if name.endswith(".py")]
+
+
 @pytest.fixture(scope="module")
 def clean(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The interpreter of a new environment: the wheel, and the dependencies of this one."""

@@ -38,8 +38,11 @@ def run_train(args: argparse.Namespace) -> int:
             config, evaluates=not args.no_evaluate, given=given, nodes=not args.no_preflight, verbose=args.verbose
         )
         return 0 if passes(checks) else 1
+    from pipelines.runs.names import check_name
     from pipelines.runtime import resources, session
 
+    if config.train.name:  # the one check of a run that needs nothing but the key, before Ray is started
+        check_name(config.train.name, "train.name")
     session.begin(cpus=resources.run_cpus(config), verbose=args.verbose)
     # Before the verb itself is imported, which takes seconds.
     from pipelines.check import check

@@ -180,7 +180,8 @@ def document(rows: Sequence[Row], *, heading: str = "#") -> str:
         lines += [_line("noisy", "", *(_number(measured_of(rows, f"noisy.{name}"), name) for name in names))]
         for base in dict.fromkeys(front.l1.label for front in fronts):
             row = next(front.l1 for front in fronts if front.l1.label == base)
-            lines.append(_line("L1", len(row.runs), *(_number(row.mean(name), name) for name in names)))
+            seeds = ", ".join(str(run.seed) for run in row.runs)
+            lines.append(_line("L1", seeds, *(_number(row.mean(name), name) for name in names)))
         ceiling = (_number(measured_of(rows, f"clean.{metric}"), metric) for metric in measured.metrics)
         lines += [_line("clean", "", *ceiling), "", "Difference from L1:", ""]
         lines += [_line("objective", "weight", "seeds", *measured.titles), "|---" * (3 + len(names)) + "|"]

@@ -194,15 +194,23 @@ def settled(config: Config, *, given: Collection[str] = ()) -> tuple[Config, lis
     if layout != config.data.layout:
         said.append(f"data.layout={layout}: found by itself, the one that fits {config.data.root}")
         config = config.replace({"data.layout": layout})
-    evaluate, of_recipe = config.evaluate, recipes().get(config.recipe, Config()).evaluate
-    asked = "evaluate.segmenter" in given or evaluate.segmenter_weights or evaluate.segmenter != of_recipe.segmenter
-    if evaluate.segmenter and layout != "cityscapes" and not asked:
+    if config.evaluate.segmenter and layout != "cityscapes" and not segmenter_asked_for(config, given):
         said.append(
-            f"evaluate.segmenter={evaluate.segmenter}: left out, since there are no labels; PSNR and SSIM are "
+            f"evaluate.segmenter={config.evaluate.segmenter}: left out, since there are no labels; PSNR and SSIM are "
             "measured, and no MIoU"
         )
         config = config.replace(NO_JUDGES)
     return config, said
+
+
+def segmenter_asked_for(config: Config, given: Collection[str]) -> bool:
+    """Whether somebody asked for the segmenter of the evaluation: it is not the recipe's, or it has weights."""
+    evaluate, of_recipe = config.evaluate, recipes().get(config.recipe, Config()).evaluate
+    return (
+        "evaluate.segmenter" in given
+        or evaluate.segmenter_weights is not None
+        or evaluate.segmenter != of_recipe.segmenter
+    )
 
 
 def held_out_line(config: Config, items: pa.Table) -> str | None:

@@ -18,7 +18,7 @@ import threading
 import time
 from typing import NoReturn
 
-KEPT = "the last complete checkpoint is kept, and the same command resumes"
+KEPT = "the same command goes on from what is complete on disk (the last checkpoint), or begins again"
 STOPPED = f"stopped; {KEPT}"
 INTERRUPTED = 130  # exit code after Ctrl-C
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from pipelines.config import Config
 from pipelines.runtime.cores import logical_cpus
@@ -135,22 +135,42 @@ def check(config: Config, have: Mapping[str, float] | None = None) -> None:
         have: what there is; None: what Ray has, which is up.
 
     Raises:
-        ResourceError: names what is reserved, what Ray has, and the keys that change it.
+        ResourceError: the first that is lacking, see `lacking`.
+    """
+    for reason in lacking(config, capacity() if have is None else have):
+        raise ResourceError(reason)
+
+
+def lacking(config: Config, have: Mapping[str, float]) -> Iterator[str]:
+    """What the training and the evaluation of a run reserve and the cluster does not have, the GPUs first: a line each
+    that names what is reserved, what Ray has, and the keys that change it.
+
+    Args:
+        have: what there is.
     """
     least, _ = config.train.workers
-    have, need = capacity() if have is None else have, training_cpus(config, least)
-    if have.get("CPU", 0) < need:
-        raise ResourceError(
-            f"train.num_workers={least}: at train.cpus_per_worker={config.train.cpus_per_worker:g}, "
-            f"train.data_cpus={config.train.data_cpus:g} training reserves {need:g} CPUs, but Ray has "
-            f"{have.get('CPU', 0):g}; lower one of them, or join a larger cluster (RAY_ADDRESS)"
-        )
+    need = training_cpus(config, least)
     if config.train.use_gpu and workers_on_gpus(config, have.get("GPU", 0)) < least:
-        raise ResourceError(
-            f"train.use_gpu=true: {least} workers need {config.train.gpus_per_worker:g} GPU each, but Ray has "
+        yield (
+            f"train.use_gpu=true: {counted(least, 'worker')} at {config.train.gpus_per_worker:g} GPU each, but Ray has "
             f"{have.get('GPU', 0):g}; lower train.num_workers or train.gpus_per_worker, or set train.use_gpu=false"
         )
-    check_evaluation(config, have)
+    if have.get("CPU", 0) < need:
+        yield (
+            f"train.num_workers={least}: at train.cpus_per_worker={config.train.cpus_per_worker:g}, "
+            f"train.data_cpus={config.train.data_cpus:g} training reserves {need:g} CPUs, but Ray has "
+            f"{_cpus(have)}; lower one of them, or join a larger cluster (RAY_ADDRESS)"
+        )
+    try:
+        check_evaluation(config, have)
+    except ResourceError as error:
+        yield str(error)
+
+
+def _cpus(have: Mapping[str, float]) -> str:
+    """Ray's CPUs, of which a single machine may have been given more than its cores (`logical_cpus`)."""
+    count, cores = have.get("CPU", 0), os.cpu_count() or 1
+    return f"{count:g}" + (f" ({cores} cores, counted twice)" if not on_a_cluster() and count == 2 * cores else "")
 
 
 def check_process(config: Config) -> None:

@@ -46,7 +46,7 @@ def write_scenes(
     names = list(_files(train, val, seed))
     if _complete(root, wanted, names):
         return root
-    root.mkdir(parents=True, exist_ok=True)
+    files.ready_folder(root, asked_by=str(root))
     stage(f"drawing {train + val} scenes of {width}x{height} pixels")
     files.write_text(root / STARTED, json.dumps(wanted, indent=2) + "\n")
     for folder, stem, scene_seed in names:

@@ -238,6 +238,15 @@ def test_a_noise_estimate_is_trained_against_a_known_level_alone(
     check(config.replace({"loss.noise_asymmetry": 0}))
 
 
+def test_a_wrong_folder_is_the_only_reason(tmp_path: Path) -> None:
+    """The recipe's segmenter needs weights only where there are labels, which nobody knows yet."""
+    config = recipe("ffdnet_d2sm_cpu").replace({"data.root": str(tmp_path / "none"), "train.storage": str(tmp_path)})
+    with pytest.raises(DataError, match="none"):
+        check(config)
+    with pytest.raises(NotReady, match="evaluate.segmenter=espnet-cityscapes"):
+        check(config, given=["evaluate.segmenter"])
+
+
 def test_all_reasons_at_once(flat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "no weights"))
     everything = {key: value for changes, _ in FAULTS.values() for key, value in changes.items()}

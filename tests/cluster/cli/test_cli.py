@@ -333,7 +333,9 @@ def test_ctrl_c_ends_the_run_as_killed_and_keeps_the_checkpoint(
             process.kill()
     assert process.returncode == 130
     assert "with a checkpoint" in errors and "Ctrl-C again" in errors
-    assert "d2sm: stopped; the last complete checkpoint is kept" in errors and "Traceback" not in errors
+    assert (
+        "d2sm: stopped; the same command goes on from what is complete on disk" in errors and "Traceback" not in errors
+    )
     if times == 1:
         last = checkpoint.latest(tmp_path / "stopped")
         assert last is not None and 2 <= checkpoint.meta(last)["step"] < 10000
@@ -355,7 +357,7 @@ def test_an_error_of_ray_itself_is_one_line(
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1] == (
         "d2sm: Ray ended the work: 4 worker(s) were killed due to the node running low on memory. (-v shows all of it)"
-        "; the last complete checkpoint is kept, and the same command resumes"
+        "; the same command goes on from what is complete on disk (the last checkpoint), or begins again"
     )
 
 

@@ -34,6 +34,17 @@ def test_more_threads_than_cores(
         assert said is not None and said.startswith(f"train.threads=2: {workers} workers on a node with {cores} cores ")
 
 
+def test_all_that_is_lacking_is_said_the_gpus_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    config = Config().replace({"train.use_gpu": True, "train.num_workers": 1, "train.cpus_per_worker": 7})
+    of_gpus, of_cpus = resources.lacking(config, {"CPU": 4.0})
+    assert of_gpus.startswith("train.use_gpu=true: 1 worker at 1 GPU each, but Ray has 0; ")
+    assert "reserves 8 CPUs, but Ray has 4 (2 cores, counted twice); " in of_cpus
+    with pytest.raises(resources.ResourceError, match="train.use_gpu=true"):
+        resources.check(config, {"CPU": 4.0})
+
+
 @pytest.mark.parametrize(
     ("changes", "cpus", "gpus", "count"),
     [

@@ -84,8 +84,8 @@ def test_ray_on_this_machine(tmp_path: Path) -> None:
     assert done.returncode == 1 and "fine" in done.stdout, done.stdout + done.stderr[-3000:]
     assert "(raylet)" not in done.stdout
     assert re.fullmatch(
-        r"d2sm: Ray on this machine has ended \(its process gcs_server: .*\); the last complete checkpoint is kept, "
-        r"and the same command resumes\n",
+        r"d2sm: Ray on this machine has ended \(its process gcs_server: .*\); the same command goes on from what is "
+        r"complete on disk \(the last checkpoint\), or begins again\n",
         done.stderr,
     ), done.stderr[-3000:]
 
