@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipelines import config as configs
 from pipelines.check import check_used
@@ -21,6 +21,7 @@ from pipelines.config import Config, ConfigError
 from pipelines.data import splits
 from pipelines.experiment import resolved
 from pipelines.parallel import (
+    Training,
     check_all,
     check_compared,
     finished,
@@ -148,27 +149,62 @@ def table(
             the start; RunsError for rows that are not evaluated in the same way. A run that fails later is in the
             outcome instead.
     """
+    wanted, folder = _asked(rows, name=name, seeds=seeds, given=given)
+    with folder.owned("wait until it has ended, or choose another --name"):
+        return _table(wanted, folder, concurrent=concurrent, quiet=quiet, verbose=verbose)
+
+
+def dry_run(rows: Sequence[Config], *, name: str, seeds: int = 2, given: Sequence[Collection[str]] = ()) -> str:
+    """Check everything that `table` checks before its first run, and say what it would train, on one line.
+
+    Args and errors as `table`.
+    """
+    wanted, folder = _asked(rows, name=name, seeds=seeds, given=given)
+    left = _left(wanted, folder)
+    steps = {run.train.name: left.needed[label(run)].steps for run in left.missing}
+    crops = sum(steps[run.train.name] * run.train.batch_size for run in left.missing)
+    return (
+        f"table {name}: {counted(len(rows), 'row')}, {counted(len(wanted), 'run')}, {len(wanted) - len(left.missing)} "
+        f"done; {counted(sum(steps.values()), 'step')} of {counted(crops, 'crop')} left"
+    )
+
+
+def _asked(
+    rows: Sequence[Config], *, name: str, seeds: int, given: Sequence[Collection[str]]
+) -> tuple[list[Config], RunFolder]:
+    """Every run of a table, settled, and the table's folder."""
     given = given or [()] * len(rows)
     settled = [splits.settled(row, given=own) for row, own in zip(rows, given, strict=True)]
     check_used((row, own) for (row, _), own in zip(settled, given, strict=True))
     for text in dict.fromkeys(text for _, said in settled for text in said):
         show(text)
     wanted = runs_of([row for row, _ in settled], name=name, seeds=seeds)
-    folder = RunFolder.at(RunFolder.of(wanted[0]).path.parent)
-    with folder.owned("wait until it has ended, or choose another --name"):
-        return _table(wanted, folder, concurrent=concurrent, quiet=quiet, verbose=verbose)
+    return wanted, RunFolder.at(RunFolder.of(wanted[0]).path.parent)
+
+
+class _Left(NamedTuple):
+    """The runs of a table that are still to be trained, and what each needs, by the label of its row."""
+
+    missing: list[Config]
+    needed: Mapping[str, Training]
+
+
+def _left(wanted: Sequence[Config], folder: RunFolder) -> _Left:
+    """Check what is missing, and that it will be comparable with what is finished."""
+    folder.check_no_run()
+    done = [(config, run) for config in wanted if (run := finished(config))]
+    missing = [config for config in wanted if not is_done(config)]
+    needed = check_all({label(config): config for config in missing})
+    short = {name: label(config) for name, config in zip(labels(wanted), wanted, strict=True)}
+    check_compared(done, {name: needed[full] for name, full in short.items() if full in needed})
+    return _Left(missing, needed)
 
 
 def _table(
     wanted: Sequence[Config], folder: RunFolder, *, concurrent: int | None, quiet: bool, verbose: bool
 ) -> Outcome:
-    folder.check_no_run()
+    missing, needed = _left(wanted, folder)
     name = folder.path.name
-    done = {config.train.name: (config, run) for config in wanted if (run := finished(config))}
-    missing = [config for config in wanted if not is_done(config)]
-    needed = check_all({label(config): config for config in missing})
-    short = {name: label(config) for name, config in zip(labels(wanted), wanted, strict=True)}
-    check_compared(list(done.values()), {name: needed[full] for name, full in short.items() if full in needed})
     with record(wanted[0], folder, tag="d2sm.table") as parent:
 
         def write() -> list[Row]:

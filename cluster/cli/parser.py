@@ -115,6 +115,7 @@ def parser() -> ArgumentParser:
     table("--seeds", type=int, default=2, help="runs of each row, with seeds from train.seed upwards (default: 2)")
     table("--name", default="table", help="folder in train.storage; the same name resumes it (default: table)")
     table("--data", type=Path, metavar="ROOT", help="the same as data.root=ROOT")
+    table("--dry-run", action="store_true", help="only check the rows, and say what is left to train")
     table("--concurrent", type=int, help="most runs at the same time (default: as many as fit)")
     table("--quiet", action="store_true", help=QUIET)
     _overrides(table)

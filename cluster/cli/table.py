@@ -12,8 +12,11 @@ from pipelines.text import show
 def run_table(args: argparse.Namespace) -> int:
     """Train what is missing and print the table; 1 when a run failed or MLflow lacks something."""
     from pipelines.comparison import render
-    from pipelines.table import table
+    from pipelines.table import dry_run, table
 
+    if args.dry_run:
+        show(dry_run(table_rows(args), name=args.name, seeds=args.seeds, given=table_given(args)))
+        return 0
     outcome = table(
         table_rows(args),
         name=args.name,

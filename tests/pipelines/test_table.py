@@ -84,6 +84,18 @@ def test_what_is_missing_is_said_before_anything_starts(tmp_path: Path, capsys: 
     assert "/nowhere" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
+def test_a_dry_run_checks_and_says_what_is_left(
+    scenes_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["table", "--recipes", "ffdnet_l1_cpu", "ffdnet_d2sm_cpu", "--name", "t", "--dry-run"]
+    words += [f"data.root={scenes_root}", f"train.storage={tmp_path}", "train.max_steps=3"]
+    assert main([*words, "evaluate.segmenter=null", "train.batch_size=8", "data.crop_size=64"]) == 0
+    assert capsys.readouterr().out == "table t: 2 rows, 4 runs, 0 done; 12 steps of 96 crops left\n"
+    assert not list(tmp_path.iterdir())
+    assert main([*words, "evaluate.segmenter=null", "data.crop_size=2048"]) == 2
+    assert "data.crop_size=2048" in capsys.readouterr().err
+
+
 def test_a_password_is_not_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = recipe("ffdnet_l1_cpu").replace({"data.root": "/d", "train.storage": str(tmp_path)})
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:planted@127.0.0.1:1/db")
