@@ -4,8 +4,8 @@ Every objective is a module that is called alike, by position or by keyword:
 
     loss = objective(restored, clean, **inputs)        restored, clean: (B, 3, H, W) RGB in [0, 1]
 
-`inputs` are what it needs beside the two images, by keyword (`Term.inputs`). The result is a scalar to minimise, in
-float32 at least, differentiable by `restored` or by the network's estimate of the noise.
+`inputs` are what it needs beside the two images, by keyword (`Term.inputs`, `inputs_by_key`). The result is a scalar to
+minimise, in float32 at least, differentiable by `restored` or by the network's estimate of the noise.
 
 A new objective is one class in a file here and one entry in `TERMS`. The configuration's weights, the weighted sum that
 training minimises, the check before a run, the description of a registered model, and the tests that every objective
