@@ -56,7 +56,7 @@ def asks_for_token(address: str, *, timeout: float = 4.0) -> bool | None:
 
     if "://" in address or os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
         return None
-    with grpc.insecure_channel(address) as channel:
+    with grpc.insecure_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:  # as Ray's own
         alive = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")
         try:
             alive(b"", timeout=timeout)
