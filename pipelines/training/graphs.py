@@ -69,13 +69,14 @@ class Graphed:
         )
         one_pass = _Callable(self.run, self.trained)
         buffers = [(buffer, buffer.clone()) for buffer in one_pass.buffers()]
+        device = given[0].device
         half, enabled = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
         try:
             # Autocast must not keep bf16 copies of weights that were made in a graph: they would be those of that step.
             # The passes that warm up must not move the random numbers of this step's dropout.
             with (
                 torch.autocast("cuda", half, enabled=enabled, cache_enabled=False),
-                torch.random.fork_rng([given[0].device]),
+                torch.random.fork_rng([device] if device.type == "cuda" else []),
             ):
                 graphed: Any = torch.cuda.make_graphed_callables(one_pass, samples)  # after three passes to warm up
         except (RuntimeError, AssertionError) as error:

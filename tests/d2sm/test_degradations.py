@@ -219,8 +219,9 @@ def test_the_host_waits_for_no_copy(name: str) -> None:
     """The meta device stands for a GPU; it has no random numbers."""
     if DEGRADATIONS[name].is_noise or name == "poisson":
         pytest.skip("draws on the device")
+    there = image().repeat(2, 1, 1, 1).to("meta")
     with Copies() as copies:
-        DEGRADATIONS[name].load()(image().repeat(2, 1, 1, 1).to("meta"), level=torch.tensor([2.0, 3.0]), seeds=[1, 2])
+        DEGRADATIONS[name].load()(there, level=torch.tensor([2.0, 3.0]), seeds=[1, 2])
     assert copies.waited == 0
 
 

@@ -50,4 +50,4 @@ def test_every_verb_says_what_to_install(tmp_path: Path) -> None:
     lines = [line for line in done.stderr.splitlines() if line.startswith("d2sm: ")]
     assert len(lines) == len(VERBS) and "Traceback" not in done.stderr
     for line in lines:
-        assert "is not installed" in line and "pip install '.[pipelines]'" in line
+        assert "is not installed" in line and "pip install -c pins.txt -e '.[pipelines]'" in line
