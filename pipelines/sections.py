@@ -542,7 +542,7 @@ class Loss(_Weights):
         if self.class_regions and self.patch_size:
             raise ValueError(
                 f"loss.class_regions={self.class_regions}: a sample of D2SM is a class's region or a patch; set "
-                "loss.patch_size=null, or this"
+                "loss.patch_size=null, or loss.class_regions=null"
             )
         if (ratio := self.gradient_ratio) is not None:
             on = [TERMS[name] for name in self.terms]
@@ -606,7 +606,7 @@ class Loss(_Weights):
     @property
     def uses_labels(self) -> bool:
         """Whether a term needs the crops' labels."""
-        return any("labels" in self.inputs_of(name) for name in self.terms)
+        return bool(self.asking_for_labels)
 
     @property
     def asking_for_labels(self) -> dict[str, str]:

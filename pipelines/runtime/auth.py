@@ -132,11 +132,11 @@ def check_address(address: str) -> None:
     """Make sure that the cluster at this address (RAY_ADDRESS) answers, may be joined, and asks for Ray's token.
 
     Raises:
-        AuthError: as `check_join`, `check_answers` and `check_asks`.
+        AuthError: as `check_join`, `check_answers` and `check_asks_for_token`.
     """
     check_join(address)
     check_answers(address)
-    check_asks(address)
+    check_asks_for_token(address)
 
 
 def check_join(address: str) -> None:
@@ -174,7 +174,7 @@ def check_answers(address: str, *, timeout: float = 4.0) -> None:
         )
 
 
-def check_asks(address: str) -> None:
+def check_asks_for_token(address: str) -> None:
     """Make sure that a cluster which can be reached from other machines asks for Ray's token: one that does not ignores
     ours, and runs what anybody sends it.
 

@@ -203,7 +203,7 @@ def test_a_cluster_that_asks_for_no_token_is_not_joined_with_ours(
 
 
 def test_what_gives_another_answer_is_left_to_ray(open_port: int) -> None:
-    auth.check_asks(f"127.0.0.1:{open_port}")
+    auth.check_asks_for_token(f"127.0.0.1:{open_port}")
 
 
 def test_a_session_refuses_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
