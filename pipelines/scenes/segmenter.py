@@ -18,6 +18,7 @@ from d2sm.metrics import CLASSES
 from d2sm.models.espnet import ESPNet
 from pipelines.data.images import read_labels, read_rgb
 from pipelines.runtime import files
+from pipelines.runtime.threads import torch_threads
 
 Progress = Callable[[int, int, float], None]
 
@@ -26,6 +27,9 @@ class SegmenterFitError(ValueError):
     """Training that cannot begin or has failed: one line with the field or folder and the remedy."""
 
 
+# One thread: on a busy machine several wait for each other at each of the many small convolutions, and their number
+# would change the sums, hence the weights.
+@torch_threads(1)
 def fit(
     root: str | Path, *, out: Path, seed: int = 0, steps: int = 1300, batch: int = 2,
     crop: tuple[int, int] = (96, 192), lr: float = 1e-2, p: int = 1, q: int = 2,
@@ -33,7 +37,7 @@ def fit(
 ) -> Path:  # fmt: skip
     """Train on the training split of a set of built-in scenes.
 
-    The same arguments and number of threads give the same weights.
+    The same arguments give the same weights on machines of one kind. It computes with one thread.
 
     Args:
         root: a set in the Cityscapes layout, all images of one size (`scenes.write_scenes`).

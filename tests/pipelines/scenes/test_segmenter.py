@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from d2sm.metrics import CLASSES, confusion, miou
 from d2sm.noise import add_noise, seed_of
 from pipelines.networks import segmenters
+from pipelines.runtime.threads import torch_threads
 from pipelines.scenes import segmenter as scene_segmenter
 from pipelines.scenes import write_scenes
 
@@ -47,6 +48,15 @@ def test_the_same_seed_gives_the_same_weights(root: Path, tmp_path: Path) -> Non
     )
     assert first.keys() == again.keys() and all(torch.equal(first[key], again[key]) for key in first)
     assert not torch.equal(first["classifier.weight"], other["classifier.weight"])
+
+
+def test_it_computes_with_one_thread_whatever_the_machine_has(root: Path, tmp_path: Path) -> None:
+    seen = set()
+    with torch_threads(2):
+        scene_segmenter.fit(
+            root, out=tmp_path / "s.safetensors", **FEW, progress=lambda *call: seen.add(torch.get_num_threads())
+        )
+        assert seen == {1} and torch.get_num_threads() == 2
 
 
 def test_it_leaves_torch_random_numbers_alone(root: Path, tmp_path: Path) -> None:
