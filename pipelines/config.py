@@ -197,9 +197,10 @@ class Config(Section):
         return dict(_leaves(self.model_dump(mode="json"), ""))
 
     def differences(self, other: Config, *effects: Effect) -> dict[str, tuple[Any, Any]]:
-        """The keys whose values differ, of those with one of these effects: dotted key -> (value here, value there)."""
+        """The keys whose values differ, of those with one of these effects, or of all: key -> (value here, there)."""
         here, there = self.flat(), other.flat()
-        return {name: (here[name], there[name]) for name in keys_with(*effects) if here[name] != there[name]}
+        compared = keys_with(*effects) if effects else here
+        return {name: (here[name], there[name]) for name in compared if here[name] != there[name]}
 
     def save(self, path: str | Path) -> None:
         """Write the YAML file that `load` reads back."""

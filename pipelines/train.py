@@ -103,7 +103,8 @@ def fit(
         session.start(cpus=resources.run_cpus(config), verbose=verbose)
         resources.check(config)
         resources.check_process(config)
-        folder.open(config, ready.fingerprint)
+        if (replaced := folder.open(config, ready.fingerprint)) and not quiet:
+            show(f"{config.train.name}: replaces a run of this name that came to no checkpoint and had {replaced}")
         initial.prepare(config, folder)
         try:
             with open_run(config, folder) as run:

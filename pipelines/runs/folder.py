@@ -20,6 +20,7 @@ from pipelines.runs import best, checkpoint, lease, names, storage
 from pipelines.runs.names import INFO
 from pipelines.runs.results import RESULTS
 from pipelines.runtime import files, owner, provenance
+from pipelines.text import listed
 
 SKIPPED = "skipped.json"  # the images that could not be read, and why
 PICTURES = "pictures"
@@ -137,8 +138,11 @@ class RunFolder:
             with lease.leased(self.uri, self.path, remedy=remedy):
                 yield
 
-    def open(self, config: Config, fingerprint: str) -> None:
+    def open(self, config: Config, fingerprint: str) -> str:
         """Make the folder of a new run, or make sure that it is this run's: same configuration, same data.
+
+        Returns:
+            In what another run of this name differed, which came to no checkpoint and is replaced; "": there was none.
 
         Raises:
             ConfigError: the name belongs to another run.
@@ -154,7 +158,7 @@ class RunFolder:
                 f"{self.path}: no checkpoint to go on from ({faults}); copy one back, remove the folder to begin anew, "
                 "or choose another train.name"
             )
-        if self._begins_anew(last, config, fingerprint):
+        if replaced := self._replaced(last, config, fingerprint):
             for noted in (self.info_file, self.skipped_file):
                 noted.unlink(missing_ok=True)
         new = not self.config_file.exists() and last is None
@@ -165,6 +169,7 @@ class RunFolder:
             provenance.mark(self.path)
         self.push(self.config_file)  # first: run.json alone would be that of a table, a study or a sweep
         self.write_info(fingerprint=fingerprint)
+        return replaced
 
     def check(self, config: Config, fingerprint: str, another: str = "another train.name") -> None:
         """Make sure, without writing anything, that `open` would accept this run.
@@ -176,7 +181,7 @@ class RunFolder:
             ConfigError: the name belongs to another run, or to a table, a study or a sweep.
         """
         self._check_kind(config)
-        self._begins_anew(self.latest(), config, fingerprint, another)
+        self._replaced(self.latest(), config, fingerprint, another)
 
     def check_no_run(self) -> None:
         """Make sure that this folder, of a table, a study or a sweep, is not that of a training run.
@@ -197,10 +202,10 @@ class RunFolder:
                 "another train.name"
             )
 
-    def _begins_anew(
+    def _replaced(
         self, last: Path | None, config: Config, fingerprint: str, another: str = "another train.name"
-    ) -> bool:
-        """Whether a run of this name never came to a checkpoint, and was another one.
+    ) -> str:
+        """In what a run of this name differed that never came to a checkpoint; "": there is none, or it is the same.
 
         Where config.yaml or run.json is lost, the last checkpoint says what the run was.
 
@@ -208,9 +213,13 @@ class RunFolder:
             ConfigError: it did come to one, `last`, and was another one.
         """
         if last is None:
-            return self.config_file.exists() and (
-                configs.load(self.config_file) != config or self.known_fingerprint() not in ("", fingerprint)
-            )
+            if not self.config_file.exists():
+                return ""
+            changed = configs.load(self.config_file).differences(config)
+            differing = [f"{key}={before}" for key, (before, _) in changed.items()]
+            if self.known_fingerprint() not in ("", fingerprint):
+                differing.append("other data")
+            return listed(differing, 4)
         saved = configs.load(self.config_file if self.config_file.exists() else last / checkpoint.CONFIG)
         for key, (before, now) in saved.differences(config, "results", "run").items():
             raise ConfigError(
@@ -223,7 +232,7 @@ class RunFolder:
                 f"train.name={config.train.name}: that run was trained on other data (fingerprint {known}, now "
                 f"{fingerprint}); choose {another}"
             )
-        return False
+        return ""
 
     def known_fingerprint(self) -> str:
         """That of the images that the run is trained on, from its last checkpoint where run.json is lost; "": unknown.

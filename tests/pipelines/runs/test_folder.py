@@ -88,9 +88,14 @@ def test_a_run_without_a_checkpoint_begins_anew(tmp_path: Path) -> None:
     """With another configuration or other data; what was noted of the first attempt goes."""
     config = config_in(tmp_path)
     folder = RunFolder.of(config)
-    for changes, fingerprint in (({}, "abc"), ({"train.lr": 1e-3}, "abc"), ({}, "def"), ({"train.lr": 1e-3}, "ghi")):
+    for changes, fingerprint, replaced in (
+        ({}, "abc", ""),
+        ({"train.lr": 1e-3}, "abc", f"train.lr={config.train.lr}"),
+        ({}, "def", "train.lr=0.001, other data"),
+        ({"evaluate.pictures": 0}, "def", f"evaluate.pictures={config.evaluate.pictures}"),
+    ):
         folder.check(config.replace(changes), fingerprint)
-        folder.open(config.replace(changes), fingerprint)
+        assert folder.open(config.replace(changes), fingerprint) == replaced
         assert load(folder.config_file) == config.replace(changes)
         assert folder.read_info() == {"fingerprint": fingerprint} and not folder.skipped_file.exists()
         folder.write_info(run_id="first")
