@@ -7,7 +7,6 @@ asked by `cluster.preflight`.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from pipelines.data import index, plan, splits
 from pipelines.data.images import DataError
 from pipelines.runs.folder import RunFolder, named
 from pipelines.runs.results import level_title, metric_names
+from pipelines.runtime.files import unwritable
 from pipelines.runtime.owner import InUseError
 from pipelines.text import counted, did_you_mean, listed, one_line, redact, show
 
@@ -357,12 +357,9 @@ class _Run:
             return
         top = Path(storage).absolute()
         there = next(folder for folder in (top, *top.parents) if folder.exists())
-        try:
-            with tempfile.TemporaryFile(dir=there):
-                pass
-        except OSError as error:
+        if why := unwritable(there):
             remedy = "make it writable, or give another folder in train.storage"
-            raise OSError(f"train.storage={storage}: {there}: {error.strerror}; {remedy}") from None
+            raise OSError(f"train.storage={storage}: {there}: {why}; {remedy}")
         yield f"{top} can be written"
 
     def _tracking(self) -> Iterator[Answer]:

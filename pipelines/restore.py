@@ -44,6 +44,7 @@ from pipelines.inference.tiling import (
     without_tiles,
 )
 from pipelines.runtime import files, memory
+from pipelines.runtime.files import unwritable
 from pipelines.runtime.progress import Line
 from pipelines.runtime.threads import torch_threads
 from pipelines.text import listed, one_line
@@ -395,7 +396,5 @@ def _check_targets(source: Path, target: Path, files: Sequence[tuple[Path, Path]
     there = next(folder for folder in (files[0][1].parent, *files[0][1].absolute().parents) if os.path.exists(folder))
     if not there.is_dir():
         raise RestoreError(f"{there}: is a file, not a folder; give another target than {target}")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise RestoreError(
-            f"{there}: cannot be written to; give another target than {target}, or change its permissions"
-        )
+    if why := unwritable(there):
+        raise RestoreError(f"{there}: cannot be written to ({why}); give another target than {target}")

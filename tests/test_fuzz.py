@@ -188,7 +188,7 @@ def check_shard(path: Path) -> None:
 
 def read_space(path: Path) -> None:
     found = space.load(str(path))
-    space.check(found, Config())
+    space.check(found)
     space.draw(found, 3, 0, lambda point: None)
 
 

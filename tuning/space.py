@@ -22,7 +22,6 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipelines import config as configs
 from pipelines import parsing
-from pipelines.config import Config
 from pipelines.runs.trust import TrustError, code_in, is_made_here
 
 Point = dict[str, Any]  # dotted key -> value
@@ -197,7 +196,7 @@ def listed(space: Space) -> Iterator[dict[str, Any]]:
         yield from ({key: value} for value in ([] if isinstance(domain, Range) else domain))
 
 
-def check(space: Space, base: Config) -> None:
+def check(space: Space) -> None:
     """Make sure that a sweep may search these keys, and that each value by itself is valid.
 
     Raises:

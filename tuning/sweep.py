@@ -170,7 +170,7 @@ def check(sweep: Sweep) -> Candidates:
             reasons.append(error)
         return None
 
-    attempt(lambda: space.check(sweep.space, sweep.base))
+    attempt(lambda: space.check(sweep.space))
     attempt(lambda: _check_choices(sweep))
     attempt(RunFolder.at(sweep.folder).check_no_run)
     ready = attempt(lambda: check_run(sweep.base, evaluates=sweep.evaluates, given=splits.SETTLED))

@@ -127,7 +127,7 @@ def searched_space(args: argparse.Namespace) -> Space:
     """The space that `d2sm tune` searches.
 
     Raises:
-        SpaceError: it is none.
+        SpaceError, ConfigError: it is none, or holds a key or a value that no sweep may search.
         TrustError: its file names code to import, and the user does not.
     """
     from pipelines.config import parse
@@ -135,6 +135,7 @@ def searched_space(args: argparse.Namespace) -> Space:
 
     found = space.load(args.space)
     space.check_trusted(found, args.space, given=parse(args.overrides), trust=args.trust)
+    space.check(found)
     return found
 
 
@@ -409,7 +410,6 @@ def _check_searched(args: argparse.Namespace, base: Config) -> list[dict[str, An
     from tuning import space
 
     searched = searched_space(args)
-    space.check(searched, base)
     listed = list(space.listed(searched))
     for value in listed:
         init = str(value.get(_INIT.removesuffix("=")) or "")

@@ -21,10 +21,11 @@ def run_tune(args: argparse.Namespace) -> int:
     """Search, print what was found, and retrain the best point if asked; gives 1 if MLflow lacks something."""
     from pipelines.config import ConfigError
     from pipelines.parallel import refuse_names
+
+    searched = searched_space(args)  # before Ray Tune is imported, which takes seconds
     from tuning.run import run
     from tuning.sweep import Sweep
 
-    searched = searched_space(args)
     whole, given = training_configuration(args), given_keys(args)
     refuse_names({key: value for key, value in whole.flat().items() if key in given}, "sweep")
     if "tracking.register_as" in given and not args.retrain_best:

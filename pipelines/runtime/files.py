@@ -11,6 +11,7 @@ import errno
 import hashlib
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -185,9 +186,18 @@ def ready_folder(folder: Path, *, asked_by: str) -> Path:
     except OSError as error:
         why = "is a file, not a folder" if os.path.isfile(folder) else f"cannot be made ({error.strerror})"
         raise OSError(f"{asked_by}: {folder} {why}; give another place") from None
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise OSError(f"{asked_by}: {folder} cannot be written to; give another place, or change its permissions")
+    if why := unwritable(folder):
+        raise OSError(f"{asked_by}: {folder} cannot be written to ({why}); give another place, or make it writable")
     return folder
+
+
+def unwritable(folder: Path) -> str:
+    """Why no file can be made in a folder; "": one can. It is tried: permissions do not tell, of root least of all."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return ""
+    except OSError as error:
+        return error.strerror or str(error)
 
 
 def remove(path: Path) -> None:

@@ -187,3 +187,5 @@ def test_a_folder_for_the_end_of_long_work_is_made_or_refused_before(tmp_path: P
     for folder, why in ((tmp_path / "file", "is a file, not a folder"), (tmp_path / "file" / "b", "cannot be made")):
         with pytest.raises(OSError, match=f"^--out x: {re.escape(str(folder))} {why}.*; give another place$"):
             files.ready_folder(folder, asked_by="--out x")
+    with pytest.raises(OSError, match=r"^--out x: /proc cannot be written to \(.+\); give another place, or make it"):
+        files.ready_folder(Path("/proc"), asked_by="--out x")  # whose permissions let root in
