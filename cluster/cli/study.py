@@ -18,8 +18,14 @@ def run_study(args: argparse.Namespace) -> int:
     from pipelines.comparison import study_results
 
     if is_results(args.plan):
-        show(study_results.text(study_results.load(args.plan)))
+        results = study_results.load(args.plan)
+        show(study_results.text(results.against(args.against) if args.against else results))
         return 0
+    if args.against:
+        raise ValueError(
+            f"--against {args.against}: {args.plan} is a plan; its objectives are compared with the first one; give "
+            f"--against with the {study_results.RAW} of a study"
+        )
     planned = study_runs(args)
     if args.dry_run:
         planned = study.settled(planned)

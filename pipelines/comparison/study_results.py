@@ -20,7 +20,7 @@ from pipelines.config import Config, keys_with
 from pipelines.runs.names import is_checkpoint
 from pipelines.runs.results import ImageScore, Results, level_title, metric_digits, metric_name
 from pipelines.runtime import files
-from pipelines.text import columns, markdown, printable
+from pipelines.text import columns, did_you_mean, markdown, printable
 
 START = "start"  # in place of an objective: the run that the others of a setting start from
 RAW, TEXT = "study.json.xz", "study.md"
@@ -48,13 +48,25 @@ class StudyResults:
     """The finished runs of a study.
 
     Attributes:
-        settings, objectives: all of the plan, in its order; the others are compared with the first objective.
+        settings, objectives: all of the plan, in its order; the first objective is the one that the others are compared
+            with.
     """
 
     name: str
     runs: tuple[Compared, ...]
     settings: tuple[str, ...]
     objectives: tuple[str, ...]
+
+    def against(self, objective: str) -> StudyResults:
+        """The same results, with another objective that the others are compared with.
+
+        Raises:
+            RunsError: there is none of this name.
+        """
+        if objective not in self.objectives:
+            near = did_you_mean(objective, self.objectives) or f"; there are {', '.join(self.objectives)}"
+            raise RunsError(f"--against {objective}: no objective of {self.name}{near}")
+        return replace(self, objectives=(objective, *(name for name in self.objectives if name != objective)))
 
     @cached_property
     def begun(self) -> list[str]:

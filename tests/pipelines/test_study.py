@@ -387,6 +387,20 @@ def test_the_tables_hold_differences_intervals_and_both_segmenters(tmp_path: Pat
     assert "Fronts" in study_results.document(results) and "At equal PSNR:" in text
 
 
+def test_the_tables_can_be_against_another_objective(tmp_path: Path) -> None:
+    found = small(tmp_path)
+    finish(found)
+    results = study.write(found)[0].against("D2SM 3")
+    assert [row.label for row in results.rows("noise")] == ["D2SM 3", "L1", "D2SM 30"]
+    base, other = results.rows("noise")[0], results.rows("noise")[2]
+    gain, text = other.gain(base, "miou.sigma25"), study_results.text(results)
+    assert gain is not None and "difference from D2SM 3:" in text and f"{gain[0]:+.4f}" in text
+    with pytest.raises(RunsError, match=r"^--against D2SM 4: no objective of s; did you mean D2SM 30?\?$"):
+        results.against("D2SM 4")
+    with pytest.raises(RunsError, match="there are D2SM 3, L1, D2SM 30$"):
+        results.against("x")
+
+
 def test_the_plan_in_the_readme_is_one(tmp_path: Path) -> None:
     page = (Path(__file__).resolve().parents[2] / "pipelines" / "README.md").read_text()
     (text,) = re.findall(r"```yaml\n(recipe: .*?)```", page, re.DOTALL)
