@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 import d2sm.loss
 import d2sm.matching
@@ -91,7 +93,9 @@ def some_labels(*, seed: int) -> Tensor:
 
 @pytest.mark.parametrize("kind", [torch.int64, torch.uint8])
 def test_the_mean_features_of_the_largest_classes_are_one_sample_each(kind: torch.dtype) -> None:
-    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Tanh())  # a cell is a pixel
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Tanh())  # a cell is a pixel
     loss, matching = D2SMLoss(copy.deepcopy(network), 20, class_regions=3), StatisticsMatching(20)
     for step in range(3):
         (restored, clean), labels = images(3, seed=step), some_labels(seed=step)
@@ -231,6 +235,73 @@ def test_loading_is_strict_about_the_rest_and_leaves_phi_alone() -> None:
         D2SMLoss(phi(), 12).load_state_dict(state)
 
 
+@pytest.mark.parametrize("options", [{}, {"patch_size": 8}, {"class_regions": 2}, {"center": True}])
+def test_allocated_queues_have_the_shape_and_values_of_the_first_step(options: dict[str, Any]) -> None:
+    early, late = (D2SMLoss(phi(), 16, **options) for _ in range(2))
+    labels = (torch.arange(2 * 16 * 24).view(2, 16, 24) % 3,) if "class_regions" in options else ()
+    early.allocate(16, 24)
+    before = {name: value.shape for name, value in tensors(early).items()}
+    for seed in range(2):
+        assert torch.equal(early(*images(seed=seed), *labels), late(*images(seed=seed), *labels))
+    assert before == {name: value.shape for name, value in tensors(late).items()}
+    kept = tensors(early)["matching.memory.rings"].clone()
+    early.allocate(16, 24)
+    assert torch.equal(tensors(early)["matching.memory.rings"], kept) and early.matching.memory.fill > 0
+
+
+def test_allocating_for_another_size_is_refused() -> None:
+    loss = D2SMLoss(phi(), 16)
+    loss.allocate(16, 24)
+    with pytest.raises(ValueError, match="features: 32 numbers a sample, .* 192"):
+        loss.allocate(8, 8)
+    with pytest.raises(ValueError, match="patch_size=8: .*H=12"):
+        D2SMLoss(phi(), 16, patch_size=8).allocate(12, 24)
+
+
+def test_what_copies_a_state_in_place_takes_allocated_queues(tmp_path: Path) -> None:
+    """A copy that averages buffers, made before the first step, and a checkpoint that is read into a fresh loss."""
+    loss, fresh = (D2SMLoss(phi(), 10, center=True) for _ in range(2))
+    loss.allocate(16, 24)
+    average = AveragedModel(loss)
+    for seed in range(3):
+        loss(*images(seed=seed))
+        average.update_parameters(loss)
+    assert torch.equal(average.module.matching.memory.rings, loss.matching.memory.rings)
+    dcp.save(loss.state_dict(), checkpoint_id=tmp_path, no_dist=True)
+    fresh.allocate(16, 24)
+    state = fresh.state_dict()
+    dcp.load(state, checkpoint_id=tmp_path, no_dist=True)
+    fresh.load_state_dict(state)
+    assert torch.equal(fresh(*images(seed=3)), loss(*images(seed=3)))
+
+
+def test_one_call_gives_micro_batches_the_gradient_of_the_whole_batch() -> None:
+    """As in d2sm/README.md. Calls of micro-batches, divided by their number, have a fraction of its length."""
+    network, loss = nn.Conv2d(3, 3, 3, padding=1), D2SMLoss(phi(), 32)
+    for seed in range(8):
+        loss(*images(4, seed=seed))
+    noisy, clean = images(4, seed=8)
+
+    def gradient() -> Tensor:
+        found = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+        network.zero_grad()
+        return found
+
+    copy.deepcopy(loss)(network(noisy), clean).backward()
+    whole = gradient()
+    divided = copy.deepcopy(loss)
+    for part, target in zip(noisy.split(1), clean.split(1), strict=True):
+        (divided(network(part), target) / 4).backward()
+    assert gradient().norm() < whole.norm() / 2
+    with torch.no_grad():
+        restored = torch.cat([network(part) for part in noisy.split(2)])
+    loss(restored.requires_grad_(), clean).backward()
+    assert restored.grad is not None
+    for part, by_restored in zip(noisy.split(2), restored.grad.split(2), strict=True):
+        network(part).backward(by_restored)
+    torch.testing.assert_close(gradient(), whole, rtol=1e-4, atol=1e-5 * whole.abs().max().item())
+
+
 def test_a_deep_copy_remembers_on_its_own() -> None:
     loss = D2SMLoss(phi(), 10)
     loss(*images(4, seed=0))
@@ -328,6 +399,10 @@ def test_noise_may_leave_the_range() -> None:
         ({"patch_size": 6}, "patch_size=6: .*stride, 4"),
         ({"patch_size": 0}, "patch_size=0"),
         ({"patch_size": -4}, "patch_size=-4"),
+        ({"patch_size": 8.0}, "patch_size=8.0: give an integer"),
+        ({"class_regions": 1.5}, "class_regions=1.5: give an integer"),
+        ({"queue_size": "64"}, "queue_size='64': give an integer"),
+        ({"layer_weights": ["1"]}, "layer_weights=.*give 1 positive"),
         ({"patch_size": 8, "class_regions": 2}, "class_regions=2: .*no patch_size"),
         ({"class_regions": 0}, "class_regions=0: give 1 to 255"),
         ({"queue_size": 1}, "queue_size=1"),
