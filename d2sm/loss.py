@@ -19,6 +19,7 @@ from d2sm.images import IGNORED, check_ids, check_labels, check_pair
 from d2sm.layers import phi_of
 from d2sm.matching import Reduction, StatisticsMatching, check_integer, is_number
 from d2sm.regions import largest_regions, means
+from d2sm.weights import fingerprint
 
 
 class D2SMLoss(nn.Module):
@@ -53,7 +54,8 @@ class D2SMLoss(nn.Module):
             Keep the loss out of the module that DistributedDataParallel wraps, or pass `broadcast_buffers=False`: else
             every forward pass sends the queues.
         Copies of the state: call `allocate` before what copies it in place, or keep the loss out of the model. Not all
-            of it is tensors (`get_extra_state`), so safetensors cannot store it.
+            of it is tensors (`get_extra_state`), so safetensors cannot store it. A state with samples of another layer
+            or other weights of a named Phi is refused; that a module is the same is up to you.
         Activation checkpointing of a function that calls the loss lets every sample enter twice, since it runs again in
             the backward pass; checkpoint the network alone.
         Precision: Phi runs in the autocast that is on. In float16, by autocast or `.half()`, its gradient underflows
@@ -147,6 +149,11 @@ class D2SMLoss(nn.Module):
         ]
         # A single layer's queues have the names that saved states have always had: matching.memory.rings.
         self.matching = matchings[0] if len(matchings) == 1 else nn.ModuleList(matchings)
+        if not isinstance(features, nn.Module):  # the weights of a module may be loaded later
+            values = chain(self.features.parameters(), self.features.buffers())
+            of_weights = fingerprint({str(index): value for index, value in enumerate(values)})
+            for matching, layer in zip(matchings, layers, strict=True):
+                matching.memory.samples_of = {"layer": layer.name, "weights": of_weights}
         self._range_checked = self._labels_checked = False
         exclude_from_state_dict(self, "features")  # Phi's weights have a file of their own
         self.register_load_state_dict_post_hook(_skip_range_check)

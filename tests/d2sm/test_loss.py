@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import doctest
+import re
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +195,9 @@ def test_state_holds_the_queues_and_nothing_of_phi(nested: bool) -> None:
         f"{prefix}matching.{key}" for key in ("memory.rings", "memory._extra_state", "divergence.sums")
     }
     sums_of = {"divergence": "kl", "temperature": None}
-    assert state[f"{prefix}matching.memory._extra_state"] == {"fill": 4, "position": 4, "sums_of": sums_of}
+    counts = state[f"{prefix}matching.memory._extra_state"]
+    weights = counts.pop("samples_of")["weights"]
+    assert counts == {"fill": 4, "position": 4, "sums_of": sums_of} and re.fullmatch("[0-9a-f]{16}", weights)
     assert state[f"{prefix}matching.memory.rings"][1, :4].norm(dim=1).tolist() == pytest.approx([1] * 4, rel=1e-5)
 
 
@@ -247,6 +250,23 @@ def test_allocated_queues_have_the_shape_and_values_of_the_first_step(options: d
     kept = tensors(early)["matching.memory.rings"].clone()
     early.allocate(16, 24)
     assert torch.equal(tensors(early)["matching.memory.rings"], kept) and early.matching.memory.fill > 0
+
+
+def test_samples_of_another_phi_are_refused() -> None:
+    """Of another layer or other weights of a named network; without samples, or where Phi was not saved, all load."""
+    fire3, fire2 = "squeezenet1_0.fire3", "squeezenet1_0.fire2"
+    first, same, other = (D2SMLoss(name, 8, weights="random") for name in (fire3, fire3, fire2))
+    other.load_state_dict(first.state_dict())
+    first(*images(2, 48, 48))
+    state = copy.deepcopy(first.state_dict())
+    same.half().load_state_dict(state)
+    with pytest.raises(ValueError, match="features: .*layer squeezenet1_0.fire3, .*layer squeezenet1_0.fire2, .*fresh"):
+        other.load_state_dict(state)
+    state["matching.memory._extra_state"]["samples_of"]["weights"] = "0" * 16
+    with pytest.raises(ValueError, match="features: .*weights 0000000000000000, this .*fresh"):
+        D2SMLoss(fire3, 8, weights="random").load_state_dict(state)
+    del state["matching.memory._extra_state"]["samples_of"]
+    D2SMLoss(fire3, 8, weights="random").load_state_dict(state)
 
 
 def test_allocating_for_another_size_is_refused() -> None:
