@@ -178,7 +178,9 @@ def _slow(rank: int, workers: int) -> dict[str, Any]:
             set_timeout(timedelta(milliseconds=200), group)
         wait_for_slow_ranks()
         time.sleep(0.5 * rank)
-        return {"sum": sum_over_workers(torch.ones(1)).item(), "rows": len(gather_rows(torch.ones(1, 1))[0])}
+        total = sum_over_workers(torch.ones(1)).item()
+        time.sleep(0.5 * rank)
+        return {"sum": total, "rows": len(gather_rows(torch.ones(1, 1))[0])}
 
 
 def test_a_rank_waits_for_a_slow_one(tmp_path: Path) -> None:
