@@ -24,6 +24,10 @@ class Compiling:
         self._options = options
         self._compiled.clear()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is compiled, which cannot be pickled: a copy is not compiled, as one of a torch module."""
+        return {"_options": None, "_compiled": {}}
+
     def __call__(self, function: Callable[..., Any], *args: Any, steady: bool = True) -> Any:
         """function(*args)."""
         if self._options is None or not steady:

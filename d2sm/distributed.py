@@ -23,11 +23,19 @@ def wait_for_slow_ranks() -> None:
 
     All ranks call it once they have found each other, for which a timeout of minutes is right: an address that does not
     answer is then an error soon. A rank that dies later is noticed by its closed connection, or by what started it.
-    Versions of torch without `torch.distributed.set_timeout` keep the timeout that the group was made with.
+    The group of `row_counts` beside it waits as long; without this call both have the timeouts of torch. Versions of
+    torch without `torch.distributed.set_timeout` keep the timeout that a group was made with.
     """
+    if world_size() == 1:
+        return
+    default = dist.group.WORLD
+    _PATIENT.clear()
+    _PATIENT.append(default)
     set_timeout = getattr(dist, "set_timeout", None)
-    if world_size() > 1 and set_timeout is not None:
-        set_timeout(_PATIENCE, dist.group.WORLD)
+    if set_timeout is not None:
+        for group in (default, _CPU_GROUPS.get(default)):
+            if group is not None:
+                set_timeout(_PATIENCE, group)
 
 
 def world_size() -> int:
@@ -147,8 +155,10 @@ def _cpu_group() -> dist.ProcessGroup | None:
         return None
     if default not in _CPU_GROUPS:
         _CPU_GROUPS.clear()  # groups beside a default group that has been destroyed
-        _CPU_GROUPS[default] = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=_PATIENCE))
+        timeout = _PATIENCE if default in _PATIENT else None  # None: torch's
+        _CPU_GROUPS[default] = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timeout))
     return _CPU_GROUPS[default]
 
 
 _CPU_GROUPS: dict[dist.ProcessGroup | None, dist.ProcessGroup] = {}
+_PATIENT: list[dist.ProcessGroup | None] = []  # the default group that `wait_for_slow_ranks` was called for

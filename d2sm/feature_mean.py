@@ -37,8 +37,7 @@ class FeatureMean(nn.Module):
         """(N, D) features minus the mean, to which the clean ones are added first; float32 or wider."""
         dtype = torch.promote_types(restored.dtype, torch.float32)
         rows = clean.double()
-        if not self.mean.numel():
-            self.mean = rows.new_zeros(rows.shape[1])
+        self.allocate(rows)
         new = sum_over_workers(torch.cat([rows.sum(0), rows.new_full((1,), len(rows))]))
         total, count = new[:-1], new[-1]
         before, mean = self.seen.to(rows.device), self.mean.to(rows.device)
@@ -48,6 +47,11 @@ class FeatureMean(nn.Module):
         self.seen, self.mean = torch.where(finite, seen, before), torch.where(finite, updated, mean)
         mean = self.mean.to(dtype)
         return restored.to(dtype) - mean, clean.to(dtype) - mean
+
+    def allocate(self, rows: Tensor) -> None:
+        """Allocate the mean of rows like these (N, D) if there is none yet."""
+        if not self.mean.numel():
+            self.mean = rows.new_zeros(rows.shape[1], dtype=torch.float64)
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:

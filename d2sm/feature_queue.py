@@ -26,6 +26,8 @@ class FeatureQueue(nn.Module):
         position: row index that the next sample is written to.
         sums_of: what the column sums beside the queues are sums of, by name; saved with the queues. Set by whoever
             keeps these sums. None where the loaded state is of a version that did not save it.
+        samples_of: what the samples are features of, by name; saved with the queues, and compared when samples are
+            loaded. Set by whoever brings them. None: not known, and not compared.
     """
 
     def __init__(self, queue_size: int, dtype: torch.dtype | None = None) -> None:
@@ -33,6 +35,7 @@ class FeatureQueue(nn.Module):
         self.queue_size, self.dtype = queue_size, dtype
         self.fill, self.position = 0, 0
         self.sums_of: dict[str, Any] | None = None
+        self.samples_of: dict[str, str] | None = None
         # Q^X and Q^Y, (2, q, D). The name is part of saved states: renaming it would make them unreadable.
         self.register_buffer("rings", torch.empty(2, queue_size, 0))
         self.rings: Tensor
@@ -126,10 +129,17 @@ class FeatureQueue(nn.Module):
         self.rings = torch.zeros(2, self.queue_size, length + gap, dtype=dtype, device=device)[..., :length]
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Fill, position and `sums_of`, saved beside the rows."""
-        return {"fill": self.fill, "position": self.position, "sums_of": self.sums_of}
+        """Fill, position, `sums_of` and, where it is known, `samples_of`, saved beside the rows."""
+        known = {} if self.samples_of is None else {"samples_of": self.samples_of}
+        return {"fill": self.fill, "position": self.position, "sums_of": self.sums_of} | known
 
     def set_extra_state(self, state: Any) -> None:
+        saved = state.get("samples_of")
+        if state["fill"] and None not in (saved, self.samples_of) and saved != self.samples_of:
+            raise ValueError(
+                f"features: the saved queues hold features of {_text(saved)}, this loss compares those of "
+                f"{_text(self.samples_of)}; build the loss with the same layer and weights, or start with fresh queues"
+            )
         self.fill, self.position = int(state["fill"]), int(state["position"])
         self.sums_of = state.get("sums_of")
 
@@ -144,3 +154,7 @@ class FeatureQueue(nn.Module):
             # Length and, unless given, precision are those of the saved rows: a fresh queue has neither yet.
             self._allocate(saved.shape[2], self.dtype or saved.dtype, self.rings.device)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _text(samples_of: Any) -> str:
+    return ", ".join(f"{name} {value}" for name, value in samples_of.items())

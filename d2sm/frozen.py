@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,11 @@ class FrozenNetwork(nn.Module):
     def compile(self, *_: Any, **options: Any) -> None:
         """Compile `forward_chunk`, in place; `options` are those of torch.compile."""
         self.forward_chunk = torch.compile(self.forward_chunk, **options)  # type: ignore[method-assign]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is compiled: it cannot be pickled, and would run this network within a copy of it."""
+        state = cast(dict[str, Any], super().__getstate__())
+        return {name: value for name, value in state.items() if name != "forward_chunk"}
 
     def train(self, mode: bool = True) -> Self:
         """Stays in eval mode whatever `mode` is: a parent's .train() changes neither BatchNorm nor dropout here."""

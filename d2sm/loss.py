@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,8 +17,9 @@ from d2sm.features import patches
 from d2sm.frozen import exclude_from_state_dict
 from d2sm.images import IGNORED, check_ids, check_labels, check_pair
 from d2sm.layers import phi_of
-from d2sm.matching import Reduction, StatisticsMatching
+from d2sm.matching import Reduction, StatisticsMatching, check_integer, is_number
 from d2sm.regions import largest_regions, means
+from d2sm.weights import fingerprint
 
 
 class D2SMLoss(nn.Module):
@@ -43,9 +45,30 @@ class D2SMLoss(nn.Module):
 
         L = sum_l w_l L_l / sum_l w_l                                            w_l: `layer_weights`, 1 unless given
 
+    In a training loop:
+        Gradient accumulation: L is a mean over the queues, not over the batch. Do not divide it by the number k of
+            micro-batches; where a framework divides the total by k, multiply the weight of L by k. The gradient of the
+            whole batch takes one call with all restored images: d2sm/README.md, "Gradient accumulation".
+        Process groups: the queues are those of the default group; there is no `group` argument. Every rank makes every
+            call, also in eval mode, each with at least one image: a rank that calls alone waits until the timeout.
+            Keep the loss out of the module that DistributedDataParallel wraps, or pass `broadcast_buffers=False`: else
+            every forward pass sends the queues.
+        Copies of the state: call `allocate` before what copies it in place, or keep the loss out of the model. Not all
+            of it is tensors (`get_extra_state`), so safetensors cannot store it. A state with samples of another layer
+            or other weights of a named Phi is refused; that a module is the same is up to you.
+        Activation checkpointing of a function that calls the loss lets every sample enter twice, since it runs again in
+            the backward pass; checkpoint the network alone.
+        Precision: Phi runs in the autocast that is on. In float16, by autocast or `.half()`, its gradient underflows
+            without a loss scale (`torch.amp.GradScaler`) while the value looks right. In bfloat16 the gradient's
+            direction is inexact, the more so the closer both images are; where it matters, call the loss under
+            `torch.autocast(device_type, enabled=False)` with images in float32.
+        There is no second derivative: differentiating the gradient (`create_graph=True`) raises a RuntimeError.
+
     Args:
         features: Phi: network and layer ("vgg19.conv5_4", "timm:resnet50.layer3", ...), several of them, or any module
-            (B, 3, H, W) -> (B, C, h, w) or `Layers`. It is frozen, kept in eval mode and out of `state_dict()`.
+            (B, 3, H, W) -> (B, C, h, w) or `Layers`. It is frozen, kept in eval mode and out of `state_dict()`. A
+            module is frozen in place, its parameters and its in-place activations: pass `copy.deepcopy(module)` of one
+            that is trained or used elsewhere. It gets images in [0, 1] and normalises them itself.
         queue_size: q, samples stored.
         patch_size: K, side of an internal patch in input pixels, a multiple of the features' stride; None: each crop is
             one sample.
@@ -91,6 +114,9 @@ class D2SMLoss(nn.Module):
         gather_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        for name, value in (("patch_size", patch_size), ("class_regions", class_regions)):
+            if value is not None:
+                check_integer(name, value)
         self.features = phi_of(features, weights=weights)
         layers = self.features.layers
         for layer in layers:
@@ -123,6 +149,11 @@ class D2SMLoss(nn.Module):
         ]
         # A single layer's queues have the names that saved states have always had: matching.memory.rings.
         self.matching = matchings[0] if len(matchings) == 1 else nn.ModuleList(matchings)
+        if not isinstance(features, nn.Module):  # the weights of a module may be loaded later
+            values = chain(self.features.parameters(), self.features.buffers())
+            of_weights = fingerprint({str(index): value for index, value in enumerate(values)})
+            for matching, layer in zip(matchings, layers, strict=True):
+                matching.memory.samples_of = {"layer": layer.name, "weights": of_weights}
         self._range_checked = self._labels_checked = False
         exclude_from_state_dict(self, "features")  # Phi's weights have a file of their own
         self.register_load_state_dict_post_hook(_skip_range_check)
@@ -155,6 +186,28 @@ class D2SMLoss(nn.Module):
             return value
         of_layers = [matching(x, y) for matching, x, y in zip(self.matching, f_x, f_y, strict=True)]
         return torch.stack([w * of_layer for w, of_layer in zip(self._layer_weights, of_layers, strict=True)]).sum()
+
+    def allocate(self, height: int, width: int) -> None:
+        """Give the queues the shape that images of `height` x `width` pixels need, before the first step.
+
+        They get it in the first step otherwise. What copies a state in place needs it before: `torch.distributed.
+        checkpoint.load`, and copies of the buffers as `torch.optim.swa_utils.AveragedModel` keeps them. Phi runs once,
+        on a black image. Queues that hold samples keep them.
+
+        Raises:
+            ValueError: the size does not fit Phi or the patches, or the queues have the shape of another size.
+        """
+        self._check_size(height, width)
+        device = next(chain(self.features.parameters(), self.matching.buffers())).device
+        images = torch.zeros(1, 3, height, width, device=device)
+        regions = None
+        if self.class_regions is not None:
+            regions = largest_regions(images[:, 0].long(), count=self.class_regions)
+        with torch.no_grad():
+            rows = self._samples(images, regions)
+        matchings = [part for part in self.matching.modules() if isinstance(part, StatisticsMatching)]
+        for matching, of_layer in zip(matchings, rows, strict=True):
+            matching.allocate(of_layer)
 
     def _samples(self, images: Tensor, regions: Tensor | None = None) -> list[Tensor]:
         """The samples of each layer, (N, D)."""
@@ -204,11 +257,7 @@ class D2SMLoss(nn.Module):
 
     def _check(self, restored: Tensor, clean: Tensor) -> None:
         check_pair(restored, clean)
-        for axis, size in zip(("H", "W"), clean.shape[2:], strict=True):
-            if self.patch_size and size % self.patch_size:
-                raise ValueError(
-                    f"patch_size={self.patch_size}: does not divide {axis}={size} of the images; crop them so"
-                )
+        self._check_size(*clean.shape[2:])
         # Reading a value makes the host wait for an accelerator, so there only the first step is checked.
         first = not self._range_checked
         if first or clean.device.type == "cpu":
@@ -218,6 +267,13 @@ class D2SMLoss(nn.Module):
             _check_range("restored", restored.detach(), -10.0, 11.0)
             self._range_checked = True
 
+    def _check_size(self, height: int, width: int) -> None:
+        for axis, size in (("H", height), ("W", width)):
+            if self.patch_size and size % self.patch_size:
+                raise ValueError(
+                    f"patch_size={self.patch_size}: does not divide {axis}={size} of the images; crop them so"
+                )
+
 
 def _skip_range_check(self: D2SMLoss, _: Any) -> None:
     """A loaded state with samples is of a loss whose first call was checked, and which goes on here."""
@@ -226,7 +282,8 @@ def _skip_range_check(self: D2SMLoss, _: Any) -> None:
 
 
 def _normalised(weights: Sequence[float], count: int) -> list[float]:
-    if weights and (len(weights) != count or not all(0 < weight < math.inf for weight in weights)):
+    numbers = all(is_number(weight) and 0 < weight < math.inf for weight in weights)
+    if weights and (len(weights) != count or not numbers):
         raise ValueError(
             f"layer_weights={list(weights)}: give {count} positive numbers that are finite, one for each layer"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from numbers import Integral, Real
 from typing import Any, Literal, Self, get_args
 
 import torch
@@ -44,7 +45,8 @@ class StatisticsMatching(nn.Module):
     the sum and the number of its clean features (D + 1 float64). The value is the same on every rank and equals that of
     one process with the whole batch. DistributedDataParallel *averages* gradients over ranks; therefore the gradient
     returned here is the true one of this rank's samples times the number of ranks, and the averaged gradient of the
-    model is that of one process.
+    model is that of one process. The group is the default one. Every rank makes every call, in eval mode too, with at
+    least one sample.
 
     In eval mode the value is the same as in training mode, but the queues stay as they are; this copies only the rows
     that would have been overwritten, never the queues.
@@ -96,14 +98,17 @@ class StatisticsMatching(nn.Module):
         _check_choice("divergence", divergence, get_args(Divergence))
         _check_choice("reduction", reduction, get_args(Reduction))
         _check_choice("kernel", kernel, get_args(Kernel))
-        if not temperature >= LOWEST_TEMPERATURE:
-            raise ValueError(f"temperature={temperature}: must be at least {LOWEST_TEMPERATURE}")
+        if not (is_number(temperature) and temperature >= LOWEST_TEMPERATURE):
+            raise ValueError(f"temperature={temperature!r}: must be a number of at least {LOWEST_TEMPERATURE}")
         self.temperature = temperature if kernel == "exp" else None
+        check_integer("queue_size", queue_size)
         if queue_size < 2:
             raise ValueError(f"queue_size={queue_size}: at least 2, since samples are compared with each other")
         for name, dtype in (("queue_dtype", queue_dtype), ("gather_dtype", gather_dtype)):
-            if dtype is not None and not dtype.is_floating_point:
-                raise ValueError(f"{name}={dtype}: rounds unit rows to 0; give a floating-point type, or None")
+            if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+                raise ValueError(
+                    f"{name}={dtype!r}: give a floating-point type of torch, such as torch.bfloat16, or None"
+                )
         self.queue_size, self.reduction, self.gather_dtype = queue_size, reduction, gather_dtype
         self.memory = FeatureQueue(queue_size, queue_dtype)  # the name is part of saved states
         self.sums_of = {"divergence": divergence, "temperature": self.temperature}
@@ -127,6 +132,7 @@ class StatisticsMatching(nn.Module):
         Returns:
             A scalar >= 0 in float32 (float64 for float64 features), differentiable by `restored`. The gradient is
             rounded to the type of `restored` in the backward pass: float16 needs a loss scale (`torch.amp.GradScaler`).
+            It has no derivative of its own, and raises a RuntimeError when it is differentiated (`create_graph=True`).
 
         Raises:
             ValueError: unequal or wrong shapes or devices, or more samples in a step than the queues store.
@@ -208,6 +214,18 @@ class StatisticsMatching(nn.Module):
         rows = queue[:, columns].to(torch.promote_types(queue.dtype, torch.float32))
         k, _ = _kernels(cosines(rows, queue), columns, len(columns), self.temperature)
         return k
+
+    def allocate(self, rows: Tensor) -> None:
+        """Give queues without samples their shape, from samples like `rows` (N, D), which do not enter.
+
+        Raises:
+            ValueError: the queues have the shape of others already.
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            self.memory.check(rows)
+            self.memory.allocate(rows.to(torch.promote_types(rows.dtype, torch.float32)).expand(2, -1, -1))
+            if self.center is not None:
+                self.center.allocate(rows)
 
     def compile(self, *_: Any, **options: Any) -> None:
         """Compile the arithmetic between the products, in place; `options` are those of torch.compile.
@@ -294,6 +312,17 @@ def _check_rows(restored: Tensor, clean: Tensor) -> None:
         )
     if restored.device != clean.device:
         raise ValueError(f"clean: on {clean.device}, but restored is on {restored.device}; move one of them")
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a real number, of Python or of NumPy."""
+    return isinstance(value, Real)
+
+
+def check_integer(name: str, value: object) -> None:
+    """Refuse what is no integer, with one line instead of an error from within torch."""
+    if not isinstance(value, Integral):
+        raise ValueError(f"{name}={value!r}: give an integer")
 
 
 def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

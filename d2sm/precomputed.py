@@ -13,19 +13,40 @@ def with_gradient(value: Tensor, by: Tensor, gradient: Tensor) -> Tensor:
 
     `gradient` may be of a wider type than `by`. The backward pass multiplies it by the loss scale, if there is one, and
     rounds it to the type of `by` only then: D2SM's gradients are too small for float16 without a loss scale.
+
+    `gradient` is a constant, so there is no second derivative: a gradient that was computed with `create_graph=True`
+    has the right value, and raises a RuntimeError when it is differentiated.
     """
-    return cast(Tensor, _WithGradient.apply(by, value, gradient))
+    # Without numbers, but with the graph of `by`: what differentiates the gradient by anything before `by` meets it.
+    graph = by.unsqueeze(0)[:0].clone()
+    return cast(Tensor, _WithGradient.apply(by, value, gradient, graph))
 
 
 class _WithGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, by: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
-        ctx.save_for_backward(gradient)
+    def forward(ctx: Any, by: Tensor, value: Tensor, gradient: Tensor, graph: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient, graph)
         ctx.dtype = by.dtype
         return value.clone()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return (upstream.to(gradient.dtype) * gradient).to(ctx.dtype), None, None
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
+        gradient, graph = ctx.saved_tensors
+        with torch.no_grad():
+            by_input = (upstream.to(gradient.dtype) * gradient).to(ctx.dtype)
+        if torch.is_grad_enabled():  # create_graph=True
+            by_input = _DifferentiatedOnce.apply(by_input, upstream, graph)
+        return by_input, None, None, None
+
+
+class _DifferentiatedOnce(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, upstream: Tensor, graph: Tensor) -> Tensor:
+        return gradient
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> None:
+        raise RuntimeError(
+            "the gradient of D2SM or GradientBalance was differentiated (create_graph=True): they have no second "
+            "derivative; keep them out of terms that need one, such as gradient penalties"
+        )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Iterator
 
 import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from d2sm import StatisticsMatching
+from d2sm import D2SMLoss, StatisticsMatching
 from d2sm.divergence import Divergence
 
 Q, D = 12, 40
@@ -64,3 +65,20 @@ def test_evaluation_of_a_compiled_loss_leaves_its_queues(compilations: dict[str,
         assert torch.equal(now, kept) if isinstance(kept, torch.Tensor) else now == kept
     matching.train()
     torch.testing.assert_close(step(matching, 5, 9)[0], value)
+
+
+def test_a_compiled_loss_is_pickled_and_copied(compilations: dict[str, int]) -> None:
+    """What is copied is not compiled, and Phi's copy runs its own weights."""
+    loss = D2SMLoss(torch.nn.Conv2d(3, 4, 4, stride=4), 4)
+    loss.matching.compile(backend="eager")
+    loss.features.compile(backend="eager")
+    clean = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    for shift in range(3):
+        loss(clean + 0.1 * shift, clean)
+    loss.eval()
+    value = loss(clean + 0.1, clean)
+    for twin in (pickle.loads(pickle.dumps(loss)), copy.deepcopy(loss)):
+        assert value > 0 and torch.allclose(twin(clean + 0.1, clean), value)
+        torch.nn.init.zeros_(twin.features.net.weight)
+        torch.nn.init.zeros_(twin.features.net.bias)
+        assert not twin.features(clean).any() and loss.features(clean).any()

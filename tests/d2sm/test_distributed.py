@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from d2sm import D2SMLoss, StatisticsMatching
-from d2sm.distributed import AnyRank, gather_rows, sum_over_workers, wait_for_slow_ranks, world_size
+from d2sm.distributed import _CPU_GROUPS, AnyRank, gather_rows, sum_over_workers, wait_for_slow_ranks, world_size
 from d2sm.divergence import Divergence
 from tests.helpers.process_group import batch_of, on_ranks, slice_of, small_network, small_phi
 
@@ -67,7 +67,7 @@ def _by_hosts(rank: int) -> list[torch.Tensor]:
         patch.object(dist, "new_group", wraps=dist.new_group) as made,
     ):
         gathered = [gather_rows(torch.full((1 + rank, 2), float(step)))[0] for step in range(3)]
-    assert made.call_count == 1
+    assert made.call_count == 1 and made.call_args.kwargs["timeout"] is None  # torch's, unless slow ranks are expected
     return gathered
 
 
@@ -172,14 +172,19 @@ def test_gathering_in_half_precision_and_unequal_rows(workers: list[dict[Any, An
 def _slow(rank: int, workers: int) -> dict[str, Any]:
     """A rank comes later than the timeout with which the group was made allows."""
     set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
-    set_timeout(timedelta(milliseconds=200), dist.group.WORLD)
-    wait_for_slow_ranks()
-    time.sleep(0.5 * rank)
-    return {"sum": sum_over_workers(torch.ones(1)).item()}
+    with patch.object(dist, "get_backend_config", lambda group: "cuda:nccl"):
+        gather_rows(torch.ones(1, 1))  # makes the group of the hosts, see `_by_hosts`
+        for group in (dist.group.WORLD, *_CPU_GROUPS.values()):
+            set_timeout(timedelta(milliseconds=200), group)
+        wait_for_slow_ranks()
+        time.sleep(0.5 * rank)
+        total = sum_over_workers(torch.ones(1)).item()
+        time.sleep(0.5 * rank)
+        return {"sum": total, "rows": len(gather_rows(torch.ones(1, 1))[0])}
 
 
 def test_a_rank_waits_for_a_slow_one(tmp_path: Path) -> None:
-    assert on_ranks(_slow, 2, tmp_path) == [{"sum": 2.0}] * 2
+    assert on_ranks(_slow, 2, tmp_path) == [{"sum": 2.0, "rows": 2}] * 2
 
 
 def test_identity_without_a_process_group() -> None:

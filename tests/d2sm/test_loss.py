@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import copy
 import doctest
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 import d2sm.loss
 import d2sm.matching
@@ -91,7 +94,9 @@ def some_labels(*, seed: int) -> Tensor:
 
 @pytest.mark.parametrize("kind", [torch.int64, torch.uint8])
 def test_the_mean_features_of_the_largest_classes_are_one_sample_each(kind: torch.dtype) -> None:
-    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Tanh())  # a cell is a pixel
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Tanh())  # a cell is a pixel
     loss, matching = D2SMLoss(copy.deepcopy(network), 20, class_regions=3), StatisticsMatching(20)
     for step in range(3):
         (restored, clean), labels = images(3, seed=step), some_labels(seed=step)
@@ -190,7 +195,9 @@ def test_state_holds_the_queues_and_nothing_of_phi(nested: bool) -> None:
         f"{prefix}matching.{key}" for key in ("memory.rings", "memory._extra_state", "divergence.sums")
     }
     sums_of = {"divergence": "kl", "temperature": None}
-    assert state[f"{prefix}matching.memory._extra_state"] == {"fill": 4, "position": 4, "sums_of": sums_of}
+    counts = state[f"{prefix}matching.memory._extra_state"]
+    weights = counts.pop("samples_of")["weights"]
+    assert counts == {"fill": 4, "position": 4, "sums_of": sums_of} and re.fullmatch("[0-9a-f]{16}", weights)
     assert state[f"{prefix}matching.memory.rings"][1, :4].norm(dim=1).tolist() == pytest.approx([1] * 4, rel=1e-5)
 
 
@@ -229,6 +236,90 @@ def test_loading_is_strict_about_the_rest_and_leaves_phi_alone() -> None:
         loss.load_state_dict(state | {"surplus": torch.zeros(1)})
     with pytest.raises(ValueError, match="queue_size: .*12 samples, .* 10"):
         D2SMLoss(phi(), 12).load_state_dict(state)
+
+
+@pytest.mark.parametrize("options", [{}, {"patch_size": 8}, {"class_regions": 2}, {"center": True}])
+def test_allocated_queues_have_the_shape_and_values_of_the_first_step(options: dict[str, Any]) -> None:
+    early, late = (D2SMLoss(phi(), 16, **options) for _ in range(2))
+    labels = (torch.arange(2 * 16 * 24).view(2, 16, 24) % 3,) if "class_regions" in options else ()
+    early.allocate(16, 24)
+    before = {name: value.shape for name, value in tensors(early).items()}
+    for seed in range(2):
+        assert torch.equal(early(*images(seed=seed), *labels), late(*images(seed=seed), *labels))
+    assert before == {name: value.shape for name, value in tensors(late).items()}
+    kept = tensors(early)["matching.memory.rings"].clone()
+    early.allocate(16, 24)
+    assert torch.equal(tensors(early)["matching.memory.rings"], kept) and early.matching.memory.fill > 0
+
+
+def test_samples_of_another_phi_are_refused() -> None:
+    """Of another layer or other weights of a named network; without samples, or where Phi was not saved, all load."""
+    fire3, fire2 = "squeezenet1_0.fire3", "squeezenet1_0.fire2"
+    first, same, other = (D2SMLoss(name, 8, weights="random") for name in (fire3, fire3, fire2))
+    other.load_state_dict(first.state_dict())
+    first(*images(2, 48, 48))
+    state = copy.deepcopy(first.state_dict())
+    same.half().load_state_dict(state)
+    with pytest.raises(ValueError, match="features: .*layer squeezenet1_0.fire3, .*layer squeezenet1_0.fire2, .*fresh"):
+        other.load_state_dict(state)
+    state["matching.memory._extra_state"]["samples_of"]["weights"] = "0" * 16
+    with pytest.raises(ValueError, match="features: .*weights 0000000000000000, this .*fresh"):
+        D2SMLoss(fire3, 8, weights="random").load_state_dict(state)
+    del state["matching.memory._extra_state"]["samples_of"]
+    D2SMLoss(fire3, 8, weights="random").load_state_dict(state)
+
+
+def test_allocating_for_another_size_is_refused() -> None:
+    loss = D2SMLoss(phi(), 16)
+    loss.allocate(16, 24)
+    with pytest.raises(ValueError, match="features: 32 numbers a sample, .* 192"):
+        loss.allocate(8, 8)
+    with pytest.raises(ValueError, match="patch_size=8: .*H=12"):
+        D2SMLoss(phi(), 16, patch_size=8).allocate(12, 24)
+
+
+def test_what_copies_a_state_in_place_takes_allocated_queues(tmp_path: Path) -> None:
+    """A copy that averages buffers, made before the first step, and a checkpoint that is read into a fresh loss."""
+    loss, fresh = (D2SMLoss(phi(), 10, center=True) for _ in range(2))
+    loss.allocate(16, 24)
+    average = AveragedModel(loss)
+    for seed in range(3):
+        loss(*images(seed=seed))
+        average.update_parameters(loss)
+    assert torch.equal(average.module.matching.memory.rings, loss.matching.memory.rings)
+    dcp.save(loss.state_dict(), checkpoint_id=tmp_path, no_dist=True)
+    fresh.allocate(16, 24)
+    state = fresh.state_dict()
+    dcp.load(state, checkpoint_id=tmp_path, no_dist=True)
+    fresh.load_state_dict(state)
+    assert torch.equal(fresh(*images(seed=3)), loss(*images(seed=3)))
+
+
+def test_one_call_gives_micro_batches_the_gradient_of_the_whole_batch() -> None:
+    """As in d2sm/README.md. Calls of micro-batches, divided by their number, have a fraction of its length."""
+    network, loss = nn.Conv2d(3, 3, 3, padding=1), D2SMLoss(phi(), 32)
+    for seed in range(8):
+        loss(*images(4, seed=seed))
+    noisy, clean = images(4, seed=8)
+
+    def gradient() -> Tensor:
+        found = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+        network.zero_grad()
+        return found
+
+    copy.deepcopy(loss)(network(noisy), clean).backward()
+    whole = gradient()
+    divided = copy.deepcopy(loss)
+    for part, target in zip(noisy.split(1), clean.split(1), strict=True):
+        (divided(network(part), target) / 4).backward()
+    assert gradient().norm() < whole.norm() / 2
+    with torch.no_grad():
+        restored = torch.cat([network(part) for part in noisy.split(2)])
+    loss(restored.requires_grad_(), clean).backward()
+    assert restored.grad is not None
+    for part, by_restored in zip(noisy.split(2), restored.grad.split(2), strict=True):
+        network(part).backward(by_restored)
+    torch.testing.assert_close(gradient(), whole, rtol=1e-4, atol=1e-5 * whole.abs().max().item())
 
 
 def test_a_deep_copy_remembers_on_its_own() -> None:
@@ -328,6 +419,10 @@ def test_noise_may_leave_the_range() -> None:
         ({"patch_size": 6}, "patch_size=6: .*stride, 4"),
         ({"patch_size": 0}, "patch_size=0"),
         ({"patch_size": -4}, "patch_size=-4"),
+        ({"patch_size": 8.0}, "patch_size=8.0: give an integer"),
+        ({"class_regions": 1.5}, "class_regions=1.5: give an integer"),
+        ({"queue_size": "64"}, "queue_size='64': give an integer"),
+        ({"layer_weights": ["1"]}, "layer_weights=.*give 1 positive"),
         ({"patch_size": 8, "class_regions": 2}, "class_regions=2: .*no patch_size"),
         ({"class_regions": 0}, "class_regions=0: give 1 to 255"),
         ({"queue_size": 1}, "queue_size=1"),

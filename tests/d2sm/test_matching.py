@@ -161,13 +161,16 @@ def test_the_mean_is_part_of_the_state() -> None:
     [
         ({"kernel": "rbf"}, "kernel='rbf': must be one of cosine, exp"),
         ({"temperature": 0.01}, "temperature=0.01.*0.05"),
+        ({"temperature": "0.1"}, "temperature='0.1'.*number"),
+        ({"queue_size": 64.0}, "queue_size=64.0: give an integer"),
+        ({"queue_dtype": "bfloat16"}, "queue_dtype='bfloat16': .*torch.bfloat16"),
         ({"queue_dtype": torch.int8}, "queue_dtype=torch.int8: .*floating-point"),
         ({"gather_dtype": torch.int32}, "gather_dtype=torch.int32: .*floating-point"),
     ],
 )
 def test_options_that_there_are_not(options: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        StatisticsMatching(8, **options)
+        StatisticsMatching(**{"queue_size": 8} | options)
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
@@ -184,6 +187,29 @@ def test_gradcheck(divergence: Divergence) -> None:
     assert torch.autograd.gradcheck(value, (restored,), atol=1e-7)
     (gradient,) = torch.autograd.grad(value(restored), restored)
     assert gradient.abs().min() > 0
+
+
+def test_the_gradient_is_right_under_create_graph_and_has_no_derivative() -> None:
+    """Whoever differentiates it hears so, by whatever path; a second derivative of autograd would lack most terms."""
+    matching = StatisticsMatching(6)
+    matching(*rows(5, seed=1))
+    matching.eval()
+    (restored, clean), shift, weight = rows(3, seed=2), torch.zeros(6, dtype=torch.float64), torch.ones(())
+    shift.requires_grad_()
+    weight.requires_grad_()
+
+    def value() -> Tensor:
+        result: Tensor = weight * matching((restored + shift).tanh(), clean)
+        return result
+
+    (plain,) = torch.autograd.grad(value(), shift)
+    (found,) = torch.autograd.grad(value(), shift, create_graph=True)
+    assert plain.abs().max() > 0 and torch.equal(found, plain)
+    for by in (shift, weight):
+        with pytest.raises(RuntimeError, match="no second derivative"):
+            torch.autograd.grad(found.square().sum(), by, retain_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        found.square().sum().backward()
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
