@@ -96,6 +96,9 @@ class WrappedNetwork(Denoiser):
         return restored
 
     def restore_padded(self, noisy: Tensor, sigma: Tensor | None) -> Tensor:
+        weight = next(self.network.parameters())
+        if sigma is not None and weight.is_floating_point():  # as in probing: the network may not cast it itself
+            sigma = sigma.to(weight.dtype)
         return self.call(self.network, noisy.contiguous(), sigma)
 
     def pad(self, noisy: Tensor) -> Tensor:
