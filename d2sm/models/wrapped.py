@@ -96,10 +96,8 @@ class WrappedNetwork(Denoiser):
         return restored
 
     def restore_padded(self, noisy: Tensor, sigma: Tensor | None) -> Tensor:
-        weight = next(self.network.parameters())
-        if sigma is not None and weight.is_floating_point():  # as in probing: the network may not cast it itself
-            sigma = sigma.to(weight.dtype)
-        return self.call(self.network, noisy.contiguous(), sigma)
+        # Of the images' type, as in `_run`: a network in half precision may not cast it itself.
+        return self.call(self.network, noisy.contiguous(), None if sigma is None else sigma.to(noisy.dtype))
 
     def pad(self, noisy: Tensor) -> Tensor:
         self._check_shape(noisy)
