@@ -45,16 +45,18 @@ def motion_blur(images: Tensor, *, level: Tensor, seeds: Sequence[int]) -> Tenso
 
 def angle_of(seed: int) -> float:
     """The angle of a motion in radians, uniform in [0, pi); the same on every device."""
-    return math.pi * float(torch.rand((), generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return math.pi * float(torch.rand((), generator=generator, dtype=torch.float64, device="cpu"))
 
 
 def motion_kernel(length: float, angle: float) -> Tensor:
     """The kernel (K, K), K odd, of a path: points on it, each shared by its four pixels (bilinear), which sum to 1."""
     radius = math.ceil(length / 2)
     count = _POINTS * math.ceil(length) + 1
-    along = torch.linspace(-length / 2, length / 2, count, dtype=torch.float64)
+    along = torch.linspace(-length / 2, length / 2, count, dtype=torch.float64, device="cpu")
     rows, columns = radius + along * math.sin(angle), radius + along * math.cos(angle)
-    kernel = torch.zeros(2 * radius + 2, 2 * radius + 2, dtype=torch.float64)  # a last row and column for rounding
+    side = 2 * radius + 2  # with a last row and column for rounding
+    kernel = torch.zeros(side, side, dtype=torch.float64, device="cpu")
     top, left = rows.floor().long().clamp(0, 2 * radius), columns.floor().long().clamp(0, 2 * radius)
     down, right = rows - top, columns - left
     for row, column, weight in (
@@ -72,7 +74,7 @@ def _gaussian(image: Tensor, sigma: float) -> Tensor:
     radius = int(_TRUNCATE * sigma + 0.5)
     if not radius:
         return image
-    offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.float64, device="cpu")
     kernel = torch.exp(-0.5 * (offsets / sigma).square())
     kernel = (kernel / kernel.sum()).to(image.device, image.dtype, non_blocking=True)
     return _convolved(_convolved(image, kernel[None]), kernel[:, None])

@@ -75,6 +75,16 @@ class Step:
             level = round(level) if self.degradation.whole else min(max(float(f"{level:.2g}"), low), high)
         return Step(self.degradation, (float(level),))
 
+    def check(self, levels: Tensor) -> None:
+        """Check that the degradation takes levels, (B,) on the CPU.
+
+        Raises:
+            ValueError: it does not take one of them.
+        """
+        low, high = self.degradation.low, self.degradation.high
+        if wrong := [level for level in levels.tolist() if not low <= level <= high]:
+            raise ValueError(f"levels: {_no_level(wrong[0], self.degradation)}")
+
     def __str__(self) -> str:
         numbers = (".." if self.draw == "uniform" else "/").join(f"{level:.10g}" for level in self.levels)
         return f"{self.degradation.name}:{numbers}"
@@ -180,20 +190,33 @@ class Chain:
         """Degrade a batch step by step. Each image's result is a function of its levels and its seed alone.
 
         Args:
-            clean: (B, 3, H, W) in [0, 1].
-            levels: (B, steps), on the CPU or on the device of `clean`.
+            clean: (B, 3, H, W) in [0, 1]; the range is checked of the first image, and on the CPU alone, since
+                a GPU's host would have to wait.
+            levels: (B, steps), on the CPU or on the device of `clean`; each is checked on the CPU alone, likewise.
             seeds: B integers. The first step takes them as they are, the others each a seed made of it and their place.
 
         Returns:
             (B, 3, H, W), not clipped.
 
         Raises:
-            ValueError: levels or seeds do not have one entry for each image.
+            ValueError: images of another shape, type or range, a level that a step does not take, or levels or seeds
+                that do not have one entry for each image.
         """
+        from d2sm.images import check_images, check_range
         from d2sm.noise import seed_of
 
-        if not len(clean) == len(levels) == len(seeds):
-            raise ValueError(f"levels: {len(levels)} and {len(seeds)} seeds for {len(clean)} images; give one each")
+        check_images("clean", clean)
+        if clean.device.type == "cpu" and clean.numel():
+            check_range("clean", clean[:1])  # the batch's: to look at all takes time beside the noise
+        wanted = (len(clean), len(self.steps))
+        if levels.shape != wanted or len(seeds) != len(clean):
+            raise ValueError(
+                f"levels: shape {tuple(levels.shape)} and {len(seeds)} seeds; give {wanted}, a level of each step, and "
+                f"{len(clean)} seeds, one for each image"
+            )
+        if levels.device.type == "cpu":
+            for step, column in zip(self.steps, levels.unbind(1), strict=True):
+                step.check(column)
         images = clean
         for place, step in enumerate(self.steps):
             own = [seed_of(f"{seed}/{place}") for seed in seeds] if place else list(seeds)
@@ -235,14 +258,18 @@ def _step(text: str) -> Step:
     levels = tuple(map(float, written.split(".." if is_range else "/")))
     low, high = degradation.low, degradation.high
     if wrong := [level for level in levels if not low <= level <= high or (degradation.whole and level % 1)]:
-        kind = "whole numbers" if degradation.whole else "numbers"
-        raise ChainError(
-            f"{text!r}: {wrong[0]:g} is no level of {name}, which takes {kind} from {low:g} to {high:g} "
-            f"({degradation.unit})"
-        )
+        raise ChainError(f"{text!r}: {_no_level(wrong[0], degradation)}")
     if is_range and levels[0] > levels[1]:
         raise ChainError(f"{text!r}: the low end comes first, {name}:{levels[1]:g}..{levels[0]:g}")
     return Step(degradation, levels, "uniform" if is_range and levels[0] < levels[1] else "list")
+
+
+def _no_level(level: float, degradation: Degradation) -> str:
+    kind = "whole numbers" if degradation.whole else "numbers"
+    return (
+        f"{level:g} is no level of {degradation.name}, which takes {kind} from {degradation.low:g} to "
+        f"{degradation.high:g} ({degradation.unit})"
+    )
 
 
 def _near(name: str) -> str:

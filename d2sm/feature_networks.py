@@ -67,12 +67,16 @@ def build(network: str, layers: Sequence[str]) -> Built:
 
 def _check_known(network: str) -> None:
     if network not in NETWORKS:
-        raise ValueError(f"features: unknown network {network!r}{_suggestion(network, NETWORKS)}")
+        hint = _suggestion(network, NETWORKS, cutoff=0.6)
+        raise ValueError(
+            f"features: unknown network {network!r}{hint}; those of timm and torchvision as timm:resnet50.layer3, "
+            "torchvision:resnet50.layer3"
+        )
 
 
-def _suggestion(word: str, valid: Mapping[str, object]) -> str:
-    close = get_close_matches(word, valid, n=1, cutoff=0.0)
-    return f"; did you mean {close[0]!r}? Valid: {', '.join(valid)}"
+def _suggestion(word: str, valid: Mapping[str, object], *, cutoff: float = 0.0) -> str:
+    close = get_close_matches(word, valid, n=1, cutoff=cutoff)
+    return f"; {f'did you mean {close[0]!r}? ' if close else ''}Valid: {', '.join(valid)}"
 
 
 def randomise(net: nn.Module) -> None:

@@ -65,5 +65,5 @@ def match(state: dict[str, Tensor], target: dict[str, Tensor], path: Path) -> di
             raise ValueError(
                 f"features: {path} has {found} for {key} {tuple(target[key].shape)}; give the weights of this network"
             )
-    zeros = {key: torch.zeros((), dtype=torch.long) for key in counters}
+    zeros = {key: torch.zeros((), dtype=torch.long, device="cpu") for key in counters}
     return zeros | {key: state[source].float() for key, source in pairs.items()}

@@ -26,7 +26,8 @@ class Features(FrozenNetwork):
     Always in eval mode, with frozen parameters; gradient flows to the images.
 
     Attributes:
-        mean, std: normalisation of the images, float32 buffers (1, 3, 1, 1); None for a module of one's own (`wrap`).
+        mean, std: normalisation of the images, buffers (1, 3, 1, 1) of the weights' type and on their device; None for
+            a module of one's own (`wrap`).
         name: network and layer, for messages.
         stride: pixels between neighbouring cells of the map.
         channels: of the map.
@@ -50,7 +51,9 @@ class Features(FrozenNetwork):
         self.net, self.name, self.stride, self.channels = net, name, stride, channels
         self.layers = tuple(layers) or (Layer(name, stride, channels),)
         for key, values in zip(("mean", "std"), scale or (None, None)):
-            self.register_buffer(key, None if values is None else torch.tensor(values).view(1, 3, 1, 1))
+            # Not of torch's default type or device, which may be another.
+            buffer = None if values is None else next(net.parameters()).new_tensor(values).view(1, 3, 1, 1)
+            self.register_buffer(key, buffer)
         self.requires_grad_(False).eval()
 
     def forward_chunk(self, images: Tensor) -> Tensor:
@@ -80,7 +83,7 @@ class Features(FrozenNetwork):
         """The images as the network expects them.
 
         Raises:
-            ValueError: another shape or type, or fewer pixels than one cell of the map.
+            ValueError: another shape, type or device, or fewer pixels than one cell of the map.
         """
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             got = f"{tuple(images.shape)} {images.dtype}"
@@ -91,10 +94,15 @@ class Features(FrozenNetwork):
                 f"images: {size} pixels are fewer than one feature cell of {self.name} "
                 f"(stride {self.stride}); use larger crops or an earlier layer"
             )
+        weight: Tensor | None = next(self.net.parameters(), None) if self.mean is None else self.mean
+        if weight is not None and images.device != weight.device:
+            raise ValueError(
+                f"images: on {images.device}, but {self.name} is on {weight.device}; move the images, or the loss with "
+                ".to(...)"
+            )
         # In the precision of the weights, which is that of the buffers, whatever that of the images is.
         if self.mean is not None and self.std is not None:
             return ((images - self.mean) / self.std).to(self.mean.dtype)
-        weight = next(self.net.parameters(), None)
         return images if weight is None or not weight.is_floating_point() else images.to(weight.dtype)
 
     def _check_size(self, images: Tensor) -> None:
@@ -213,8 +221,8 @@ def wrap(module: nn.Module, *, stride: int | None = None, name: str | None = Non
         name: for messages; None: the name of the module's class.
 
     Raises:
-        ValueError: the output is not (B, C, h, w), its stride cannot be measured or is not the given one, or the module
-            changes its images in place.
+        ValueError: the module fails on such images, its output is not (B, C, h, w), its stride cannot be measured or is
+            not the given one, or it changes its images in place.
     """
     if isinstance(module, Features):
         return module
@@ -286,24 +294,35 @@ def _probe(
     """Stride and channels of each map, measured in two runs; on the meta device these cost nothing.
 
     Raises:
-        ValueError: an output is no map (B, C, h, w), its stride cannot be measured, or the images are changed in place.
+        ValueError: the network fails, an output is no map (B, C, h, w), its stride cannot be measured, or the images
+            are changed in place.
     """
     runs = []
     for length in (side, 2 * side):
         images = torch.zeros(1, 3, length, length, device=device, dtype=dtype)
         with torch.no_grad(), unchanged(images, f"features: {names[-1]}"):
-            runs.append(_maps(net, images))
+            try:
+                runs.append(_maps(net, images))
+            except Exception as error:  # anybody's network may raise anything
+                reason = (str(error).strip().splitlines() or [""])[0][:200]
+                raise ValueError(
+                    f"features: {names[-1]} fails on an image of {length}x{length}, by which its stride is measured: "
+                    f"{type(error).__name__}: {reason}; give a module that takes images of any size"
+                ) from error
     found = []
     for name, small, large in zip(names, *runs, strict=True):
         if not isinstance(small, Tensor) or small.ndim != 4 or small.shape[0] != 1:
             got = tuple(small.shape) if isinstance(small, Tensor) else type(small).__name__
-            raise ValueError(f"features: {name} returned {got} for one image, not a feature map (B, C, h, w)")
+            raise ValueError(
+                f"features: {name} returned {got} for one image, not a feature map (B, C, h, w); give another layer, a "
+                "module that returns one map, or for several d2sm.layers.Layers([wrap(a), wrap(b)])"
+            )
         stride = stride_between(side, small.shape[2:], large.shape[2:])
         if stride is None:
             cells = [b - a for a, b in zip(small.shape[2:], large.shape[2:], strict=True)]
             raise ValueError(
                 f"stride: that of {name} cannot be measured ({side} more pixels give {cells} more cells); give the "
-                "stride, or a layer whose map grows with the image"
+                "stride of a module, d2sm.features.wrap(module, stride=14), or a layer whose map grows with the image"
             )
         found.append(Layer(name, stride, small.shape[1]))
     return found

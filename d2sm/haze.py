@@ -48,11 +48,12 @@ def haze(images: Tensor, *, level: Tensor, seeds: Sequence[int]) -> Tensor:
 
 def view_of(seed: int) -> View:
     """The view that a seed stands for; the same on every device."""
-    a, b, c = torch.rand(3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).tolist()
+    generator = torch.Generator("cpu").manual_seed(seed)
+    a, b, c = torch.rand(3, generator=generator, dtype=torch.float64, device="cpu").tolist()
     return View(0.3 + 0.3 * a, 2 + 10 * b, 0.8 + 0.2 * c)
 
 
 def depth(height: int, view: View) -> Tensor:
     """The depth of each row (H,) float64, in (0, 1]: 1 at the horizon and above."""
-    rows = (torch.arange(height, dtype=torch.float64) + 0.5) / height
+    rows = (torch.arange(height, dtype=torch.float64, device="cpu") + 0.5) / height
     return 1 / (1 + view.steepness * (rows - view.horizon).clamp(min=0))

@@ -2,44 +2,118 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
 
 IGNORED = 255
 """The train id of pixels without a label."""
 
 
-def check_pair(restored: Tensor, clean: Tensor) -> None:
-    """Check that both are (B, 3, H, W) in floating point, B at least 1, of the same shape and on the same device.
+def check_images(name: str, images: Tensor) -> None:
+    """Check that images are (B, 3, H, W) in floating point.
 
-    Broadcasting would hide a mistake, and the mean over no images is NaN.
+    Raises:
+        ValueError: another shape or type; names the argument.
+    """
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"{name}: shape {tuple(images.shape)}; give RGB images as (B, 3, H, W)")
+    if not images.is_floating_point():
+        raise ValueError(f"{name}: {images.dtype}; give floating point in [0, 1], such as images of 0..255 / 255")
+
+
+def check_pair(restored: Tensor, clean: Tensor) -> None:
+    """Check that both are (B, 3, H, W) in floating point, not empty, of the same shape and on the same device.
+
+    Broadcasting would hide a mistake, and the mean over no images is NaN. So would two images in the wrong order: most
+    objectives have no gradient by `clean`, and a network would be trained without them.
 
     Raises:
         ValueError: names the argument, its shape, type or device, and what is needed.
     """
     for name, images in (("restored", restored), ("clean", clean)):
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"{name}: shape {tuple(images.shape)}; give RGB images as (B, 3, H, W)")
-        if not images.is_floating_point():
-            raise ValueError(f"{name}: {images.dtype}; give floating point in [0, 1], such as images of 0..255 / 255")
-    if not len(restored):
-        raise ValueError(f"restored: shape {tuple(restored.shape)} holds no images; give at least one")
+        check_images(name, images)
+    if not restored.numel():
+        raise ValueError(f"restored: shape {tuple(restored.shape)} holds no pixels; give at least one image")
     if restored.shape != clean.shape:
         raise ValueError(f"clean: shape {tuple(clean.shape)}, but restored has {tuple(restored.shape)}; must agree")
     if restored.device != clean.device:
         raise ValueError(f"clean: on {clean.device}, but restored is on {restored.device}; move one of them")
+    if torch.is_grad_enabled() and clean.requires_grad and not restored.requires_grad:
+        raise ValueError(
+            "clean: requires a gradient and restored does not; the order is (restored, clean), or detach clean"
+        )
+
+
+def check_range(name: str, images: Tensor, *, margin: float = 1e-3, finite: bool = True) -> None:
+    """Check that the values of images are in [0, 1], up to a margin. Makes the host wait for an accelerator.
+
+    Args:
+        images: of any shape, not empty.
+        finite: whether values that are not finite are refused; otherwise images that hold one pass unchecked.
+
+    Raises:
+        ValueError: other values. Names the argument.
+    """
+    lowest, highest = torch.stack(images.detach().aminmax()).tolist()
+    if not finite and not (math.isfinite(lowest) and math.isfinite(highest)):
+        return
+    if not (-margin <= lowest and highest <= 1 + margin):  # written so that NaN is refused too
+        raise ValueError(
+            f"{name}: values from {lowest:.3g} to {highest:.3g}; give images in [0, 1], not 0..255 or normalised"
+        )
+
+
+def check_restored_range(restored: Tensor) -> None:
+    """As `check_range`, but wide: an untrained network may stray, and values that are not finite are no matter of it.
+
+    Raises:
+        ValueError: finite values far from [0, 1].
+    """
+    check_range("restored", restored, margin=10.0, finite=False)
+
+
+class RangeCheck:
+    """The range of the two images of an objective that assumes [0, 1].
+
+    Reading a value makes the host wait for an accelerator, so images there are checked in the first call alone. On the
+    CPU `clean` is checked in every call; `restored` is not, because its later values are up to the optimizer.
+
+    Attributes:
+        passed: whether a first call was checked.
+    """
+
+    def __init__(self) -> None:
+        self.passed = False
+
+    def __call__(self, restored: Tensor, clean: Tensor) -> None:
+        """Check a pair that passed `check_pair`.
+
+        Raises:
+            ValueError: see `check_range` and `check_restored_range`.
+        """
+        first = not self.passed
+        if first or clean.device.type == "cpu":
+            check_range("clean", clean)
+        if first:
+            check_restored_range(restored)
+            self.passed = True
 
 
 def check_labels(labels: Tensor, images: Tensor) -> None:
-    """Check that labels are (B, H, W) integers, one for each pixel of the images (B, 3, H, W).
+    """Check that labels are (B, H, W) integers, one for each pixel of the images (B, 3, H, W), on their device.
 
     Raises:
-        ValueError: another shape or type.
+        ValueError: another shape, type or device.
     """
     wanted = (len(images), *images.shape[2:])
     if labels.shape != wanted:
         raise ValueError(f"labels: shape {tuple(labels.shape)}; give {wanted}, one train id a pixel")
     if labels.is_floating_point():
         raise ValueError(f"labels: {labels.dtype}; give integer train ids")
+    if labels.device != images.device:
+        raise ValueError(f"labels: on {labels.device}, but the images are on {images.device}; move one of them")
 
 
 def check_ids(labels: Tensor, *, classes: int) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import product
+from itertools import chain, product
 
 import torch
 from torch import Tensor, nn
 
-from d2sm.models.base import noise_levels
+from d2sm.models.base import label_of, noise_levels
 from d2sm.probing import evaluated
 from d2sm.tiles import round_up
 
@@ -42,11 +42,15 @@ def restore(
         restored, (B, 3, H, W) on the device of `noisy`, not clamped.
 
     Raises:
-        ValueError: sigma missing or not a noise level, tile not positive, halo below the receptive field or without a
-            tile, or a model that does not state its stride or receptive field.
+        ValueError: images of another shape or type, sigma missing or not a noise level, tile not positive, halo below
+            the receptive field or without a tile, a model that does not state whether it is blind, its stride or its
+            receptive field, or that fails on images of another type than its weights.
     """
     if noisy.dim() != 4 or noisy.shape[1] != 3:
         raise ValueError(f"restore: noisy has shape {tuple(noisy.shape)}: needs (B, 3, H, W)")
+    if not noisy.is_floating_point():
+        raise ValueError(f"restore: noisy holds {noisy.dtype}: needs floating point in [0, 1]; divide by 255 first")
+    _check_denoiser(model)
     levels = None if model.blind else _levels(sigma, noisy)
     with evaluated(model), torch.no_grad():
         if tile is None:
@@ -64,6 +68,16 @@ def restore(
     return restored
 
 
+def _check_denoiser(model: nn.Module) -> None:
+    if isinstance(getattr(model, "blind", None), bool):
+        return
+    wrapper = isinstance(getattr(model, "module", None), nn.Module)  # as DataParallel and DistributedDataParallel are
+    remedy = "give its .module" if wrapper else "wrap it: d2sm.models.WrappedNetwork(network)"
+    raise ValueError(
+        f"restore: {type(model).__name__} does not state whether it is blind, as a Denoiser does; {remedy}"
+    )
+
+
 def _levels(sigma: float | Tensor | None, noisy: Tensor) -> Tensor:
     levels = noise_levels(sigma, noisy, "restore").float()
     if not bool(((levels >= 0) & (levels <= 255)).all()):
@@ -72,9 +86,17 @@ def _levels(sigma: float | Tensor | None, noisy: Tensor) -> Tensor:
 
 
 def _run(model: nn.Module, noisy: Tensor, levels: Tensor | None) -> Tensor:
-    weight = next(model.parameters())
+    weight = next(chain(model.parameters(), model.buffers()), noisy)  # a network may have neither
     inputs = [noisy.to(weight.device)] if levels is None else [noisy.to(weight.device), levels.to(weight.device)]
-    restored: Tensor = model(*inputs)
+    try:
+        restored: Tensor = model(*inputs)
+    except RuntimeError as error:
+        if weight.dtype == noisy.dtype or not weight.is_floating_point() or isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise ValueError(
+            f"restore: noisy is {noisy.dtype} and the weights of {label_of(model)} are {weight.dtype}, with which it "
+            f"fails; give noisy.to({weight.dtype})"
+        ) from error
     return restored.to(noisy.device)
 
 

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from d2sm.features import Features, at_layers, split, wrap
 from d2sm.frozen import FrozenWrapper
-from d2sm.images import check_pair
+from d2sm.images import RangeCheck, check_pair
 from d2sm.truncation import Truncated
+
+_SEVERAL = "several modules are given as d2sm.layers.Layers([wrap(a), wrap(b)]), wrap being d2sm.features.wrap"
 
 
 class Layers(FrozenWrapper):
@@ -28,7 +30,8 @@ class Layers(FrozenWrapper):
         layers: name, stride and channels of each map.
 
     Raises:
-        ValueError: unknown network or layer, no layer, or weights that are missing or do not fit.
+        ValueError: unknown network or layer, no layer, weights that are missing or do not fit, or modules that are no
+            `Features`.
     """
 
     def __init__(
@@ -38,6 +41,8 @@ class Layers(FrozenWrapper):
             phis, names = [at_layers(network, layers, weights=weights)], []
         else:
             phis, names = list(network), list(layers)
+        if wrong := [type(phi).__name__ for phi in phis if not isinstance(phi, Features)]:
+            raise ValueError(f"network: {wrong[0]} is no Features; {_SEVERAL}")
         every = [layer for phi in phis for layer in phi.layers]
         place = {layer.name: index for index, layer in enumerate(every)}
         if not every:
@@ -48,6 +53,7 @@ class Layers(FrozenWrapper):
         # By index: modules of one's own may have the same name.
         self.order = [place[name] for name in names] or list(range(len(every)))
         self.layers = tuple(every[index] for index in self.order)
+        self.check_range = RangeCheck()
 
     def compile(self, *args: Any, **options: Any) -> None:
         """As `Features.compile`."""
@@ -61,20 +67,39 @@ class Layers(FrozenWrapper):
 
     @classmethod
     def of(
-        cls, network: str | Features | Layers, layers: Sequence[str], *, weights: str | Path | None = None
+        cls,
+        network: str | Sequence[str] | nn.Module,
+        layers: Sequence[str] | None,
+        *,
+        default: Sequence[str],
+        weights: str | Path | None = None,
     ) -> Layers:
-        """Phi at `layers` of a named network, or as it was built: then `layers` and `weights` do not count."""
-        if isinstance(network, Layers):
-            return network
-        return cls([network]) if isinstance(network, Features) else cls(network, layers, weights=weights)
+        """Phi as an objective that compares layer by layer is given it.
+
+        Args:
+            network: "vgg19", of which `layers` are taken; "vgg19.conv5_4" or several such names; or a module, as in
+                `phi_of`, for which `layers` and `weights` do not count.
+            layers: None: `default`.
+
+        Raises:
+            ValueError: as `Layers` or `phi_of`; or layers beside a name that has one.
+        """
+        if isinstance(network, str) and not split(network)[1]:
+            return cls(network, default if layers is None else layers, weights=weights)
+        if layers is not None and not isinstance(network, nn.Module):
+            raise ValueError(f"layers: {', '.join(layers)} beside {network!r}, which names its layer; leave layers out")
+        found = phi_of(network, weights=weights)
+        return found if isinstance(found, Layers) else cls([found])
 
     def of_both(self, restored: Tensor, clean: Tensor) -> list[tuple[Tensor, Tensor]]:
         """The maps of both images, layer by layer; gradient flows through those of `restored` alone.
 
         Raises:
-            ValueError: wrong or unequal shapes, or images smaller than a cell of the deepest layer.
+            ValueError: wrong or unequal shapes, another range (`RangeCheck`), or images smaller than a cell of the
+                deepest layer.
         """
         check_pair(restored, clean)
+        self.check_range(restored, clean)
         with torch.no_grad():
             of_clean = self(clean)
         return list(zip(self(restored), of_clean, strict=True))
@@ -110,9 +135,11 @@ def phi_of(features: str | Sequence[str] | nn.Module, *, weights: str | Path | N
         weights: of every named network, see `features.features`.
 
     Raises:
-        ValueError: as `phi` or `features.wrap`.
+        ValueError: as `phi` or `features.wrap`; or several modules.
     """
     if isinstance(features, nn.Module):
         return features if isinstance(features, Layers) else wrap(features)
     names = [features] if isinstance(features, str) else list(features)
+    if wrong := [type(each).__name__ for each in names if not isinstance(each, str)]:
+        raise ValueError(f"features: {wrong[0]} is no name; {_SEVERAL}")
     return phi(names, weights=[weights] * len(names))

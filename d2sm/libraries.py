@@ -205,7 +205,7 @@ def _load(network: str, kept: nn.Module, shapes: dict[str, torch.Size], path: Pa
     remedy = f"give the weights of {network}"
     for key, value in own.items():
         if key.endswith("num_batches_tracked"):
-            state.setdefault(key, torch.zeros((), dtype=torch.long))
+            state.setdefault(key, torch.zeros((), dtype=torch.long, device="cpu"))
         found = f"{tuple(state[key].shape)}" if key in state else "nothing"
         if key not in state or state[key].shape != value.shape:
             raise ValueError(f"features: {path} has {found} for {key} {tuple(value.shape)}; {remedy}")

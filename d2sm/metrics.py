@@ -1,9 +1,10 @@
 """PSNR and SSIM of a restored image, and IoU of a segmentation from confusion matrices that add up.
 
-The convention of every number this project reports is defined here. PSNR and SSIM are those of scikit-image, on one
-colour image at a time, in float64, data range 1, SSIM with a Gaussian window of 11 (sigma 1.5) averaged over pixels and
-channels. IoU is computed from the confusion matrix summed over all images; ignored pixels do not count; the mean is
-over the classes that occur in the labels. Nothing is clamped here: clamp restored images to [0, 1] first.
+The convention of every number this project reports is defined here. PSNR and SSIM are those of scikit-image, up to
+rounding, on one colour image at a time, in float64, data range 1, SSIM with a Gaussian window of 11 (sigma 1.5)
+averaged over pixels and channels. IoU is computed from the confusion matrix summed over all images; ignored pixels do
+not count; the mean is over the classes that occur in the labels. Nothing is clamped here: clamp restored images to
+[0, 1] first.
 
 Tensors on a GPU are measured there, in float64 too: the work is a few hundred operations a value and bound by memory,
 also where float64 is slow. Their PSNR and SSIM differ from the CPU's by the order of summation: by less than 1e-9 dB
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from d2sm.images import check_range, check_restored_range
 from d2sm.label_names import CLASSES as CLASSES
 from d2sm.label_names import COLOURS as COLOURS
 
@@ -43,22 +45,11 @@ def psnr(restored: Image, clean: Image) -> float:
         restored, clean: (3, H, W), floating point, in [0, 1].
 
     Raises:
-        ValueError: another shape or type.
+        ValueError: another shape, type or range (see `_checked`).
     """
-    a, b = _checked("restored", restored), _checked("clean", clean)
+    b, a = _checked("clean", clean), _checked("restored", restored)
     _check_shapes(a, b)
-    a = a.to(b.device)
-    if b.device.type != "cpu":
-        return _psnr_in_torch(a, b)
-    from skimage.metrics import peak_signal_noise_ratio
-
-    with np.errstate(divide="ignore"):
-        return float(peak_signal_noise_ratio(b.numpy(), a.numpy(), data_range=1.0))  # type: ignore[no-untyped-call]
-
-
-def _psnr_in_torch(restored: Tensor, clean: Tensor) -> float:
-    """PSNR of two float64 tensors on one device."""
-    error = float((restored - clean).square().mean())
+    error = float((a.to(b.device) - b).square().mean())
     return -10 * math.log10(error) if error else math.inf
 
 
@@ -69,7 +60,7 @@ def ssim(restored: Image, clean: Image) -> float:
         restored, clean: (3, H, W), floating point, in [0, 1], H and W at least 11.
 
     Raises:
-        ValueError: another shape or type, or an image smaller than the window.
+        ValueError: another shape, type or range, or an image smaller than the window.
     """
     return Similarity(clean)(restored)
 
@@ -85,7 +76,7 @@ class Similarity:
         rows: rows of windows computed at once; None: what suits the device.
 
     Raises:
-        ValueError: another shape or type, or an image smaller than the window.
+        ValueError: another shape, type or range, or an image smaller than the window.
     """
 
     def __init__(self, clean: Image, *, rows: int | None = None) -> None:
@@ -203,13 +194,22 @@ def miou(confusion: Tensor) -> float:
 
 
 def _checked(name: str, image: Image) -> Tensor:
-    """The image in float64, a tensor on its device."""
+    """The image in float64, a tensor on its device.
+
+    Raises:
+        ValueError: another shape or type, or values that are not in [0, 1]; those of `restored` may stray as a
+            network's do, or be NaN.
+    """
     given = image if isinstance(image, Tensor) else np.asarray(image)
     if not (given.is_floating_point() if isinstance(given, Tensor) else given.dtype.kind == "f"):
         raise ValueError(f"{name} holds {given.dtype}: needs floating point in [0, 1]; divide by 255 first")
     found = given.detach().double() if isinstance(given, Tensor) else torch.from_numpy(given.astype(np.float64))
-    if found.ndim != 3 or found.shape[0] != 3:
+    if found.ndim != 3 or found.shape[0] != 3 or not found.numel():
         raise ValueError(f"{name} has shape {tuple(found.shape)}: needs one image, (3, H, W)")
+    if name == "restored":
+        check_restored_range(found)
+    else:
+        check_range(name, found)
     return found
 
 

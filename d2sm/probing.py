@@ -58,10 +58,11 @@ def size_multiple(network: nn.Module, run: Run, minimum: int = 0) -> int:
     """
     why = ""
     with undisturbed(network), torch.no_grad():
-        weight = next(network.parameters(), torch.zeros(()))
+        weight = next(network.parameters(), torch.zeros((), dtype=torch.float32, device="cpu"))
+        dtype = weight.dtype if weight.is_floating_point() else torch.float32
         for multiple in MULTIPLES:
             height, width = (multiple * _odd(max(side, minimum) / multiple) for side in (33, 41))
-            noisy = _image(height, width).to(weight.device, torch.float32)
+            noisy = _image(height, width).to(weight.device, dtype)
             try:
                 restored = run(network, noisy)
             except Exception as error:  # somebody else's network may raise anything
@@ -148,12 +149,14 @@ def _copy(network: nn.Module, weights: Callable[[Tensor], Tensor] = lambda weigh
 
 def _positive(weight: Tensor) -> Tensor:
     """Positive weights: no path through the network is cut off by a ReLU or by weights that start at zero."""
-    drawn = torch.rand(weight.shape, generator=torch.Generator().manual_seed(weight.numel()), dtype=weight.dtype) + 0.5
+    generator = torch.Generator("cpu").manual_seed(weight.numel())
+    drawn = torch.rand(weight.shape, generator=generator, dtype=weight.dtype, device="cpu") + 0.5
     return drawn / max(1, weight[0].numel()) if weight.dim() > 1 else drawn
 
 
 def _image(height: int, width: int) -> Tensor:
-    return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    generator = torch.Generator("cpu").manual_seed(0)
+    return torch.rand(1, 3, height, width, generator=generator, dtype=torch.float64, device="cpu")
 
 
 def _odd(number: float) -> int:

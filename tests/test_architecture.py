@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -153,8 +154,24 @@ def test_tests_mirror_the_code() -> None:
 
 @pytest.mark.parametrize("path", [path for path in FILES if relative(path).startswith("d2sm/")], ids=relative)
 def test_the_loss_imports_no_pipeline(path: Path) -> None:
-    # scikit-image and timm may stand within a function, which only those call who have them.
-    assert not (HEAVY - {"skimage", "timm"}) & {name.split(".")[0] for name in imports(path)}
+    assert not (HEAVY - {"timm"}) & {name.split(".")[0] for name in imports(path)}
+
+
+def test_the_loss_imports_what_its_installation_brings() -> None:
+    """`pip install .` without extras: the dependencies, and what these require themselves; within functions too."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    brought = {normal(re.split(r"[^\w.-]", one)[0]) for one in project["dependencies"]}
+    for name in sorted(brought):
+        required = [one for one in metadata.requires(name) or () if "extra ==" not in one]
+        brought |= {normal(re.split(r"[^\w.-]", one)[0]) for one in required}
+    found = set()
+    for path in (path for path in FILES if relative(path).startswith("d2sm/")):
+        by_name = re.findall(r"""import_module\("([\w.]+)"\)""", path.read_text())
+        found |= {name.split(".")[0] for name in (*imports(path), *by_name)}
+    packages = metadata.packages_distributions()
+    others = found - set(sys.stdlib_module_names) - {"d2sm"}
+    assert {"torch", "PIL", "timm", "safetensors"} <= others
+    assert not {name for name in others if not brought & set(map(normal, packages.get(name, ())))}
 
 
 @pytest.mark.parametrize("module", ["d2sm", "pipelines.data.index", "tuning.run", "cluster.cli.main"])

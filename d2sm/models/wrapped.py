@@ -96,7 +96,8 @@ class WrappedNetwork(Denoiser):
         return restored
 
     def restore_padded(self, noisy: Tensor, sigma: Tensor | None) -> Tensor:
-        return self.call(self.network, noisy.contiguous(), sigma)
+        # Of the images' type, as in `_run`: a network in half precision may not cast it itself.
+        return self.call(self.network, noisy.contiguous(), None if sigma is None else sigma.to(noisy.dtype))
 
     def pad(self, noisy: Tensor) -> Tensor:
         self._check_shape(noisy)

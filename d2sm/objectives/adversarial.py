@@ -12,7 +12,7 @@ from torch.nn.functional import relu
 from torch.nn.utils.parametrizations import spectral_norm
 
 from d2sm.frozen import exclude_from_state_dict
-from d2sm.images import check_pair
+from d2sm.images import RangeCheck, check_pair
 from d2sm.layers import phi_of
 
 _EPSILON = 1e-8
@@ -66,6 +66,7 @@ class Adversarial(nn.Module):
         self.features = phi_of(features, weights=weights)
         layers = [discriminator(layer.channels) for layer in self.features.layers]
         self.discriminator: nn.Module = layers[0] if len(layers) == 1 else nn.ModuleList(layers)
+        self.check_range = RangeCheck()
         exclude_from_state_dict(self, "features")  # Phi finds its own weights
 
     def forward(self, restored: Tensor, clean: Tensor) -> Losses:
@@ -75,9 +76,10 @@ class Adversarial(nn.Module):
             restored, clean: (B, 3, H, W) in [0, 1]; `restored` may leave the range.
 
         Raises:
-            ValueError: wrong or unequal shapes, or images smaller than a cell of Phi.
+            ValueError: wrong or unequal shapes, another range (`RangeCheck`), or images smaller than a cell of Phi.
         """
         check_pair(restored, clean)
+        self.check_range(restored, clean)
         with torch.no_grad():
             f_y = self._normalised_features(clean)
         f_x = self._normalised_features(restored)

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from d2sm.features import Features
 from d2sm.layers import Layers
 
 _EPSILON = 1e-5
@@ -28,12 +27,13 @@ class Contextual(nn.Module):
     computed for each image, averaged over images and layers. Memory per image: O(n^2) for a layer of n positions.
 
     Args:
-        network, layers, weights: Phi, see `Layers.of`. The paper compares VGG-19's conv3_2 and conv4_2; at 512 x 512
-            pixels conv3_2 needs about 1 GB an image for each of the matrices above.
+        network, layers, weights: Phi: "vgg19" and layers of it, None being conv4_2; a name with a layer, several of
+            these, or any module, as in `D2SMLoss`. See `Layers.of`. The paper compares VGG-19's conv3_2 and conv4_2; at
+            512 x 512 pixels conv3_2 needs about 1 GB an image for each of the matrices above.
         bandwidth: h. The paper's is 0.5.
 
     Raises:
-        ValueError: as `Layers`, or a bandwidth that is not positive.
+        ValueError: as `Layers.of`, or a bandwidth that is not positive.
 
     Example:
         >>> loss = Contextual("squeezenet1_0", ("fire3",), weights="random")
@@ -46,8 +46,8 @@ class Contextual(nn.Module):
 
     def __init__(
         self,
-        network: str | Features | Layers = "vgg19",
-        layers: Sequence[str] = ("conv4_2",),
+        network: str | Sequence[str] | nn.Module = "vgg19",
+        layers: Sequence[str] | None = None,
         *,
         bandwidth: float = 0.5,
         weights: str | Path | None = None,
@@ -56,7 +56,7 @@ class Contextual(nn.Module):
         if not bandwidth > 0:
             raise ValueError(f"bandwidth={bandwidth}: must be positive; the paper's is 0.5")
         self.bandwidth = bandwidth
-        self.layers = Layers.of(network, layers, weights=weights)
+        self.layers = Layers.of(network, layers, default=("conv4_2",), weights=weights)
 
     def forward(self, restored: Tensor, clean: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] each (`restored` may leave the range) -> a scalar >= 0 in float32.
@@ -64,7 +64,7 @@ class Contextual(nn.Module):
         Nearly 0, but not quite, where both are equal: every position has other positions at a finite distance.
 
         Raises:
-            ValueError: wrong or unequal shapes, or images smaller than a cell of the deepest layer.
+            ValueError: as `Layers.of_both`.
         """
         maps = self.layers.of_both(restored, clean)
         with torch.autocast(clean.device.type, enabled=False):

@@ -75,7 +75,7 @@ class LPIPS(nn.Module):
         """(B, 3, H, W) in [0, 1] each (`restored` may leave the range) -> a scalar >= 0 in float32, 0 where equal.
 
         Raises:
-            ValueError: wrong or unequal shapes, or images smaller than a cell of the deepest layer.
+            ValueError: as `Layers.of_both`.
         """
         return torch.stack([of_layer.mean() for of_layer in self._by_position(restored, clean)]).sum()
 

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from d2sm.features import Features
 from d2sm.layers import Layers
 
 
@@ -22,10 +21,11 @@ class Perceptual(nn.Module):
     clean image, where D2SM compares distributions.
 
     Args:
-        network, layers, weights: Phi, see `Layers.of`. Its layer in the D2SM paper: "vgg19", ("conv5_4",).
+        network, layers, weights: Phi: "vgg19" and layers of it, None being the D2SM paper's, conv5_4; a name with a
+            layer, several of these, or any module, as in `D2SMLoss`. See `Layers.of`.
 
     Raises:
-        ValueError: as `Layers`.
+        ValueError: as `Layers.of`.
 
     Example:
         >>> loss = Perceptual("squeezenet1_0", ("fire3",), weights="random")
@@ -38,19 +38,19 @@ class Perceptual(nn.Module):
 
     def __init__(
         self,
-        network: str | Features | Layers = "vgg19",
-        layers: Sequence[str] = ("conv5_4",),
+        network: str | Sequence[str] | nn.Module = "vgg19",
+        layers: Sequence[str] | None = None,
         *,
         weights: str | Path | None = None,
     ) -> None:
         super().__init__()
-        self.layers = Layers.of(network, layers, weights=weights)
+        self.layers = Layers.of(network, layers, default=("conv5_4",), weights=weights)
 
     def forward(self, restored: Tensor, clean: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] each (`restored` may leave the range) -> a scalar >= 0 in float32, 0 where equal.
 
         Raises:
-            ValueError: wrong or unequal shapes, or images smaller than a cell of the deepest layer.
+            ValueError: as `Layers.of_both`.
         """
         maps = self.layers.of_both(restored, clean)
         return torch.stack([F.mse_loss(x, y) for x, y in maps]).mean()

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2sm.frozen import FrozenWrapper
-from d2sm.images import IGNORED, check_ids, check_labels, check_pair
+from d2sm.images import IGNORED, check_ids, check_labels, check_pair, check_restored_range
 
 ABSENT = -1e4
 """The logit of a class that a segmenter was not trained on: never the largest, yet finite in half precision too."""
@@ -42,13 +42,13 @@ class CrossEntropy(nn.Module):
         if not scale > 0:
             raise ValueError(f"scale={scale}: must be positive; 1 keeps the size of the crops")
         self.scale, self.segmenter = scale, FrozenWrapper(segmenter)
-        self._labels_checked = False
+        self._checked = False
 
     def forward(self, restored: Tensor, clean: Tensor, *, labels: Tensor) -> Tensor:
         """The cross-entropy on `restored`, which is not clamped: pixels out of range would get no gradient.
 
         Args:
-            restored: (B, 3, H, W), nominally in [0, 1].
+            restored: (B, 3, H, W), nominally in [0, 1], which is checked in the first call.
             clean: (B, 3, H, W); its values are not used.
             labels: (B, H, W), integer train ids below C, 255 where there is none. On an accelerator, whose host would
                 have to wait for it, only the ids of the first batch are checked.
@@ -57,17 +57,20 @@ class CrossEntropy(nn.Module):
             A scalar >= 0 in float32; NaN where the segmenter's logits are.
 
         Raises:
-            ValueError: wrong or unequal shapes, labels that are no integers, ids out of range (raw label ids, for
-                example), or a segmenter that changes its images in place.
+            ValueError: wrong or unequal shapes, `restored` far from [0, 1], labels on another device or that are no
+                integers, ids out of range (raw label ids, for example), or a segmenter that changes its images in
+                place.
         """
         check_pair(restored, clean)
         check_labels(labels, restored)
+        if not self._checked:
+            check_restored_range(restored)
         size, labels = restored.shape[2:], labels.long()
         resized = _resized(restored, [max(1, round(side * self.scale)) for side in size])
         logits = _resized(self.segmenter(resized), size).float()
-        if not self._labels_checked or labels.device.type == "cpu":
+        if not self._checked or labels.device.type == "cpu":
             check_ids(labels, classes=logits.shape[1])
-            self._labels_checked = True
+            self._checked = True
         of_label = logits.gather(1, labels.clamp(max=logits.shape[1] - 1)[:, None])[:, 0]
         labels = torch.where(of_label <= ABSENT / 2, IGNORED, labels)  # so that NaN counts
         sums = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none").sum((1, 2))

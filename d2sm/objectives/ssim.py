@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from d2sm.images import check_pair
+from d2sm.images import RangeCheck, check_pair
 from d2sm.precision import for_convolution
 
 _WINDOW, _SIGMA = 11, 1.5
@@ -33,6 +33,10 @@ class SSIMLoss(nn.Module):
         True
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.check_range = RangeCheck()
+
     def forward(self, restored: Tensor, clean: Tensor) -> Tensor:
         """Compare two batches.
 
@@ -43,9 +47,10 @@ class SSIMLoss(nn.Module):
             A scalar in [0, 2], 0 where both are equal, in float32 or wider.
 
         Raises:
-            ValueError: wrong or unequal shapes, or images smaller than the window.
+            ValueError: wrong or unequal shapes, another range (`RangeCheck`), or images smaller than the window.
         """
         check_pair(restored, clean)
+        self.check_range(restored, clean)
         if min(clean.shape[2:]) < _WINDOW:
             raise ValueError(f"clean: {clean.shape[2]}x{clean.shape[3]} pixels: SSIM needs at least {_WINDOW} a side")
         with torch.autocast(clean.device.type, enabled=False):  # variances are differences of large numbers

@@ -150,6 +150,41 @@ def test_photon_noise_of_half_precision_images_is_that_of_float32(electrons: flo
     assert found.dtype == dtype and torch.equal(found, wanted.to(dtype))
 
 
-def test_one_level_and_one_seed_an_image() -> None:
-    with pytest.raises(ValueError, match="levels: 1 and 4 seeds for 4 images"):
-        parse("noise:5").degraded(images(), levels=torch.tensor([[5.0]]), seeds=[1, 2, 3, 4])
+def test_one_level_a_step_and_one_seed_an_image() -> None:
+    for given, seeds in (
+        (torch.full((1, 1), 5.0), [1, 2, 3, 4]),
+        (torch.full((4,), 5.0), [1, 2, 3, 4]),
+        (torch.full((4, 2), 5.0), [1, 2, 3, 4]),
+        (torch.full((4, 1), 5.0), [1, 2]),
+    ):
+        with pytest.raises(ValueError, match=rf"levels: shape .* and {len(seeds)} seeds; give \(4, 1\).* 4 seeds"):
+            parse("noise:5").degraded(images(), levels=given, seeds=seeds)
+
+
+@pytest.mark.parametrize("name", DEGRADATIONS)
+def test_images_that_are_not_in_0_to_1_are_refused(name: str) -> None:
+    chain = parse(f"{name}:{max(DEGRADATIONS[name].low, 2):g}")
+    for wrong, says in (
+        ((255 * images()).byte(), "clean: torch.uint8; give floating point in .* / 255"),
+        (255 * images(), r"clean: values from .* to 25.; give images in \[0, 1\]"),
+        (torch.cat([255 * images()[:1], images()[1:]]), r"clean: values from .* to 25"),
+        (images()[:, :1], r"clean: shape \(4, 1, 33, 46\)"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            chain.degraded(wrong, levels=torch.tensor([chain.level] * 4), seeds=[1, 2, 3, 4])
+
+
+@pytest.mark.parametrize(
+    ("name", "level"),
+    [
+        ("jpeg", 0.0), ("jpeg", 150.0), ("noise", -5.0), ("noise", float("nan")), ("poisson", 0.0),
+        ("downsample", 0.0), ("blur", -1.0), ("motion", -3.0), ("haze", 11.0),
+    ],
+)  # fmt: skip
+def test_a_level_that_a_step_does_not_take_is_refused(name: str, level: float) -> None:
+    """In any column, for any image."""
+    chain = parse(f"noise:5+{name}:{max(DEGRADATIONS[name].low, 2):g}")
+    levels = torch.tensor([chain.level] * 4)
+    levels[2, 1] = level
+    with pytest.raises(ValueError, match=f"levels: {level:g} is no level of {name}, which takes .* from"):
+        chain.degraded(images(), levels=levels, seeds=[1, 2, 3, 4])

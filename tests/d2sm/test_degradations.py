@@ -226,6 +226,16 @@ def test_the_host_waits_for_no_copy(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DEGRADATIONS)
+def test_torchs_default_device_changes_nothing(name: str) -> None:
+    clean, level = image(), 4.0
+    wanted = degraded(name, clean, level)
+    levels = torch.tensor([level])
+    with torch.device("meta"):
+        found = DEGRADATIONS[name].load()(clean, level=levels, seeds=[0])
+    assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("name", DEGRADATIONS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("of_level", [torch.float32, torch.float64], ids=str)
 def test_the_result_has_the_type_of_the_images(name: str, dtype: torch.dtype, of_level: torch.dtype) -> None:

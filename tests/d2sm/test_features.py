@@ -381,3 +381,71 @@ def test_a_module_of_ones_own_gets_images_in_the_precision_of_its_weights(dtype:
     assert torch.equal(found, phi(images.float()))
     found.sum().backward()
     assert images.grad is not None and images.grad.dtype == dtype
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0.blocks.0", "timm:resnet10t.layer1"])
+def test_torchs_default_type_and_device_change_nothing(name: str) -> None:
+    images = random_images(1, 3, 32, 32)
+    wanted = features(name, weights="random")(images)
+    with torch.device("meta"):
+        there = features(name, weights="random")
+    assert {each.device.type for each in (*there.parameters(), *there.buffers())} == {"cpu"}
+    assert torch.equal(there(images), wanted)
+    torch.set_default_dtype(torch.float64)
+    try:
+        phi = features(name, weights="random")
+        found = phi(images), phi(images.double())
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.isfinite(found[0]).all() and found[0].shape == wanted.shape and found[0].dtype == found[1].dtype
+
+
+def test_installed_weights_under_another_default() -> None:
+    images = random_images(1, 3, 32, 32)
+    wanted = features("efficientnet_lite0.blocks.0")(images)
+    with torch.device("meta"):
+        there = features("efficientnet_lite0.blocks.0")
+    assert {each.device.type for each in (*there.parameters(), *there.buffers())} == {"cpu"}
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = features("efficientnet_lite0.blocks.0")(images)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found, wanted)
+
+
+def test_images_on_another_device_are_refused() -> None:
+    for phi in (features("squeezenet1_0.conv1", weights="random"), wrap(nn.Conv2d(3, 4, 4, stride=4))):
+        for compute in (phi, phi.maps, Layers([phi])):
+            with pytest.raises(ValueError, match=r"images: on meta, but .* is on cpu; .*\.to\(\.\.\.\)"):
+                compute(torch.zeros(1, 3, 32, 32, device="meta"))
+
+
+class FixedSize(nn.Conv2d):
+    def forward(self, images: Tensor) -> Tensor:
+        assert images.shape[-1] == 224, f"Input size {images.shape[-1]} doesn't match model (224)"
+        return super().forward(images)
+
+
+class Several(nn.Conv2d):
+    def forward(self, images: Tensor) -> Any:
+        return [super().forward(images)]
+
+
+@pytest.mark.parametrize(
+    ("module", "says"),
+    [
+        (FixedSize(3, 4, 16, stride=16), r"FixedSize fails on an image of 96x96, .*match model \(224\); .*any size"),
+        (Several(3, 4, 4, stride=4), r"Several returned list .*Layers\(\[wrap\(a\), wrap\(b\)\]\)"),
+        (nn.Conv2d(3, 4, 14, stride=14), r"stride: .*Conv2d .*d2sm\.features\.wrap\(module, stride=14\)"),
+    ],
+)
+def test_a_module_that_cannot_be_phi_is_refused_with_the_remedy(module: nn.Module, says: str) -> None:
+    with pytest.raises(ValueError, match=says) as error:
+        D2SMLoss(module)
+    assert "\n" not in str(error.value)
+
+
+def test_a_network_of_a_library_is_no_misspelt_short_name() -> None:
+    with pytest.raises(ValueError, match="'resnet50'; Valid: .*timm:resnet50.*torchvision:resnet50"):
+        features("resnet50.layer3")

@@ -149,3 +149,38 @@ def test_a_model_in_training_mode_restores_in_eval_mode_and_keeps_its_mode() -> 
     torch.testing.assert_close(restore(model, noisy, tile=8), restore(model, noisy), rtol=0, atol=1e-6)
     assert int(model.norm.num_batches_tracked) == 0
     assert (model.training, model.norm.training, model.frozen.training) == (True, True, False)
+
+
+@pytest.mark.parametrize(
+    ("network", "says"),
+    [
+        (nn.Conv2d(3, 3, 3, padding=1), r"Conv2d does not state .*WrappedNetwork\(network\)"),
+        (nn.DataParallel(Blind()), r"DataParallel does not state .*\.module"),
+    ],
+)
+def test_a_network_that_is_no_denoiser_is_refused_with_the_remedy(network: nn.Module, says: str) -> None:
+    with pytest.raises(ValueError, match=f"restore: {says}"):
+        restore(network, torch.rand(1, 3, 16, 16))
+
+
+def test_a_network_without_parameters_restores_where_the_image_is() -> None:
+    class Mean(nn.Module):
+        blind, stride, receptive_field = True, 1, 3
+
+        def forward(self, noisy: Tensor) -> Tensor:
+            return nn.functional.avg_pool2d(noisy, 3, 1, 1, count_include_pad=False)
+
+    noisy = torch.rand(1, 3, 20, 24)
+    assert torch.equal(restore(Mean(), noisy), Mean()(noisy))
+    torch.testing.assert_close(restore(Mean(), noisy, tile=8), Mean()(noisy))
+
+
+def test_images_of_another_type_than_the_weights_are_named(model: FFDNet) -> None:
+    noisy = torch.rand(1, 3, 16, 16)
+    with pytest.raises(ValueError, match=r"noisy is torch.float32 .* FFDNet are .*noisy.to\(torch.bfloat16"):
+        restore(model.bfloat16(), noisy, 25.0)
+    assert restore(model, noisy.bfloat16(), 25.0).dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="noisy holds torch.uint8.*divide by 255"):
+        restore(model, (255 * noisy).byte(), 25.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert restore(model, noisy, 25.0).isfinite().all()

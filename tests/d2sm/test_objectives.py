@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,15 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.functional.image import lpips as torchmetrics_lpips
 
-from d2sm import metrics
-from d2sm.features import features
+from d2sm import D2SMLoss, metrics
+from d2sm.features import features, wrap
 from d2sm.frozen import FrozenWrapper
+from d2sm.layers import Layers
 from d2sm.objectives import (
     L1,
     LPIPS,
     MSE,
+    Adversarial,
     Contextual,
     CrossEntropy,
     NoiseAsymmetry,
@@ -320,6 +323,99 @@ def test_images_of_0_to_255_are_refused(loss: nn.Module, name: str) -> None:
     given = {key: torch.rand(1, 3, 16, 16) for key in ("restored", "clean")}
     with pytest.raises(ValueError, match=f"{name}: torch.uint8; give floating point"):
         loss(**{**given, name: torch.ones(1, 3, 16, 16, dtype=torch.uint8)})
+
+
+def small(*, chained: bool = False) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.Tanh()) if chained else nn.Conv2d(3, 8, 4, stride=4)
+
+
+OF_PAIRS: dict[str, Callable[[], nn.Module]] = {
+    "l1": L1,
+    "mse": MSE,
+    "ssim": SSIMLoss,
+    "perceptual": lambda: Perceptual(small()),
+    "contextual": lambda: Contextual(small()),
+    "lpips": lambda: LPIPS(trunk="squeezenet1_1", weights="random"),
+    "adversarial": lambda: Adversarial(small()),
+    "d2sm": lambda: D2SMLoss(small(), queue_size=8),
+}
+
+
+@pytest.mark.parametrize("name", OF_PAIRS)
+def test_images_in_the_wrong_order_are_refused(name: str) -> None:
+    """Most objectives have no gradient by the clean image: they would be left out of the training."""
+    restored, clean = images(2, 40, 48)
+    loss = OF_PAIRS[name]()
+    restored.requires_grad_()
+    with pytest.raises(ValueError, match=r"clean: requires a gradient .*\(restored, clean\).*detach"):
+        loss(clean, restored)
+    with torch.no_grad():
+        loss(clean, restored.clamp(0, 1))
+    loss(restored, clean.clone().requires_grad_())
+
+
+@pytest.mark.parametrize("name", [name for name in OF_PAIRS if name not in ("l1", "mse")])
+def test_the_range_of_the_images_is_checked(name: str) -> None:
+    """`clean` in every call on the CPU, `restored` in the first."""
+    restored, clean = images(2, 40, 48)
+    for x, y, wrong in (
+        (255 * restored, 255 * clean, "clean: values from .* to 2"),
+        (2 * restored - 1, 2 * clean - 1, "clean: values from -"),
+        (255 * restored, clean, "restored: values from .* to 2"),
+    ):
+        with pytest.raises(ValueError, match=rf"{wrong}.*in \[0, 1\], not 0..255"):
+            OF_PAIRS[name]()(x, y)
+    loss = OF_PAIRS[name]()
+    loss(restored, clean)
+    with pytest.raises(ValueError, match="clean: values from"):
+        loss(restored, 255 * clean)
+    loss(255 * restored, clean)
+
+
+def test_a_network_that_diverges_is_no_matter_of_the_range() -> None:
+    restored, clean = images(2, 40, 48)
+    restored[1, 0, 3, 3] = torch.nan
+    for name in ("ssim", "perceptual"):
+        assert OF_PAIRS[name]()(restored, clean).isnan()
+
+
+def test_a_segmenter_is_given_no_images_of_0_to_255() -> None:
+    (restored, clean), labels = images(1, 10, 12), drawn_labels(1, 10, 12)
+    with pytest.raises(ValueError, match="restored: values from .* to 2"):
+        CrossEntropy(segmenter())(255 * restored, clean, labels=labels)
+
+
+def test_labels_on_another_device_are_refused() -> None:
+    (restored, clean), labels = images(1, 10, 12), drawn_labels(1, 10, 12)
+    with pytest.raises(ValueError, match="labels: on meta, but the images are on cpu"):
+        CrossEntropy(segmenter())(restored, clean, labels=labels.to("meta"))
+
+
+@pytest.mark.parametrize("objective", [Perceptual, Contextual])
+def test_phi_is_given_as_to_d2sm(objective: type[Perceptual | Contextual]) -> None:
+    """A module, a name with its layer, several of them; no default layer gets in the way."""
+    pair = images(2, 40, 48)
+    for module in (small(), small(chained=True)):
+        assert torch.equal(objective(module)(*pair), objective(Layers([wrap(module)]))(*pair))
+    by_layer = objective("squeezenet1_0", ("fire3",), weights="random")(*pair)
+    assert torch.equal(objective("squeezenet1_0.fire3", weights="random")(*pair), by_layer)
+    both = objective(["squeezenet1_0.fire3", "squeezenet1_0.fire5"], weights="random")
+    assert torch.equal(both(*pair), objective("squeezenet1_0", ("fire3", "fire5"), weights="random")(*pair))
+    with pytest.raises(ValueError, match="layers: fire5 beside 'squeezenet1_0.fire3'"):
+        objective("squeezenet1_0.fire3", ("fire5",), weights="random")
+
+
+def test_a_network_without_layers_has_those_of_the_objective() -> None:
+    found = Layers.of("squeezenet1_0", None, default=("fire3",), weights="random")
+    assert [layer.name for layer in found.layers] == ["squeezenet1_0.fire3"]
+
+
+@pytest.mark.parametrize("make", [D2SMLoss, Adversarial, Perceptual, Contextual, Layers])
+def test_a_list_of_modules_is_refused_with_the_remedy(make: Callable[[Any], nn.Module]) -> None:
+    with pytest.raises(ValueError, match=r"Conv2d is no .*Layers\(\[wrap\(a\), wrap\(b\)\]\)") as error:
+        make([small(), small()])
+    assert "\n" not in str(error.value)
 
 
 def test_cross_entropy_at_another_scale() -> None:

@@ -30,7 +30,9 @@ class Convolutions(TorchDispatchMode):
 
 def similarity(device: str) -> Tensor:
     restored, clean = torch.rand(2, 2, 3, 32, 32, device=device).unbind()
-    return SSIMLoss()(restored, clean)
+    loss = SSIMLoss()
+    loss.check_range.passed = True  # the first call alone reads numbers, which there are none of
+    return loss(restored, clean)
 
 
 def blurred(device: str) -> Tensor:

@@ -197,3 +197,19 @@ def test_it_keeps_the_order_in_memory_that_its_views_need() -> None:
     wrapped = WrappedNetwork(TinyNetwork()).to(memory_format=torch.channels_last)
     noisy = torch.rand(1, 3, 32, 48).to(memory_format=torch.channels_last)
     assert wrapped(noisy, 25.0).isfinite().all()
+
+
+@pytest.mark.parametrize("network", [TinyNetwork(), blind()])
+def test_a_network_in_half_precision(network: nn.Module) -> None:
+    wrapped, noisy = WrappedNetwork(network.bfloat16()), torch.rand(1, 3, 33, 47)
+    assert wrapped.multiple == (2 if isinstance(network, TinyNetwork) else 1)
+    restored = restore(wrapped, noisy.bfloat16(), 25.0, tile=16)
+    assert restored.dtype == torch.bfloat16 and restored.shape == noisy.shape
+
+
+def test_torchs_default_device_changes_nothing() -> None:
+    wanted = WrappedNetwork(blind())
+    with torch.device("meta"):
+        there = WrappedNetwork(wanted.network)
+        found = there.multiple, there.receptive_field, there.stride
+    assert None not in found and found == (wanted.multiple, wanted.receptive_field, wanted.stride)
