@@ -15,7 +15,7 @@ from d2sm.divergence import Divergence, Kernel
 from d2sm.feature_queue import FeatureQueue
 from d2sm.features import patches
 from d2sm.frozen import exclude_from_state_dict
-from d2sm.images import IGNORED, check_ids, check_labels, check_pair
+from d2sm.images import IGNORED, RangeCheck, check_ids, check_labels, check_pair
 from d2sm.layers import phi_of
 from d2sm.matching import Reduction, StatisticsMatching, check_integer, is_number
 from d2sm.regions import largest_regions, means
@@ -154,7 +154,7 @@ class D2SMLoss(nn.Module):
             of_weights = fingerprint({str(index): value for index, value in enumerate(values)})
             for matching, layer in zip(matchings, layers, strict=True):
                 matching.memory.samples_of = {"layer": layer.name, "weights": of_weights}
-        self._range_checked = self._labels_checked = False
+        self.check_range, self._labels_checked = RangeCheck(), False
         exclude_from_state_dict(self, "features")  # Phi's weights have a file of their own
         self.register_load_state_dict_post_hook(_skip_range_check)
 
@@ -258,14 +258,7 @@ class D2SMLoss(nn.Module):
     def _check(self, restored: Tensor, clean: Tensor) -> None:
         check_pair(restored, clean)
         self._check_size(*clean.shape[2:])
-        # Reading a value makes the host wait for an accelerator, so there only the first step is checked.
-        first = not self._range_checked
-        if first or clean.device.type == "cpu":
-            _check_range("clean", clean, -1e-3, 1 + 1e-3)
-        if first and not (self.training and not restored.isfinite().all()):
-            # Wide: an untrained network may stray, and later values are up to the optimizer.
-            _check_range("restored", restored.detach(), -10.0, 11.0)
-            self._range_checked = True
+        self.check_range(restored, clean)
 
     def _check_size(self, height: int, width: int) -> None:
         for axis, size in (("H", height), ("W", width)):
@@ -278,7 +271,7 @@ class D2SMLoss(nn.Module):
 def _skip_range_check(self: D2SMLoss, _: Any) -> None:
     """A loaded state with samples is of a loss whose first call was checked, and which goes on here."""
     if any(queue.fill for queue in self.modules() if isinstance(queue, FeatureQueue)):
-        self._range_checked = True
+        self.check_range.passed = True
 
 
 def _normalised(weights: Sequence[float], count: int) -> list[float]:
@@ -288,11 +281,3 @@ def _normalised(weights: Sequence[float], count: int) -> list[float]:
             f"layer_weights={list(weights)}: give {count} positive numbers that are finite, one for each layer"
         )
     return [weight / sum(weights) for weight in weights] or [1 / count] * count
-
-
-def _check_range(name: str, images: Tensor, low: float, high: float) -> None:
-    smallest, largest = images.min().item(), images.max().item()
-    if not (low <= smallest and largest <= high):  # written so that NaN is refused too
-        raise ValueError(
-            f"{name}: values from {smallest:.3g} to {largest:.3g}; give images in [0, 1], not 0..255 or normalised"
-        )

@@ -67,8 +67,7 @@ def on_meta(monkeypatch: pytest.MonkeyPatch) -> OnMeta:
     def made(config: Config) -> tuple[TrainState, Any]:
         state = TrainState(config, steps_per_epoch=10, device=meta)
         if state.objective.d2sm is not None:
-            # The very first step looks at the range and at the labels, once a run.
-            state.objective.d2sm._range_checked = state.objective.d2sm._labels_checked = True
+            state.objective.d2sm._labels_checked = True  # the very first step looks at them, once a run
         if state.objective.cross_entropy is not None:
             state.objective.cross_entropy._checked = True  # likewise
         for part in state.objective.modules():
