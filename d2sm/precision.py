@@ -39,7 +39,8 @@ def float32_convolutions() -> Iterator[None]:
     For networks that measure, or whose images are kept: TF32 rounds what it convolves to 11 bits. The setting is the
     process's, so blocks of two threads must not overlap in part. It says nothing of half precision, or of a CPU.
     """
-    convolutions = torch.backends.cudnn.conv  # not the older cudnn.allow_tf32: torch 2.11 warns of that
+    # Not by the older cudnn.allow_tf32, of which some versions of torch warn.
+    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
     before = convolutions.fp32_precision
     convolutions.fp32_precision = "ieee"
     try:
