@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 
 
@@ -28,3 +30,20 @@ def for_convolution(images: Tensor) -> Tensor:
     coarse for differences of their means. Its settings are the process's, and hold when the gradient is computed too.
     """
     return images.double() if images.device.type == "cuda" else images
+
+
+@contextmanager
+def float32_convolutions() -> Iterator[None]:
+    """Within the block cuDNN computes convolutions of float32 in float32, not in TF32, its default; then as before.
+
+    For networks that measure, or whose images are kept: TF32 rounds what it convolves to 11 bits. The setting is the
+    process's, so blocks of two threads must not overlap in part. It says nothing of half precision, or of a CPU.
+    """
+    # Not by the older cudnn.allow_tf32, of which some versions of torch warn.
+    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = convolutions.fp32_precision
+    convolutions.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        convolutions.fp32_precision = before

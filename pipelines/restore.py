@@ -27,6 +27,7 @@ from torch import nn
 
 from d2sm.models.base import label_of
 from d2sm.noise import add_noise, seed_of
+from d2sm.precision import float32_convolutions
 from d2sm.probing import evaluated
 from pipelines import registry
 from pipelines.data.finding import ENDINGS, is_foreign, photographs, walk
@@ -157,7 +158,7 @@ def restore(
             "same pixels again and again"
         )
     # In eval mode here already: threads that each switched to it and back would disturb one another.
-    with evaluated(model), torch_threads(max(1, threads // parallel)):
+    with evaluated(model), torch_threads(max(1, threads // parallel)), float32_convolutions():
         if Path(source).is_dir():
             return _restore_folder(job, Path(source), found, unreadable)
         return [job.restore(*found[0], show_tiles=True)]

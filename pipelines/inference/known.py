@@ -28,7 +28,7 @@ from torch import Tensor
 from pipelines import parsing
 from pipelines.runtime import files
 
-VERSION = 1  # of what is measured, and of the file: another one makes all files of earlier versions useless
+VERSION = 2  # of what is measured, and of the file: another one makes all files of earlier versions useless
 _FILES = 32  # kept: the last that were used
 _BYTES = 2**26  # of a file: 10,000 images at three levels
 _DIGEST = 32  # hexadecimal digits

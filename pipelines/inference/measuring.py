@@ -5,7 +5,7 @@ a training worker. `score` makes the numbers of a set of images from what it mea
 
 On a CPU every version is restored, segmented and measured by itself. On a GPU the levels of a photograph, which
 have one size, are one batch, and so are all its versions for a segmenter; PSNR, SSIM and confusion matrices are
-computed there, and only they come back.
+computed there, and only they come back. Networks of float32 convolve in float32 there too.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from d2sm import metrics
 from d2sm.inference import restore
 from d2sm.models.base import label_of
 from d2sm.objectives.lpips import LPIPS
+from d2sm.precision import float32_convolutions
 from d2sm.weights import fingerprint
 from pipelines.config import Config
 from pipelines.data import labels
@@ -147,6 +148,7 @@ class Measurer:
         """The measurements of what `load` gave."""
         return self.sample(loaded) if isinstance(loaded, Sample) else [loaded]
 
+    @float32_convolutions()
     def sample(self, sample: Sample) -> list[Measurement]:
         """Measure the clean image, and for each level the noisy and the restored one.
 

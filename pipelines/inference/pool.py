@@ -1,9 +1,11 @@
-"""Measuring many items: here, or in actors of Ray; either way the next item is read while one is measured."""
+"""Measuring many items: here, or in actors of Ray; either way the next items are read while one is measured."""
 
 from __future__ import annotations
 
 import itertools
+import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,26 +18,37 @@ from pipelines.runtime.threads import torch_threads
 
 Items = Sequence[Mapping[str, Any]]
 
+_READERS = 4  # threads that read for a GPU, at most: each photograph that is read ahead takes memory
 _IN_FLIGHT = 2  # items of an actor: one is measured, one is read
 _RESTARTS = 3  # of an actor whose node is lost, and of what it was measuring
 
 
-def here(measurer: Measurer, items: Items, *, threads: int) -> Iterator[list[Measurement]]:
+def here(measurer: Measurer, items: Items, *, threads: int, readers: int | None = None) -> Iterator[list[Measurement]]:
     """Measure the items in this process, in their order.
 
     Args:
-        threads: torch threads.
+        threads: torch threads, of the measuring thread and of each that reads.
+        readers: threads that read, and the items that are read ahead at most; None: see `readers_for`.
 
     Raises:
-        ImageError, DataError: see `Measurer.load`.
+        ImageError, DataError: see `Measurer.load`. The items before have been given.
     """
-    with torch_threads(threads), ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,)) as ahead:
-        coming = ahead.submit(measurer.load, items[0]) if items else None
-        for number in range(len(items)):
-            assert coming is not None
-            loaded = coming.result()
-            coming = ahead.submit(measurer.load, items[number + 1]) if number + 1 < len(items) else None
+    readers = readers or readers_for(measurer.device)
+    reading = ThreadPoolExecutor(readers, initializer=torch.set_num_threads, initargs=(threads,))
+    with torch_threads(threads), reading:
+        waiting = iter(items)
+        ahead = deque(reading.submit(measurer.load, item) for item in itertools.islice(waiting, readers))
+        while ahead:
+            loaded = ahead.popleft().result()
+            ahead.extend(reading.submit(measurer.load, item) for item in itertools.islice(waiting, 1))
             yield measurer.measure(loaded)
+
+
+def readers_for(device: torch.device) -> int:
+    """How many threads read for a device: to read and degrade a photograph takes longer than a GPU measures it."""
+    if device.type == "cpu":
+        return 1
+    return max(1, min(_READERS, len(os.sched_getaffinity(0)) // 2))
 
 
 def by_actors(

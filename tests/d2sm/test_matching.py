@@ -13,12 +13,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
 from d2sm import StatisticsMatching
 from d2sm.divergence import Divergence, cosines, kernel, pieces
 from tests.helpers import reference
 
+NEEDS_A_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 DIVERGENCES: tuple[Divergence, ...] = ("kl", "inverse_kl", "jsd")
 
 
@@ -80,6 +82,33 @@ def test_any_sequence_of_batches(size: int, fractions: list[float], divergence: 
 )
 def test_few_long_rows_are_multiplied_in_pieces_on_a_gpu(device: str, count: int, length: int, parts: int) -> None:
     assert pieces(torch.device(device), count, length) == parts
+
+
+def test_a_step_of_long_rows_on_a_gpu_fits_together() -> None:
+    """Tensors without numbers stand for those of a GPU: the product in pieces, and the gradient in blocks."""
+    with FakeTensorMode():
+        matching = StatisticsMatching(16)
+        for _ in range(3):  # the queues are filled, then full
+            restored, clean = torch.rand(2, 8, 40_000, device="cuda").unbind()
+            restored = restored.detach().requires_grad_()
+            value = matching(restored, clean)  # with its gradient
+    assert pieces(torch.device("cuda"), 16, 40_000) == 32
+    assert value.device.type == "cuda" and value.shape == () and value.requires_grad
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_A_GPU)])
+@pytest.mark.parametrize("count, length, size", [(1, 131_072, 64), (4, 8192, 64), (2, 8192, 64)])
+def test_float32_on_a_device_is_float64_on_a_cpu(count: int, length: int, size: int, device: str) -> None:
+    """The shapes of the recipes for a GPU, in smaller queues: full, and with samples that enter and leave."""
+    exact, found = StatisticsMatching(size), StatisticsMatching(size).to(device)
+    for step, number in enumerate([size, count, count]):
+        restored, clean = rows(number, length, seed=step)
+        given = restored.to(device, torch.float32).requires_grad_()
+        restored.requires_grad_()
+        wanted, value = exact(restored, clean), found(given, clean.to(device, torch.float32))
+    (by,), (wanted_by,) = torch.autograd.grad(value, given), torch.autograd.grad(wanted, restored)
+    assert value.item() == pytest.approx(wanted.item(), rel=1e-4)
+    assert (by.cpu().double() - wanted_by).norm() < 1e-2 * wanted_by.norm()
 
 
 def test_products_in_pieces_are_the_products(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from d2sm import blur
 from d2sm.objectives import SSIMLoss
+from d2sm.precision import float32_convolutions
 
 
 class Convolutions(TorchDispatchMode):
@@ -63,3 +64,17 @@ def test_the_gradient_of_ssim_on_a_gpu_is_that_of_the_cpu() -> None:
         assert image.grad is not None
         found.append(image.grad.cpu())
     assert (found[1] - found[0]).norm() < 1e-3 * found[0].norm()
+
+
+@pytest.mark.filterwarnings("error")
+def test_convolutions_in_float32_within_a_block_alone() -> None:
+    """The default of cuDNN's convolutions comes back, also after an error and in a block within another."""
+    setting = torch.backends.cudnn.conv
+    before = setting.fp32_precision
+    with float32_convolutions():
+        with pytest.raises(ZeroDivisionError), float32_convolutions():
+            assert setting.fp32_precision == "ieee"
+            torch.nn.functional.conv2d(torch.rand(1, 1, 4, 4), torch.rand(1, 1, 3, 3))
+            _ = 1 / 0
+        assert setting.fp32_precision == "ieee"
+    assert setting.fp32_precision == before == "tf32"

@@ -175,6 +175,13 @@ class Slow(nn.Module):
         return restored
 
 
+def test_the_network_convolves_in_float32_in_every_thread(model: nn.Module, photos: Path, tmp_path: Path) -> None:
+    setting, notes = torch.backends.cudnn.conv, []
+    with model.register_forward_pre_hook(lambda *_: notes.append(setting.fp32_precision)), torch_threads(3):
+        restore(photos, tmp_path / "out", model=model, sigma=25, quiet=True)
+    assert notes == ["ieee"] * 3 and setting.fp32_precision == "tf32"
+
+
 def test_a_network_in_training_mode_is_in_eval_mode_in_every_thread(photos: Path, tmp_path: Path) -> None:
     network = Slow().train()
     with torch_threads(2):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from pipelines.data.images import ImageError
 from pipelines.data.splits import evaluation_images
 from pipelines.inference import samples
 from pipelines.inference.known import Known, KnownFile
-from pipelines.inference.measuring import SKIPPED, Measurement, Measurer, behaviour, numbers_of, score
+from pipelines.inference.measuring import SKIPPED, Measurement, Measurer, _pinned, behaviour, numbers_of, score
 from pipelines.networks.models import build
 from pipelines.networks.segmenters import Segmenter, fingerprint
 from pipelines.runs.results import EvaluationError
@@ -24,6 +25,7 @@ from tests.conftest import tiny_config
 from tests.helpers.segmenters import by_brightness, by_darkness, segmenter, without_numbers
 
 CPU = torch.device("cpu")
+NEEDS_A_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 SEGMENTER = "tests.helpers.segmenters:segmenter"
 
 
@@ -181,3 +183,69 @@ def test_a_network_that_cannot_measure_is_one_line() -> None:
         behaviour("evaluate.segmenter=x", without_numbers(None), threads=1)
     with pytest.raises(EvaluationError, match=r"^evaluate.segmenter=x fails on an image of \(1, 3, 64, 96\): [^\n]*$"):
         behaviour("evaluate.segmenter=x", nn.Conv2d(4, 19, 3), threads=1)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_A_GPU)])
+def test_a_device_measures_what_the_cpu_does(device: str, scenes_root: Path, tmp_path: Path) -> None:
+    """As a GPU measures, in batches; the tolerances are those of the README."""
+    config = tiny_config(scenes_root, tmp_path, evaluate__sigmas=[25, 50], evaluate__segmenter=SEGMENTER)
+    found = []
+    for where in (CPU, torch.device(device)):
+        torch.manual_seed(0)
+        network, batched = build(config.model).eval(), bool(found)
+        lpips = LPIPS(trunk="squeezenet1_1", weights="random").eval()
+        measurer = Measurer(config, network, segmenter(), device=where, batched=batched, lpips=lpips)
+        found.append([one for item in evaluation_images(config).to_pylist() for one in measurer.item(item)])
+    for wanted, one in zip(*found, strict=True):
+        assert (one["name"], one["kind"], one["level"]) == (wanted["name"], wanted["kind"], wanted["level"])
+        assert one["psnr"] == pytest.approx(wanted["psnr"], abs=1e-3, nan_ok=True)
+        assert one["ssim"] == pytest.approx(wanted["ssim"], abs=1e-4, nan_ok=True)
+        assert one["lpips"] == pytest.approx(wanted["lpips"], rel=1e-3, nan_ok=True)
+        moved = np.abs(np.subtract(one["confusion"], wanted["confusion"])).sum() / 2  # each leaves a count for another
+        assert np.sum(wanted["confusion"]) > 0 and moved < 1e-3 * np.sum(wanted["confusion"])
+
+
+class Noting(nn.Module):
+    """Notes how cuDNN would convolve float32 while the module runs."""
+
+    def __init__(self, network: nn.Module, notes: list[str]) -> None:
+        super().__init__()
+        self.network, self.notes, self.blind, self.label = network, notes, False, "Noting"
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        self.notes.append(torch.backends.cudnn.conv.fp32_precision)
+        result: torch.Tensor = self.network(*inputs)
+        return result
+
+
+def test_all_networks_convolve_in_float32(scenes_root: Path, tmp_path: Path) -> None:
+    config = tiny_config(scenes_root, tmp_path, evaluate__sigmas=[25], evaluate__segmenter=SEGMENTER)
+    (item, *_) = evaluation_images(config).to_pylist()
+    notes: list[str] = []
+    network, judge = (Noting(one, notes) for one in (build(config.model).eval(), segmenter()))
+    Measurer(config, network, judge, device=CPU).item(item)
+    assert notes == ["ieee"] * 4  # one level restored; the clean, the noisy and the restored image segmented
+    assert torch.backends.cudnn.conv.fp32_precision == "tf32"
+
+
+def test_all_tensors_of_a_sample_are_pinned(scenes_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy stands for pinned memory, which only a machine with a GPU has."""
+    config = tiny_config(scenes_root, tmp_path, evaluate__sigmas=[25, 50], evaluate__segmenter=SEGMENTER)
+    (item, *_) = evaluation_images(config).to_pylist()
+    sample = dataclasses.replace(samples.load(config, item, labels=True), digests=("a", "b", "c"))
+    pinned: list[torch.Tensor] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(tensor.clone())
+        return pinned[-1]
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    found = _pinned(sample)
+    assert found.label is not None and sample.label is not None
+    copies = [found.clean, *(each.image for each in found.noisy), found.label]
+    assert len(pinned) == 4 and all(copy is one for copy, one in zip(copies, pinned, strict=True))
+    for copy, tensor in zip(copies, [sample.clean, *(each.image for each in sample.noisy), sample.label], strict=True):
+        assert torch.equal(copy, tensor)
+    assert [each[:2] for each in found.noisy] == [("25", 25.0), ("50", 50.0)]
+    assert (found.name, found.digests) == (sample.name, sample.digests)
+    assert _pinned(dataclasses.replace(sample, label=None)).label is None

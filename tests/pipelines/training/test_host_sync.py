@@ -88,6 +88,23 @@ def test_a_step_reads_nothing(name: str, parts: int, tmp_path: Path, on_meta: On
     assert {number.device.type for number in numbers.values()} == {"meta"}
 
 
+def test_a_step_in_pieces_reads_nothing(tmp_path: Path, on_meta: OnMeta, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The product as a GPU splits it where features are longer than those here."""
+    split: list[int] = []
+
+    def pieces(device: torch.device, count: int, length: int) -> int:
+        assert length % 8 == 0
+        split.append(length)
+        return 8
+
+    monkeypatch.setattr("d2sm.divergence.pieces", pieces)
+    state, tensors = on_meta(settings("d2sm", tmp_path, 1))
+    with _NoCopies():
+        for step in range(8):
+            numbers = train_step(state, tensors, step)
+    assert split and {number.device.type for number in numbers.values()} == {"meta"}
+
+
 def test_a_compiled_step_reads_nothing(tmp_path: Path, on_meta: OnMeta, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiled whole: a number read in the middle would break the graph, which is an error; and meta tensors have none.
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._pytree import tree_map_only
 
 from pipelines.config import Config
 from pipelines.runs import checkpoint
@@ -17,6 +18,8 @@ from pipelines.training.state import TrainState, lr_factor
 from pipelines.training.step import train_step
 from tests.helpers.equality import equal
 from tests.helpers.training_steps import CPU, batch, config, rows_are_tensors
+
+NEEDS_A_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
 
 def train(**changes: Any) -> Train:
@@ -82,6 +85,43 @@ def test_a_resumed_run_with_a_gradient_ratio_is_the_uninterrupted_one(
         found = train_step(resumed, row, step)
     assert equal(found, wanted) and wanted["weight_scale"] not in (0, 1)
     assert equal(resumed.state_dict(), whole.state_dict())
+
+
+@pytest.mark.parametrize(
+    "first, second",
+    [
+        ("cpu", "cpu"),
+        pytest.param("cpu", "cuda", marks=NEEDS_A_GPU),
+        pytest.param("cuda", "cpu", marks=NEEDS_A_GPU),
+    ],
+)
+def test_a_run_is_resumed_on_another_device(
+    first: str, second: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights, averages, moments and queues bit for bit; the next steps are those of the first device to rounding."""
+    rows_are_tensors(monkeypatch)
+    given = config("d2sm", tmp_path, **{"train.ema": 0.9})
+
+    def stepped(state: TrainState, step: int) -> dict[str, torch.Tensor]:
+        row: Any = {key: tensor.to(state.device) for key, tensor in batch(step, torch.float32).items()}
+        return train_step(state, row, step)
+
+    before, folder = TrainState(given, steps_per_epoch=10, device=torch.device(first)), tmp_path / checkpoint.name_of(3)
+    for step in range(3):
+        stepped(before, step)
+    checkpoint.write(
+        folder, weights=before.weights(), state=before.state_dict(), config=given, meta={"step": 3, "epoch": 0}
+    )
+    after = TrainState(given, steps_per_epoch=10, device=torch.device(second))
+    assert after.restore(folder) == 3
+    ours, theirs = (tree_map_only(torch.Tensor, torch.Tensor.cpu, each.state_dict()) for each in (after, before))
+    for name in ("model", "average", "objective"):
+        assert equal(ours[name], theirs[name]), name
+    assert equal(ours["optimizer"]["state"], theirs["optimizer"]["state"])
+    for step in range(3, 6):
+        wanted, found = stepped(before, step)["loss"], stepped(after, step)["loss"]
+        assert found.device.type == second
+        torch.testing.assert_close(found.cpu(), wanted.cpu(), rtol=1e-2, atol=0)
 
 
 def test_dropout_is_drawn_from_seed_step_and_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
