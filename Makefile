@@ -3,7 +3,7 @@
 # make test   lint, types and the suite            make test-fast   without the slow tests
 # make test-long   what takes minutes: sweeps and jobs that are stopped, killed, lose a node or a server
 # make test-floors   the quick tests with the oldest versions that pyproject.toml allows, in an environment of their own
-# make bench  ratios, side by side, on this machine       make gpu        what needs a GPU, in 8 minutes
+# make bench  ratios, side by side, on this machine       make gpu [DATA=folder]   what needs a GPU, in 8 minutes
 PYTHON ?= python3
 BIN := .venv/bin
 # Two processes: much of the suite waits for Ray to start, or for a process to end.
@@ -38,7 +38,7 @@ bench: .venv/dev
 	$(BIN)/python -m tests.benchmarks
 
 gpu: .venv/dev
-	$(BIN)/python -m tests.gpu
+	$(BIN)/python -m tests.gpu $(if $(DATA),--data "$(DATA)")
 
 # Markers say which extras are installed; a changed pyproject.toml or pin installs again.
 .venv/demo: pyproject.toml pins.txt

@@ -10,7 +10,9 @@ a GPU can become the way of `d2sm.divergence` if these errors are those of float
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
+from functools import partial
 from unittest.mock import patch
 
 import torch
@@ -20,95 +22,115 @@ from d2sm import divergence
 from d2sm.matching import StatisticsMatching
 from tests.benchmarks.timing import interleaved, machine, ms, table
 
-Way = Callable[[Tensor, Tensor], Tensor]  # unit rows (2, N, D), queues (2, n, D) -> cosines (2, N, n)
+Product = Callable[[Tensor], Tensor]  # unit rows (2, N, D) -> cosines (2, N, n)
+Way = Callable[[Tensor], Product]  # queues (2, n, D), which it keeps as its product needs them
 SPREADS = (0.0, 1e-3, 1e-2, 0.5)  # difference of restored and clean, by the standard deviation of a feature
 
 
-def float32(rows: Tensor, queues: Tensor) -> Tensor:
+def float32(queues: Tensor) -> Product:
     """One product, as the library computes it."""
-    return (queues @ rows.mT).mT
+    return lambda rows: (queues @ rows.mT).mT
 
 
-def pieces(rows: Tensor, queues: Tensor, count: int = 32) -> Tensor:
-    """The sum of products of `count` pieces of D: what `d2sm.divergence` does on a GPU where few rows are long."""
-    products = [divergence._in_pieces(queue, row, count) for queue, row in zip(queues, rows, strict=True)]
-    return torch.stack(products).mT
+def pieces(queues: Tensor) -> Product:
+    """The sum of products of pieces of D: what `d2sm.divergence` does on a GPU where few rows are long."""
+    return lambda rows: _in_pieces(queues, rows).mT
 
 
-def rounded(values: Tensor, bits: int) -> Tensor:
-    """float32 with so many bits of mantissa, to the nearest: 10 for TF32, 7 for bf16."""
-    drop = 23 - bits
+def _in_pieces(queues: Tensor, rows: Tensor) -> Tensor:
+    """(2, n, D), (2, N, D) -> (2, n, N) in float32: 32 pieces of long rows, 8 of others."""
+    count = math.gcd(32 if rows.shape[2] >= divergence._LONG else 8, rows.shape[2])
+    products = [
+        _bmm(queue.unflatten(1, (count, -1)).transpose(0, 1), row.unflatten(1, (count, -1)).permute(1, 2, 0)).sum(0)
+        for queue, row in zip(queues, rows, strict=True)
+    ]
+    return torch.stack(products)
+
+
+def _bmm(a: Tensor, b: Tensor) -> Tensor:
+    """A product with sums and result in float32. A GPU multiplies bf16 as it is; for a CPU it is converted."""
+    if a.dtype == torch.bfloat16 and a.device.type == "cuda":
+        return torch.bmm(a, b, out_dtype=torch.float32)
+    return torch.bmm(a.float(), b.float())
+
+
+def to_tf32(values: Tensor) -> Tensor:
+    """float32 with the 10 bits of mantissa that TF32 units read, to the nearest."""
+    drop = 23 - 10
     whole = values.contiguous().view(torch.int32)
     half = 1 << (drop - 1)
     return ((whole + half - 1 + ((whole >> drop) & 1)) >> drop << drop).view(torch.float32)
 
 
-def parts(values: Tensor, bits: int, count: int) -> list[Tensor]:
-    """Terms of so many bits that add up to the values, the largest first."""
+def to_bf16(values: Tensor) -> Tensor:
+    """7 bits of mantissa, to the nearest."""
+    return values.bfloat16()
+
+
+def parts(values: Tensor, nearest: Callable[[Tensor], Tensor], count: int) -> list[Tensor]:
+    """Terms of few bits that add up to the values, the largest first."""
     found = []
     for _ in range(count):
-        found.append(rounded(values, bits))
-        values = values - found[-1]
+        found.append(nearest(values))
+        values = values - found[-1].float()
     return found
 
 
-def split_products(rows: Tensor, queues: Tensor, *, bits: int, count: int, terms: int) -> Tensor:
-    """The sum of the products of parts i and j with i + j < terms, the smallest first, each summed in pieces of D."""
-    of_rows, of_queues = parts(rows, bits, count), parts(queues, bits, count)
-    pairs = [(i, j) for i in range(count) for j in range(count) if i + j < terms]
-    total: Tensor | None = None
-    for i, j in sorted(pairs, key=sum, reverse=True):
-        product = pieces(of_rows[i], of_queues[j])
-        total = product if total is None else total + product
-    assert total is not None
-    return total
+def compensated(nearest: Callable[[Tensor], Tensor], count: int) -> Way:
+    """The sum of the products of parts i and j with i + j < count; the parts of the queues are kept.
 
+    Args:
+        nearest: makes a part of numbers, the nearest that it can hold.
+        count: of the parts of a number. 1: both factors are rounded, and nothing is compensated.
+    """
 
-def tf32(rows: Tensor, queues: Tensor) -> Tensor:
-    """Both factors rounded to TF32."""
-    return pieces(rounded(rows, 10), rounded(queues, 10))
+    def keep(queues: Tensor) -> Product:
+        of_queues = parts(queues, nearest, count)
 
+        def product(rows: Tensor) -> Tensor:
+            of_rows = parts(rows, nearest, count)
+            total = torch.zeros(2, queues.shape[1], rows.shape[1], device=rows.device)
+            for part in reversed(range(count)):  # the smallest first
+                several = torch.cat(of_rows[: count - part], dim=1)  # each part of the queues is read once
+                total += _in_pieces(of_queues[part], several).unflatten(2, (count - part, -1)).sum(2)
+            return total.mT
 
-def tf32_compensated(rows: Tensor, queues: Tensor) -> Tensor:
-    """Three products of TF32 parts: large x large, large x small, small x large."""
-    return split_products(rows, queues, bits=10, count=2, terms=2)
+        return product
 
-
-def bf16_compensated(rows: Tensor, queues: Tensor) -> Tensor:
-    """Three products of two bf16 parts."""
-    return split_products(rows, queues, bits=7, count=2, terms=2)
-
-
-def bf16_in_three(rows: Tensor, queues: Tensor) -> Tensor:
-    """Six products of three bf16 parts, which hold all 24 bits of float32."""
-    return split_products(rows, queues, bits=7, count=3, terms=3)
+    return keep
 
 
 def on_tensor_cores(way: Way) -> Way:
     """The same way where float32 products are made by a GPU's TF32 units, which round their sums too."""
 
-    def product(rows: Tensor, queues: Tensor) -> Tensor:
-        before = torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = True
-        try:
-            return way(rows, queues)
-        finally:
-            torch.backends.cuda.matmul.allow_tf32 = before
+    def keep(queues: Tensor) -> Product:
+        in_float32 = way(queues)
 
-    return product
+        def product(rows: Tensor) -> Tensor:
+            before = torch.backends.cuda.matmul.allow_tf32
+            torch.backends.cuda.matmul.allow_tf32 = True
+            try:
+                return in_float32(rows)
+            finally:
+                torch.backends.cuda.matmul.allow_tf32 = before
+
+        return product
+
+    return keep
 
 
-EXACT: dict[str, Way] = {"float32": float32, "float32 in 32 pieces": pieces}
+EXACT: dict[str, Way] = {"float32": float32, "float32 in pieces": pieces}
 # On a CPU their factors are rounded but the products and sums are float32's: their times mean nothing there, and their
 # errors are the least that they can have.
-COARSE: dict[str, Way] = {"TF32": tf32, "TF32, 3 products": tf32_compensated}
-HALF: dict[str, Way] = {"bf16, 3 products": bf16_compensated, "bf16, 6 products": bf16_in_three}
+COARSE: dict[str, Way] = {"TF32": compensated(to_tf32, 1), "TF32, 3 products": compensated(to_tf32, 2)}
+HALF: dict[str, Way] = {"bf16, 3 products": compensated(to_bf16, 2), "bf16, 6 products": compensated(to_bf16, 3)}
 
 
 def ways(device: torch.device) -> dict[str, Way]:
     """Those whose time means something on this device."""
-    coarse = {name: on_tensor_cores(way) for name, way in COARSE.items()} if device.type == "cuda" else {}
-    return EXACT | coarse
+    if device.type != "cuda":
+        return EXACT
+    return EXACT | {name: on_tensor_cores(way) for name, way in COARSE.items()} | HALF
 
 
 def pair(count: int, length: int, spread: float, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -122,10 +144,12 @@ def loss_of(way: Way | None, count: int, size: int, length: int, spread: float, 
     torch.manual_seed(0)
     loss = StatisticsMatching(size)
     dtype = torch.float64 if way is None else torch.float32
-    with (
-        patch.object(divergence, "cosines", way or divergence.cosines),
-        patch("d2sm.matching.cosines", way or divergence.cosines),
-    ):
+    as_it_is = divergence.cosines
+
+    def cosines(rows: Tensor, queues: Tensor) -> Tensor:
+        return as_it_is(rows, queues) if way is None else way(queues)(rows)
+
+    with patch.object(divergence, "cosines", cosines), patch("d2sm.matching.cosines", cosines):
         for _ in range(-(-size // count)):
             restored, clean = pair(count, length, spread, device)
             restored = restored.to(dtype).requires_grad_()
@@ -134,13 +158,17 @@ def loss_of(way: Way | None, count: int, size: int, length: int, spread: float, 
     return [value.detach().double(), gradient.double()]
 
 
+def largest_error(way: Way, rows: Tensor, queues: Tensor) -> float:
+    """The largest error of a cosine against float64."""
+    return (way(queues)(rows) - rows.double() @ queues.double().mT).abs().max().item()
+
+
 def errors(way: Way, count: int, size: int, length: int, device: torch.device) -> list[str]:
     """Cells: the largest error of a cosine; value / gradient for every spread."""
     torch.manual_seed(1)
     unit = torch.nn.functional.normalize(torch.randn(2, size, length, device=device, dtype=torch.float64), dim=2)
     rows, queues = unit[:, :count].float(), unit.float()
-    exact = rows.double() @ queues.double().mT
-    cells = [f"{(way(rows, queues) - exact).abs().max().item():.0e}"]
+    cells = [f"{largest_error(way, rows, queues):.0e}"]
     for spread in SPREADS:
         wanted, found = (loss_of(each, count, size, length, spread, device) for each in (None, way))
         if spread == 0:  # value and gradient are 0
@@ -165,7 +193,7 @@ def main() -> None:
     table_rows = []
     timed = ways(args.device)
     for name, way in (COARSE | HALF | timed).items():
-        passed = interleaved({"": lambda way=way: way(rows, queues)}, args.device, rounds=5)[""]  # type: ignore[misc]
+        passed = interleaved({"": partial(way(queues), rows)}, args.device, rounds=5)[""]
         cells = errors(way, args.rows, args.queue, args.length, args.device)
         table_rows.append([name, ms(passed) if name in timed else "", *cells])
     of_spread = ["equal: value / gradient, absolute", *(f"differ by {s:g}: value / gradient" for s in SPREADS[1:])]

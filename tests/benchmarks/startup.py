@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import importlib
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,8 @@ from statistics import median
 from typing import Any
 
 import psutil
+
+from tests.benchmarks.children import environment
 
 STAGES = (
     "imported", "checked", "Ray up", "MLflow open", "loop entered", "worker built",
@@ -122,8 +123,8 @@ def stages(checkout: Path, root: str, steps: int, workers: int) -> tuple[dict[st
         if workers != 2:  # what older checkouts have, whose script takes no number
             command.append(str(workers))
         started = time.time()
-        environment = {**os.environ, "PYTHONPATH": str(checkout), "RAY_worker_niceness": "0"}
-        run = subprocess.Popen(command, env=environment, cwd=checkout, stdout=subprocess.DEVNULL)
+        variables = environment(checkout) | {"RAY_worker_niceness": "0"}
+        run = subprocess.Popen(command, env=variables, cwd=checkout, stdout=subprocess.DEVNULL)
         file, seen, at_last_step = Path(storage) / "stages", dict[tuple[int, float], tuple[str, float]](), None
         while run.poll() is None:
             look(run.pid, seen)

@@ -141,7 +141,9 @@ class Measured:
     Attributes:
         parts: seconds of each part of the step, with the graph cut between them; medians.
         flops: operations of the parts that convolve or multiply matrices.
-        whole: seconds of `train_step`; median.
+        whole: seconds of `train_step`, the device waited for after each; median.
+        back_to_back: of `train_step` where the device is waited for after the last of several alone, so that the next
+            step's copies and launches overlap with this one's kernels; mean.
         best: operations a second that the device was seen to do at best, see `peak`.
         memory: bytes that torch held at most on a GPU; 0 on a CPU.
     """
@@ -149,6 +151,7 @@ class Measured:
     parts: dict[str, float]
     flops: dict[str, int]
     whole: float
+    back_to_back: float
     best: float
     memory: int
 
@@ -180,11 +183,13 @@ def measure(config: Config, device: torch.device, rounds: int) -> Measured:
         in_parts(state, rows[index % ROWS], clock, lambda _: nullcontext())
         taken.append(clock.parts())
         whole.append(seconds(lambda index=index: train_step(state, rows[index % ROWS], index), device))  # type: ignore[misc]
+    several = seconds(lambda: [train_step(state, row, step) for step in range(2) for row in rows], device)
     memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
     return Measured(
         parts={part: median(time[part] for time in taken) for part in taken[0]},
         flops={part: counter.get_total_flops() for part, counter in flops.items()},
         whole=median(whole),
+        back_to_back=several / (2 * ROWS),
         best=peak(device, torch.bfloat16 if config.train.precision == "bf16" else torch.float32),
         memory=memory,
     )

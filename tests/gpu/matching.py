@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from d2sm import StatisticsMatching
-from tests.benchmarks.products import ways
+from tests.benchmarks.products import largest_error, ways
 from tests.benchmarks.queues import fill
 from tests.benchmarks.timing import interleaved
 from tests.gpu.options import Options, options
@@ -81,15 +81,19 @@ def copied(given: Options) -> float:
     return 2 * source.nbytes / passed
 
 
-def products(loss: StatisticsMatching, count: int) -> dict[str, Callable[[], object]]:
-    """The product that makes the kernels, in the ways that its error is known for: `tests.benchmarks.products`."""
+def products(loss: StatisticsMatching, count: int, name: str) -> None:
+    """The product that makes the kernels, in the ways of `tests.benchmarks.products`: its time and its error."""
     queues = loss.memory.filled
     rows = queues[:, : 2 * count].clone()
-    return {name: partial(way, rows, queues) for name, way in ways(rows.device).items()}
+    for which, way in ways(rows.device).items():
+        passed = interleaved({"": partial(way(queues), rows)}, rows.device, rounds=10)[""]
+        record("matching", f"{name}: product {which}, ms", passed * 1e3)
+        # Of few stored rows: float64 may be slow, and needs memory.
+        record("matching", f"{name}: product {which}, error of a cosine", largest_error(way, rows, queues[:, :512]))
 
 
 def compiled(count: int, length: int, size: int, given: Options) -> None:
-    """The time with compiled arithmetic; or that it cannot be had here."""
+    """The time with compiled arithmetic; or that it cannot be had here. `modes` calls it: compiling takes long."""
     loss = StatisticsMatching(size)
     loss(*pair(count, length, 0.3, given.device))
     fill(loss)
@@ -99,7 +103,7 @@ def compiled(count: int, length: int, size: int, given: Options) -> None:
     except Exception as error:  # whatever torch.compile lacks on this machine
         print(f"not compiled: {type(error).__name__}: {str(error).strip().splitlines()[0][:160]}", flush=True)
         return
-    record("matching", f"N {count}, D {length}, q {size}: matching with compiled arithmetic, ms", taken[""] * 1e3)
+    record("modes", f"N {count}, D {length}, q {size}: matching with compiled arithmetic, ms", taken[""] * 1e3)
 
 
 def main() -> None:
@@ -119,9 +123,7 @@ def main() -> None:
         record("matching", f"{name}: ms at the memory's measured rate", work.bytes / rate * 1e3)
         record("matching", f"{name}: GFLOP of products in float32", work.flops / 1e9)
         record("matching", f"{name}: TFLOP a second", work.flops / taken[""] / 1e12)
-        for way, product in products(loss, count).items():
-            passed = interleaved({"": product}, given.device, rounds=10)[""]
-            record("matching", f"{name}: product {way}, ms", passed * 1e3)
+        products(loss, count, name)
         del loss
     shapes = SMALL if given.small else SHAPES
     count, length, size = shapes[0]
@@ -131,8 +133,6 @@ def main() -> None:
         name = f"N {count}, D {length}, q {size}, restored differs by {spread:g}"
         record("matching", f"{name}: relative error of the value", value)
         record("matching", f"{name}: relative error of the gradient", gradient)
-    for shape in shapes:  # last, since compiling takes long
-        compiled(*shape, given)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A step as it is, with `train.compile` and with `train.cuda_graphs`: a small network and the large one."""
+"""A step as it is, with `train.cuda_graphs` and with `train.compile`; matching with compiled arithmetic."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from pipelines.training.step import train_step
 from tests.benchmarks.queues import fill
 from tests.benchmarks.steps import ROWS, rows_of, settings
 from tests.benchmarks.timing import interleaved
+from tests.gpu import matching
 from tests.gpu.options import Options, options
 from tests.gpu.results import record
 from tests.gpu.steps import SMALL
 
 LITE0 = {"loss.features": "efficientnet_lite0.blocks.4"}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "ffdnet_d2sm_gpu": ("ffdnet_d2sm_gpu", {}),
+    "ffdnet_d2sm_internal_gpu": ("ffdnet_d2sm_internal_gpu", {}),
     "FFDNet 32 x 8, 16 crops of 96, Lite0": (
         "ffdnet_d2sm_gpu",
         {"model.width": 32, "model.depth": 8, "data.crop_size": 96, **LITE0},
@@ -73,7 +76,9 @@ def main() -> None:
     names = list(CASES)[: 1 if given.small else None]
     for name in names:
         measure(name, ["as it is", "train.cuda_graphs"], given)
-    for name in names:  # last, since compiling takes long
+    for shape in matching.SMALL if given.small else matching.SHAPES:  # last, since compiling takes long
+        matching.compiled(*shape, given)
+    for name in names:
         measure(name, ["train.compile"], given)
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 @dataclass(frozen=True)
 class Options:
@@ -25,4 +27,4 @@ def options(description: str) -> Options:
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--data", type=Path)
     given = parser.parse_args()
-    return Options(given.device, given.small, given.data)
+    return Options(given.device, given.small, given.data.absolute() if given.data else None)

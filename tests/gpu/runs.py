@@ -1,4 +1,7 @@
-"""Trainings and evaluations as a user starts them: start-up, speed, two on one card, resume, precisions."""
+"""Trainings and evaluations as a user starts them: start-up, speed, two on one card, precisions, resume.
+
+What goals are set for comes first.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +17,21 @@ from statistics import fmean
 
 import torch
 
+from d2sm.models import ESPNet
 from pipelines.recipes import recipe
 from pipelines.scenes import write_scenes
 from pipelines.training.state import TrainState
 from pipelines.training.step import train_step
+from tests.benchmarks.children import environment
 from tests.benchmarks.queues import fill
 from tests.benchmarks.steps import rows_of
-from tests.gpu.options import Options, options
+from tests.gpu.options import ROOT, Options, options
 from tests.gpu.results import record
 
 LITE0 = {"loss.features": "efficientnet_lite0.blocks.4", "data.crop_size": 128, "train.batch_size": 16}
 LEVELS = "[25,35,50]"
+# evaluate.actors: how the row is called
+ACTORS = {0: "actors 0", 1: "actors 1", 4: "4 actors on a quarter of the GPU each"}
 
 
 class Runs:
@@ -32,9 +39,10 @@ class Runs:
 
     def __init__(self, folder: Path, given: Options) -> None:
         self.folder, self.given = folder, given
-        self.steps = 24 if given.small else 600
-        self.log_every = 4 if given.small else 20
-        self.root = given.data or write_scenes(folder / "scenes", train=24, val=6, height=256, width=384)
+        self.steps = 60 if given.small else 240
+        self.log_every = 20
+        height, width = (96, 128) if given.small else (360, 480)  # as many as CamVid has, and as large
+        self.root = given.data or write_scenes(folder / "scenes", train=24, val=51, height=height, width=width)
         name = "ffdnet_d2sm_cpu" if given.device.type == "cpu" else "ffdnet_d2sm_gpu"
         small = {"data.crop_size": 64, "train.batch_size": 4, "model.width": 8, "model.depth": 3, "loss.queue_size": 64}
         self.config = recipe(name).replace(
@@ -53,7 +61,7 @@ class Runs:
         return self.start("train", "--config", str(self.folder / "config.yaml"), "--no-evaluate", "--quiet", *keys)
 
     def start(self, *words: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([sys.executable, "-m", "cluster.cli", *words], cwd=self.folder, env=os.environ)
+        return subprocess.Popen([sys.executable, "-m", "cluster.cli", *words], cwd=self.folder, env=environment(ROOT))
 
     def waited(self, name: str) -> float:
         """The part of the time in which the worker waited for crops: the mean over the log's entries but the first."""
@@ -78,12 +86,40 @@ class Runs:
         return (last - first) / (end - start)
 
 
-def segmenter(data: Path | None) -> list[str]:
-    """Keys of ESPNet-CamVid if its weights lie beside the photographs, as `../shared/gpu/pack` has them; else none."""
+def segmenter(data: Path | None, folder: Path) -> list[str]:
+    """Keys of ESPNet-CamVid, with the weights beside the photographs, as `../shared/gpu/pack` has them.
+
+    Where there are none, random ones are written into the folder: they cost the same.
+    """
     weights = data.parent / "weights/espnet_p2_q8_camvid.pth" if data else None
     if weights is None or not weights.is_file():
-        return ["evaluate.segmenter=null"]
+        weights = folder / "espnet_random.pth"
+    if not weights.is_file():
+        torch.save(ESPNet(classes=12, p=2, q=8, shallow="pyramid").state_dict(), weights)
     return ["evaluate.segmenter=espnet-camvid", f"evaluate.segmenter_weights={weights}"]
+
+
+def evaluated(count: int, actors: int) -> str:
+    """The row of an evaluation of so many photographs."""
+    return f"evaluate, {count} photographs at 3 levels, {ACTORS[actors]}: s"
+
+
+def evaluate(runs: Runs, actors: int, cache: Path) -> tuple[str, float]:
+    """Evaluate the first run at three levels: the name of the row, and the seconds from the command to the prompt.
+
+    Args:
+        actors: one of `ACTORS`; on a CPU at most two, since four have no place on two cores.
+        cache: what was measured there of noisy and clean photographs is not measured again.
+    """
+    os.environ["XDG_CACHE_HOME"] = str(cache)
+    out, on_gpu = runs.folder / f"results-{actors}.json", runs.given.device.type == "cuda"
+    keys = [f"evaluate.actors={actors if on_gpu else min(actors, 2)}", f"evaluate.sigmas={LEVELS}"]
+    keys += [f"evaluate.use_gpu={str(on_gpu).lower()}", f"train.gpus_per_worker={0.25 if actors == 4 else 1}"]
+    keys += segmenter(runs.given.data, runs.folder)
+    begun = time.time()
+    wait(runs.start("evaluate", "--out", str(out), "--quiet", str(runs.folder / "first/first"), *keys))
+    passed = time.time() - begun
+    return evaluated(json.loads(out.read_text())["images"], actors), passed
 
 
 def wait(*processes: subprocess.Popen[bytes]) -> None:
@@ -129,15 +165,8 @@ def main() -> None:
         record("runs", f"from the command to step {runs.log_every} without workers, s", runs.began("local") - started)
         record("runs", "without workers to a plain loop, steps a second", runs.speed("local") / alone)
 
-        for actors, again in ((0, ""), (0, " again"), (1, "")):
-            os.environ["XDG_CACHE_HOME"] = str(runs.folder / f"cache-{actors}")  # with no numbers of an earlier one
-            begun = time.time()
-            out = runs.folder / f"results-{actors}.json"
-            keys = [f"evaluate.actors={actors}", f"evaluate.sigmas={LEVELS}", *segmenter(given.data)]
-            keys += [f"evaluate.use_gpu={str(given.device.type == 'cuda').lower()}"]
-            wait(runs.start("evaluate", "--out", str(out), "--quiet", str(runs.folder / "first/first"), *keys))
-            count = json.loads(out.read_text())["images"]
-            record("runs", f"evaluate, {count} photographs at 3 levels, actors {actors}{again}: s", time.time() - begun)
+        for actors in ACTORS:
+            record("runs", *evaluate(runs, actors, runs.folder / f"cache-{actors}"))
 
         # Side by side on one card, the same crops and noise in two precisions.
         more = [f"train.max_steps={runs.steps if given.small else runs.steps // 2}"]
@@ -151,11 +180,13 @@ def main() -> None:
         record("runs", "bf16 against fp32: largest relative difference of a logged loss", max(differences))
 
         begun = time.time()
-        wait(runs.train("first", f"train.max_steps={runs.steps + runs.log_every}"))
-        record("runs", f"resume for {runs.log_every} steps: s", time.time() - begun)
-        record("runs", "steps logged after the resume", last := max(runs.logged("first")))
+        wait(runs.train("local", f"train.max_steps={runs.steps + runs.log_every}", "train.num_workers=0"))
+        record("runs", f"resume for {runs.log_every} steps without workers: s", time.time() - begun)
+        record("runs", "steps logged after the resume", last := max(runs.logged("local")))
         if last != runs.steps + runs.log_every:
             raise SystemExit(f"the resumed run ended at step {last}, not {runs.steps + runs.log_every}")
+        row, passed = evaluate(runs, 0, runs.folder / "cache-0")
+        record("runs", f"{row}, again", passed)
 
 
 if __name__ == "__main__":
