@@ -65,13 +65,16 @@ def check_range(name: str, images: Tensor, *, margin: float = 1e-3, finite: bool
         )
 
 
-def check_restored_range(restored: Tensor) -> None:
-    """As `check_range`, but wide: an untrained network may stray, and values that are not finite are no matter of it.
+def check_restored_range(restored: Tensor, *, finite: bool = False) -> None:
+    """As `check_range`, but wide: an untrained network may stray.
+
+    Args:
+        finite: whether values that are not finite are refused too.
 
     Raises:
-        ValueError: finite values far from [0, 1].
+        ValueError: values far from [0, 1].
     """
-    check_range("restored", restored, margin=10.0, finite=False)
+    check_range("restored", restored, margin=10.0, finite=finite)
 
 
 class RangeCheck:
@@ -87,8 +90,11 @@ class RangeCheck:
     def __init__(self) -> None:
         self.passed = False
 
-    def __call__(self, restored: Tensor, clean: Tensor) -> None:
+    def __call__(self, restored: Tensor, clean: Tensor, *, finite: bool = False) -> None:
         """Check a pair that passed `check_pair`.
+
+        Args:
+            finite: whether `restored` that is not finite is refused; else the next call counts as the first.
 
         Raises:
             ValueError: see `check_range` and `check_restored_range`.
@@ -97,8 +103,8 @@ class RangeCheck:
         if first or clean.device.type == "cpu":
             check_range("clean", clean)
         if first:
-            check_restored_range(restored)
-            self.passed = True
+            check_restored_range(restored, finite=finite)
+            self.passed = finite or bool(restored.isfinite().all())
 
 
 def check_labels(labels: Tensor, images: Tensor) -> None:
