@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2sm.frozen import FrozenWrapper
-from d2sm.images import IGNORED, check_ids, check_labels, check_pair, check_restored_range
+from d2sm.images import IGNORED, RangeCheck, check_ids, check_labels, check_pair, check_restored_range
 
 ABSENT = -1e4
 """The logit of a class that a segmenter was not trained on: never the largest, yet finite in half precision too."""
@@ -42,7 +42,7 @@ class CrossEntropy(nn.Module):
         if not scale > 0:
             raise ValueError(f"scale={scale}: must be positive; 1 keeps the size of the crops")
         self.scale, self.segmenter = scale, FrozenWrapper(segmenter)
-        self._checked = False
+        self.check_range, self._labels_checked = RangeCheck(), False
 
     def forward(self, restored: Tensor, clean: Tensor, *, labels: Tensor) -> Tensor:
         """The cross-entropy on `restored`, which is not clamped: pixels out of range would get no gradient.
@@ -63,14 +63,15 @@ class CrossEntropy(nn.Module):
         """
         check_pair(restored, clean)
         check_labels(labels, restored)
-        if not self._checked:
+        if not self.check_range.passed:
             check_restored_range(restored)
+            self.check_range.passed = True
         size, labels = restored.shape[2:], labels.long()
         resized = _resized(restored, [max(1, round(side * self.scale)) for side in size])
         logits = _resized(self.segmenter(resized), size).float()
-        if not self._checked or labels.device.type == "cpu":
+        if not self._labels_checked or labels.device.type == "cpu":
             check_ids(labels, classes=logits.shape[1])
-            self._checked = True
+            self._labels_checked = True
         of_label = logits.gather(1, labels.clamp(max=logits.shape[1] - 1)[:, None])[:, 0]
         labels = torch.where(of_label <= ABSENT / 2, IGNORED, labels)  # so that NaN counts
         sums = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none").sum((1, 2))

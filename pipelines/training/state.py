@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from d2sm.images import skip_range_checks
 from d2sm.models.activation_checkpointing import checkpoint_activations
 from pipelines.config import Config
 from pipelines.data import labels
@@ -136,6 +137,7 @@ class TrainState:
         load(self.optimizer, state["optimizer"])
         self.schedule.load_state_dict({**state["schedule"], "lr_lambdas": self.schedule.state_dict()["lr_lambdas"]})
         self.objective.load_state_dict(state["objective"])
+        skip_range_checks(self.objective)
         if self.discriminator_optimizer is not None:
             self.discriminator_optimizer.load_state_dict(state["adversary"])
         torch.set_rng_state(state["random"])

@@ -87,6 +87,21 @@ def test_a_resumed_run_with_a_gradient_ratio_is_the_uninterrupted_one(
     assert equal(resumed.state_dict(), whole.state_dict())
 
 
+def test_a_resumed_run_may_have_strayed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the first step of a run is refused for restored images far from [0, 1]."""
+    rows_are_tensors(monkeypatch)
+    given, folder = config("all", tmp_path), tmp_path / checkpoint.name_of(0)
+    before = TrainState(given, steps_per_epoch=10, device=CPU)
+    checkpoint.write(
+        folder, weights=before.weights(), state=before.state_dict(), config=given, meta={"step": 0, "epoch": 0}
+    )
+    after = TrainState(given, steps_per_epoch=10, device=CPU)
+    after.restore(folder)
+    for state, passed in ((before, False), (after, True)):
+        checks = [part.check_range for part in state.objective.modules() if hasattr(part, "check_range")]
+        assert len(checks) >= 4 and {check.passed for check in checks} == {passed}
+
+
 @pytest.mark.parametrize(
     "first, second",
     [
