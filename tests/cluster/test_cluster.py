@@ -89,7 +89,7 @@ def test_a_job_and_what_is_told_of_it(cluster: LocalCluster, tmp_path: Path) -> 
     assert len(list((tmp_path / "streets").rglob("*_leftImg8bit.png"))) == 2
     listed, _ = cluster.d2sm("jobs", "list")
     assert job in listed and "SUCCEEDED" in listed
-    assert cluster.d2sm("jobs", "logs", job) == (out, "")
+    assert cluster.d2sm("jobs", "logs", job) == (f"{begun}\n{done}\n", "")
     _, err = cluster.d2sm("jobs", "logs", job + "x", code=2)
     assert f"no such job at {cluster.state.dashboard}; did you mean {job}?" in err
 
