@@ -34,9 +34,9 @@ from pipelines.text import show
 
 LITE0, ESPNET = "Lite0", "ESPNet-CamVid"
 NUMBERS = {
-    "PSNR, dB": ("psnr.noise50", 1.0),
-    "MIoU, ESPNet-CamVid": ("miou.noise50", 100.0),
-    "MIoU, ESPNet-Cityscapes": ("miou.espnet-cityscapes.noise50", 100.0),
+    "PSNR, dB": ("psnr.sigma50", 1.0),
+    "MIoU, ESPNet-CamVid": ("miou.sigma50", 100.0),
+    "MIoU, ESPNet-Cityscapes": ("miou-espnet-cityscapes.sigma50", 100.0),
     "distance, Lite0": (f"distance.{LITE0}", 100.0),
     "distance, ESPNet-CamVid": (f"distance.{ESPNET}", 100.0),
 }
