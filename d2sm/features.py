@@ -18,6 +18,7 @@ from d2sm.feature_networks import FirstLayers, Scale
 from d2sm.feature_weights import match, read
 from d2sm.frozen import FrozenNetwork, unchanged
 from d2sm.truncation import Layer, Truncated, maps_of, stride_between, truncate
+from d2sm.weights import reason_of
 
 
 class Features(FrozenNetwork):
@@ -304,10 +305,9 @@ def _probe(
             try:
                 runs.append(_maps(net, images))
             except Exception as error:  # anybody's network may raise anything
-                reason = (str(error).strip().splitlines() or [""])[0][:200]
                 raise ValueError(
                     f"features: {names[-1]} fails on an image of {length}x{length}, by which its stride is measured: "
-                    f"{type(error).__name__}: {reason}; give a module that takes images of any size"
+                    f"{reason_of(error)}; give a module that takes images of any size"
                 ) from error
     found = []
     for name, small, large in zip(names, *runs, strict=True):

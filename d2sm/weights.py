@@ -31,7 +31,7 @@ def read_plain(path: str | Path) -> Any:
     except WeightsError:
         raise
     except Exception as error:  # of a damaged file, torch's unpickler raises whatever comes of it
-        raise WeightsError(f"no tensors and plain values, or damaged: {_reason(error)}") from None
+        raise WeightsError(f"no tensors and plain values, or damaged: {reason_of(error)}") from None
 
 
 def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -47,7 +47,7 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except Exception as error:  # a type of numbers that torch lacks is a KeyError, for example
-        raise WeightsError(f"no safetensors, or damaged: {_reason(error)}") from None
+        raise WeightsError(f"no safetensors, or damaged: {reason_of(error)}") from None
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -99,7 +99,7 @@ def _check_size(path: Path) -> None:
         raise WeightsError("lists more bytes than it has")
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """The first line of a message, without what it says to programmers."""
     first = (str(error).strip().splitlines() or [""])[0][:160]
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
