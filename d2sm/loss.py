@@ -15,7 +15,7 @@ from d2sm.divergence import Divergence, Kernel
 from d2sm.feature_queue import FeatureQueue
 from d2sm.features import patches
 from d2sm.frozen import exclude_from_state_dict
-from d2sm.images import IGNORED, RangeCheck, check_ids, check_labels, check_pair
+from d2sm.images import IGNORED, RangeCheck, check_ids, check_labels, check_pair, skip_range_checks
 from d2sm.layers import phi_of
 from d2sm.matching import Reduction, StatisticsMatching, check_integer, is_number
 from d2sm.regions import largest_regions, means
@@ -271,7 +271,7 @@ class D2SMLoss(nn.Module):
 def _skip_range_check(self: D2SMLoss, _: Any) -> None:
     """A loaded state with samples is of a loss whose first call was checked, and which goes on here."""
     if any(queue.fill for queue in self.modules() if isinstance(queue, FeatureQueue)):
-        self.check_range.passed = True
+        skip_range_checks(self)
 
 
 def _normalised(weights: Sequence[float], count: int) -> list[float]:

@@ -377,7 +377,10 @@ def test_a_network_that_diverges_is_no_matter_of_the_range() -> None:
     restored, clean = images(2, 40, 48)
     restored[1, 0, 3, 3] = torch.nan
     for name in ("ssim", "perceptual"):
-        assert OF_PAIRS[name]()(restored, clean).isnan()
+        loss = OF_PAIRS[name]()
+        assert loss(restored, clean).isnan()
+        with pytest.raises(ValueError, match="restored: values from"):  # the first finite images are checked
+            loss(255 * clean, clean)
 
 
 def test_a_segmenter_is_given_no_images_of_0_to_255() -> None:
