@@ -26,8 +26,8 @@ def check_images(name: str, images: Tensor) -> None:
 def check_pair(restored: Tensor, clean: Tensor) -> None:
     """Check that both are (B, 3, H, W) in floating point, not empty, of the same shape and on the same device.
 
-    Broadcasting would hide a mistake, and the mean over no images is NaN. So would two images in the wrong order: most
-    objectives have no gradient by `clean`, and a network would be trained without them.
+    Broadcasting would hide a mistake, and the mean over no images is NaN. The wrong order would not be noticed either:
+    most objectives have no gradient by `clean`, and a network would be trained without them.
 
     Raises:
         ValueError: names the argument, its shape, type or device, and what is needed.
@@ -105,8 +105,8 @@ class RangeCheck:
 
 
 def skip_range_checks(objective: nn.Module) -> None:
-    """Take the images of an objective, and of all in it, as checked: it goes on where another has stopped, and by now
-    restored images may lie anywhere."""
+    """Let the next call of an objective, and of its parts, check no restored images: it continues a training that was
+    stopped, whose restored images may have left [0, 1]."""
     for part in objective.modules():
         if isinstance(check := getattr(part, "check_range", None), RangeCheck):
             check.passed = True

@@ -37,7 +37,7 @@ def float32_convolutions() -> Iterator[None]:
     """Within the block cuDNN computes convolutions of float32 in float32, not in TF32, its default; then as before.
 
     For networks that measure, or whose images are kept: TF32 rounds what it convolves to 11 bits. The setting is the
-    process's, so blocks of two threads must not overlap in part. It says nothing of half precision, or of a CPU.
+    process's: of two threads' blocks one must lie within the other, or after it. Half precision and CPUs are as before.
     """
     # Not by the older cudnn.allow_tf32, of which some versions of torch warn.
     convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]

@@ -17,7 +17,7 @@ def with_gradient(value: Tensor, by: Tensor, gradient: Tensor) -> Tensor:
     `gradient` is a constant, so there is no second derivative: a gradient that was computed with `create_graph=True`
     has the right value, and raises a RuntimeError when it is differentiated.
     """
-    # Without numbers, but with the graph of `by`: what differentiates the gradient by anything before `by` meets it.
+    # Empty, but in the graph of `by`: through it a second derivative, by whatever `by` was made of, comes to the error.
     graph = by.unsqueeze(0)[:0].clone()
     return cast(Tensor, _WithGradient.apply(by, value, gradient, graph))
 

@@ -126,7 +126,7 @@ def parser() -> ArgumentParser:
     study("--name", default="study", help="folder in train.storage; the same name resumes it (default: study)")
     study("--concurrent", type=int, help="most runs at the same time (default: as many as fit)")
     study("--dry-run", action="store_true", help="only check the plan, and say what it will cost")
-    study("--against", metavar="OBJECTIVE", help="of a study.json.xz: compare with this objective (default: the first)")
+    study("--against", metavar="OBJECTIVE", help="objective that a study.json.xz is compared with (default: its first)")
     _trust(study)
     study("--quiet", action="store_true", help=QUIET)
     _overrides(study)

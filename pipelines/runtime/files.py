@@ -192,7 +192,10 @@ def ready_folder(folder: Path, *, asked_by: str) -> Path:
 
 
 def unwritable(folder: Path) -> str:
-    """Why no file can be made in a folder; "": one can. It is tried: permissions do not tell, of root least of all."""
+    """Why no file can be made in a folder; "": one can.
+
+    A temporary file is made, since permissions are not enough: root has all of them, on a read-only file system too.
+    """
     try:
         with tempfile.TemporaryFile(dir=folder):
             return ""
