@@ -104,7 +104,7 @@ def fit(
         resources.check(config)
         resources.check_process(config)
         if (replaced := folder.open(config, ready.fingerprint)) and not quiet:
-            show(f"{config.train.name}: replaces an earlier run of this name, without a checkpoint, that had {replaced}")
+            show(f"{config.train.name}: replaces a run of this name without a checkpoint, which had {replaced}")
         initial.prepare(config, folder)
         try:
             with open_run(config, folder) as run:
