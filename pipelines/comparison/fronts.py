@@ -2,8 +2,8 @@
 
 A front holds the rows that differ in the weight of one objective alone, or in `loss.gradient_ratio` alone; L1 alone,
 trained with the same other settings, is a point of every front. All differences are from L1, paired by seed and
-by photograph (`intervals`). Between two neighbouring points a front is interpolated linearly, so that two fronts can be
-compared where both have lost the same PSNR.
+by photograph (`intervals`). Between two neighbouring weights a front is interpolated linearly, so that two fronts can
+be compared where both have lost the same PSNR.
 """
 
 from __future__ import annotations
@@ -66,18 +66,16 @@ class Front:
         return found
 
     def points(self, level: str) -> list[Row]:
-        """The rows by falling PSNR at a level; those in which it was not measured are left out."""
+        """The rows in the order of their weights; those whose PSNR was not measured at a level are left out."""
         psnr = metric_name("psnr", level)
-        drops = {row.label: row.gain(self.l1, psnr) for row in self.rows}
-        return sorted(
-            (row for row in self.rows if drops[row.label]), key=lambda row: -(drops[row.label] or (0.0, None))[0]
-        )
+        return [row for row in self.rows if row.gain(self.l1, psnr)]
 
     def at(self, level: str, drop: float) -> dict[str, Values] | None:
         """The differences from L1, by metric, where PSNR is `drop` dB below it; None beyond the front's end.
 
-        Interpolated between the two neighbours by their PSNR, one of which may be L1 itself. The same share of the way
-        is taken in every draw.
+        The front begins at L1, whose weight is 0, and follows the weights, not the PSNR: a weak weight may gain PSNR,
+        and L1 does not lie between it and the next. Interpolated by PSNR between the two neighbours where the front
+        falls below `drop` for the last time. The same share of the way is taken in every draw.
         """
         names = [metric_name(metric, level) for metric in self.l1.runs[0].results.metrics]
         psnr = metric_name("psnr", level)
@@ -85,8 +83,7 @@ class Front:
         for row in self.points(level):
             differences = {name: self.difference(row, name) for name in names}
             points.append({name: values for name, values in differences.items() if values is not None})
-        points.sort(key=lambda point: -float(point[psnr][0]))  # L1 is not the first where a row has more PSNR
-        for a, b in pairwise(points):
+        for a, b in reversed([*pairwise(points)]):
             above, below = -float(a[psnr][0]), -float(b[psnr][0])
             if above <= drop <= below and below > above:
                 share = (drop - above) / (below - above)
@@ -198,9 +195,10 @@ def notes(rows: Sequence[Row]) -> list[str]:
     measured = rows[0].runs[0].results
     found = [
         f"{measured.measured_on}. "
-        "A front is one objective at several weights beside L1; L1 alone, of the same settings, is one of its points. "
+        "A front is one objective at several weights beside L1; L1 alone, of the same settings, is its first point. "
         "Differences are from L1, mean over the seeds of both. A star: the interval does not hold 0. At equal PSNR: "
-        "interpolated linearly between the two neighbouring points of a front, L1 among them."
+        "interpolated linearly between the two neighbouring weights where the front falls below that PSNR for the last "
+        "time."
     ]
     lpips = metric_name("lpips", next(iter(measured.restored)))
     if measured.lpips and not higher_is_better(lpips):

@@ -114,7 +114,6 @@ def _draw_front(axes: Axes, front: Front, metric: str, level: str, look: style.S
             color=look.colour, ha="center" if not place[0] else "left" if place[0] > 0 else "right", zorder=6,
             path_effects=[_HALO],
         )  # fmt: skip
-    line.sort(key=lambda point: -point[0])  # L1 is not the first where a row has more PSNR
     axes.plot(*zip(*line, strict=True), color=look.colour, linestyle=look.line, linewidth=1.6, zorder=2)
 
 

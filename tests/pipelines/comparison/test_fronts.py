@@ -134,8 +134,8 @@ def test_at_equal_psnr_a_front_is_a_line_between_its_neighbours(rows: list[Row],
         assert at["miou.sigma25"][draw] == pytest.approx(expected, abs=1e-12)
 
 
-def test_l1_is_a_neighbour_where_a_row_has_more_psnr(tmp_path: Path) -> None:
-    """L1 lies between weight 1, which gains PSNR, and weight 10; the line of the figure passes through it, too."""
+def test_a_front_follows_the_weights_where_a_row_has_more_psnr_than_l1(tmp_path: Path) -> None:
+    """Below L1 the front comes from weight 1, which gains PSNR, not from L1; so does the line of the figure."""
     found = read_rows(
         [
             written(tmp_path, "ffdnet_l1_cpu", scored_results(0, psnr=30.0, right=0.5)),
@@ -144,16 +144,33 @@ def test_l1_is_a_neighbour_where_a_row_has_more_psnr(tmp_path: Path) -> None:
         ]
     )
     (front,) = fronts.of(found)
-    last, psnr = (front.difference(front.rows[1], f"{name}.sigma25") for name in ("miou", "psnr"))
-    assert last is not None and psnr is not None
+    weak, strong = ([front.difference(row, f"{name}.sigma25") for name in ("psnr", "miou")] for row in front.rows)
+    assert weak[0] is not None and weak[1] is not None and strong[0] is not None and strong[1] is not None
     for drop in (0.01, 0.05):
         at = front.at("25", drop)
         assert at is not None and at["psnr.sigma25"][0] == pytest.approx(-drop, abs=1e-9)
-        assert at["miou.sigma25"] == pytest.approx(-drop / psnr[0] * last, abs=1e-9)
+        share = (drop + weak[0][0]) / (weak[0][0] - strong[0][0])
+        assert at["miou.sigma25"] == pytest.approx((1 - share) * weak[1] + share * strong[1], abs=1e-9)
     axes = Figure().subplots()
     figure._draw_front(axes, front, "miou", "25", Style("#000000", "o"), (0, 9))
     (line,) = [line for line in axes.lines if len(line.get_xdata()) == 3]
-    assert list(line.get_xdata()) == pytest.approx([found[at].mean("psnr.sigma25") for at in (1, 0, 2)])
+    assert list(line.get_xdata()) == pytest.approx([row.mean("psnr.sigma25") for row in found])
+
+
+def test_a_front_that_falls_below_a_psnr_twice_counts_from_the_stronger_weight(tmp_path: Path) -> None:
+    psnr = {1.0: 29.95, 10.0: 29.99, 100.0: 29.9}
+    rows = [written(tmp_path, "ffdnet_l1_cpu", scored_results(0, psnr=30.0, right=0.5))]
+    for weight, value in psnr.items():
+        scored = scored_results(0, psnr=value, right=0.5 + 0.1 * np.log10(weight))
+        rows.append(written(tmp_path, "ffdnet_d2sm_cpu", scored, loss__weight=weight))
+    (front,) = fronts.of(read_rows(rows))
+    middle, last = (front.difference(row, "miou.sigma25") for row in front.rows[1:])
+    above, below = (front.rows[at].gain(front.l1, "psnr.sigma25") for at in (1, 2))
+    at = front.at("25", 0.02)
+    assert at is not None and middle is not None and last is not None and above is not None and below is not None
+    assert above[0] > -0.02 > below[0]
+    share = (0.02 + above[0]) / (above[0] - below[0])
+    assert at["miou.sigma25"] == pytest.approx(middle + share * (last - middle), abs=1e-9)
 
 
 def test_beyond_its_end_a_front_has_no_number(rows: list[Row]) -> None:
