@@ -71,24 +71,33 @@ class Front:
         return [row for row in self.rows if row.gain(self.l1, psnr)]
 
     def at(self, level: str, drop: float) -> dict[str, Values] | None:
-        """The differences from L1, by metric, where PSNR is `drop` dB below it; None beyond the front's end.
-
-        The front begins at L1, whose weight is 0, and follows the weights, not the PSNR: a weak weight may gain PSNR,
-        and L1 does not lie between it and the next. Interpolated by PSNR between the two neighbours where the front
-        falls below `drop` for the last time. The same share of the way is taken in every draw.
-        """
+        """The differences from L1, by metric, where PSNR is `drop` dB below it, see `interpolated`."""
         names = [metric_name(metric, level) for metric in self.l1.runs[0].results.metrics]
-        psnr = metric_name("psnr", level)
-        points: list[dict[str, Values]] = [{name: np.zeros(1 + intervals.DRAWS) for name in names}]
+        points = []
         for row in self.points(level):
             differences = {name: self.difference(row, name) for name in names}
             points.append({name: values for name, values in differences.items() if values is not None})
-        for a, b in reversed([*pairwise(points)]):
-            above, below = -float(a[psnr][0]), -float(b[psnr][0])
-            if above <= drop <= below and below > above:
-                share = (drop - above) / (below - above)
-                return {name: _mix(1 - share, a[name], share, b[name]) for name in names if name in a and name in b}
-        return None
+        return interpolated(points, metric_name("psnr", level), drop)
+
+
+def interpolated(points: Sequence[Mapping[str, Values]], psnr: str, drop: float) -> dict[str, Values] | None:
+    """The differences from L1, by metric, where a front's PSNR is `drop` dB below it; None beyond the front's end.
+
+    The front begins at L1, whose weight is 0, and follows the weights, not the PSNR: a weak weight may gain PSNR, and
+    L1 does not lie between it and the next. Interpolated by PSNR between the two neighbours where the front falls below
+    `drop` for the last time. The same share of the way is taken in every draw.
+
+    Args:
+        points: the differences from L1, in the order of their weights.
+        psnr: the metric that is PSNR.
+    """
+    l1 = {name: np.zeros(1 + intervals.DRAWS) for point in points for name in point}
+    for a, b in reversed([*pairwise([l1, *points])]):
+        above, below = -float(a[psnr][0]), -float(b[psnr][0])
+        if above <= drop <= below and below > above:
+            share = (drop - above) / (below - above)
+            return {name: _mix(1 - share, a[name], share, b[name]) for name in a if name in b}
+    return None
 
 
 def of(rows: Sequence[Row]) -> list[Front]:

@@ -7,7 +7,6 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.comparison import intervals
+from pipelines.comparison.fronts import interpolated
 from pipelines.comparison.intervals import Values
 
 Result = dict[str, Any]
@@ -103,16 +103,8 @@ class Fronts:
             self.fronts[name].append(Point(ratio, weight, each["camvid"][:, 0].tolist(), mean))
 
     def at(self, name: str, drop: float) -> Scores | None:
-        """Differences from L1 where the PSNR is `drop` dB below it, interpolated linearly between the two neighbours
-        on the front, one of which may be L1 itself; None beyond the front's end."""
-        l1 = {key: np.zeros(1 + intervals.DRAWS) for key in MEASURES}
-        points = sorted([l1, *(point.difference for point in self.fronts[name])], key=lambda d: -d["psnr"][0])
-        for a, b in pairwise(points):
-            below, above = -a["psnr"][0], -b["psnr"][0]
-            if below <= drop <= above and above > below:
-                share = (drop - below) / (above - below)
-                return {key: (1 - share) * a[key] + share * b[key] for key in MEASURES}
-        return None
+        """Differences from L1 where the PSNR is `drop` dB below it, see `comparison.fronts.interpolated`."""
+        return interpolated([point.difference for point in self.fronts[name]], "psnr", drop)
 
     def text(self) -> list[str]:
         """Both tables."""
