@@ -23,7 +23,7 @@ from pipelines.training.finite import TrainingError
 from pipelines.training.messages import QueueReader, Skipped, ValidationSet
 from pipelines.training.record import Recorder, Watch, logged_as
 from pipelines.training.standing import Standing
-from pipelines.training.tracked import open_run, untracked
+from pipelines.training.tracked import Opening, untracked
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,6 @@ def fit(
     config = ready.config
     folder = RunFolder.of(config)
     with folder.owned():
-        tracking.preload(config)  # while Ray's processes start
         session.start(cpus=resources.run_cpus(config), verbose=verbose)
         resources.check(config)
         resources.check_process(config)
@@ -107,9 +106,9 @@ def fit(
             show(f"{config.train.name}: replaces a run of this name without a checkpoint, which had {replaced}")
         initial.prepare(config, folder)
         try:
-            with open_run(config, folder) as run:
-                trained = _train(ready, folder, run, _validation_set(ready, validates), quiet, watch)
-            return replace(trained, untracked=untracked(run, folder), refused=run.refused)
+            with Opening(config, folder) as opening:
+                trained = _train(ready, folder, opening, _validation_set(ready, validates), quiet, watch)
+            return replace(trained, untracked=untracked(opening.run, folder), refused=opening.run.refused)
         except interrupt.Abandoned:
             if not config.train.local:
                 ray.shutdown()  # ends the workers
@@ -140,7 +139,7 @@ def _validation_set(ready: Ready, validates: bool) -> ValidationSet | None:
 def _train(
     ready: Ready,
     folder: RunFolder,
-    run: tracking.Run,
+    opening: Opening,
     validation: ValidationSet | None,
     quiet: bool,
     watch: Watch | None,
@@ -156,12 +155,12 @@ def _train(
     if last and checkpoint.is_of(last, name):
         checkpoint.selected_by(last)  # raises if the best checkpoint so far is gone
         for entry in checkpoint.log(last).get("recent", []):  # a driver that was killed may not have recorded them
-            run.log(entry["step"], entry["metrics"])
+            opening.run.log(entry["step"], entry["metrics"])
         for entry in standing.recent:
-            run.log(entry["step"], logged_as(entry["metrics"]))
+            opening.run.log(entry["step"], logged_as(entry["metrics"]))
     if start < steps and not standing.exhausted:
         with Line(name, steps, start, quiet=quiet) as line:
-            recorder = Recorder(config, run, line, folder, start=start, watch=watch)
+            recorder = Recorder(config, opening, line, folder, start=start, watch=watch)
             if not start and not quiet and (started_from := initial.note(config, folder)):
                 line.say(f"{name}: starts from {started_from}, {initial.ONLY}")
             if start and not quiet:
@@ -185,7 +184,7 @@ def _train(
         raise TrainingError(f"{folder.path}: training ended without a checkpoint")
     if final is None or (stopped and not checkpoint.meta(final).get("final")):
         raise KeyboardInterrupt
-    selected = checkpoint.selected_by(final)
+    selected, run = checkpoint.selected_by(final), opening.run
     reached, step = checkpoint.step(final), checkpoint.step(selected)
     standing = Standing.at(final, config, about)
     _say_standing(standing, name, reached, steps, folder, run, quiet)

@@ -8,7 +8,7 @@ makes a checkpoint a model that the registry keeps. Importing any of them does n
 from __future__ import annotations
 
 from pipelines.tracking.run import Run, Status, commit, end_runs, open_run, provenance, reopen
-from pipelines.tracking.store import TrackingError, preload, ui_command, uri_of
+from pipelines.tracking.store import TrackingError, ui_command, uri_of
 
 __all__ = [
     "Run",
@@ -17,7 +17,6 @@ __all__ = [
     "commit",
     "end_runs",
     "open_run",
-    "preload",
     "provenance",
     "reopen",
     "ui_command",

@@ -15,12 +15,10 @@ import shlex
 import socket
 import sqlite3
 import sys
-import threading
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,23 +37,6 @@ _PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}  # of the databases 
 
 class TrackingError(ValueError):
     """MLflow cannot be used as configured. One line: the URI without its password, what is wrong, the remedy."""
-
-
-def preload(config: Config) -> None:
-    """Import MLflow in a thread, and set up a database on this machine, while the caller waits for something else.
-
-    The import takes two seconds and the tables of a new database as long. What goes wrong is left to `prepare`, which
-    does the same for whoever opens the store and says it.
-    """
-
-    def load() -> None:
-        with contextlib.suppress(Exception):
-            import_module("mlflow.tracking")
-            if sqlite_file(uri := uri_of(config)):
-                prepare(uri)
-
-    # Not a daemon: a process that ends waits for it, because a database that is half set up stays broken.
-    threading.Thread(target=load, name="preload mlflow").start()
 
 
 def uri_of(config: Config) -> str:

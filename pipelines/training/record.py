@@ -9,7 +9,7 @@ from pathlib import Path
 
 import ray
 
-from pipelines import parsing, tracking
+from pipelines import parsing
 from pipelines.config import Config
 from pipelines.data import manifest
 from pipelines.runs.folder import RunFolder
@@ -18,6 +18,7 @@ from pipelines.runtime.progress import Line
 from pipelines.sections import Data
 from pipelines.training.messages import DataMissing, Progress, Skipped, Started, Validated, WorkersLost
 from pipelines.training.monitors import DataWaitMonitor, RestartMonitor
+from pipelines.training.tracked import Opening
 
 Watch = Callable[[int, Mapping[str, float]], None]
 
@@ -26,7 +27,7 @@ class Recorder:
     """Records the messages of a run's workers.
 
     Args:
-        run: the MLflow run.
+        opening: gives the MLflow run.
         line: the progress line.
         folder: the run's, where the list of skipped images is kept.
         start: the step the run is at; entries up to it are not shown again.
@@ -37,9 +38,9 @@ class Recorder:
     """
 
     def __init__(
-        self, config: Config, run: tracking.Run, line: Line, folder: RunFolder, *, start: int, watch: Watch | None
+        self, config: Config, opening: Opening, line: Line, folder: RunFolder, *, start: int, watch: Watch | None
     ) -> None:
-        self.config, self.run, self.line, self.watch, self.shown = config, run, line, watch, start
+        self.config, self.opening, self.line, self.watch, self.shown = config, opening, line, watch, start
         self.metrics: dict[str, float] = {}
         self.validated = 0  # the step of the newest validation
         self.shown_numbers: dict[str, float] = {}  # behind the progress line
@@ -75,7 +76,12 @@ class Recorder:
         return self.restarts.running
 
     def poll(self) -> None:
-        """Between messages: if the cluster has no room for the workers, or the disk none for Ray, say so once."""
+        """Between messages: if the cluster has no room for the workers, or the disk none for Ray, say so once.
+
+        Raises:
+            TrackingError: MLflow refuses the run.
+        """
+        self.opening.check()
         full = session.full_disk()
         if full and not self.disk_was_full:
             self._say(full)
@@ -86,7 +92,7 @@ class Recorder:
             self._say(text)
 
     def _record_progress(self, step: int, metrics: dict[str, float]) -> None:
-        self.run.log(step, metrics)
+        self.opening.run.log(step, metrics)
         self.data_is_missing = False
         if step <= self.shown:  # restarted workers repeat steps
             return
@@ -99,13 +105,13 @@ class Recorder:
         self._say(self.data_wait.progress(step, metrics))
         if caught_up := self.restarts.progress(step, metrics["steps_per_second"]):
             self._say(caught_up)
-            self.run.tag("d2sm.restarts", str(self.restarts.restarts))
-            self.run.tag("d2sm.seconds_lost", f"{self.restarts.seconds_lost:.0f}")
+            self.opening.run.tag("d2sm.restarts", str(self.restarts.restarts))
+            self.opening.run.tag("d2sm.seconds_lost", f"{self.restarts.seconds_lost:.0f}")
 
     def _record_validation(self, message: Validated) -> None:
         step, metrics, best = message.step, message.metrics, message.best
         seconds = {} if message.seconds is None else {"seconds": message.seconds}
-        self.run.log(step, logged_as({**metrics, **seconds}))
+        self.opening.run.log(step, logged_as({**metrics, **seconds}))
         if step <= self.validated:  # restarted workers repeat validations
             return
         self.validated = step
@@ -133,8 +139,8 @@ class Recorder:
         for reason in new.values():
             self.line.say(f"skipped: {reason}")
         files.write_text(self.skipped_file, json.dumps(self.skipped, indent=2))
-        self.run.file(self.skipped_file)
-        self.run.tag("d2sm.skipped_images", str(len(self.skipped)))
+        self.opening.run.file(self.skipped_file)
+        self.opening.run.tag("d2sm.skipped_images", str(len(self.skipped)))
 
     def _say(self, text: str | None) -> None:
         if text:

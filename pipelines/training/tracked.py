@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
+from threading import Thread
+from types import TracebackType
+from typing import Self
+
 from pipelines import tracking
 from pipelines.config import Config
 from pipelines.runs.folder import RunFolder
@@ -10,6 +15,66 @@ from pipelines.runtime.progress import stage
 from pipelines.text import one_line
 from pipelines.tracking import location, outbox
 from pipelines.training import initial
+
+_CLOSING = 2.0  # seconds that Ctrl-C gives a run that is still being opened
+
+
+class Opening:
+    """The MLflow run of a training for the length of a block. That of a new training is opened while its workers start.
+
+        with Opening(config, folder) as opening:
+            opening.run.log(step, metrics)
+
+    MLflow's import and the tables of a new database take three seconds. A training that is resumed waits for them,
+    because the store may have lost its run. So does one at a URI: the start of its workers brings its folder up to
+    date, which may undo what is noted in it meanwhile.
+
+    Where the block ends, the run ends as in `tracking.Run`.
+
+    Raises:
+        TrackingError: the store refuses the run; from `run`, `check` and where the block ends.
+    """
+
+    def __init__(self, config: Config, folder: RunFolder) -> None:
+        self._opened: Future[tracking.Run] = Future()
+
+        def open_it() -> None:
+            try:
+                self._opened.set_result(open_run(config, folder))
+            except Exception as error:
+                self._opened.set_exception(error)
+
+        # Not a daemon: a process that ends waits for it, because a database that is half set up stays broken.
+        self._thread = Thread(target=open_it, name="open MLflow run")
+        self._waits = "run_id" in folder.read_info() or folder.uri is not None
+
+    @property
+    def run(self) -> tracking.Run:
+        """The run, as soon as it is opened."""
+        return self._opened.result()
+
+    def check(self) -> None:
+        """Raise what the store has refused the run for, if it has."""
+        if self._opened.done():
+            self._opened.result()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        if self._waits:
+            self._opened.result()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
+        try:
+            run = self._opened.result(timeout=_CLOSING if interrupted else None)
+        except Exception:
+            if kind is None:
+                raise
+            return  # the block has ended for another reason, or for this one
+        run.__exit__(kind, error, trace)
 
 
 def open_run(config: Config, folder: RunFolder, *, uri: str | None = None) -> tracking.Run:

@@ -51,11 +51,9 @@ def child(root: str, storage: str, steps: int, workers: int = 2) -> None:
     train: Any = importlib.import_module("pipelines.train")  # any: what they import is replaced
     launch: Any = importlib.import_module("pipelines.training.launch")
     looping: Any = loop
-    for name, stage in (
-        ("check", "checked"),
-        ("open_run", "MLflow open"),
-    ):
-        setattr(train, name, _marked(getattr(train, name), file, stage))
+    tracked: Any = importlib.import_module("pipelines.training.tracked")
+    train.check = _marked(train.check, file, "checked")
+    tracked.open_run = _marked(tracked.open_run, file, "MLflow open")
     session.start = _marked(session.start, file, "Ray up")
     train_loop = loop.train_loop
 
@@ -207,8 +205,8 @@ def main() -> None:
         row = [stage]
         for name, found in seen.items():
             now = median(passed[stage] for passed, _ in found)
-            row += [f"{now:.1f}", f"{now - last[name]:.1f}"]
-            last[name] = now
+            row += [f"{now:.1f}", f"{now - last[name]:.1f}" if now >= last[name] else "beside it"]
+            last[name] = max(now, last[name])
         rows.append(row)
     columns = [word for name in compared for word in (f"{name}, s", "after the one before")]
     print(table(["passed", *columns], rows))

@@ -62,19 +62,6 @@ def test_where_the_store_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_new_database_is_set_up_in_the_background(tmp_path: Path) -> None:
-    """What was begun in a thread is not begun again by a run that is opened meanwhile, and a process waits for it."""
-    config = Config().replace({"train.storage": str(tmp_path), "tracking.uri": f"sqlite:///{tmp_path}/mlflow.db"})
-    store.preload(config)
-    (thread,) = (each for each in threading.enumerate() if each.name == "preload mlflow")
-    assert not thread.daemon
-    with open_run(config, run_dir=tmp_path / "one", tags={}) as run:
-        run.log(1, {"loss": 0.5})
-    thread.join()
-    assert points(run, "loss") == [(1, 0.5)]
-    store.preload(config.replace({"tracking.uri": "mlruns"}))  # no store: said where it is opened
-
-
 @pytest.mark.parametrize("uri", ["mlruns", "/data/mlruns", "file:///data/mlruns", "ftp://h/x", "sqlite://"])
 def test_a_store_that_mlflow_does_not_take(uri: str) -> None:
     with pytest.raises(TrackingError, match="tracking.uri=.*give sqlite:///<folder>/mlflow.db") as caught:

@@ -21,8 +21,8 @@ def test_that_no_data_come_is_said_once_until_some_do(
     ray_session: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """By all workers together."""
-    no_run: Any = SimpleNamespace(log=lambda step, metrics: None)
-    recorder = Recorder(CONFIG, no_run, Line("first", 1, quiet=True), RunFolder(tmp_path), start=0, watch=None)
+    opening: Any = SimpleNamespace(run=SimpleNamespace(log=lambda step, metrics: None))
+    recorder = Recorder(CONFIG, opening, Line("first", 1, quiet=True), RunFolder(tmp_path), start=0, watch=None)
     said = []
     missing, entry = DataMissing(60.0), {"loss": 1.0, "data_wait": 0.0, "steps_per_second": 1.0}
     for message in (Started(0, 2), missing, missing, Progress(1, entry), missing, Started(1, 2), missing):
@@ -36,8 +36,8 @@ def test_a_full_disk_under_ray_is_said_once_until_there_is_space_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    no_run: Any = None  # it is not logged to here
-    recorder = Recorder(CONFIG, no_run, Line("first", 1, quiet=True), RunFolder(tmp_path), start=0, watch=None)
+    opening: Any = SimpleNamespace(check=lambda: None)
+    recorder = Recorder(CONFIG, opening, Line("first", 1, quiet=True), RunFolder(tmp_path), start=0, watch=None)
     said = []
     for needed in (0, 2**60, 2**60, 0, 2**60):
         monkeypatch.setattr(session, "_RAY_STOPS", needed)
@@ -49,10 +49,9 @@ def test_a_full_disk_under_ray_is_said_once_until_there_is_space_again(
 def test_an_image_that_is_skipped_in_every_epoch_is_recorded_once(tmp_path: Path) -> None:
     files: list[str] = []
     tags: list[str] = []
-    no_run: Any = SimpleNamespace(
-        file=lambda path: files.append(path.read_text()), tag=lambda key, value: tags.append(value)
-    )
-    recorder = Recorder(CONFIG, no_run, Line("first", 1, quiet=True), RunFolder(tmp_path), start=0, watch=None)
+    run = SimpleNamespace(file=lambda path: files.append(path.read_text()), tag=lambda key, value: tags.append(value))
+    opening: Any = SimpleNamespace(run=run)
+    recorder = Recorder(CONFIG, opening, Line("first", 1, quiet=True), RunFolder(tmp_path), start=0, watch=None)
     for _ in range(3):
         for name in ("a.png", "b.png"):
             recorder(Skipped({name: f"{name}: is truncated"}))
