@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from ray.data import DataContext
     from ray.job_config import JobConfig
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
     from ray.tune import Tuner
     from ray.tune.experiment import Trial
     from ray.tune.schedulers import PopulationBasedTraining, TrialScheduler
@@ -91,6 +92,21 @@ def cluster_on_this_machine() -> str | None:
         return services.canonicalize_bootstrap_address("auto")
     except ConnectionError:
         return None
+
+
+def without_cleaner(trainer: DataParallelTrainer) -> None:
+    """Let a trainer start no actor that removes its placement group once its controller is dead.
+
+    That actor asks the dashboard of the first cluster that it finds on the machine. For a Ray without a dashboard this
+    is another one: if it is up, the answer is that the controller is dead, and workers that have just started are
+    killed; if it was killed and has left its address, the end of a training waits 12 s for the actor.
+    """
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+    callbacks = trainer._create_default_callbacks
+    trainer._create_default_callbacks = lambda: [  # type: ignore[method-assign]
+        each for each in callbacks() if not isinstance(each, PlacementGroupCleanerCallback)
+    ]
 
 
 def stop_tune() -> bool:

@@ -42,6 +42,7 @@ _RAY_NEEDS = 2**25  # bytes of Ray's temporary folder: a run of minutes writes 4
 SINGLE_MACHINE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_METRICS_ENABLED": "0"}
 
 
+_OWN = {"d2sm-started": "true"}  # label of the node of a Ray that `start` has started
 _OWN_PROCESSES = ("gcs_server", "raylet")  # what Ray cannot go on without, as children of the process that started it
 _HEAD_PATIENCE = 30.0  # seconds without an answer from a cluster's head; after 60 Ray ends the process
 _LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107  # bytes of a path
@@ -134,12 +135,20 @@ def _start(cpus: float, verbose: bool) -> None:
         auth.make_token()
     stage("starting Ray on this machine")
     try:
-        ray.init(address="local", num_cpus=logical_cpus(cpus), include_dashboard=False, **options)
+        ray.init(address="local", num_cpus=logical_cpus(cpus), include_dashboard=False, labels=_OWN, **options)
     except Exception as error:  # Ray raises what it likes, such as an Exception where its processes took over 30 s
         raise SessionError(
             f"Ray cannot be started on this machine ({one_line(error)}); see whether it is overloaded, or short of "
             "memory or disk space, and try again"
         ) from error
+
+
+def started_here() -> bool:
+    """Whether the Ray that is up was started by `start`, for one process and without a dashboard. Workers know it too.
+
+    Ray's State API asks a dashboard: for a Ray without one, that of another cluster on the machine.
+    """
+    return any(node["Labels"].items() >= _OWN.items() for node in ray.nodes())
 
 
 def _watch() -> None:

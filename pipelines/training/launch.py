@@ -22,7 +22,7 @@ from pipelines.data import plan, stream
 from pipelines.data.ordered import OrderedShards
 from pipelines.runs import checkpoint
 from pipelines.runs.folder import RunFolder
-from pipelines.runtime import files, leaving, resources, session
+from pipelines.runtime import files, leaving, private, resources, session
 from pipelines.runtime.threads import torch_threads
 from pipelines.text import one_line
 from pipelines.tracking.segmenter import segmenter_store
@@ -107,7 +107,7 @@ def run(
 
 def _trainer(task: WorkerTask, items: pa.Table) -> TorchTrainer:
     config, train = task.config, task.config.train
-    return TorchTrainer(
+    trainer = TorchTrainer(
         partial(train_loop, task),  # not as train_loop_config, which Ray shows in its dashboard, URIs and all
         torch_config=TorchConfig(
             # NCCL allows one rank per GPU.
@@ -133,6 +133,9 @@ def _trainer(task: WorkerTask, items: pa.Table) -> TorchTrainer:
         datasets={"train": partial(_remaining_stream, config, task.folder, items)},
         dataset_config=OrderedShards(),
     )
+    if session.started_here():  # its processes, and what they reserve, end with the one that has started it
+        private.without_cleaner(trainer)
+    return trainer
 
 
 def _fit_here(task: WorkerTask, items: pa.Table) -> None:

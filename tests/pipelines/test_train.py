@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import ray
 import torch
@@ -20,12 +21,15 @@ from safetensors.torch import load_file
 from pipelines.config import ConfigError
 from pipelines.data.index import DataError
 from pipelines.runs import checkpoint
+from pipelines.runs.folder import RunFolder
+from pipelines.runtime import session
 from pipelines.runtime.resources import ResourceError
 from pipelines.tracking import store
 from pipelines.tracking.store import TrackingError
 from pipelines.train import Trained, fit
 from pipelines.training import launch, loop
 from pipelines.training.finite import TrainingError
+from pipelines.training.messages import WorkerTask
 from tests.conftest import tiny_config
 from tests.helpers.equality import equal, same_run
 from tests.helpers.mlflow_server import free_port
@@ -268,6 +272,21 @@ def test_more_workers_than_the_cluster_has(ray_session: None, scenes_root: Path,
     if not torch.cuda.is_available():
         with pytest.raises(ResourceError, match="train.use_gpu=true"):
             fit(gpus, quiet=True)
+
+
+def test_no_actor_asks_the_dashboard_of_another_cluster(
+    ray_session: None, scenes_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Ray of our own has no dashboard; a cluster has, and there the actor stays."""
+    config = tiny_config(scenes_root, tmp_path)
+    task = WorkerTask(config, RunFolder.of(config), steps=1, steps_per_epoch=1, meta={}, messages=None)
+
+    def callbacks() -> set[str]:
+        return {type(each).__name__ for each in launch._trainer(task, pa.table({}))._create_default_callbacks()}
+
+    assert "PlacementGroupCleanerCallback" not in callbacks()
+    monkeypatch.setattr(session, "started_here", lambda: False)
+    assert "PlacementGroupCleanerCallback" in callbacks()
 
 
 def test_a_tracking_server_that_does_not_answer(ray_session: None, scenes_root: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import logging
 import re
 import signal
@@ -21,6 +22,8 @@ import ray.data
 from packaging.requirements import Requirement
 from packaging.version import Version
 from ray import tune
+from ray.train.torch import TorchTrainer
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, PopulationBasedTraining
 
@@ -228,6 +231,20 @@ def test_a_task_and_an_actor_are_known_to_be_such(ray_session: None) -> None:
     assert not private.in_a_worker()
     assert ray.get(ray.remote(num_cpus=0)(private.in_a_worker).remote())
     assert ray.get(ray.remote(num_cpus=0)(Actor).remote().asked.remote())
+
+
+def test_a_trainer_without_the_actor_that_asks_a_dashboard() -> None:
+    """Which one it is of a trainer's callbacks, and that the trainer asks this method for them."""
+
+    def names(trainer: TorchTrainer) -> list[str]:
+        return [type(each).__name__ for each in trainer._create_default_callbacks()]
+
+    trainer = TorchTrainer(print)
+    usual = names(trainer)
+    assert "PlacementGroupCleanerCallback" in usual
+    private.without_cleaner(trainer)
+    assert names(trainer) == [name for name in usual if name != "PlacementGroupCleanerCallback"]
+    assert "self._create_default_callbacks()" in inspect.getsource(DataParallelTrainer.fit)
 
 
 def test_ray_tune_can_be_asked_to_stop(ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
