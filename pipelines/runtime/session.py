@@ -113,22 +113,23 @@ def _start(cpus: float, verbose: bool) -> None:
     options: dict[str, Any] = {
         "log_to_driver": verbose,
         "logging_level": "INFO" if verbose else "ERROR",
-        "runtime_env": {"env_vars": {name: os.environ[name] for name in ENVIRONMENT}},
+        "job_config": private.import_as_here(JobConfig()),
     }
-    options["job_config"] = private.import_as_here(JobConfig())
     if address := os.environ.get("RAY_ADDRESS", "").strip():
         _check_cluster(address)
         stage(f"joining the Ray cluster at {redact(address)}")
         try:
-            ray.init(**options)
+            ray.init(runtime_env={"env_vars": {name: os.environ[name] for name in ENVIRONMENT}}, **options)
         except (ConnectionError, ray.exceptions.AuthenticationError):
             raise auth.AuthError(
                 f"RAY_ADDRESS={address}: cannot be joined; make sure that it is up and, if it requires Ray's token, "
                 "that the token is here and RAY_AUTH_MODE=token is set"
             ) from None
         return
+    # The processes of this Ray inherit these. With a `runtime_env` instead, no task or actor could begin in one of the
+    # processes that Ray keeps ready, and each of its own would be started twice.
     for name, value in SINGLE_MACHINE.items():
-        options["runtime_env"]["env_vars"][name] = os.environ.setdefault(name, value)
+        os.environ.setdefault(name, value)
     _check_temporary_folder()
     private.stay_on_loopback()
     if auth.secured() or "RAY_AUTH_MODE" not in os.environ:

@@ -27,10 +27,16 @@ import psutil, ray
 def imported():
     import json, pipelines, torch
     from pipelines.runtime import threads
-    return [json.__file__, pipelines.__file__, torch.__file__], sys.path.index(os.getcwd()), len(sys.path)
+    variables = {name: os.environ.get(name) for name in session.ENVIRONMENT | session.SINGLE_MACHINE}
+    own = ray.get_runtime_context().runtime_env, session.started_here()
+    files = [json.__file__, pipelines.__file__, torch.__file__]
+    return files, sys.path.index(os.getcwd()), len(sys.path), variables, own
 
-files, place, length = ray.get(imported.remote())
-print(files, place, length)
+files, place, length, variables, own = ray.get(imported.remote())
+print(files, place, length, variables, own)
+# Without variables of its own, a task begins in a process that Ray has ready, which has inherited them.
+assert variables == session.ENVIRONMENT | session.SINGLE_MACHINE, variables
+assert own == ({}, True) and session.started_here(), own
 assert not any(os.getcwd() in file for file in files), files
 listening = set()
 for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
