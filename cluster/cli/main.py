@@ -35,9 +35,10 @@ def main(argv: Sequence[str] | None = None, *, first: Callable[[argparse.Namespa
         leaving.guard()
     try:
         try:
-            return _run(sys.argv[1:] if argv is None else argv, first, loading=argv is None)
+            code = _run(sys.argv[1:] if argv is None else argv, first, loading=argv is None)
         finally:
             sys.stdout.flush()  # here, because Python's own flush at the end would print an error
+        return leaving.ends_with(code) if argv is None else code
     except BrokenPipeError:
         if not (closed := terminal.closed_streams()):
             raise

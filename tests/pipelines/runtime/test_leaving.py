@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -73,6 +74,47 @@ def test_a_signal_that_is_answered_has_its_time() -> None:
     go_on = "time.sleep(0.4)\nleaving.go_on()\ntime.sleep(1)\nprint('done')"
     code, out, err, _ = run(answer + go_on, (0.2, signal.SIGINT))
     assert (code, out, err) == (0, "done\n", "")
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_all_is_done_before_the_memory_is_left(tmp_path: Path, code: int) -> None:
+    """Threads, functions for the end, temporary folders, the log and what was printed; and the exit code is kept.
+
+    A destructor that would run after all of that does not.
+    """
+    script = f"""
+import atexit, logging, pathlib, tempfile
+
+class Last:
+    def __del__(self):
+        print("freed")
+
+last = Last()
+folder = tempfile.TemporaryDirectory(dir={str(tmp_path)!r})
+atexit.register(lambda: print("end", pathlib.Path(folder.name).is_dir()))
+logging.getLogger().addHandler(logging.handlers.MemoryHandler(9, target=logging.StreamHandler(sys.stdout)))
+logging.getLogger().warning("logged")
+threading.Thread(target=lambda: (time.sleep(0.5), print("thread"))).start()
+sys.exit(leaving.ends_with({code}))
+"""
+    found, out, err, _ = run("import logging.handlers" + script)
+    assert (found, err) == (code, "")
+    assert out.splitlines() == ["thread", "end True", "logged"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ray_is_ended_in_any_order_of_imports() -> None:
+    script = """
+sys.modules["ray"] = ray = type(sys)("ray")
+ray.shutdown = lambda: print("ray")
+sys.exit(leaving.ends_with(0))
+"""
+    assert run(script)[:3] == (0, "ray\n", "")
+
+
+def test_an_error_that_nobody_expected_ends_python_as_usual() -> None:
+    code, _, err, _ = run("raise RuntimeError('unexpected')")
+    assert code == 1 and "RuntimeError: unexpected" in err
 
 
 @pytest.mark.parametrize("how", ["stuck", "deaf"])
