@@ -105,6 +105,7 @@ sys.exit(leaving.ends_with({code}))
 
 def test_ray_is_ended_in_any_order_of_imports() -> None:
     script = """
+time.sleep(0.5)  # `run` has read its first line
 sys.modules["ray"] = ray = type(sys)("ray")
 ray.shutdown = lambda: print("ray")
 sys.exit(leaving.ends_with(0))
