@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+CAN_SET_TIMEOUT = hasattr(dist, "set_timeout")  # false for torch 2.11
 _PATIENCE = timedelta(days=1)  # of a rank that waits in a collective for the others
 
 
@@ -24,18 +25,17 @@ def wait_for_slow_ranks() -> None:
     All ranks call it once they have found each other, for which a timeout of minutes is right: an address that does not
     answer is then an error soon. A rank that dies later is noticed by its closed connection, or by what started it.
     The group of `row_counts` beside it waits as long; without this call both have the timeouts of torch. Versions of
-    torch without `torch.distributed.set_timeout` keep the timeout that a group was made with.
+    torch without `torch.distributed.set_timeout` keep the timeout that a group was made with (`CAN_SET_TIMEOUT`).
     """
     if world_size() == 1:
         return
     default = dist.group.WORLD
     _PATIENT.clear()
     _PATIENT.append(default)
-    set_timeout = getattr(dist, "set_timeout", None)
-    if set_timeout is not None:
+    if CAN_SET_TIMEOUT:
         for group in (default, _CPU_GROUPS.get(default)):
             if group is not None:
-                set_timeout(_PATIENCE, group)
+                dist.set_timeout(_PATIENCE, group)
 
 
 def world_size() -> int:

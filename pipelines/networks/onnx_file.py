@@ -93,11 +93,9 @@ class _Plain(nn.Module):
 
 
 def _program(network: Denoiser) -> Any:
-    from torch.export import Dim
-
-    batch, height, width = (Dim(name, min=1, max=2**16) for name in ("batch", "height", "width"))
     inputs = _inputs(network, (2, 45, 62))
-    image, level = {0: batch, 2: height, 3: width}, {0: batch}
+    # Names, not `torch.export.Dim`s: with these torch 2.11 fails at what follows for the size that a network pads to.
+    image, level = {0: "batch", 2: "height", 3: "width"}, {0: "batch"}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, of its own code

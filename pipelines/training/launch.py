@@ -16,6 +16,7 @@ from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, Us
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from d2sm import __version__
+from d2sm.distributed import CAN_SET_TIMEOUT
 from pipelines import tracking
 from pipelines.config import Config
 from pipelines.data import plan, stream
@@ -112,7 +113,8 @@ def _trainer(task: WorkerTask, items: pa.Table) -> TorchTrainer:
         torch_config=TorchConfig(
             # NCCL allows one rank per GPU.
             backend="nccl" if train.use_gpu and train.gpus_per_worker == 1 else "gloo",
-            timeout_s=300,  # to find each other; from then on see `wait_for_slow_ranks`
+            # To find each other; from then on see `wait_for_slow_ranks`. Where that cannot change it, torch's own.
+            timeout_s=300 if CAN_SET_TIMEOUT else 1800,
         ),
         scaling_config=ScalingConfig(
             num_workers=train.num_workers,
