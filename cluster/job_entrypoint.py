@@ -75,7 +75,7 @@ def _evaluates(args: argparse.Namespace, config: Config) -> bool:
 def run_process() -> NoReturn:
     """Run this process's words, and end it. The guard is here, because a caller of `main` may have other work to do."""
     leaving.guard()
-    sys.exit(leaving.ends_with(main(sys.argv[1:])))
+    sys.exit(leaving.end(main(sys.argv[1:])))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-CAN_SET_TIMEOUT = hasattr(dist, "set_timeout")  # false for torch 2.11
+CAN_SET_TIMEOUT = hasattr(dist, "set_timeout")  # torch has it from 2.14 on
 _PATIENCE = timedelta(days=1)  # of a rank that waits in a collective for the others
 
 

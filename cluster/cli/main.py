@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None, *, first: Callable[[argparse.Namespa
             code = _run(sys.argv[1:] if argv is None else argv, first, loading=argv is None)
         finally:
             sys.stdout.flush()  # here, because Python's own flush at the end would print an error
-        return leaving.ends_with(code) if argv is None else code
+        return leaving.end(code) if argv is None else code
     except BrokenPipeError:
         if not (closed := terminal.closed_streams()):
             raise
@@ -77,7 +77,7 @@ def _run(words: Sequence[str], first: Callable[[argparse.Namespace], int], *, lo
             raise
         show(f"d2sm: {leaving.line()}", file=sys.stderr)
         leaving.said()
-        return leaving.end(leaving.INTERRUPTED)
+        return leaving.INTERRUPTED
     except (ValueError, OSError) as error:
         if reason := leaving.why_lost():
             leaving.leave(1, reason)  # what is left to do at the end would wait for Ray
@@ -88,7 +88,7 @@ def _run(words: Sequence[str], first: Callable[[argparse.Namespace], int], *, lo
         else:
             for reason in getattr(error, "reasons", [error]):
                 show(f"d2sm: {one_line(reason, limit=None)}", file=sys.stderr)
-        return leaving.end(2)
+        return 2
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if args.verbose or package in ("", "cluster", "tuning", "pipelines", "d2sm"):

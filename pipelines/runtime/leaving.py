@@ -100,16 +100,12 @@ def starting(now: bool) -> None:
 
 
 def end(code: int) -> int:
-    """The exit code of a process that is about to end. While a thread is starting Ray, the process is left at once:
-    Python's own end would leave Ray half started.
+    """The exit code of a process that has nothing left to do: its memory need not be freed (see `_leave_memory`).
+
+    While a thread is starting Ray, the process is left at once: Python's own end would leave Ray half started.
     """
     if _state.active and _state.starting:
         leave(code)
-    return code
-
-
-def ends_with(code: int) -> int:
-    """The exit code of a process that has nothing left to do: its memory need not be freed (see `_leave_memory`)."""
     _state.code = code
     return code
 

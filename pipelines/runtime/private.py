@@ -98,8 +98,9 @@ def without_cleaner(trainer: DataParallelTrainer) -> None:
     """Let a trainer start no actor that removes its placement group once its controller is dead.
 
     That actor asks the dashboard of the first cluster that it finds on the machine. For a Ray without a dashboard this
-    is another one. If that is up, the answer is that the controller is dead, and the actor ends with the workers that
-    it knows of. If it was killed and has left its address, the end of a training waits 12 s for the actor.
+    is another one. If that is up, the answer is that the controller is dead: the actor removes the placement group that
+    it was told of, with its workers. If it was killed and has left its address, the end of a training waits 12 s for
+    the actor.
     """
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 

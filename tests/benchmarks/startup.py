@@ -93,7 +93,7 @@ def child(root: str, storage: str, steps: int, workers: int = 2) -> None:
     _mark(file, "trained")
     evaluate.evaluate(trained.checkpoint, trained.config, quiet=True)
     _mark(file, "evaluated")
-    leaving.ends_with(0)
+    leaving.end(0)
 
 
 def _marked(run: Callable[..., Any], file: Path, stage: str) -> Callable[..., Any]:

@@ -23,7 +23,7 @@ from d2sm.distributed import (
     sum_over_workers,
     wait_for_slow_ranks,
     world_size,
-)  # fmt: skip
+)
 from d2sm.divergence import Divergence
 from tests.helpers.process_group import batch_of, on_ranks, slice_of, small_network, small_phi
 

@@ -202,7 +202,12 @@ def test_other_heads_are_taken_and_other_networks_refused(resnet: tuple[nn.Modul
         ("torchvision:resnet19.layer3", "torchvision has no network 'resnet19'; did you mean torchvision:resnet1"),
         ("timm:resnet18.fc", r"resnet18.fc returned \(1, 1000\).*\(B, C, h, w\)"),
         ("torchvision:resnet18.layer3.0.relu", "'layer3.0.relu' of torchvision:resnet18 runs 2 times"),
-        ("timm:vit_tiny_patch16_224.blocks.3", r"vit_tiny_patch16_224.*(384.*any size|take another network)"),
+        (  # timm 1.0.20 cannot build it without numbers
+            "timm:vit_tiny_patch16_224.blocks.3",
+            r"vit_tiny_patch16_224 fails on an image of .*384.*any size|"
+            r"timm cannot build vit_tiny_patch16_224: Tensor.item\(\) cannot be called on meta tensors; "
+            "take another network",
+        ),
         ("timm:convnext_atto.stages.3.downsample.0.weight", "has no layer 'stages.3.downsample.0.weight'"),
         ("timm:resnet18.global_pool", r"global_pool returned \(1, 512\)"),
     ],

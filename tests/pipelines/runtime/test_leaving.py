@@ -95,7 +95,7 @@ atexit.register(lambda: print("end", pathlib.Path(folder.name).is_dir()))
 logging.getLogger().addHandler(logging.handlers.MemoryHandler(9, target=logging.StreamHandler(sys.stdout)))
 logging.getLogger().warning("logged")
 threading.Thread(target=lambda: (time.sleep(0.5), print("thread"))).start()
-sys.exit(leaving.ends_with({code}))
+sys.exit(leaving.end({code}))
 """
     found, out, err, _ = run("import logging.handlers" + script)
     assert (found, err) == (code, "")
@@ -108,7 +108,7 @@ def test_ray_is_ended_in_any_order_of_imports() -> None:
 time.sleep(0.5)  # `run` has read its first line
 sys.modules["ray"] = ray = type(sys)("ray")
 ray.shutdown = lambda: print("ray")
-sys.exit(leaving.ends_with(0))
+sys.exit(leaving.end(0))
 """
     assert run(script)[:3] == (0, "ray\n", "")
 
